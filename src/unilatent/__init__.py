@@ -1,0 +1,32 @@
+"""Train a tokenizer and a latent generator together: UNITE and Unified Latents.
+
+    model = unilatent.load("runs/digits")
+    z = model.encode(images)
+    images = model.decode(z)
+    images = unilatent.sample(model, num=16, labels=[3], guidance_scale=2.0, num_inference_steps=50, seed=0)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .loading import load
+    from .methods.unite import UNITE
+    from .sampling import reconstruct, sample
+
+_HOMES = {
+    "load": "loading",
+    "sample": "sampling",
+    "reconstruct": "sampling",
+    "UNITE": "methods.unite",
+}
+__all__ = ["UNITE", "__version__", "load", "reconstruct", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names on first use, so that `import unilatent` is immediate."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unilatent' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,1 @@
+"""What a sample is conditioned on: one file per condition."""

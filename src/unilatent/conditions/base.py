@@ -1,0 +1,120 @@
+"""Conditions turn values into a Conditioning. Networks and guidance see only that record."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..registry import find
+from ..types import Conditioning
+
+
+class Condition(nn.Module, ABC):
+    """One thing a sample can be conditioned on. Rows are independent; `null` is what dropout and guidance use."""
+
+    Config: ClassVar[type[Config]]
+    argument: ClassVar[str]
+    """The keyword under which users give its values to `sample` (a class condition: "labels")."""
+
+    def __init__(self, config: Any, dim: int):
+        """dim: D of the Conditioning it makes."""
+        super().__init__()
+        self.config = config
+        self.dim = dim
+
+    @abstractmethod
+    def embed(self, values: Tensor) -> Conditioning:
+        """B values to a Conditioning of B rows."""
+
+    @abstractmethod
+    def null(self, n: int) -> Conditioning:
+        """n rows of "no condition", of the same form as `embed`'s."""
+
+    @abstractmethod
+    def parse(self, value: Any) -> Tensor:
+        """What users write (a number, a name, a range, a list of them) as values; ValueError names what is wrong."""
+
+    @abstractmethod
+    def example(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n values as they could come from data, spread evenly over what there is."""
+
+    def describe(self, values: Tensor) -> list[str]:
+        """A caption for each value."""
+        return [str(value.tolist()) for value in values]
+
+
+class Conditions(nn.ModuleDict):
+    """All conditions of a model as one: vectors add, tokens follow each other.
+
+    Values come as a dict: a condition's `argument` -> a tensor with B rows.
+    """
+
+    def __init__(self, configs: dict[str, Any], dim: int):
+        super().__init__({name: find("conditions", name)(config, dim) for name, config in configs.items()})
+        self.dim = dim
+        self.register_buffer("_device", torch.empty(0), persistent=False)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The keyword of each condition."""
+        return [condition.argument for condition in self.values()]
+
+    def forward(self, values: dict[str, Tensor], drop: Tensor | None = None) -> Conditioning:
+        """B rows of every condition's values, to one Conditioning.
+
+        drop: (B, number of conditions) uniforms in [0, 1): a condition is replaced by its null where its column is
+        below its own `dropout` rate, each row and condition on its own. None drops nothing.
+        """
+        missing = [argument for argument in self.arguments if argument not in values]
+        if missing:
+            raise ValueError(f"conditions: values for {', '.join(missing)} are missing; given: {sorted(values)}")
+        parts = []
+        for column, condition in enumerate(self.values()):
+            part = condition.embed(values[condition.argument])
+            if drop is not None:
+                part = part.where(drop[:, column] >= condition.config.dropout, condition.null(len(part)))
+            parts.append(part)
+        return self._join(parts, len(next(iter(values.values()))) if parts else 0)
+
+    def null(self, n: int) -> Conditioning:
+        """n rows without any condition."""
+        return self._join([condition.null(n) for condition in self.values()], n)
+
+    def example(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """n rows of example values."""
+        return {condition.argument: condition.example(n, generator) for condition in self.values()}
+
+    def parse(self, n: int, given: dict[str, Any]) -> dict[str, Tensor]:
+        """Users' keyword values, by each condition's `argument`, as n rows each; shorter lists are cycled.
+
+        A condition that is not given gets `example` values. ValueError on a keyword no condition answers to.
+        """
+        unknown = [key for key, value in given.items() if value is not None and key not in self.arguments]
+        if unknown:
+            has = f"it takes {', '.join(self.arguments)}" if self.arguments else "it is unconditional"
+            raise ValueError(f"{unknown[0]}: this model has no such condition; {has}")
+        values = {}
+        for condition in self.values():
+            value = given.get(condition.argument)
+            rows = condition.example(n) if value is None else condition.parse(value)
+            values[condition.argument] = rows[torch.arange(n) % len(rows)]
+        return values
+
+    def _join(self, parts: list[Conditioning], n: int) -> Conditioning:
+        if not parts:
+            return Conditioning(torch.zeros(n, self.dim, device=self._device.device))
+        vector = torch.stack([part.vector for part in parts]).sum(0) if len(parts) > 1 else parts[0].vector
+        with_tokens = [part for part in parts if part.tokens is not None]
+        if not with_tokens:
+            return Conditioning(vector)
+        tokens = torch.cat([part.tokens for part in with_tokens if part.tokens is not None], dim=1)
+        masks = [
+            part.mask if part.mask is not None else torch.ones(part.tokens.shape[:2], dtype=torch.bool)
+            for part in with_tokens
+            if part.tokens is not None
+        ]
+        return Conditioning(vector, tokens, torch.cat([mask.to(tokens.device) for mask in masks], dim=1))

@@ -1,0 +1,166 @@
+"""Typed, frozen, strict configuration: an unknown key is an error with a suggestion, never a silent default."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from .registry import available, find
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: names the field, the value and the way out, in one line."""
+
+
+class _Nested(ValueError):
+    """A fault inside a polymorphic field, already explained from there."""
+
+
+class Config(BaseModel):
+    """Base of every configuration. Frozen; numbers are not made from strings, nor strings from numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> Self:
+        """Build from plain data; raises ConfigError with the first fault's dotted field, value and way out."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(_explain(cls, error)) from None
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data: what YAML and JSON hold, and what `parse` takes back."""
+        return self.model_dump(mode="json")
+
+    def override(self, *assignments: str) -> Self:
+        """A copy with dotted `key.sub=value` assignments applied; values are read as YAML (`null`, `1e-4`, `[1, 2]`)."""
+        data = self.plain()
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals or not key.strip():
+                raise ConfigError(f"override {assignment!r} is not KEY=VALUE; write e.g. training.steps=500")
+            try:
+                value = _number(yaml.safe_load(text)) if text.strip() else None
+            except yaml.YAMLError:
+                raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it") from None
+            _assign(data, key.strip().split("."), value)
+        return type(self).parse(data)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+
+def component(kind: str) -> Any:
+    """The type of a field that holds some component's Config: its `name` picks the file in that package."""
+
+    def resolve(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        name = value.get("name")
+        if name not in available(kind):
+            hint = _suggest(str(name), available(kind))
+            raise ValueError(f"{kind} name {name!r} is unknown{hint}; available: {', '.join(available(kind))}")
+        return resolve_as(find(kind, name).Config, value)
+
+    return Annotated[SerializeAsAny[Config], BeforeValidator(resolve)]
+
+
+def resolve_as(cls: type[Config], value: Any, prefix: str = "") -> Config:
+    """Plain data as a particular Config, inside a validator of the Config around it."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        raise _Nested(prefix + _explain(cls, error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Plain data from a YAML file (safe loader: tags never build objects)."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror}; give a preset name or a readable YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not plain YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"config file {path} holds {type(data).__name__}, not a mapping of settings")
+    return _number(data)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; read it as the number everybody means."""
+    if isinstance(value, dict):
+        return {k: _number(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_number(v) for v in value]
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    for i, key in enumerate(keys[:-1]):
+        if not isinstance(data.get(key), dict):
+            if key in data and data[key] is not None:
+                raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[: i + 1])} is a single value, it has no fields")
+            if key not in data:
+                raise ConfigError(f"{'.'.join(keys)}: unknown field {key!r}{_suggest(key, data)}")
+            data[key] = {}
+        data = data[key]
+    data[keys[-1]] = value
+
+
+def _suggest(wrong: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+    """The first fault in one line: field, value, what is wrong, way out."""
+    faults = error.errors(include_url=False)
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    where = ".".join(str(part) for part in fault["loc"]) or cls.__name__
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(cls, fault["loc"][:-1], fault)
+        hint = _suggest(str(fault["loc"][-1]), known)
+        fields = f"; fields here: {', '.join(known)}" if known and not hint else ""
+        return f"{where}: unknown field{hint}{fields}"
+    inner = fault.get("ctx", {}).get("error")
+    if isinstance(inner, _Nested):
+        return f"{where}.{inner}" if fault["loc"] else str(inner)
+    message = fault["msg"].removeprefix("Value error, ")
+    value = fault.get("input")
+    if fault["type"] == "value_error" and (isinstance(value, dict) or where == cls.__name__):
+        return f"{where}: {message}" if fault["loc"] else message
+    return f"{where}: {_short(value)} cannot be used: {message[0].lower() + message[1:]}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields_at(cls: type[BaseModel], loc: tuple[Any, ...], fault: Any) -> list[str]:
+    """Field names of the config that a location in the tree points into, as far as annotations tell."""
+    current: Any = cls
+    for part in loc:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)) or part not in current.model_fields:
+            return []
+        current = current.model_fields[part].annotation
+        if typing.get_origin(current) in (typing.Union, types.UnionType):
+            current = next((a for a in typing.get_args(current) if a is not type(None)), current)
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return []

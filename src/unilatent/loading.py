@@ -1,0 +1,61 @@
+"""Any finished or running model by one name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .methods.base import CONFIG, WEIGHTS, LatentModel, load_weights, read_config, read_model, read_weights
+from .training.checkpoint import newest, verify
+
+
+def load(source: str | Path, *, device: str | torch.device | None = None, revision: str | None = None) -> LatentModel:
+    """A run folder, a model folder or a hub id ("owner/name"), with averaged weights, in evaluation mode.
+
+    A run that is not finished gives its newest sound checkpoint. device: None takes a GPU if there is one.
+    ValueError names what is missing or damaged.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    path = Path(source)
+    if path.is_dir():
+        return _load_folder(path, device)
+    if path.exists():
+        raise ValueError(f"{source}: is a file; give its folder, or convert a .pt file with `unilatent convert`")
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"{source}: no such folder; give a run, a model folder or a hub id like owner/name")
+    return _load_hub(str(source), revision, device)
+
+
+def _load_folder(path: Path, device: torch.device) -> LatentModel:
+    if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
+        return _load_checkpoint(path, device) if (path / "ema.safetensors").is_file() else read_model(path, device)
+    if (path / "model").is_dir():
+        return read_model(path / "model", device)
+    if (path / "checkpoints").is_dir():
+        found, _ = newest(path / "checkpoints")
+        if found is None:
+            raise ValueError(f"{path}: the run has no checkpoint yet; train it further with --resume auto")
+        return _load_checkpoint(found, device)
+    raise ValueError(f"{path}: neither a run nor a model folder (no {CONFIG}, model/ or checkpoints/ in it)")
+
+
+def _load_checkpoint(path: Path, device: torch.device) -> LatentModel:
+    """A training checkpoint, with its averaged weights."""
+    verify(path)
+    model = LatentModel.build(read_config(path)).to(device)
+    weights = read_weights(path / "model.safetensors", device) | read_weights(path / "ema.safetensors", device)
+    load_weights(model, weights, path)
+    return model.eval()
+
+
+def _load_hub(name: str, revision: str | None, device: torch.device) -> LatentModel:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{name}: neither a folder here nor a model on the hub within reach ({reason})") from None
+    return read_model(Path(folder), device)

@@ -1,0 +1,53 @@
+"""Guidance is a wrapper from denoiser to denoiser; solvers never know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..types import Conditioning
+
+Denoise = Callable[[Tensor, float], Tensor]
+ConditionalDenoise = Callable[[Tensor, float, Conditioning], Tensor]
+
+
+def is_guided(t: float, interval: tuple[float, float]) -> bool:
+    """Whether low < t < high; high = 1 includes t = 1 itself."""
+    low, high = interval
+    return low < t and (t < high or high >= 1)
+
+
+def classifier_free(
+    denoise: ConditionalDenoise,
+    cond: Conditioning,
+    null: Conditioning,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+    project: Callable[[Tensor], Tensor] | None = None,
+) -> Denoise:
+    """Clean estimates u + scale (c - u) from the conditional c and unconditional u (Ho & Salimans 2022).
+
+    scale: 0 is unconditional, 1 conditional (one evaluation each), above 1 guided (both, in one batch of 2 B).
+    interval: (low, high) in t; outside it the plain conditional estimate, one evaluation (Kynkaanniemi et al. 2024).
+    project: None combines finished estimates ("norm_first"). Given, `denoise` returns raw estimates, which are combined
+        first and then projected ("guidance_first"); it is applied to plain conditional estimates too, so that every
+        estimate a solver sees is finished.
+    """
+    if scale < 0:
+        raise ValueError(f"guidance_scale: {scale} must not be negative (0 unconditional, 1 conditional, > 1 guided)")
+    low, high = interval
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"guidance_interval: {low} {high} must satisfy 0 <= low < high <= 1 (t = 0 clean, t = 1 noise)")
+    finish = project or (lambda estimate: estimate)
+    both = cond.cat(null)
+
+    def guided(z: Tensor, t: float) -> Tensor:
+        if scale == 0:
+            return finish(denoise(z, t, null))
+        if scale == 1 or not is_guided(t, interval):
+            return finish(denoise(z, t, cond))
+        conditional, unconditional = denoise(z.repeat(2, *[1] * (z.ndim - 1)), t, both).chunk(2)
+        return finish(unconditional + scale * (conditional - unconditional))
+
+    return guided

@@ -1,0 +1,101 @@
+"""Samplers as free functions: (denoise, z, times, path) -> z.
+
+denoise(z, t) returns the clean estimate at the float time t; z (B, ...) starts as noise at times[0]; times is a
+decreasing float64 CPU tensor. All but `dopri5` take fixed steps, so a sample never depends on its batch mates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .guidance import Denoise
+from .paths import NoisePath
+
+
+class Solver(Protocol):
+    def __call__(self, denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor: ...
+
+
+def euler(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
+    """First order in t; one evaluation a step."""
+    for t, s in _pairs(times):
+        z = z + (s - t) * path.velocity(z, denoise(z, t), t)
+    return z
+
+
+def heun(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
+    """Second order (trapezium); two evaluations a step, one in a last step that ends without noise."""
+    for t, s in _pairs(times):
+        v = path.velocity(z, denoise(z, t), t)
+        z_euler = z + (s - t) * v
+        if path.sigma(torch.tensor(s)) > 0:
+            z = z + (s - t) / 2 * (v + path.velocity(z_euler, denoise(z_euler, s), s))
+        else:
+            z = z_euler
+    return z
+
+
+def ddim(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
+    """First order, exact when the clean estimate is constant over a step (Song et al. 2021a)."""
+    for t, s in _pairs(times):
+        z = _towards(z, denoise(z, t), t, s, path)
+    return z
+
+
+def dpmpp_2m(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order in log-SNR; one evaluation a step.
+
+    Steps that start from pure noise or end without noise, where log-SNR is infinite, are first order.
+    """
+    logsnr = path.logsnr(times)
+    previous: Tensor | None = None
+    for i, (t, s) in enumerate(_pairs(times)):
+        clean = denoise(z, t)
+        estimate = clean
+        if previous is not None and torch.isfinite(logsnr[i - 1 : i + 2]).all():
+            ratio = float((logsnr[i] - logsnr[i - 1]) / (logsnr[i + 1] - logsnr[i]))
+            estimate = clean + (clean - previous) / (2 * ratio)
+        z, previous = _towards(z, estimate, t, s, path), clean
+    return z
+
+
+def dopri5(
+    denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, rtol: float = 1e-3, atol: float = 1e-6
+) -> Tensor:
+    """Adaptive Dormand-Prince through torchdiffeq; `times` gives only the ends.
+
+    Step sizes come from the whole batch: a sample changes slightly with its batch mates.
+    """
+    from torchdiffeq import odeint
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return path.velocity(z, denoise(z, float(t)), float(t))
+
+    ends = times[[0, -1]].to(device=z.device, dtype=z.dtype)
+    return odeint(field, z, ends, method="dopri5", rtol=rtol, atol=atol)[-1]
+
+
+SOLVERS: dict[str, Callable[..., Tensor]] = {
+    "euler": euler, "heun": heun, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "dopri5": dopri5,
+}  # fmt: skip
+
+
+def find_solver(name: str) -> Callable[..., Tensor]:
+    """The solver of that name; ValueError names those that exist."""
+    if name not in SOLVERS:
+        raise ValueError(f"solver: {name!r} is unknown; use one of {', '.join(SOLVERS)}")
+    return SOLVERS[name]
+
+
+def _pairs(times: Tensor) -> list[tuple[float, float]]:
+    values = times.tolist()
+    return list(zip(values[:-1], values[1:], strict=True))
+
+
+def _towards(z: Tensor, clean: Tensor, t: float, s: float, path: NoisePath) -> Tensor:
+    """From z_t to time s along the line that keeps this clean estimate and its noise."""
+    return path.add_noise(clean, path.noise_of(z, clean, t), s)

@@ -1,0 +1,253 @@
+"""A method is four verbs: encode, decode, denoise, loss."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from pydantic import Field, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..conditions.base import Conditions
+from ..config import Config, ConfigError, component
+from ..maths.paths import NoisePath
+from ..maths.streams import Streams
+from ..modalities.base import Modality
+from ..registry import find
+from ..types import Batch, Conditioning, Layout
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+class SamplingConfig(Config):
+    """How new latents are integrated from noise; every field can be overridden when sampling.
+
+    time_shift: factor of `times.shift` on the grid (UNITE: 2).
+    guidance_interval: guide only where low < t < high, t = 1 being noise and 0 clean.
+    guidance_norm: "norm_first" combines finished estimates, "guidance_first" raw ones.
+    """
+
+    solver: Literal["euler", "heun", "ddim", "dpmpp_2m", "dopri5"] = "heun"
+    num_inference_steps: int = Field(default=50, ge=1)
+    time_shift: float = Field(default=1.0, gt=0)
+    guidance_scale: float = Field(default=1.0, ge=0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_norm: Literal["norm_first", "guidance_first"] = "norm_first"
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _ordered(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = interval
+        if not 0 <= low < high <= 1:
+            raise ValueError("low and high must satisfy 0 <= low < high <= 1 (t = 0 clean, t = 1 noise)")
+        return interval
+
+
+class ModelConfig(Config):
+    """Everything needed to build a model: what a sample is, what it is conditioned on, the method."""
+
+    modality: component("modalities")  # type: ignore[valid-type]
+    conditions: dict[str, component("conditions")] = {}  # type: ignore[valid-type]
+    method: component("methods")  # type: ignore[valid-type]
+    sampling: SamplingConfig = SamplingConfig()
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _named(cls, conditions: Any) -> Any:
+        """A condition's key is its name."""
+        if not isinstance(conditions, dict):
+            return conditions
+        return {key: {"name": key, **value} if isinstance(value, dict) else value for key, value in conditions.items()}
+
+    def with_data(self, facts: dict[str, dict[str, Any]]) -> Self:
+        """With what the data knows about each condition filled in (a class condition's names, say)."""
+        filled = {}
+        for name, condition in self.conditions.items():
+            argument = find("conditions", name).argument
+            if argument not in facts:
+                raise ConfigError(
+                    f"conditions.{name}: the data has no {argument}; give data that has (see data.path), or drop the "
+                    f"condition with conditions={{}}"
+                )
+            filled[name] = condition.with_data(**facts[argument])
+        return self.model_copy(update={"conditions": filled})
+
+
+@dataclass(frozen=True)
+class LossPart:
+    """A share of the loss that can be differentiated on its own.
+
+    terms: its named terms, unweighted by the method; monitors: other numbers worth logging.
+    """
+
+    value: Tensor
+    terms: dict[str, Tensor]
+    monitors: dict[str, Tensor] = field(default_factory=dict)
+
+    def logs(self) -> dict[str, Tensor]:
+        """Detached, under the names that are logged."""
+        named = {"loss/total": self.value, **{f"loss/{key}": value for key, value in self.terms.items()}}
+        return {key: value.detach() for key, value in {**named, **self.monitors}.items()}
+
+
+class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=["latent-generative-model"]):
+    """A tokenizer and a generator on its latents.
+
+    `encode` and `decode` take and give plain data of the modality (pictures: (B, C, H, W) in [0, 1]) and latents
+    (B, K, D). Build with `build(config)`, or load with `from_pretrained`.
+    """
+
+    Config: ClassVar[type[Config]]
+    path: NoisePath
+    latent_channels: int
+    conditions: Conditions
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.modality: Modality = find("modalities", config.modality.name)(config.modality)
+
+    # The four verbs.
+
+    @abstractmethod
+    def encode(self, data: Any, seed: int = 0) -> Tensor:
+        """Data to the latents (B, K, D) that `decode` expects. Its noise, if any, is a function of (seed, row)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, layout: Layout | None = None) -> Any:
+        """Latents (B, K, D) to data; layout: of the data tokens, None where the modality has only one."""
+
+    @abstractmethod
+    def denoise(
+        self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
+    ) -> Tensor:
+        """Clean estimate (B, K, D) of latents z at time t, scalar or (B,).
+
+        finish=False leaves out `finish_latents`, for guidance that combines raw estimates.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
+        """The parts of the training loss; all noise comes from `streams`, one a sample.
+
+        Differentiate each part before asking for the next: activations of one part are freed before those of the
+        next exist, which is what bounds memory. The parts' sum is the loss.
+        """
+
+    # What follows from them.
+
+    def finish_latents(self, latents: Tensor) -> Tensor:
+        """Raw estimates to clean ones (UNITE: the output norm)."""
+        return latents
+
+    @abstractmethod
+    def latent_layout(self, layout: Layout) -> Layout:
+        """Layout of the K latents of samples whose N data tokens are laid out so."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def num_trainable(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @staticmethod
+    def build(config: ModelConfig) -> LatentModel:
+        """A freshly initialised model of whatever method the configuration names."""
+        return find("methods", config.method.name)(config)
+
+    # Folders: config.json and model.safetensors, nothing else.
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_config(self.config, save_directory / CONFIG)
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, save_directory / WEIGHTS)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, revision: str | None = None, cache_dir: Any = None, force_download: bool = False,
+        local_files_only: bool = False, token: Any = None, map_location: str = "cpu", **unknown: Any,
+    ) -> Self:  # fmt: skip
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
+                    local_files_only=local_files_only, allow_patterns=[CONFIG, WEIGHTS],
+                )
+            )  # fmt: skip
+        model = read_model(folder, device=map_location)
+        if not isinstance(model, cls):
+            raise ValueError(f"{folder}: holds a {type(model).__name__}, not a {cls.__name__}; use unilatent.load")
+        return model
+
+
+def write_config(config: ModelConfig, path: Path) -> None:
+    """A model's configuration as JSON."""
+    content = {"format_version": FORMAT_VERSION, **ModelConfig.model_validate(config).plain()}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder; ValueError names the file and what is wrong with it."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {CONFIG} in it; give a run or a model folder written by save_pretrained")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format_version")
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError(f"{path}: not a model configuration (JSON with a format_version); was it edited?") from None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path}: format_version {version}, this package reads {FORMAT_VERSION}; update unilatent")
+    try:
+        return ModelConfig.parse(content)
+    except ConfigError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Tensors of a safetensors file; ValueError names the file when it is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; the folder is incomplete, copy or convert it again")
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy or convert it again") from None
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
+    """Strictly; ValueError lists the first keys and shapes that differ."""
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if weights[key].shape != own[key].shape
+    ]
+    for fault, keys in (("lacks", missing), ("has unknown", extra), ("has other shapes:", sorted(shapes))):
+        if keys:
+            rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ValueError(f"{source}: does not fit this model: {fault} {', '.join(keys[:3])}{rest}")
+    model.load_state_dict(weights)
+
+
+def read_model(folder: Path, device: str | torch.device = "cpu") -> LatentModel:
+    """The model of a folder, in evaluation mode."""
+    config = read_config(folder)
+    weights = read_weights(folder / WEIGHTS, device)
+    with torch.device("meta"):  # no initialisation that the weights would replace
+        model = LatentModel.build(config)
+    load_weights(model.to_empty(device=device), weights, folder / WEIGHTS)
+    return model.eval()

@@ -1,0 +1,326 @@
+"""UNITE: one weight-shared Generative Encoder is both tokenizer and latent denoiser (arXiv 2603.22283).
+
+Conventions are those of the authors' code, with time turned round. Official t (1 clean, 0 noise) is our 1 - t:
+
+    official                                      here
+    registers at t in [0, 0.01]                   t in [0.99, 1]
+    reconstruction noise at t in [0.7, 1]         t in [0, 0.3]
+    logit-normal time, shift alpha = 0.5          logit-normal time, shift factor 2
+    velocity (x - x_t) / max(1 - t, 0.05)         (z - x) / max(t, 0.05)
+
+Losses are means over samples, real tokens and channels; the flow term is summed over its draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ..conditions.base import Conditions
+from ..config import Config
+from ..maths import times, weightings
+from ..maths.denoising import denoising_loss, masked_mean
+from ..maths.paths import LinearPath
+from ..maths.streams import Streams
+from ..nets.embeddings import sincos
+from ..nets.layers import linear
+from ..nets.transformer import PlainTransformer, Transformer
+from ..types import Batch, Conditioning, Layout, Tokens
+from .base import LatentModel, LossPart, ModelConfig
+
+MIN_TIME = 0.05
+REGISTER_TIME = 0.01
+
+
+class GenerativeEncoderConfig(Config):
+    """Sizes of the Generative Encoder.
+
+    in_context_tokens, in_context_start: condition tokens that join before that block (32 and 4 in the paper).
+    block_norm: ablation of Table 7.
+    """
+
+    width: int = Field(default=768, ge=2)
+    depth: int = Field(default=12, ge=1)
+    heads: int = Field(default=12, ge=1)
+    in_context_tokens: int = Field(default=32, ge=0)
+    in_context_start: int = Field(default=4, ge=0)
+    block_norm: bool = True
+
+
+class DecoderConfig(Config):
+    """Sizes of the decoder.
+
+    stem_width: latents pass through a layer of this width first (768 in the authors' models); None leaves it out.
+    """
+
+    width: int = Field(default=768, ge=4)
+    depth: int = Field(default=12, ge=1)
+    heads: int = Field(default=12, ge=1)
+    mlp_width: int = Field(default=3072, ge=1)
+    stem_width: int | None = Field(default=None, ge=1)
+
+
+class UNITEConfig(Config):
+    """UNITE and the ablations of its Table 7.
+
+    num_latents: K registers for every sample; None gives each data token one (the paper's images and atoms).
+    latent_channels: D. latent_norm: norm of every latent and prediction ("layer_fixed" has no affine).
+    reconstruction_noise: largest t of the noise the decoder learns to bear, with probability one half.
+    flow_draws: times and noises per encoded sample; flow_chunk: how many of them are held in memory at once.
+    time_shift: factor towards noise. stop_gradient, shared_weights: the paper's two central choices.
+    """
+
+    name: Literal["unite"] = "unite"
+    num_latents: int | None = Field(default=None, ge=1)
+    latent_channels: int = Field(default=32, ge=1)
+    generative_encoder: GenerativeEncoderConfig = GenerativeEncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    latent_norm: Literal["layer", "layer_fixed", "rms"] = "layer"
+    shared_weights: bool = True
+    stop_gradient: bool = True
+    reconstruction_weight: float = Field(default=1.0, ge=0)
+    flow_weight: float = Field(default=1.0, ge=0)
+    reconstruction_noise: float = Field(default=0.3, ge=0, le=1)
+    flow_draws: int = Field(default=3, ge=1)
+    flow_chunk: int | None = Field(default=None, ge=1)
+    time_shift: float = Field(default=2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _chunk_needs_stop(self) -> Self:
+        if not self.stop_gradient and self.flow_chunk is not None:
+            raise ValueError(
+                "flow_chunk must be null when stop_gradient is false: the flow loss then belongs to the same backward "
+                "pass as the reconstruction"
+            )
+        return self
+
+
+class GenerativeEncoder(nn.Module):
+    """One network, two modes: tokenise (data tokens are seen beside the registers) and denoise (registers alone).
+
+    Latent k sits at rotary position k, data token n at `max_latents` + n, so padding latents moves nothing.
+    """
+
+    def __init__(self, config: UNITEConfig, channels: int, max_latents: int):
+        super().__init__()
+        ge = config.generative_encoder
+        self.max_latents = max_latents
+        self.latent_in = linear(config.latent_channels, ge.width)
+        self.data_in = nn.Linear(channels, ge.width)
+        self.latent_positions = nn.Parameter(sincos(torch.arange(max_latents)[:, None].float(), ge.width))
+        self.transformer = Transformer(
+            ge.width, ge.depth, ge.heads, config.latent_channels, ge.in_context_tokens, ge.in_context_start,
+            ge.block_norm,
+        )  # fmt: skip
+
+    def forward(
+        self, z: Tensor, t: Tensor, cond: Conditioning, mask: Tensor | None = None, data: Tokens | None = None
+    ) -> Tensor:
+        """Latents z (B, K, D) at times t (B,), mask (B, K), and in tokenise mode data (B, N, C) -> raw (B, K, D)."""
+        k = z.shape[1]
+        h = self.latent_in(z) + self.latent_positions[:k]  # (B, K, H)
+        index = torch.arange(k, device=z.device)
+        if data is not None:
+            n = data.values.shape[1]
+            h = torch.cat([h, self.data_in(data.values)], dim=1)  # (B, K + N, H)
+            index = torch.cat([index, self.max_latents + torch.arange(n, device=z.device)])
+            mask = _join_masks(mask, data.layout.mask, k, n)
+        layout = Layout(index[None, :, None].float(), mask)
+        return self.transformer(h, layout, LinearPath().feature(t), cond)[:, :k]
+
+
+class Decoder(nn.Module):
+    """A plain ViT from latents to data tokens in one pass.
+
+    With one latent a data token, each latent sits where its token does. Otherwise the sequence is the latents at
+    their index, then a learned query at each data token's position, and the queries' outputs are kept.
+    """
+
+    def __init__(self, config: UNITEConfig, channels: int):
+        super().__init__()
+        sizes = config.decoder
+        self.width = sizes.width
+        stem = sizes.stem_width
+        self.stem = linear(config.latent_channels, stem, xavier=False) if stem else nn.Identity()
+        self.latent_in = linear(stem or config.latent_channels, sizes.width, xavier=False)
+        self.transformer = PlainTransformer(sizes.width, sizes.depth, sizes.heads, sizes.mlp_width)
+        self.out = linear(sizes.width, channels, xavier=False)
+        self.query = None if config.num_latents is None else nn.Parameter(torch.randn(sizes.width) * 0.02)
+
+    def forward(self, z: Tensor, layout: Layout) -> Tensor:
+        """Latents (B, K, D) and the layout of N data tokens -> (B, N, C)."""
+        positions = sincos(layout.positions, self.width)  # (B or 1, N, H)
+        h = self.latent_in(self.stem(z))  # (B, K, H)
+        if self.query is None:
+            return self.out(self.transformer(h + positions, layout.mask))
+        k, n = z.shape[1], layout.num_tokens
+        index = torch.arange(k, device=z.device, dtype=torch.float32)[:, None]
+        h = h + sincos(index, self.width)
+        queries = (self.query + positions).expand(len(z), -1, -1)
+        mask = _join_masks(None, layout.mask, k, n)
+        return self.out(self.transformer(torch.cat([h, queries.to(h.dtype)], dim=1), mask)[:, k:])
+
+
+class Draws(NamedTuple):
+    """Every random number of one training step: F flow draws, K x D latents, c conditions."""
+
+    registers: Tensor  # (B, K, D) normal
+    register_time: Tensor  # (B,) uniform
+    noisy: Tensor  # (B,) uniform; noise is added where < 0.5
+    noise_time: Tensor  # (B,) uniform
+    noise: Tensor  # (B, K, D) normal
+    flow_time: Tensor  # (B, F) normal
+    flow_noise: Tensor  # (B, F, K, D) normal
+    drop: Tensor  # (B, F, c) uniform
+
+
+class UNITE(LatentModel):
+    """Tokenise, add a little noise, decode: reconstruction. Stop, noise, denoise with the same weights: flow."""
+
+    Config = UNITEConfig
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        method: UNITEConfig = config.method
+        self.method = method
+        self.path = LinearPath(min_time=MIN_TIME)
+        self.latent_channels = method.latent_channels
+        max_latents = method.num_latents or self.modality.max_tokens
+        channels = self.modality.channels
+        self.conditions = Conditions(config.conditions, method.generative_encoder.width)
+        self.generative_encoder = GenerativeEncoder(method, channels, max_latents)
+        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, channels, max_latents)
+        if self.denoiser is not None:
+            self.denoiser.data_in.requires_grad_(False)  # this copy never sees data
+        self.latent_norm = _latent_norm(method)
+        self.decoder = Decoder(method, channels)
+
+    # The four verbs.
+
+    @torch.no_grad()
+    def encode(self, data: Any, seed: int = 0) -> Tensor:
+        tokens = self._tokens(self.modality.check(data))
+        k = self.latent_layout(tokens.layout).num_tokens
+        streams = Streams((("encode", seed, row) for row in range(len(tokens.values))), self.device)
+        registers, time = streams.normal(k, self.latent_channels), streams.uniform()
+        return self.tokenize(tokens, registers, time)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, layout: Layout | None = None) -> Any:
+        layout = layout or self.modality.sample_layout(Streams((("decode", i) for i in range(len(latents)))))
+        layout = layout.to(self.device)
+        values = self.decoder(latents.to(self.device), layout)
+        return self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
+
+    def denoise(
+        self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
+    ) -> Tensor:
+        t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(len(z))
+        network = self.denoiser if self.denoiser is not None else self.generative_encoder
+        raw = network(z, t, cond, None if layout is None else layout.mask)
+        return self.finish_latents(raw) if finish else raw
+
+    def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
+        tokens = self._tokens(batch.data)
+        return self.loss_from(batch, tokens, self.draw(streams, self.latent_layout(tokens.layout).num_tokens))
+
+    # Their parts.
+
+    def tokenize(self, tokens: Tokens, registers: Tensor, register_time: Tensor) -> Tensor:
+        """Data tokens (B, N, C) to finished latents (B, K, D), from register noise and uniforms (B,) in [0, 1)."""
+        t = 1 - REGISTER_TIME * register_time
+        mask = self.latent_layout(tokens.layout).mask
+        raw = self.generative_encoder(registers, t, self.conditions.null(len(registers)), mask, tokens)
+        return self.finish_latents(raw)
+
+    def finish_latents(self, latents: Tensor) -> Tensor:
+        """The output norm, in float32, on every latent and every prediction."""
+        return self.latent_norm(latents.float())
+
+    def latent_layout(self, layout: Layout) -> Layout:
+        if self.method.num_latents is None:
+            return layout
+        index = torch.arange(self.method.num_latents, dtype=torch.float32, device=layout.positions.device)
+        return Layout(index[None, :, None])
+
+    def draw(self, streams: Streams, k: int) -> Draws:
+        """All random numbers of a step: two draws from each stream, cut up."""
+        f, d, c = self.method.flow_draws, self.latent_channels, len(self.conditions)
+        normal = streams.normal((f + 2) * k * d + f).split([k * d, k * d, f * k * d, f], dim=1)
+        uniform = streams.uniform(3 + f * c).split([1, 1, 1, f * c], dim=1)
+        return Draws(
+            registers=normal[0].unflatten(1, (k, d)),
+            noise=normal[1].unflatten(1, (k, d)),
+            flow_noise=normal[2].unflatten(1, (f, k, d)),
+            flow_time=normal[3],
+            register_time=uniform[0][:, 0],
+            noisy=uniform[1][:, 0],
+            noise_time=uniform[2][:, 0],
+            drop=uniform[3].unflatten(1, (f, c)),
+        )
+
+    def loss_from(self, batch: Batch, tokens: Tokens, draws: Draws) -> Iterator[LossPart]:
+        """The loss with its random numbers given: the reconstruction part, then the flow draws chunk by chunk."""
+        z = self.tokenize(tokens, draws.registers, draws.register_time)  # (B, K, D)
+        part = self._reconstruction(z, batch.data, tokens.layout, draws)
+        if not self.method.stop_gradient:
+            flow = self._flow(z, batch, tokens.layout, draws, slice(None))
+            yield LossPart(part.value + flow.value, part.terms | flow.terms, part.monitors)
+            return
+        yield part
+        z = z.detach()
+        chunk = self.method.flow_chunk or self.method.flow_draws
+        for start in range(0, self.method.flow_draws, chunk):
+            yield self._flow(z, batch, tokens.layout, draws, slice(start, start + chunk))
+
+    def _reconstruction(self, z: Tensor, data: Any, layout: Layout, draws: Draws) -> LossPart:
+        noisy = self.add_reconstruction_noise(z, draws)
+        prediction = Tokens(self.decoder(noisy, layout), layout)
+        terms = self.modality.reconstruction_loss(prediction, data)
+        value = self.method.reconstruction_weight * torch.stack(list(terms.values())).sum()
+        std = masked_mean(z.detach().var(0, unbiased=False, keepdim=True), None).sqrt()
+        return LossPart(value, terms, {"latent_std": std})
+
+    def add_reconstruction_noise(self, z: Tensor, draws: Draws) -> Tensor:
+        """With probability one half a sample's latents move to t ~ U[0, reconstruction_noise]."""
+        t = self.method.reconstruction_noise * draws.noise_time
+        return self.path.add_noise(z, draws.noise, torch.where(draws.noisy < 0.5, t, 0.0))
+
+    def _flow(self, z: Tensor, batch: Batch, layout: Layout, draws: Draws, which: slice) -> LossPart:
+        """The flow loss of some of the draws: z is repeated, all samples of one draw and then of the next."""
+        t = times.shift(times.logit_normal(draws.flow_time[:, which]), self.method.time_shift)  # (B, f)
+        f = t.shape[1]
+        t = t.T.flatten()  # (f B,)
+        eps = draws.flow_noise[:, which].transpose(0, 1).flatten(0, 1)  # (f B, K, D)
+        drop = draws.drop[:, which].transpose(0, 1).flatten(0, 1)  # (f B, c)
+        clean = z.repeat(f, 1, 1)
+        values = {name: value.repeat(f, *[1] * (value.ndim - 1)) for name, value in batch.values.items()}
+        cond = self.conditions(values, drop) if len(self.conditions) else self.conditions.null(len(clean))
+        latents = self.latent_layout(layout).repeat(f)
+        estimate = self.denoise(self.path.add_noise(clean, eps, t), t, cond, latents)
+        mean = denoising_loss(clean, estimate, weightings.velocity(t, MIN_TIME), latents.mask)
+        return LossPart(self.method.flow_weight * f * mean, {"flow": f * mean})
+
+    def _tokens(self, data: Any) -> Tokens:
+        tokens = self.modality.pack(data)
+        return Tokens(tokens.values.to(self.device), tokens.layout.to(self.device))
+
+
+def _latent_norm(method: UNITEConfig) -> nn.Module:
+    if method.latent_norm == "rms":
+        return nn.RMSNorm(method.latent_channels, eps=1e-6)
+    return nn.LayerNorm(method.latent_channels, eps=1e-5, elementwise_affine=method.latent_norm == "layer")
+
+
+def _join_masks(first: Tensor | None, second: Tensor | None, k: int, n: int) -> Tensor | None:
+    """Masks of k and n tokens as one; None only when neither pads."""
+    if first is None and second is None:
+        return None
+    some = second if first is None else first
+    assert some is not None
+    ones = torch.ones(len(some), 1, dtype=torch.bool, device=some.device)
+    return torch.cat([ones.expand(-1, k) if first is None else first, ones.expand(-1, n) if second is None else second], 1)

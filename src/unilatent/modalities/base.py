@@ -1,0 +1,150 @@
+"""What every modality provides. The rest of the package knows samples only through this page."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..config import Config
+from ..maths.streams import Streams
+from ..types import Layout, Tokens
+
+
+class Dataset(ABC):
+    """Samples by index, a pure function of it: augmentation is the modality's and happens on batches."""
+
+    facts: dict[str, dict[str, Any]]
+    """Condition argument ("labels", say) -> what the data knows about that condition (its `class_names`, say)."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        """One sample as its modality holds it, without a batch axis, and its condition values by argument."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash that changes when the samples or their order do."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training samples, and samples no training step ever sees (possibly none)."""
+
+    train: Dataset
+    held_out: Dataset
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an evaluation table: a number, its unit and what to hold it against (name -> number)."""
+
+    name: str
+    value: float
+    unit: str = ""
+    better: str = "higher"
+    beside: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a metric judges. Every set is (data, condition values); reconstructions pair with `held_out` row by row."""
+
+    train: tuple[Any, dict[str, Tensor]]
+    held_out: tuple[Any, dict[str, Tensor]]
+    reconstructions: Any
+    samples: tuple[Any, dict[str, Tensor]]
+
+
+class Metric(ABC):
+    """One judgement of a model's outputs by something the model never saw."""
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence) -> list[Row]: ...
+
+
+class Modality(ABC):
+    """A kind of sample, without weights: to tokens and back, how wrong, how drawn, where it comes from.
+
+    `Data` below is whatever a batch of samples is for this modality (pictures: (B, C, H, W) float32 in [0, 1]).
+    """
+
+    Config: ClassVar[type[Config]]
+    DataConfig: ClassVar[type[Config]]
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """C, channels of a token."""
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """The largest N."""
+
+    @property
+    @abstractmethod
+    def axes(self) -> int:
+        """A, axes of a token's position."""
+
+    @abstractmethod
+    def check(self, data: Any) -> Any:
+        """The data if it is what `pack` takes, else ValueError naming what it is and what it should be."""
+
+    @abstractmethod
+    def pack(self, data: Any) -> Tokens:
+        """Data to tokens (B, N, C)."""
+
+    @abstractmethod
+    def unpack(self, tokens: Tokens) -> Any:
+        """Tokens to data; the inverse of `pack`."""
+
+    @abstractmethod
+    def finish(self, data: Any) -> Any:
+        """What a network made, as a valid sample (pictures: clamped to [0, 1])."""
+
+    @abstractmethod
+    def reconstruction_loss(self, prediction: Tokens, data: Any) -> dict[str, Tensor]:
+        """Named scalar terms, already weighted, that sum to the loss; least when prediction = pack(data)."""
+
+    @abstractmethod
+    def sample_layout(self, streams: Streams) -> Layout:
+        """A layout for each stream's new sample."""
+
+    @abstractmethod
+    def augment(self, data: Any, streams: Streams) -> Any:
+        """A random view of each sample, on its own stream."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Samples of a Dataset to a batch of data."""
+
+    @abstractmethod
+    def splits(self, data: Any) -> Splits:
+        """The data that a DataConfig describes; ValueError names the path and the way out."""
+
+    @abstractmethod
+    def metrics(self) -> list[Metric]:
+        """Judges that need no download, run at the end of training when there is held-out data."""
+
+    @abstractmethod
+    def draw_grid(self, rows: Sequence[Any], path: Path) -> None:
+        """One picture with every row's samples (Data of equal B) side by side."""
+
+    @abstractmethod
+    def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
+        """One file a sample, numbered from `start`."""
+
+    @abstractmethod
+    def read(self, path: Path, batch_size: int) -> Iterator[tuple[Any, list[str]]]:
+        """The samples of a folder, archive or file in order, as batches of Data with their names."""

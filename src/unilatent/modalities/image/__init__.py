@@ -1,0 +1,163 @@
+"""Pictures: square patches as tokens, on a (row, column) grid that is the same for every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from ...config import Config
+from ...maths.streams import Streams
+from ...types import Layout, Tokens
+from ..base import Metric, Modality, Splits
+from . import data as files
+from . import losses, render
+from . import tokens as patches
+from .data import Frame, ImageData
+from .metrics import Judge, Reconstruction
+
+SMALLEST_PERCEPTUAL = 32
+"""Pixels a side below which VGG16's four poolings leave nothing to compare."""
+
+
+class ImageConfig(Config):
+    """size: one side of a square in pixels, or [height, width]; a multiple of patch_size."""
+
+    name: Literal["image"] = "image"
+    size: int | tuple[int, int]
+    patch_size: int = Field(ge=1)
+    channels: Literal[1, 3] = 3
+    l1_weight: float = Field(default=1.0, ge=0)
+    squared_weight: float = Field(default=0.0, ge=0)
+    perceptual_weight: float = Field(default=0.0, ge=0)
+    """Weight of LPIPS-VGG; needs three channels and sides of at least 32."""
+    perceptual_weights: str | None = None
+    """A local file with LPIPS's VGG16 weights; None downloads them once."""
+    flip: bool = True
+    """Mirror training pictures left to right with probability 1/2; false where left and right differ (digits)."""
+
+    @property
+    def height(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _sides(cls, size: Any) -> Any:
+        sides = size if isinstance(size, list | tuple) else [size, size]
+        if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+            raise ValueError("give one side of a square in pixels, or [height, width]")
+        return size
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        sides, patch = (self.height, self.width), self.patch_size
+        if all(side % patch == 0 for side in sides):
+            return self
+        above = tuple(-(-side // patch) * patch for side in sides)
+        below = tuple(max(side // patch, 1) * patch for side in sides)
+        fault = "smaller than" if min(sides) < patch else "not a multiple of"
+        known = " or ".join(dict.fromkeys(self._written(size) for size in (below, above)))
+        raise ValueError(f"size: {self._written(sides)} is {fault} patch_size {patch}; nearest that works: {known}")
+
+    @model_validator(mode="after")
+    def _terms(self) -> Self:
+        if not (self.l1_weight or self.squared_weight or self.perceptual_weight):
+            raise ValueError("l1_weight, squared_weight, perceptual_weight: all are 0; give one of them a weight")
+        if self.perceptual_weight and self.channels != 3:
+            raise ValueError(
+                f"perceptual_weight: {self.perceptual_weight} needs channels 3, not {self.channels}; set 0"
+            )
+        if self.perceptual_weight and min(self.height, self.width) < SMALLEST_PERCEPTUAL:
+            raise ValueError(
+                f"perceptual_weight: {self.perceptual_weight} needs sides of at least {SMALLEST_PERCEPTUAL}, "
+                f"size is {self._written((self.height, self.width))}; set 0 or a larger size"
+            )
+        return self
+
+    def _written(self, sides: tuple[int, ...]) -> str:
+        return str(list(sides)) if isinstance(self.size, tuple) else str(sides[0])
+
+
+class Image(Modality):
+    """Data are pictures (B, C, H, W) float32 in [0, 1]."""
+
+    Config = ImageConfig
+    DataConfig = ImageData
+    config: ImageConfig
+
+    @property
+    def channels(self) -> int:
+        return self.config.patch_size**2 * self.config.channels
+
+    @property
+    def max_tokens(self) -> int:
+        return (self.config.height // self.config.patch_size) * (self.config.width // self.config.patch_size)
+
+    @property
+    def axes(self) -> int:
+        return 2
+
+    @property
+    def frame(self) -> Frame:
+        """What pictures from files are cropped to."""
+        return Frame(self.config.height, self.config.width, self.config.channels, self.config.patch_size)
+
+    def check(self, data: Any) -> Tensor:
+        return patches.check(data, self.config.channels, self.config.height, self.config.width)
+
+    def pack(self, data: Tensor) -> Tokens:
+        return Tokens(patches.pack(data, self.config.patch_size), self._layout(data.device))
+
+    def unpack(self, tokens: Tokens) -> Tensor:
+        return patches.unpack(tokens.values, self.config.height, self.config.width, self.config.patch_size)
+
+    def finish(self, data: Tensor) -> Tensor:
+        return data.float().clamp(0, 1)
+
+    def reconstruction_loss(self, prediction: Tokens, data: Tensor) -> dict[str, Tensor]:
+        """Terms `l1`, `squared`, `perceptual` (those with a weight): means over pixels and batch, in float32."""
+        weights = losses.Weights(self.config.l1_weight, self.config.squared_weight, self.config.perceptual_weight)
+        return losses.terms(self.unpack(prediction), data, weights, self.config.perceptual_weights)
+
+    def sample_layout(self, streams: Streams) -> Layout:
+        """The one layout there is, shared by all samples: positions (1, N, 2)."""
+        return self._layout(streams.device)
+
+    def augment(self, data: Tensor, streams: Streams) -> Tensor:
+        """Each picture mirrored left to right where its stream's uniform falls below 1/2."""
+        if not self.config.flip:
+            return data
+        mirror = (streams.uniform() < 0.5).to(data.device)  # (B,)
+        return torch.where(mirror[:, None, None, None], data.flip(-1), data)
+
+    def collate(self, samples: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(samples))
+
+    def splits(self, data: ImageData) -> Splits:
+        return files.splits(data, self.frame)
+
+    def metrics(self) -> list[Metric]:
+        return [Reconstruction(), Judge()]
+
+    def draw_grid(self, rows: Sequence[Tensor], path: Path, columns: int | None = None) -> None:
+        """One PNG; rows longer than `columns` continue below, rows that belong together staying together."""
+        render.draw_grid(rows, path, columns)
+
+    def write(self, data: Tensor, folder: Path, start: int = 0) -> list[Path]:
+        """One PNG a sample: `000000.png`, ..."""
+        return render.write(data, folder, start)
+
+    def read(self, path: Path, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
+        """Batches of all pictures of a folder, zip archive or file, in the order of their names."""
+        return files.read(path, self.frame, batch_size)
+
+    def _layout(self, device: torch.device) -> Layout:
+        return Layout(patches.positions(self.config.height, self.config.width, self.config.patch_size, device))

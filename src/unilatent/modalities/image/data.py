@@ -1,0 +1,391 @@
+"""Pictures from a folder or zip archive, decoded and cropped to one size; without a path, the embedded digits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pydantic import Field
+from torch import Tensor
+
+from ...config import Config
+from ...maths.streams import seed_of
+from ..base import Dataset, Splits
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CACHE_BYTES = 256 * 2**20
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+
+
+class ImageData(Config):
+    """A folder or zip of class folders, or of pictures without classes; None: scikit-learn's 1,797 digits, 8 x 8."""
+
+    path: str | None = None
+    held_out: int = Field(default=0, ge=0)
+    """How many pictures no training step sees, in equal numbers of every class."""
+    cache: bool = True
+    """Keep decoded pictures in memory when all of them take at most 256 MB."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What every picture is brought to; files smaller than `patch` in either axis are refused."""
+
+    height: int
+    width: int
+    channels: int
+    patch: int
+
+
+# ---- decoding ------------------------------------------------------------------------------------------------------
+
+
+def decode(raw: bytes, frame: Frame, where: str) -> Tensor:
+    """A picture file's bytes as (C, H, W) uint8; ValueError names `where` it came from."""
+    try:
+        picture = _open(raw, frame.channels)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"picture {where}: cannot be decoded ({reason}); remove it or save it anew") from error
+    if min(picture.size) < frame.patch:
+        size = f"{picture.height} x {picture.width}"
+        raise ValueError(f"picture {where}: {size} (height x width) is smaller than a patch ({frame.patch}); remove it")
+    pixels = np.asarray(fit(picture, frame.height, frame.width)).reshape(frame.height, frame.width, -1)  # (H, W, C)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """The centre crop of Dhariwal & Nichol (2021): halve by averaging, resize to just cover the target, cut."""
+    while min(picture.height / height, picture.width / width) >= 2:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = max(height / picture.height, width / picture.width)
+    wide, high = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)  # a plain copy where the size is right already
+    left, top = (wide - width) // 2, (high - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _open(raw: bytes, channels: int) -> Image.Image:
+    """Upright, 8 bits, on white where transparent, grey (1 channel) or RGB (3)."""
+    with Image.open(io.BytesIO(raw)) as opened:
+        picture = ImageOps.exif_transpose(opened)
+    if picture.mode.startswith(("I", "F")):
+        picture = _eight_bits(picture)
+    elif picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB" if channels == 3 else "L")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey, which Pillow may hold in 32-bit integers, to the nearest of 256 levels."""
+    pixels = np.asarray(picture)
+    if picture.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("its pixels are neither 8 nor 16-bit integers")
+    return Image.fromarray(np.rint(pixels.astype(np.float64) / 257).astype(np.uint8))
+
+
+# ---- where files lie -----------------------------------------------------------------------------------------------
+
+
+class _Files(ABC):
+    """Picture files by name: their path inside the folder or archive, with forward slashes."""
+
+    path: Path
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Of all picture files, sorted."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
+
+    @abstractmethod
+    def stamp(self, name: str) -> str:
+        """What is known of a file without reading it."""
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """For messages."""
+
+
+class _Folder(_Files):
+    def __init__(self, path: Path):
+        self.path = path
+
+    def names(self) -> list[str]:
+        found = []
+        for folder, subfolders, names in os.walk(self.path, onerror=_unreadable, followlinks=True):
+            subfolders[:] = [name for name in subfolders if not _is_loop(Path(folder, name))]
+            inside = Path(folder).relative_to(self.path).as_posix()
+            found += [name if inside == "." else f"{inside}/{name}" for name in names]
+        return sorted(name for name in found if _is_picture(name))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise ValueError(f"picture {self.where(name)}: {error.strerror}; make it readable or remove it") from error
+
+    def stamp(self, name: str) -> str:
+        return str((self.path / name).stat().st_size)
+
+    def where(self, name: str) -> str:
+        return str(self.path / name)
+
+
+class _Zip(_Files):
+    """Opened anew in every process: a file position shared with a forked worker would give both wrong bytes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._process: int | None = None
+        self._opened: zipfile.ZipFile | None = None
+
+    def names(self) -> list[str]:
+        return sorted({name for name in self._archive.namelist() if _is_picture(name)})
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._archive.read(name)
+        except Exception as error:  # BadZipFile, zlib.error, RuntimeError when encrypted, NotImplementedError, ...
+            reason = " ".join(str(error).split())
+            raise ValueError(f"picture {self.where(name)}: cannot be unpacked ({reason}); make the zip anew") from error
+
+    def stamp(self, name: str) -> str:
+        member = self._archive.getinfo(name)
+        return f"{member.file_size} {member.CRC:08x}"
+
+    def where(self, name: str) -> str:
+        return f"{name} in {self.path}"
+
+    @property
+    def _archive(self) -> zipfile.ZipFile:
+        if self._opened is None or self._process != os.getpid():
+            self._opened, self._process = zipfile.ZipFile(self.path), os.getpid()
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_process": None, "_opened": None}
+
+
+def _is_picture(name: str) -> bool:
+    """By extension; hidden files and what macOS adds to archives are none."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return name.lower().endswith(EXTENSIONS) and not hidden
+
+
+def _unreadable(error: OSError) -> None:
+    raise ValueError(f"folder {error.filename}: {error.strerror}; make it readable or remove it") from error
+
+
+def _is_loop(folder: Path) -> bool:
+    """A link to a folder it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def _locate(path: Path, field: str) -> _Files:
+    """The folder or zip at a path; ValueError when it is neither."""
+    path = path.expanduser()
+    if not path.exists():
+        raise ValueError(f"{field}: {path} does not exist; give a folder or .zip of pictures")
+    if path.is_dir():
+        return _Folder(path)
+    if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+        raise ValueError(f"{field}: {path} is neither a folder nor a .zip of pictures; give one of these")
+    try:
+        zipfile.ZipFile(path).close()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{field}: {path} is not a whole zip archive ({error}); copy or make it again") from error
+    return _Zip(path)
+
+
+def _names(source: _Files, field: str) -> list[str]:
+    names = source.names()
+    if not names:
+        raise ValueError(f"{field}: {source.path} holds no pictures; accepted are {', '.join(EXTENSIONS)}")
+    return names
+
+
+# ---- collections and their splits ----------------------------------------------------------------------------------
+
+
+class _Collection(ABC):
+    """Pictures by index. names: what identifies each, wherever the collection lies; labels: None without classes."""
+
+    frame: Frame
+    names: Sequence[str]
+    labels: Sequence[int] | None
+    class_names: tuple[str, ...]
+
+    @abstractmethod
+    def picture(self, index: int) -> Tensor:
+        """(C, H, W) float32 in [0, 1]."""
+
+    @abstractmethod
+    def stamp(self, index: int) -> str:
+        """Part of the fingerprint."""
+
+
+class _Digits(_Collection):
+    def __init__(self, frame: Frame):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.frame = frame
+        self.levels = digits.images.astype(np.float32)  # (1797, 8, 8), whole numbers 0 to 16
+        self.labels = digits.target.tolist()
+        self.names = [str(i) for i in range(len(self.levels))]
+        self.class_names = tuple(str(i) for i in range(10))
+
+    def picture(self, index: int) -> Tensor:
+        grey = self.levels[index] / 16
+        if (self.frame.height, self.frame.width) != grey.shape:
+            eight_bits = Image.fromarray(np.rint(grey * 255).astype(np.uint8))
+            grey = np.asarray(fit(eight_bits, self.frame.height, self.frame.width)).astype(np.float32) / 255
+        return torch.from_numpy(grey).repeat(self.frame.channels, 1, 1)
+
+    def stamp(self, index: int) -> str:
+        return hashlib.sha256(self.levels[index].tobytes()).hexdigest()
+
+
+class _Pictures(_Collection):
+    def __init__(self, source: _Files, frame: Frame, cache: bool):
+        names = _names(source, "data.path")
+        self.source, self.frame = source, frame
+        self.root = _class_root(names)
+        self.names = [name.removeprefix(self.root) for name in names]
+        self.class_names = _class_names(self.names, source.path / self.root)
+        indices = {name: i for i, name in enumerate(self.class_names)}
+        self.labels = [indices[name.split("/", 1)[0]] for name in self.names] if indices else None
+        self.keep = cache and len(names) * frame.channels * frame.height * frame.width <= CACHE_BYTES
+        self.kept: dict[int, Tensor] = {}
+
+    def picture(self, index: int) -> Tensor:
+        pixels = self.kept.get(index)
+        if pixels is None:
+            name = self.root + self.names[index]
+            pixels = decode(self.source.read(name), self.frame, self.source.where(name))
+            if self.keep:
+                self.kept[index] = pixels
+        return pixels.float() / 255
+
+    def stamp(self, index: int) -> str:
+        return self.source.stamp(self.root + self.names[index])
+
+
+class View(Dataset):
+    """Some of a collection's pictures: (C, H, W) float32 in [0, 1], with {"labels": int} where there are classes."""
+
+    def __init__(self, collection: _Collection, indices: Sequence[int]):
+        self.collection, self.indices = collection, indices
+        self.facts = {"labels": {"class_names": collection.class_names}} if collection.labels is not None else {}
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        at = self.indices[index]
+        labels = self.collection.labels
+        return self.collection.picture(at), {} if labels is None else {"labels": labels[at]}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of names, sizes and, where they are known without reading, contents; and of what pictures are cropped to."""
+        digest = hashlib.sha256(repr(self.collection.frame).encode())
+        for at in self.indices:
+            digest.update(
+                f"{self.collection.names[at]}\0{self.collection.stamp(at)}\0".encode("utf-8", "surrogateescape")
+            )
+        return digest.hexdigest()
+
+
+def splits(config: ImageData, frame: Frame) -> Splits:
+    """Training and held-out pictures; ValueError names the path, what is wrong with it and the way out."""
+    collection: _Collection
+    if config.path is None:
+        collection = _Digits(frame)
+    else:
+        collection = _Pictures(_locate(Path(config.path), "data.path"), frame, config.cache)
+    total = len(collection.names)
+    if config.held_out >= total:
+        raise ValueError(f"data.held_out: {config.held_out}, but there are only {total} pictures; hold out fewer")
+    held_out = held_out_indices(collection.names, collection.labels or [0] * total, config.held_out)
+    kept_out = set(held_out)
+    return Splits(View(collection, [i for i in range(total) if i not in kept_out]), View(collection, held_out))
+
+
+def held_out_indices(names: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
+    """The `count` samples to hold out, in order: class by class in turn, in each those of the smallest hash of name.
+
+    Adding samples therefore moves few others between the splits. A class's last sample is held out last of all.
+    """
+    sizes, seen = Counter(labels), Counter[int]()
+    turns = []
+    for index in sorted(range(len(names)), key=lambda i: seed_of("held_out", names[i])):
+        label = labels[index]
+        seen[label] += 1
+        turns.append((seen[label] == sizes[label], seen[label], label, index))
+    return sorted(turn[-1] for turn in sorted(turns)[:count])
+
+
+def _class_root(names: Sequence[str]) -> str:
+    """The folder that holds the class folders, as a prefix: down while there is one folder and no picture."""
+    root = ""
+    while True:
+        folders = {name[len(root) :].partition("/")[::2] for name in names}  # (first part, rest); rest "" at a picture
+        tops = {first for first, _ in folders}
+        if len(tops) > 1 or any(not rest for _, rest in folders):
+            return root
+        root += tops.pop() + "/"
+
+
+def _class_names(names: Sequence[str], where: Path) -> tuple[str, ...]:
+    """The folders that pictures lie in, sorted; none where the pictures lie side by side."""
+    loose = [name for name in names if "/" not in name]
+    if len(loose) == len(names):
+        return ()
+    if loose:
+        raise ValueError(
+            f"data.path: {where} holds {len(loose)} pictures ({loose[0]}, ...) beside its class folders; "
+            "move them into class folders, or give a folder of pictures alone"
+        )
+    found = sorted({name.split("/", 1)[0] for name in names})
+    if SPLIT_NAMES.issuperset(name.lower() for name in found):
+        raise ValueError(f"data.path: {where} holds {', '.join(found)}, which are no classes; give one of them alone")
+    return tuple(found)
+
+
+# ---- plain reading -------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, frame: Frame, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """Batches (B, C, H, W) in [0, 1] of all pictures below a folder, in a zip or of one file, and their names.
+
+    Sorted by name. ValueError at once when there are none, and at its turn when a picture cannot be read.
+    """
+    assert batch_size >= 1, batch_size
+    path = path.expanduser()
+    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        return _batches(_Folder(path.parent), [path.name], frame, batch_size)
+    source = _locate(path, "input")
+    return _batches(source, _names(source, "input"), frame, batch_size)
+
+
+def _batches(source: _Files, names: list[str], frame: Frame, size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    for start in range(0, len(names), size):
+        batch = names[start : start + size]
+        pictures = [decode(source.read(name), frame, source.where(name)) for name in batch]
+        yield torch.stack(pictures).float() / 255, batch

@@ -1,0 +1,1 @@
+"""Networks. They know tokens, layouts and conditioning; no modality and no paper."""

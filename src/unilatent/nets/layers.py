@@ -1,0 +1,94 @@
+"""Small parts: normalisation, modulation, SwiGLU, and the tags that say which optimizer a weight belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def use_muon(module: M) -> M:
+    """Tag a module whose 2-D `weight` is a matrix that Muon should train; everything untagged is AdamW's."""
+    module.uses_muon = True  # type: ignore[assignment]
+    return module
+
+
+def muon_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The trainable weights tagged with `use_muon`, in module order."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if getattr(module, "uses_muon", False) and isinstance(weight, nn.Parameter) and weight.requires_grad:
+            yield weight
+
+
+def linear(in_features: int, out_features: int, xavier: bool = True) -> nn.Linear:
+    """A Linear trained by Muon: xavier-uniform weight and zero bias, or torch's own initialisation."""
+    layer = use_muon(nn.Linear(in_features, out_features))
+    if xavier:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    """The layer with zero weight and bias."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) over the last axis in float32, cast back, times a learned weight."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = x.float().square().mean(-1, keepdim=True)
+        return x * (squares + self.eps).rsqrt().to(x.dtype) * self.weight.to(x.dtype)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (B, N, D) times 1 + scale plus shift, both (B, D)."""
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+def gate(residual: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+    """residual + gate x, gate (B, D)."""
+    return torch.addcmul(residual, gate[:, None], x)
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(a) * b) with a, b the halves of w12(x)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.w12 = linear(dim, 2 * hidden)
+        self.w3 = linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(a) * b)
+
+
+class Repeated(nn.Module):
+    """A block that a network repeats: the unit that is compiled, and recomputed to save memory.
+
+    recompute: keep only the block's input for the backward pass (activation checkpointing).
+    """
+
+    recompute = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *args, use_reentrant=False, **kwargs)
+        return super().__call__(*args, **kwargs)

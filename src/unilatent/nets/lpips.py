@@ -1,0 +1,170 @@
+"""LPIPS, the learned perceptual distance between pictures (Zhang et al. 2018, arXiv:1801.03924), on VGG16, v0.1."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..pretrained import Weights, fetch
+
+VGG16 = Weights(
+    name="VGG16 weights for LPIPS",
+    url="https://download.pytorch.org/models/vgg16-397923af.pth",
+    sha256="397923af",
+    size=553_433_881,
+    licence="BSD-3-Clause",
+    way_out="modality.perceptual_weights=PATH takes a local file, modality.perceptual_weight=0 trains without it",
+)
+"""VGG16 trained on ImageNet-1k (Simonyan & Zisserman 2014), as torchvision publishes it.
+
+The publisher gives the first 8 hex digits of the SHA-256, in the file's name; that prefix is what is checked.
+"""
+
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Output channels of VGG16's 3x3 convolutions; a 2x2 max-pool stands between stages."""
+
+CHANNELS = tuple(stage[-1] for stage in STAGES)
+"""Channels of the five tapped features: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
+
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+"""Per-channel mean and deviation of inputs in [-1, 1]: ImageNet's, as LPIPS v0.1 rounds them."""
+
+NORM_EPS = 1e-10
+MIN_SIZE = 2 ** (len(STAGES) - 1)
+"""Smallest side, in pixels, that leaves something after four poolings."""
+
+
+class LPIPS(nn.Module):
+    """The distance itself. Frozen, always in eval mode (v0.1's dropout acts only while its weights are learned).
+
+    It cannot be made without weights: see `load` for the published ones.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, backbone: Mapping[str, Tensor], linear: Mapping[str, Tensor] | None = None):
+        """backbone: VGG16's `features.N.weight` and `features.N.bias` in torchvision's numbering; keys that do not
+        start with `features.` are ignored. ValueError names a tensor that is missing, unknown or of a wrong shape.
+        linear: `lin0.weight` .. `lin4.weight`, each (C,); None takes the published ones, which come with the package.
+        """
+        super().__init__()
+        with torch.device("meta"):  # neither memory nor random numbers for an initialisation nobody uses
+            self.features = vgg_features()
+        self.features.load_state_dict(_checked(self.features, backbone), assign=True)
+        linear = published_linear() if linear is None else linear
+        self.linear = nn.ParameterList(linear[f"lin{i}.weight"].float() for i in range(len(CHANNELS)))
+        assert [len(weight) for weight in self.linear] == list(CHANNELS)
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def load(cls, weights: str | None = None) -> LPIPS:
+        """With the published weights: VGG16's from the file `weights` (.safetensors, or a torch file), or from the
+        cache, downloaded once. ValueError when they cannot be had or the file is not VGG16."""
+        path = fetch(VGG16, weights)
+        try:
+            return cls(_read(path))
+        except ValueError as error:
+            raise ValueError(f"{VGG16.name}: {path}: {error}; the original is {VGG16.url}; {VGG16.way_out}") from None
+
+    def train(self, mode: bool = True) -> LPIPS:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two batches (B, 3, H, W) in [-1, 1], H and W at least 16, to their distances (B,), float32, >= 0.
+
+        Sum over taps of the spatial mean of sum_c w_c (a_c - b_c)^2, features unit-normalised over channels (eq. 1).
+        Differentiable in both inputs; float32 also inside autocast. ValueError on other shapes.
+        """
+        _check_pictures(a, b)
+        with torch.autocast(a.device.type, enabled=False):
+            distances = [
+                (unit(fa) - unit(fb)).square().mean(dim=(2, 3)) @ weight  # (B, C) @ (C,) -> (B,)
+                for fa, fb, weight in zip(self.taps(a), self.taps(b), self.linear, strict=True)
+            ]
+            return torch.stack(distances).sum(0)  # (B,)
+
+    def taps(self, x: Tensor) -> list[Tensor]:
+        """Pictures (B, 3, H, W) in [-1, 1] to the five features (B, C, h, w), halved in size from one to the next."""
+        h = (x.float() - self.shift) / self.scale  # (B, 3, H, W)
+        found = []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(h)
+            h = layer(h)  # (B, C, h, w)
+        return [*found, h]
+
+
+def unit(features: Tensor) -> Tensor:
+    """(B, C, h, w) divided by its norm over C + 1e-10; zero features stay zero and have a finite gradient."""
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + NORM_EPS)
+
+
+def vgg_features() -> nn.Sequential:
+    """VGG16's convolutions up to relu5_3, numbered as in torchvision's `features`."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for stage in STAGES:
+        if layers:
+            layers.append(nn.MaxPool2d(2))
+        for width in stage:
+            layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+    return nn.Sequential(*layers)
+
+
+def published_linear() -> dict[str, Tensor]:
+    """LPIPS v0.1's linear weights for VGG, `lin0.weight` .. `lin4.weight`, each (C,) float32 (BSD-2, see NOTICE)."""
+    return safetensors.torch.load(resources.files(__package__).joinpath("lpips_vgg_v01.safetensors").read_bytes())
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """A file's tensors by name; ValueError if it holds anything else."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state: Any = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(f"not a readable weight file ({type(error).__name__})") from None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"holds a {type(state).__name__}, not tensors by name")
+    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _checked(features: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state's `features.` tensors as float32 under the module's own names; ValueError unless they fit exactly."""
+    prefix = "features."
+    given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    wanted = {key: tuple(value.shape) for key, value in features.state_dict().items()}
+    if missing := [key for key in wanted if key not in given]:
+        raise ValueError(
+            f"no tensor {prefix}{missing[0]} ({len(missing)} of {len(wanted)} missing): not VGG16's layout"
+        )
+    if unknown := [key for key in given if key not in wanted]:
+        raise ValueError(f"unknown tensor {prefix}{unknown[0]} ({len(unknown)} in all): not VGG16's layout")
+    for key, shape in wanted.items():
+        if tuple(given[key].shape) != shape:
+            raise ValueError(f"tensor {prefix}{key} has shape {tuple(given[key].shape)}, VGG16's is {shape}")
+    return {key: given[key].float() for key in wanted}
+
+
+def _check_pictures(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"LPIPS compares equal shapes; got {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.ndim != 4 or a.shape[1] != 3:
+        raise ValueError(f"LPIPS takes (B, 3, H, W) in [-1, 1]; got {tuple(a.shape)}; repeat a single channel 3 times")
+    if min(a.shape[2:]) < MIN_SIZE:
+        raise ValueError(f"LPIPS needs sides of at least {MIN_SIZE} pixels; got {tuple(a.shape)}; set its weight to 0")

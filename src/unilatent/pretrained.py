@@ -1,0 +1,164 @@
+"""Pretrained weights are data: a file that is named, checked by its hash and cached, or a refusal that says how to
+get it. Nothing is ever replaced by random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+OFFLINE_VARIABLES = ("UNILATENT_OFFLINE", "HF_HUB_OFFLINE")
+CHUNK = 1 << 20
+TIMEOUT = 30.0
+"""Seconds without a byte after which a download is given up."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published weight file: what it is called, where it lies, how it is recognised, what to do without it.
+
+    name: what messages call it.
+    url: where it is published; the last part is its file name in the cache.
+    sha256: its SHA-256 in lower-case hex, whole or as many leading digits (8 or more) as its publisher gives.
+    size: bytes, roughly; shown before a download.
+    licence: its terms, shown before a download.
+    way_out: which setting takes a local file, and which one does without; ends every refusal.
+    """
+
+    name: str
+    url: str
+    sha256: str
+    size: int
+    licence: str
+    way_out: str
+
+    def __post_init__(self) -> None:
+        assert 8 <= len(self.sha256) <= 64 and set(self.sha256) <= set("0123456789abcdef"), self.sha256
+        assert self.file, self.url
+
+    @property
+    def file(self) -> str:
+        """The file name, in the cache and at its source."""
+        return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights lie: $UNILATENT_CACHE, or ~/.cache/unilatent/weights."""
+    chosen = os.environ.get("UNILATENT_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "unilatent" / "weights"
+
+
+def fetch(weights: Weights, path: str | None = None) -> Path:
+    """The local file with these weights: `path` if given, else the cached file, else downloaded into the cache.
+
+    path: an explicit file is taken as it is, without a checksum: it may be a converted copy.
+    The cached file is checked against `weights.sha256` each time. UNILATENT_OFFLINE=1 or HF_HUB_OFFLINE=1 forbids the
+    download. Several processes may call this at once. ValueError says what is missing, where it was looked for and
+    how to get it.
+    """
+    if path is not None:
+        return _explicit(weights, Path(path).expanduser())
+    cached = cache_folder() / weights.file
+    if cached.exists():
+        return _verified(weights, cached)
+    if variable := _offline():
+        raise ValueError(
+            f"{weights.name}: not found at {cached}, and {variable}={os.environ[variable]} forbids downloading it; "
+            f"put {weights.url} there, or: {weights.way_out}"
+        )
+    return _download(weights, cached)
+
+
+def _explicit(weights: Weights, path: Path) -> Path:
+    if path.is_file():
+        return path
+    what = "is not a file" if path.exists() else "does not exist"
+    raise ValueError(f"{weights.name}: {path} {what}; the original is {weights.url}; {weights.way_out}")
+
+
+def _verified(weights: Weights, cached: Path) -> Path:
+    try:
+        with cached.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(
+            f"{weights.name}: cached file {cached} cannot be read ({error.strerror}); "
+            f"the original is {weights.url}; {weights.way_out}"
+        ) from None
+    if not actual.startswith(weights.sha256):
+        raise ValueError(
+            f"{weights.name}: cached file {cached} is not used, its SHA-256 is {actual} and should be "
+            f"{_expected(weights)}; delete it and run again to download {weights.url}, or: {weights.way_out}"
+        )
+    return cached
+
+
+def _expected(weights: Weights) -> str:
+    return weights.sha256 + ("" if len(weights.sha256) == 64 else "...")
+
+
+def _offline() -> str | None:
+    """The variable that forbids downloads, if one does."""
+    said = {name: os.environ.get(name, "").lower() for name in OFFLINE_VARIABLES}
+    return next((name for name, value in said.items() if value in ("1", "true", "yes", "on")), None)
+
+
+def _download(weights: Weights, target: Path) -> Path:
+    """Download to a name of our own beside `target`, check, then move into place: others see all of it or nothing."""
+    part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as out:
+            actual = _receive(weights, out)
+        if not actual.startswith(weights.sha256):
+            raise ValueError(
+                f"{weights.name}: what {weights.url} sent was thrown away, its SHA-256 is {actual} and should be "
+                f"{_expected(weights)}; run again, or: {weights.way_out}"
+            )
+        os.replace(part, target)
+    except (OSError, HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{weights.name}: not found at {target}, and downloading {weights.url} failed ({reason}); "
+            f"put the file there, or: {weights.way_out}"
+        ) from None
+    finally:
+        if part.exists():
+            part.unlink()
+    return target
+
+
+def _receive(weights: Weights, out: BinaryIO) -> str:
+    """Write what the URL sends; its SHA-256. OSError if it broke off."""
+    console = Console(stderr=True)
+    console.print(
+        f"downloading {weights.name} ({weights.size / 1e6:,.0f} MB, {weights.licence}) from {weights.url}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    digest, received = hashlib.sha256(), 0
+    with (
+        urlopen(weights.url, timeout=TIMEOUT) as response,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        announced = response.headers.get("Content-Length")
+        task = progress.add_task(weights.name, total=int(announced or weights.size))
+        while chunk := response.read(CHUNK):
+            out.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            progress.update(task, completed=received)
+    if announced is not None and received != int(announced):
+        raise OSError(f"broke off after {received} of {announced} bytes")
+    return digest.hexdigest()

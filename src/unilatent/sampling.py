@@ -1,0 +1,130 @@
+"""New samples and reconstructions from any model, through its verbs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import ConfigError
+from .maths import times
+from .maths.guidance import Denoise, classifier_free
+from .maths.solvers import find_solver
+from .maths.streams import Streams
+from .methods.base import LatentModel, SamplingConfig
+from .types import Conditioning, Layout
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples `start` to `start + B` of a request: their data, condition values and latents (B, K, D)."""
+
+    start: int
+    data: Any
+    values: dict[str, Tensor]
+    latents: Tensor
+
+
+def sample(
+    model: LatentModel, num: int = 16, *, seed: int = 0, batch_size: int = 64, progress: Progress | None = None,
+    **settings: Any,
+) -> Any:  # fmt: skip
+    """`num` new samples as data of the modality (pictures: (num, C, H, W) in [0, 1]), on the CPU.
+
+    settings: condition values under their own keywords (`labels=[3]`, cycled up to `num`; left out: spread evenly over
+    all there are), and any field of SamplingConfig (`solver`, `num_inference_steps`, `guidance_scale`,
+    `guidance_interval`, `guidance_norm`, `time_shift`); what is left out is the model's own setting.
+    Sample i is a function of (model, seed, i, its condition): neither `num` nor `batch_size` changes it.
+    """
+    parts = list(sample_batches(model, num, seed=seed, batch_size=batch_size, progress=progress, **settings))
+    return _concatenate([part.data for part in parts])
+
+
+@torch.no_grad()
+def sample_batches(
+    model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0,
+    progress: Progress | None = None, **settings: Any,
+) -> Iterator[Samples]:  # fmt: skip
+    """The same, batch by batch from sample `start` on; memory does not grow with `num`."""
+    for name, count, least in (("num", num, 1), ("batch_size", batch_size, 1), ("start", start, 0)):
+        if count < least:
+            raise ValueError(f"{name}: {count} must be at least {least}")
+    chosen, given = split_settings(model.config.sampling, settings)
+    values = model.conditions.parse(num, given)
+    for first in range(start, num, batch_size):
+        rows = range(first, min(first + batch_size, num))
+        own = {key: value[rows.start : rows.stop].to(model.device) for key, value in values.items()}
+        streams = Streams((("sample", seed, i) for i in rows), "cpu")
+        layout = model.modality.sample_layout(streams).to(model.device)
+        latents = sample_latents(model, own, layout, streams, chosen)
+        yield Samples(first, _to_cpu(model.decode(latents, layout)), {k: v.cpu() for k, v in own.items()}, latents.cpu())
+        if progress:
+            progress(len(rows))
+
+
+def sample_latents(
+    model: LatentModel, values: dict[str, Tensor], layout: Layout, streams: Streams, settings: SamplingConfig
+) -> Tensor:
+    """Latents (B, K, D) integrated from each stream's noise; layout: of the data tokens."""
+    latent_layout = model.latent_layout(layout)
+    noise = streams.normal(latent_layout.num_tokens, model.latent_channels).to(model.device)
+    n = len(noise)
+    cond = model.conditions(values) if values else model.conditions.null(n)
+    denoise = guided_denoiser(model, cond, latent_layout, settings)
+    grid = times.grid(settings.num_inference_steps, settings.time_shift)
+    return find_solver(settings.solver)(denoise, noise, grid, model.path)
+
+
+def guided_denoiser(model: LatentModel, cond: Conditioning, layout: Layout, settings: SamplingConfig) -> Denoise:
+    """denoise(z, t) under the settings' guidance."""
+    raw_first = settings.guidance_norm == "guidance_first"
+    n = len(cond)
+    layouts = {n: layout, 2 * n: layout.repeat(2)}
+
+    def denoise(z: Tensor, t: float, cond: Conditioning) -> Tensor:
+        return model.denoise(z, t, cond, layouts[len(z)], finish=not raw_first)
+
+    return classifier_free(
+        denoise,
+        cond,
+        model.conditions.null(n),
+        settings.guidance_scale if len(model.conditions) else 1.0,
+        settings.guidance_interval,
+        model.finish_latents if raw_first else None,
+    )
+
+
+@torch.no_grad()
+def reconstruct(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64) -> Any:
+    """Data through `encode` and `decode`, on the CPU."""
+    parts = []
+    for first in range(0, len(data), batch_size):
+        batch = data[first : first + batch_size]
+        parts.append(_to_cpu(model.decode(model.encode(batch, seed=seed))))
+    return _concatenate(parts)
+
+
+def split_settings(defaults: SamplingConfig, settings: dict[str, Any]) -> tuple[SamplingConfig, dict[str, Any]]:
+    """Sampling settings over their defaults (None leaves the default), and what else was given."""
+    fields = SamplingConfig.model_fields
+    own = {key: value for key, value in settings.items() if key in fields and value is not None}
+    rest = {key: value for key, value in settings.items() if key not in fields}
+    try:
+        return SamplingConfig.parse({**defaults.plain(), **own}), rest
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+def _to_cpu(data: Any) -> Any:
+    return {key: _to_cpu(value) for key, value in data.items()} if isinstance(data, dict) else data.cpu()
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {key: _concatenate([part[key] for part in parts]) for key in parts[0]}
+    return torch.cat(parts)

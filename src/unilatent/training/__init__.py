@@ -1,0 +1,1 @@
+"""Training: one straight loop that knows neither a paper nor a modality."""

@@ -1,0 +1,106 @@
+"""Which sample comes when: a pure function of (seed, position), so that a resumed run sees what an unbroken one sees."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..maths.streams import generator
+from ..modalities.base import Dataset, Modality
+from ..types import Batch
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, size: int) -> list[int]:
+    """The order of an epoch."""
+    return torch.randperm(size, generator=generator("order", seed, epoch)).tolist()
+
+
+def index_at(seed: int, position: int, size: int) -> int:
+    """The sample at a position of the endless row of epochs; batches run across their ends, nothing is dropped."""
+    epoch, place = divmod(position, size)
+    return permutation(seed, epoch, size)[place]
+
+
+def micro_batches(steps: range, batch_size: int, micro: int | None, rank: int = 0, world: int = 1) -> Iterator[range]:
+    """Positions of each micro-batch of one process, step by step; together they are every position of every step."""
+    for step in steps:
+        start = step * batch_size + batch_size * rank // world
+        end = step * batch_size + batch_size * (rank + 1) // world
+        size = micro or max(1, end - start)
+        for first in range(start, end, size):
+            yield range(first, min(first + size, end))
+
+
+class _Indices:
+    """A batch sampler; a class so that a loader may start over."""
+
+    def __init__(self, seed: int, size: int, batches: list[range] | Iterator[range]):
+        self.seed, self.size, self.batches = seed, size, batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for positions in self.batches:
+            yield [index_at(self.seed, position, self.size) for position in positions]
+
+
+def loader(
+    dataset: Dataset, modality: Modality, batches: Iterator[range] | list[range], seed: int, workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:  # fmt: skip
+    """Batches of a shuffled data set at those positions, read ahead by `workers` processes."""
+    reader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=_Indices(seed, len(dataset), batches),  # type: ignore[arg-type]
+        collate_fn=_Collate(modality),
+        num_workers=workers,
+        worker_init_fn=_quiet_worker if workers else None,
+        persistent_workers=bool(workers),
+        pin_memory=pin_memory,
+    )
+    return iter(reader)
+
+
+class _Collate:
+    def __init__(self, modality: Modality):
+        self.modality = modality
+
+    def __call__(self, samples: list[tuple[Any, dict[str, Any]]]) -> Batch:
+        return collate(samples, self.modality)
+
+
+def collate(samples: list[tuple[Any, dict[str, Any]]], modality: Modality) -> Batch:
+    """Items of a Dataset to a Batch."""
+    values = {key: torch.as_tensor([value[key] for _, value in samples]) for key in samples[0][1]}
+    return Batch(modality.collate([data for data, _ in samples]), values)
+
+
+def whole(dataset: Dataset, modality: Modality, limit: int | None = None) -> Batch:
+    """A whole data set in one batch, or its first `limit` samples."""
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    return collate([dataset[i] for i in range(count)], modality)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Data and values on the device."""
+    return Batch(_move(batch.data, device), {key: value.to(device) for key, value in batch.values.items()})
+
+
+def _move(data: Any, device: torch.device) -> Any:
+    if isinstance(data, Tensor):
+        return data.to(device, non_blocking=True)
+    if isinstance(data, dict):
+        return {key: _move(value, device) for key, value in data.items()}
+    return data
+
+
+def _quiet_worker(_: int) -> None:
+    """Signals are the training process's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,103 @@
+"""Checkpoints are directories that appear whole or not at all. No pickle.
+
+checkpoints/step_00001000/
+    model.safetensors  ema.safetensors  optimizer.safetensors  config.json  state.json
+    MANIFEST.json       written last: {"files": {name: {"bytes", "sha256"}}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: names the file, what was expected and the way out."""
+
+
+def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    """Publish checkpoint `step` under `folder`: `write` fills a temporary directory, which is renamed when whole.
+
+    Older checkpoints beyond the newest `keep` are removed afterwards, never before.
+    """
+    final = folder / f"step_{step:08d}"
+    temporary = folder / f"step_{step:08d}.tmp-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        files = {path.name: describe(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / MANIFEST, {"step": step, "files": files})
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    write_json(folder.parent / "latest.json", {"step": step, "checkpoint": f"{folder.name}/{final.name}"})
+    for old in sorted(p for p in folder.glob("step_*") if p.name[5:].isdigit())[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a sound checkpoint; CheckpointError names the first file that is missing or changed."""
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        raise CheckpointError(f"{checkpoint}: no {MANIFEST}, so it was never finished; use an older checkpoint")
+    try:
+        content = json.loads(manifest.read_text())
+        files = dict(content["files"])
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{manifest}: damaged; use an older checkpoint") from None
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; use an older checkpoint")
+        if describe(path) != expected:
+            raise CheckpointError(f"{path}: damaged (its SHA-256 is not the manifest's); use an older checkpoint")
+    return content
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest sound checkpoint (None without any), and a line for each newer one that was passed over."""
+    passed = []
+    for checkpoint in sorted((p for p in folder.glob("step_*") if p.name[5:].isdigit()), reverse=True):
+        try:
+            verify(checkpoint)
+            return checkpoint, passed
+        except CheckpointError as error:
+            passed.append(str(error))
+    return None, passed
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomically."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

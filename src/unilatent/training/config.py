@@ -1,0 +1,123 @@
+"""The configuration of a whole run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from ..config import Config, resolve_as
+from ..methods.base import ModelConfig
+from ..registry import available, find
+
+
+class OptimizerConfig(Config):
+    """Muon for the matrices tagged with `use_muon`, AdamW for the rest (and for all of them with muon=false).
+
+    muon_learning_rate: None takes `learning_rate`; Muon's updates are scaled to AdamW's root mean square.
+    """
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    muon: bool = True
+    muon_learning_rate: float | None = Field(default=None, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-6, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+
+
+class Decay(Config):
+    """A cosine from the factor reached before to `factor`, between `start` and `end`."""
+
+    start: float = Field(ge=0)
+    end: float = Field(gt=0)
+    factor: float = Field(ge=0)
+
+
+class ScheduleConfig(Config):
+    """Learning rate as a factor: linear warm-up to 1, constant, then each decay in turn; constant between and after.
+
+    Everything counts optimiser steps, or epochs of optimiser steps, whatever the accumulation.
+    """
+
+    unit: Literal["steps", "epochs"] = "steps"
+    warmup: float = Field(default=0, ge=0)
+    decays: tuple[Decay, ...] = ()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        marks = [self.warmup, *[mark for decay in self.decays for mark in (decay.start, decay.end)]]
+        if marks != sorted(marks):
+            raise ValueError(f"warmup and decays overlap or run backwards: {marks}; each must start where one ended")
+        return self
+
+
+class TrainingConfig(Config):
+    """How long, how much at once, how fast, and what is written on the way.
+
+    steps or epochs: exactly one; steps are optimiser steps.
+    batch_size: samples of one optimiser step, over all processes; micro_batch_size: how many go through the network
+        at once in one process (None: all of its share). The optimisation is the same for any micro_batch_size.
+    gradient_clip: largest global norm; None does not clip. ema_decay: per optimiser step.
+    compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
+    log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
+    num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
+    workers: processes that read data.
+    """
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=64, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    gradient_clip: float | None = Field(default=3.0, gt=0)
+    ema_decay: float = Field(default=0.9978, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    log_every: int = Field(default=20, ge=1)
+    sample_every: int = Field(default=500, ge=0)
+    checkpoint_every: int = Field(default=500, ge=0)
+    keep_checkpoints: int = Field(default=3, ge=2)
+    num_samples: int = Field(default=40, ge=1)
+    evaluate_samples: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either training.steps or training.epochs, and set the other to null")
+        return self
+
+    def num_steps(self, samples: int) -> int:
+        """Optimiser steps of the whole run over a training set of that many samples."""
+        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * samples / self.batch_size))
+
+
+class RunConfig(ModelConfig):
+    """A model and how it is trained. A preset is a function that returns one."""
+
+    preset: str = "custom"
+    seed: int = Field(default=0, ge=0)
+    data: SerializeAsAny[Config]
+    training: TrainingConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_of_modality(cls, content: Any) -> Any:
+        """`data` is whatever the modality's data is."""
+        if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
+            return content
+        modality = content.get("modality")
+        name = modality.get("name") if isinstance(modality, dict) else getattr(modality, "name", None)
+        if name not in available("modalities"):
+            return content
+        data = resolve_as(find("modalities", name).DataConfig, content.get("data", {}), prefix="data.")
+        return {**content, "data": data}
+
+    def model(self) -> ModelConfig:
+        """The part that describes the model alone."""
+        return ModelConfig(
+            modality=self.modality, conditions=self.conditions, method=self.method, sampling=self.sampling
+        )

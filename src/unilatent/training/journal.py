@@ -1,0 +1,73 @@
+"""What a run writes down: metrics.jsonl, log.txt, and a line of progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Journal:
+    """One a run. Numbers go to metrics.jsonl, words to log.txt and the terminal, progress to the terminal alone."""
+
+    def __init__(self, folder: Path, total: int, done: int, console: Console | None = None):
+        self.folder, self.total, self.done = folder, total, done
+        self.console = console or Console(stderr=True)
+        self.live = self.console.is_terminal
+        self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.words = (folder / "log.txt").open("a", encoding="utf-8")
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=self.console, disable=not self.live,
+        )  # fmt: skip
+        self.task = self.bar.add_task("training", total=total, completed=done)
+
+    def __enter__(self) -> Journal:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+        self.metrics.close()
+        self.words.close()
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.words, flush=True)
+        self.console.print(text, highlight=False, markup=False)
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """Numbers of a step, for machines, and the terminal's progress line."""
+        print(json.dumps({"step": step, **numbers}), file=self.metrics, flush=True)
+        shown = "  ".join(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in numbers.items() if _shown(key))
+        self.bar.update(self.task, description=shown)
+        if not self.live and (step % max(1, self.total // 20) < 1 or step == self.total):
+            print(f"step {step}/{self.total}  {shown}", file=sys.stderr, flush=True)
+
+    def advance(self, step: int) -> None:
+        self.bar.update(self.task, completed=step)
+
+
+def _shown(key: str) -> bool:
+    return key.startswith("loss/") or key in ("samples_per_second", "latent_std")
+
+
+def trim(path: Path, step: int) -> None:
+    """Drop lines of metrics.jsonl beyond `step`: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        content: dict[str, Any] = json.loads(line)
+        return float(content["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,81 @@
+"""Muon and AdamW side by side, as one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from ..nets.layers import muon_parameters
+from .config import OptimizerConfig
+
+
+class Optimizers:
+    """The optimizers of a model; their learning rates move together by one factor."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig):
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        matrices = list(muon_parameters(model)) if config.muon else []
+        chosen = {id(parameter) for parameter in matrices}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+        rate = config.learning_rate
+        self.all: list[Optimizer] = []
+        if rest:
+            self.all.append(
+                AdamW(rest, lr=rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True)
+            )
+        if matrices:
+            self.all.append(
+                Muon(
+                    matrices, lr=config.muon_learning_rate or rate, momentum=config.momentum, eps=config.eps,
+                    weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw",
+                )
+            )  # fmt: skip
+        self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.all]
+
+    def set_factor(self, factor: float) -> None:
+        """Learning rates to `factor` of their peaks."""
+        for optimizer, peak in zip(self.all, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * factor
+
+    def step(self) -> None:
+        for optimizer in self.all:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        for optimizer in self.all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that must survive a restart: "parameter name|state name" -> tensor."""
+        return {
+            f"{self.names[id(parameter)]}|{key}": value
+            for optimizer in self.all
+            for parameter, entries in optimizer.state.items()
+            for key, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`, exactly; ValueError names a parameter this model has not."""
+        entries: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            name, _, entry = key.rpartition("|")
+            entries.setdefault(name, {})[entry] = value
+        for optimizer in self.all:
+            for parameter in optimizer.param_groups[0]["params"]:
+                found = entries.pop(self.names[id(parameter)], {})
+                optimizer.state[parameter] = {
+                    key: value if value.ndim == 0 else value.to(parameter.device) for key, value in found.items()
+                }
+        if entries:
+            raise ValueError(f"optimizer state for {next(iter(entries))}: no such trainable parameter in this model")
+
+
+def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
+    """Global gradient norm before clipping to `largest` (None: no clipping). Scalar."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], largest, norm)
+    return norm

@@ -1,0 +1,33 @@
+"""The learning rate as a factor of its peak."""
+
+from __future__ import annotations
+
+import math
+
+from .config import ScheduleConfig
+
+
+def factor(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> float:
+    """Factor at `step` optimiser steps (0 = before the first); the n-th step uses factor(n), so none is wasted at 0."""
+    at = step / steps_per_epoch if schedule.unit == "epochs" else step
+    if at < schedule.warmup:
+        return at / schedule.warmup
+    level = 1.0
+    for decay in schedule.decays:
+        if at <= decay.start:
+            break
+        progress = min(1.0, (at - decay.start) / max(decay.end - decay.start, 1e-12))
+        level += (decay.factor - level) * (1 - math.cos(math.pi * progress)) / 2
+    return level
+
+
+def unreachable(schedule: ScheduleConfig, steps: int, steps_per_epoch: float) -> list[str]:
+    """A line for each stage that the run ends before."""
+    end = steps / steps_per_epoch if schedule.unit == "epochs" else steps
+    stages = [("warm-up", schedule.warmup), *[(f"decay to {d.factor:g}", d.start) for d in schedule.decays]]
+    return [
+        f"training.schedule: the {name} is not reached: it {'ends' if name == 'warm-up' else 'starts'} at "
+        f"{mark:g} {schedule.unit}, the run ends at {end:g}"
+        for name, mark in stages
+        if mark >= end and mark > 0
+    ]

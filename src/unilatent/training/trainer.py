@@ -1,0 +1,349 @@
+"""The loop. Setting up, stepping and finishing are three things; nothing here knows a paper or a modality."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__
+from ..config import ConfigError
+from ..evaluation.judging import as_json, judge, table
+from ..maths.streams import Streams, seed_of
+from ..methods.base import LatentModel, LossPart, load_weights, read_weights, write_config
+from ..modalities.base import Modality, Splits
+from ..nets.layers import Repeated
+from ..registry import find
+from ..sampling import reconstruct, sample
+from ..types import Batch
+from . import checkpoint as ckpt
+from .batches import loader, micro_batches, to_device, whole
+from .config import RunConfig
+from .ema import EMA
+from .journal import Journal, trim
+from .optimizer import Optimizers, clip_gradients
+from .schedule import factor, unreachable
+from .signals import StopRequest
+
+
+class Trainer:
+    """One run: its data, model, optimizers and folder.
+
+    Building a Trainer checks everything that can be checked and writes nothing; `fit` trains.
+    """
+
+    def __init__(self, config: RunConfig, out: Path, resume: str | None = None, console: Console | None = None):
+        """resume: None starts anew (and refuses a folder that holds a run), "auto" continues from the newest sound
+        checkpoint if there is one, a path from exactly that checkpoint."""
+        self.out, self.console = out, console or Console(stderr=True)
+        modality: Modality = find("modalities", config.modality.name)(config.modality)
+        self.splits: Splits = modality.splits(config.data)
+        if not len(self.splits.train):
+            raise ConfigError("data.held_out leaves nothing to train on; make it smaller")
+        self.config = config.with_data(self.splits.train.facts)
+        self.training = self.config.training
+        self.samples = len(self.splits.train)
+        self.steps = self.training.num_steps(self.samples)
+        self.accelerator = Accelerator(mixed_precision="bf16" if self.training.precision == "bf16" else "no")
+        self.device = self.accelerator.device
+        self.checkpoint = self._find_checkpoint(resume)
+        torch.manual_seed(seed_of("init", self.config.seed))
+        self.model = LatentModel.build(self.config.model()).to(self.device)
+        self.optimizers = Optimizers(self.model, self.training.optimizer)
+        self.ema = EMA(self.model, self.training.ema_decay)
+        self.step = 0
+        if self.checkpoint is not None:
+            self._load(self.checkpoint)
+        self._specialise()
+
+    # Training.
+
+    def fit(self) -> Path:
+        """Train to the end and return the folder of the finished model; stopped early, the run can be resumed."""
+        self._open_folder()
+        with Journal(self.out, self.steps, self.step, self.console) as self.journal, StopRequest() as stop:
+            self._announce()
+            if self.step == 0 and self.training.sample_every:
+                self._draw()
+            for _ in self._steps(stop):
+                self._once_in_a_while()
+            if self.step < self.steps:
+                self._save()
+                name = stop.received.name if stop.received else "stop"
+                self.journal.say(f"{name}: saved step {self.step}; go on with --resume auto")
+                return self.out
+            self._finish()
+        return self.out / "model"
+
+    def _steps(self, stop: StopRequest) -> Iterator[None]:
+        """Optimiser steps until the end or until asked to stop."""
+        t = self.training
+        batches = loader(
+            self.splits.train, self.model.modality, self._positions(), self.config.seed, t.workers,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        micro = zip(self._positions(), batches, strict=True)
+        since, done = time.perf_counter(), 0
+        while self.step < self.steps and stop.received is None:
+            logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
+            self.step += 1
+            done += t.batch_size
+            self.journal.advance(self.step)
+            if self.step % t.log_every == 0 or self.step == self.steps:
+                self._log(logs, done / (time.perf_counter() - since))
+                since, done = time.perf_counter(), 0
+            yield
+
+    def _positions(self) -> Iterator[range]:
+        """Places in the endless row of samples of each micro-batch still to come in this process."""
+        t, a = self.training, self.accelerator
+        steps = range(self.step, self.steps)
+        return micro_batches(steps, t.batch_size, t.micro_batch_size, a.process_index, a.num_processes)
+
+    @property
+    def _micro_batches_per_step(self) -> int:
+        t, a = self.training, self.accelerator
+        one = range(1)
+        return len(list(micro_batches(one, t.batch_size, t.micro_batch_size, a.process_index, a.num_processes)))
+
+    def _one_step(self, micro: list[tuple[range, Batch]]) -> dict[str, Tensor]:
+        """One optimiser step over its micro-batches; returns what is to be logged, still on the device."""
+        torch.manual_seed(seed_of("net", self.config.seed, self.step, self.accelerator.process_index))
+        logs: dict[str, Tensor] = {}
+        total = sum(len(positions) for positions, _ in micro)
+        for positions, batch in micro:
+            keys = (("train", self.config.seed, position) for position in positions)
+            streams = Streams(keys, self.device)
+            batch = to_device(batch, self.device)
+            batch = replace(batch, data=self.model.modality.augment(batch.data, streams))
+            share = len(positions) / total
+            for part in self._backward(batch, streams, share):
+                for key, value in part.logs().items():
+                    logs[key] = logs.get(key, 0) + share * value
+        logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
+        self.optimizers.set_factor(factor(self.training.schedule, self.step + 1, self.samples / self.training.batch_size))
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        self.ema.update(self.model)
+        return logs
+
+    def _backward(self, batch: Batch, streams: Streams, share: float) -> Iterator[LossPart]:
+        """Each part of the loss is made under autocast and differentiated outside it, before the next exists."""
+        parts = iter(self.model.loss(batch, streams))
+        while True:
+            with self.accelerator.autocast():
+                part = next(parts, None)
+            if part is None:
+                return
+            (share * part.value).backward()
+            yield part
+
+    def _log(self, logs: dict[str, Tensor], speed: float) -> None:
+        numbers = {key: float(value) for key, value in logs.items()}
+        if not all(torch.isfinite(torch.tensor(list(numbers.values())))):
+            raise FloatingPointError(
+                f"step {self.step}: {', '.join(k for k, v in numbers.items() if v != v or abs(v) == float('inf'))} is "
+                "not finite; the last checkpoint is sound. Lower training.optimizer.learning_rate or use precision fp32"
+            )
+        at = factor(self.training.schedule, self.step, self.samples / self.training.batch_size)
+        seen = self.step * self.training.batch_size
+        self.journal.log(
+            self.step,
+            {
+                **numbers,
+                "learning_rate": at * self.training.optimizer.learning_rate,
+                "samples": seen,
+                "epoch": seen / self.samples,
+                "samples_per_second": speed,
+            },
+        )
+
+    def _once_in_a_while(self) -> None:
+        t = self.training
+        if t.sample_every and self.step % t.sample_every == 0 and self.step < self.steps:
+            self._draw()
+        if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
+            self._save()
+
+    # What is looked at.
+
+    def _draw(self) -> None:
+        """A grid of samples and one of reconstructions under them, with averaged weights."""
+        name = f"step_{self.step:08d}.png"
+        modality, t = self.model.modality, self.training
+        shown = self.splits.held_out if len(self.splits.held_out) else self.splits.train
+        real = whole(shown, modality, limit=min(t.num_samples, 16)).data
+        with self.ema.applied(self.model), self.accelerator.autocast():
+            made = sample(self.model, t.num_samples, seed=self.config.seed)
+            again = reconstruct(self.model, real, seed=self.config.seed)
+        modality.draw_grid([made], self.out / "samples" / name)
+        modality.draw_grid([real, again], self.out / "recon" / name)
+
+    def _finish(self) -> None:
+        self._save()
+        if self.training.sample_every:
+            self._draw()
+        with self.ema.applied(self.model):
+            temporary = self.out / "model.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.model.save_pretrained(temporary)
+            shutil.rmtree(self.out / "model", ignore_errors=True)
+            temporary.rename(self.out / "model")
+            if self.training.evaluate_samples and len(self.splits.held_out):
+                self._judge()
+        self.journal.say(f"finished: {self.out / 'model'}")
+
+    def _judge(self) -> None:
+        rows = judge(self.model, self.splits, self.training.evaluate_samples, seed=self.config.seed)
+        path = self.out / "eval" / f"step_{self.step:08d}.json"
+        path.parent.mkdir(exist_ok=True)
+        ckpt.write_json(path, {"step": self.step, "samples": self.training.evaluate_samples, "rows": as_json(rows)})
+        title = f"{self.config.preset}, step {self.step}: {self.training.evaluate_samples} samples, " \
+                f"{len(self.splits.held_out)} held-out"  # fmt: skip
+        self.journal.bar.stop()
+        Console().print(table(rows, title))
+
+    # The run folder.
+
+    def _open_folder(self) -> None:
+        for sub in ("samples", "recon", "checkpoints"):
+            (self.out / sub).mkdir(parents=True, exist_ok=True)
+        for leftover in (self.out / "checkpoints").glob("*.tmp-*"):
+            shutil.rmtree(leftover)
+        (self.out / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+        ckpt.write_json(self.out / "env.json", environment(self.device))
+        trim(self.out / "metrics.jsonl", self.step)
+
+    def _announce(self) -> None:
+        t = self.training
+        say = self.journal.say
+        say(
+            f"{self.config.preset}: {self.model.num_trainable:,} parameters, {self.samples:,} training samples, "
+            f"{len(self.splits.held_out):,} held out, {self.steps:,} steps of {t.batch_size}, {self.device}, {t.precision}"
+        )
+        if self.checkpoint is not None:
+            done = "; the run is complete, nothing is left to train" if self.step >= self.steps else ""
+            say(f"resumed from {self.checkpoint} at step {self.step}{done}")
+        for line in unreachable(t.schedule, self.steps, self.samples / t.batch_size):
+            say(f"note: {line}")
+        if t.ema_decay and 1 / (1 - t.ema_decay) > self.steps:
+            say(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has ({self.steps})")
+
+    def _find_checkpoint(self, resume: str | None) -> Path | None:
+        folder = self.out / "checkpoints"
+        check_writable(self.out)
+        if resume is None:
+            if (self.out / "config.yaml").exists():
+                raise ConfigError(f"--out {self.out}: holds a run already; add --resume auto, or choose another folder")
+            return None
+        if resume != "auto":
+            ckpt.verify(Path(resume))
+            return Path(resume)
+        found, passed = ckpt.newest(folder)
+        for line in passed:
+            self.console.print(f"passed over: {line}", highlight=False, markup=False)
+        return found
+
+    def _save(self) -> None:
+        ckpt.save(self.out / "checkpoints", self.step, self._write, self.training.keep_checkpoints)
+
+    def _write(self, folder: Path) -> None:
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        save_file({k: v.cpu().contiguous() for k, v in self.ema.weights.items()}, folder / "ema.safetensors")
+        save_file({k: v.cpu().contiguous() for k, v in self.optimizers.state().items()}, folder / "optimizer.safetensors")
+        write_config(self.model.config, folder / "config.json")
+        state = {
+            "step": self.step,
+            "seed": self.config.seed,
+            "batch_size": self.training.batch_size,
+            "data": self.splits.train.fingerprint,
+            "unilatent": __version__,
+            "torch": torch.__version__,
+        }
+        (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+
+    def _load(self, checkpoint: Path) -> None:
+        """Everything a step depends on; a checkpoint of another model, seed, batch size or data is refused by field."""
+        self._refuse_other_model(checkpoint)
+        state = json.loads((checkpoint / "state.json").read_text())
+        own = {"seed": self.config.seed, "training.batch_size": self.training.batch_size,
+               "data": self.splits.train.fingerprint}  # fmt: skip
+        for field, value in own.items():
+            was = state[field.rpartition(".")[2]]
+            if was != value:
+                raise ConfigError(f"{field}: {value!r}, but the checkpoint was made with {was!r}; keep it, or start anew")
+        load_weights(self.model, read_weights(checkpoint / "model.safetensors"), checkpoint)
+        self.ema.load(read_weights(checkpoint / "ema.safetensors"))
+        self.optimizers.load_state(read_weights(checkpoint / "optimizer.safetensors"))
+        self.step = state["step"]
+
+    def _refuse_other_model(self, checkpoint: Path) -> None:
+        was = json.loads((checkpoint / "config.json").read_text())
+        for field in ("modality", "conditions", "method"):
+            if found := first_difference(self.config.model().plain()[field], was[field], field):
+                key, new, old = found
+                raise ConfigError(f"{key}: {new!r}, but the checkpoint was made with {old!r}; keep it, or start anew")
+
+    def _specialise(self) -> None:
+        """Recomputation and compilation of the repeated blocks; neither changes a name or a weight."""
+        for module in self.model.modules():
+            if isinstance(module, Repeated):
+                module.recompute = self.training.activation_checkpointing
+                if self.training.compile:
+                    module.compile()
+
+
+def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | None:
+    """Dotted key and both values of the first place where two plain trees differ."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        for sub in new.keys() | old.keys():
+            if found := first_difference(new.get(sub), old.get(sub), f"{key}.{sub}"):
+                return found
+        return None
+    return None if new == old else (key, new, old)
+
+
+def check_writable(folder: Path) -> None:
+    """ConfigError unless files can be made in the folder, or in the nearest one above it that exists."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    try:
+        if not place.is_dir():
+            raise NotADirectoryError(20, "not a folder")
+        probe = place / f".unilatent-{seed_of(str(folder))}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run ran on."""
+    import numpy
+    import safetensors
+
+    info: dict[str, Any] = {
+        "unilatent": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "numpy": numpy.__version__, "safetensors": safetensors.__version__, "platform": platform.platform(),
+        "device": str(device), "threads": torch.get_num_threads(), "command": sys.argv,
+    }  # fmt: skip
+    with contextlib.suppress(Exception):
+        if device.type == "cuda":
+            info["gpu"] = torch.cuda.get_device_name(device)
+    return info

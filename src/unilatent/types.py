@@ -1,0 +1,89 @@
+"""The four records that cross the seams: where tokens sit, what they hold, what they are conditioned on, a batch.
+
+Shape letters used everywhere: B samples, N data tokens, K latents, C channels of a data token, D channels of a latent
+or of a network, A axes of a position, L condition tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where tokens sit, without what they hold: enough to start generating a sample from nothing.
+
+    positions: (B, N, A), or (1, N, A) when every sample has the same ones; float32, in grid units.
+    mask: (B, N) bool, True at real tokens; None when there is no padding at all.
+    """
+
+    positions: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.positions.shape[1]
+
+    def to(self, device: torch.device | str) -> Layout:
+        return Layout(self.positions.to(device), None if self.mask is None else self.mask.to(device))
+
+    def repeat(self, times: int) -> Layout:
+        """The same layouts `times` times over along the batch; a shared one stays shared."""
+        positions = self.positions if self.positions.shape[0] == 1 else self.positions.repeat(times, 1, 1)
+        return Layout(positions, None if self.mask is None else self.mask.repeat(times, 1))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Values (B, N, C) and the layout they sit in. What padded tokens hold has no meaning."""
+
+    values: Tensor
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything a network is told about a sample's condition.
+
+    vector: (B, D), added to the time embedding; zeros for an unconditional model.
+    tokens: (B, L, D) or None; mask: (B, L) bool or None when no token is padding.
+    """
+
+    vector: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.vector.shape[0]
+
+    def where(self, keep: Tensor, other: Conditioning) -> Conditioning:
+        """Rows of self where `keep` (B,) is True, rows of `other` elsewhere."""
+        tokens = None
+        if self.tokens is not None and other.tokens is not None:
+            tokens = torch.where(keep[:, None, None], self.tokens, other.tokens)
+        mask = None
+        if self.mask is not None and other.mask is not None:
+            mask = torch.where(keep[:, None], self.mask, other.mask)
+        return replace(self, vector=torch.where(keep[:, None], self.vector, other.vector), tokens=tokens, mask=mask)
+
+    def cat(self, other: Conditioning) -> Conditioning:
+        """Both along the batch."""
+        tokens = None if self.tokens is None or other.tokens is None else torch.cat([self.tokens, other.tokens])
+        mask = None if self.mask is None or other.mask is None else torch.cat([self.mask, other.mask])
+        return Conditioning(torch.cat([self.vector, other.vector]), tokens, mask)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as their modality holds them, and the condition values that came with them.
+
+    data: what the modality's `pack` takes (pictures: a (B, C, H, W) tensor in [0, 1]).
+    values: condition argument ("labels", say) -> tensor with B rows.
+    """
+
+    data: Any
+    values: dict[str, Tensor]

@@ -1,0 +1,156 @@
+"""The judge must let real pictures pass, and catch memorising, collapse, blur and noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unilatent.modalities.base import Evidence, Row
+from unilatent.modalities.image import Image, ImageConfig, ImageData
+from unilatent.modalities.image.metrics import (
+    Judge,
+    Reconstruction,
+    identical_pairs,
+    nearest_distance,
+    psnr,
+    within_class_std,
+)
+
+
+def stacked(dataset) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    items = [dataset[i] for i in range(len(dataset))]
+    return torch.stack([x for x, _ in items]), {"labels": torch.tensor([values["labels"] for _, values in items])}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Training and held-out digits, each (data, values)."""
+    image = Image(ImageConfig(size=8, patch_size=2, channels=1))
+    both = image.splits(ImageData(held_out=297))
+    return stacked(both.train), stacked(both.held_out)
+
+
+def judge(digits, samples) -> dict[str, Row]:
+    train, held_out = digits
+    rows = Judge()(Evidence(train, held_out, held_out[0], samples))
+    return {row.name: row for row in rows}
+
+
+def test_real_pictures_pass(digits):
+    rows = judge(digits, digits[1])
+    assert rows["judge accuracy on held-out real"].value > 95
+    assert rows["recognised as the class asked for"].value > 95
+    assert rows["within-class std / real"].value == pytest.approx(100, abs=8)
+    assert rows["Frechet distance (raw pixels)"].value == pytest.approx(0, abs=1e-6)
+    nearest = rows["nearest training picture, distance"]
+    assert nearest.value == pytest.approx(nearest.beside["held-out real"]) and nearest.better == "same"
+    assert rows["identical pairs among samples"].value == rows["identical pairs among samples"].beside["held-out real"]
+
+
+def test_rows_hold_their_references(digits):
+    row = judge(digits, digits[1])["Frechet distance (raw pixels)"]
+    assert set(row.beside) == {"real train vs real", "class means", "train + noise 0.2"} and row.better == "lower"
+    real, means, noisy = row.beside.values()
+    assert 0 < real < 0.2 * means and real < 0.2 * noisy
+
+
+def test_class_means_are_recognised_but_have_no_spread(digits):
+    (train, values), (_, asked) = digits
+    means = torch.stack([train[values["labels"] == c].mean(0) for c in range(10)])
+    rows = judge(digits, (means[asked["labels"]], asked))
+    assert rows["recognised as the class asked for"].value > 99
+    assert rows["within-class std / real"].value == pytest.approx(0, abs=1e-3)
+    frechet = rows["Frechet distance (raw pixels)"]
+    assert frechet.value == pytest.approx(frechet.beside["class means"], rel=1e-3)
+    counts = torch.bincount(asked["labels"])
+    assert rows["identical pairs among samples"].value == (counts * (counts - 1) // 2).sum()
+
+
+def test_noise_is_refused(digits):
+    data, asked = digits[1]
+    noise = torch.rand(data.shape, generator=torch.Generator().manual_seed(0))
+    rows = judge(digits, (noise, asked))
+    frechet = rows["Frechet distance (raw pixels)"]
+    assert frechet.value > max(frechet.beside.values())
+    assert rows["recognised as the class asked for"].value < 30
+    nearest = rows["nearest training picture, distance"]
+    assert nearest.value > 1.2 * nearest.beside["held-out real"]
+
+
+def test_copies_of_training_pictures_are_seen(digits):
+    data, values = digits[0]
+    rows = judge(digits, (data[:300], {"labels": values["labels"][:300]}))
+    nearest = rows["nearest training picture, distance"]
+    assert nearest.value < 1e-3 < nearest.beside["held-out real"]
+
+
+def test_pictures_of_another_class_than_asked_are_seen(digits):
+    data, values = digits[1]
+    rows = judge(digits, (data, {"labels": (values["labels"] + 1) % 10}))
+    assert rows["recognised as the class asked for"].value < 5
+    assert rows["judge accuracy on held-out real"].value > 95
+
+
+def test_the_judgement_repeats(digits):
+    samples = (digits[0][0][:200] * 0.9, {"labels": digits[0][1]["labels"][:200]})
+    assert judge(digits, samples) == judge(digits, samples)
+
+
+def test_without_labels_only_distances_remain(digits):
+    train, held_out = digits
+    rows = Judge()(Evidence((train[0], {}), (held_out[0], {}), held_out[0], (held_out[0], {})))
+    names = [row.name for row in rows]
+    assert names[0] == "Frechet distance (raw pixels)" and len(names) == 3
+    assert "class means" not in rows[0].beside
+
+
+def test_silent_where_pixels_cannot_tell():
+    big, few = torch.rand(4, 3, 33, 33), torch.rand(1, 1, 8, 8)
+    for data in (big, few):
+        assert Judge()(Evidence((data, {}), (data, {}), data, (data, {}))) == []
+
+
+def test_samples_that_are_not_numbers_are_named(digits):
+    data, values = digits[1]
+    with pytest.raises(ValueError, match="samples: some hold NaN"):
+        judge(digits, (data * math.nan, values))
+
+
+def test_psnr_closed_form():
+    target = torch.full((2, 3, 4, 4), 0.5)
+    off = target.clone()
+    off[0] += 0.1  # 20 dB
+    off[1] += 0.01  # 40 dB
+    assert psnr(off, target) == pytest.approx(30, abs=1e-3)  # of dB, not of errors
+    assert psnr(target, target) == pytest.approx(100)
+
+
+def test_reconstruction_beside_the_mean_picture(digits):
+    train, held_out = digits
+    (row,) = Reconstruction()(Evidence(train, held_out, held_out[0] + 0.1, held_out))
+    assert row.value == pytest.approx(20, abs=1e-3) and row.unit == "dB"
+    mean = train[0].mean(0, keepdim=True).expand_as(held_out[0])
+    assert row.beside == {"training mean picture": pytest.approx(psnr(mean, held_out[0]), abs=1e-4)}
+    none = (held_out[0][:0], {})
+    assert Reconstruction()(Evidence(train, none, none[0], held_out)) == []
+
+
+def test_within_class_std_closed_form():
+    pixels = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    classes = list(labels.unique())
+    assert within_class_std(pixels, labels, classes) == pytest.approx((math.sqrt((2 + 0) / 2) + 0) / 2)
+
+
+def test_distances_and_pairs_closed_form():
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert nearest_distance(torch.tensor([[0.0, 1.0], [3.0, 1.0]]), points) == pytest.approx((1 + 3) / 2)
+    rows = torch.tensor([[0.1, 0.2], [0.1, 0.2005], [0.1, 0.2], [0.9, 0.2]])  # equal once rounded to 8 bits
+    assert identical_pairs(rows) == 3
+
+
+def test_the_modality_offers_both():
+    metrics = Image(ImageConfig(size=8, patch_size=2)).metrics()
+    assert [type(metric) for metric in metrics] == [Reconstruction, Judge]
