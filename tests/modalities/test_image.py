@@ -166,6 +166,13 @@ def test_perceptual_term_in_float32_on_pictures_in_minus_one_to_one(monkeypatch)
     assert values.grad is not None and values.grad.abs().sum() > 0
 
 
+def test_missing_perceptual_weights_are_named(tmp_path):
+    image = make(size=32, perceptual_weight=1, perceptual_weights=str(tmp_path / "nowhere.pth"))
+    data = pictures(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"nowhere\.pth"):
+        image.reconstruction_loss(image.pack(data), data)
+
+
 def test_no_network_is_loaded_without_a_perceptual_weight(monkeypatch):
     monkeypatch.setattr(losses, "_lpips", lambda *_: pytest.fail("loaded"))
     make().reconstruction_loss(make().pack(pictures()), pictures())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ..types import Conditioning
@@ -13,9 +14,9 @@ ConditionalDenoise = Callable[[Tensor, float, Conditioning], Tensor]
 
 
 def is_guided(t: float, interval: tuple[float, float]) -> bool:
-    """Whether low < t < high; high = 1 includes t = 1 itself."""
-    low, high = interval
-    return low < t and (t < high or high >= 1)
+    """Whether low < t < high, compared in float32; high = 1 includes t = 1 itself."""
+    low, at, high = torch.tensor([interval[0], t, interval[1]], dtype=torch.float32).tolist()
+    return low < at and (at < high or high >= 1)
 
 
 def classifier_free(

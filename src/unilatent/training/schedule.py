@@ -14,9 +14,9 @@ def factor(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> flo
         return at / schedule.warmup
     level = 1.0
     for decay in schedule.decays:
-        if at <= decay.start:
+        if at < decay.start:
             break
-        progress = min(1.0, (at - decay.start) / max(decay.end - decay.start, 1e-12))
+        progress = 1.0 if at >= decay.end else (at - decay.start) / (decay.end - decay.start)
         level += (decay.factor - level) * (1 - math.cos(math.pi * progress)) / 2
     return level
 
