@@ -1,9 +1,9 @@
 """Train a tokenizer and a latent generator together: UNITE and Unified Latents.
 
-    model = unilatent.load("runs/digits")
-    z = model.encode(images)
-    images = model.decode(z)
-    images = unilatent.sample(model, num=16, labels=[3], guidance_scale=2.0, num_inference_steps=50, seed=0)
+model = unilatent.load("runs/digits")
+z = model.encode(images)
+images = model.decode(z)
+images = unilatent.sample(model, num=16, labels=[3], guidance_scale=2.0, num_inference_steps=50, seed=0)
 """
 
 from importlib import import_module

@@ -36,12 +36,24 @@ class Config(BaseModel):
         except ValidationError as error:
             raise ConfigError(_explain(cls, error)) from None
 
+    @classmethod
+    def small(cls) -> Self:
+        """A size that builds and trains in seconds on one core; every component overrides it where defaults are not.
+
+        Contract tests build each component from this, so a new one joins them by itself.
+        """
+        return cls()
+
+    def example(self) -> Self:
+        """This configuration with what only data can tell filled in, so that it can be built without any."""
+        return self
+
     def plain(self) -> dict[str, Any]:
         """As plain data: what YAML and JSON hold, and what `parse` takes back."""
         return self.model_dump(mode="json")
 
     def override(self, *assignments: str) -> Self:
-        """A copy with dotted `key.sub=value` assignments applied; values are read as YAML (`null`, `1e-4`, `[1, 2]`)."""
+        """A copy with dotted `key.sub=value` assignments applied; values are YAML (`null`, `1e-4`, `[1, 2]`)."""
         data = self.plain()
         for assignment in assignments:
             key, equals, text = assignment.partition("=")

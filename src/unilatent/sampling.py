@@ -59,10 +59,12 @@ def sample_batches(
     for first in range(start, num, batch_size):
         rows = range(first, min(first + batch_size, num))
         own = {key: value[rows.start : rows.stop].to(model.device) for key, value in values.items()}
-        streams = Streams((("sample", seed, i) for i in rows), "cpu")
+        streams = Streams(("sample", seed, i) for i in rows)
         layout = model.modality.sample_layout(streams).to(model.device)
         latents = sample_latents(model, own, layout, streams, chosen)
-        yield Samples(first, _to_cpu(model.decode(latents, layout)), {k: v.cpu() for k, v in own.items()}, latents.cpu())
+        yield Samples(
+            first, _to_cpu(model.decode(latents, layout)), {k: v.cpu() for k, v in own.items()}, latents.cpu()
+        )
         if progress:
             progress(len(rows))
 
@@ -100,12 +102,12 @@ def guided_denoiser(model: LatentModel, cond: Conditioning, layout: Layout, sett
 
 
 @torch.no_grad()
-def reconstruct(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64) -> Any:
-    """Data through `encode` and `decode`, on the CPU."""
+def reconstruct(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0) -> Any:
+    """Data through `encode` and `decode`, on the CPU; `start` is the index of its first sample."""
     parts = []
     for first in range(0, len(data), batch_size):
         batch = data[first : first + batch_size]
-        parts.append(_to_cpu(model.decode(model.encode(batch, seed=seed))))
+        parts.append(_to_cpu(model.decode(model.encode(batch, seed=seed, start=start + first))))
     return _concatenate(parts)
 
 

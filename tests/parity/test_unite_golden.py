@@ -48,7 +48,9 @@ def official_time(t: Tensor) -> Tensor:
 
 def test_a_encoded_patches(model: UNITE, images: Tensor) -> None:
     tokens = model.modality.pack(images[:1])
-    torch.testing.assert_close(model.generative_encoder.data_in(tokens.values), golden()["encode.patch_tokens_img0"], **CLOSE)
+    torch.testing.assert_close(
+        model.generative_encoder.data_in(tokens.values), golden()["encode.patch_tokens_img0"], **CLOSE
+    )
 
 
 def test_b_encode(model: UNITE, images: Tensor) -> None:
@@ -56,9 +58,7 @@ def test_b_encode(model: UNITE, images: Tensor) -> None:
     tokens = model.modality.pack(images)
     z = model.tokenize(tokens, g["encode.z_noise"], g["encode.flow_t_uniform"])
     torch.testing.assert_close(z, g["encode.z_normed"], **CLOSE)
-    raw = model.generative_encoder(
-        g["encode.z_noise"], 1 - g["encode.flow_t"], model.conditions.null(2), None, tokens
-    )
+    raw = model.generative_encoder(g["encode.z_noise"], 1 - g["encode.flow_t"], model.conditions.null(2), None, tokens)
     torch.testing.assert_close(raw, g["encode.z"], **CLOSE)
 
 
@@ -79,7 +79,9 @@ def test_c_decode(model: UNITE) -> None:
                                g["decode.img_mean_std_per_sample"], atol=1e-4, rtol=0)  # fmt: skip
     crop = g["decode.img_sample1_crop64"]
     assert any(
-        torch.allclose(out[1:, :, i : i + 64, j : j + 64], crop, atol=2e-5) for i in range(0, 193, 32) for j in range(0, 193, 32)
+        torch.allclose(out[1:, :, i : i + 64, j : j + 64], crop, atol=2e-5)
+        for i in range(0, 193, 32)
+        for j in range(0, 193, 32)
     )
     torch.testing.assert_close(model.decode(g["encode.z_normed"])[:1], g["decode.img_sample0"].clamp(0, 1), **CLOSE)
 
@@ -178,7 +180,9 @@ def test_h_euler(model: UNITE) -> None:
     images = model.decode(z)
     crop = g["gen.euler.img0_crop96"].clamp(0, 1)
     gap = min(
-        float((images[:1, :, i : i + 96, j : j + 96] - crop).abs().max()) for i in range(0, 161, 16) for j in range(0, 161, 16)
+        float((images[:1, :, i : i + 96, j : j + 96] - crop).abs().max())
+        for i in range(0, 161, 16)
+        for j in range(0, 161, 16)
     )
     assert gap < 2e-3
 
@@ -244,7 +248,11 @@ def test_j_two_training_steps(model: UNITE, images: Tensor) -> None:
         torch.testing.assert_close(float(sum(p.value for p in parts)), step["total"], rtol=1e-4, atol=0)
         norm = clip_gradients(ours, None)
         torch.testing.assert_close(float(norm), step["grad_norm_before_clip"], rtol=1e-3, atol=0)
-        compare(step["grads_norm_sum_first"], {n: p.grad for n, p in ours.named_parameters()}, 2e-3 if step is recorded[1] else 2e-4)
+        compare(
+            step["grads_norm_sum_first"],
+            {n: p.grad for n, p in ours.named_parameters()},
+            2e-3 if step is recorded[1] else 2e-4,
+        )
         clip_gradients(ours, 3.0)
         optimizers.step()
         optimizers.zero_grad()
@@ -273,7 +281,9 @@ def compare(recorded: dict, ours: dict, rtol: float) -> None:
             continue
         name = "conditions.class_label.table.weight" if official == importer.TABLE else importer._rename(official)
         own = ours[name]
-        torch.testing.assert_close(float(own.detach().norm()), norm, rtol=rtol, atol=1e-6, msg=lambda m, o=official: f"{o}: {m}")
+        torch.testing.assert_close(
+            float(own.detach().norm()), norm, rtol=rtol, atol=1e-6, msg=lambda m, o=official: f"{o}: {m}"
+        )
         seen += 1
     assert seen > 120
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Config as Settings
 from ..registry import find
 from ..types import Conditioning
 
@@ -16,7 +16,7 @@ from ..types import Conditioning
 class Condition(nn.Module, ABC):
     """One thing a sample can be conditioned on. Rows are independent; `null` is what dropout and guidance use."""
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[Settings]]
     argument: ClassVar[str]
     """The keyword under which users give its values to `sample` (a class condition: "labels")."""
 
@@ -53,15 +53,22 @@ class Conditions(nn.ModuleDict):
     Values come as a dict: a condition's `argument` -> a tensor with B rows.
     """
 
+    _device: Tensor
+
     def __init__(self, configs: dict[str, Any], dim: int):
         super().__init__({name: find("conditions", name)(config, dim) for name, config in configs.items()})
         self.dim = dim
         self.register_buffer("_device", torch.empty(0), persistent=False)
 
     @property
+    def all(self) -> list[Condition]:
+        """Every condition, in order."""
+        return cast("list[Condition]", list(self.values()))
+
+    @property
     def arguments(self) -> list[str]:
         """The keyword of each condition."""
-        return [condition.argument for condition in self.values()]
+        return [condition.argument for condition in self.all]
 
     def forward(self, values: dict[str, Tensor], drop: Tensor | None = None) -> Conditioning:
         """B rows of every condition's values, to one Conditioning.
@@ -73,7 +80,7 @@ class Conditions(nn.ModuleDict):
         if missing:
             raise ValueError(f"conditions: values for {', '.join(missing)} are missing; given: {sorted(values)}")
         parts = []
-        for column, condition in enumerate(self.values()):
+        for column, condition in enumerate(self.all):
             part = condition.embed(values[condition.argument])
             if drop is not None:
                 part = part.where(drop[:, column] >= condition.config.dropout, condition.null(len(part)))
@@ -82,11 +89,11 @@ class Conditions(nn.ModuleDict):
 
     def null(self, n: int) -> Conditioning:
         """n rows without any condition."""
-        return self._join([condition.null(n) for condition in self.values()], n)
+        return self._join([condition.null(n) for condition in self.all], n)
 
     def example(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """n rows of example values."""
-        return {condition.argument: condition.example(n, generator) for condition in self.values()}
+        return {condition.argument: condition.example(n, generator) for condition in self.all}
 
     def parse(self, n: int, given: dict[str, Any]) -> dict[str, Tensor]:
         """Users' keyword values, by each condition's `argument`, as n rows each; shorter lists are cycled.
@@ -98,7 +105,7 @@ class Conditions(nn.ModuleDict):
             has = f"it takes {', '.join(self.arguments)}" if self.arguments else "it is unconditional"
             raise ValueError(f"{unknown[0]}: this model has no such condition; {has}")
         values = {}
-        for condition in self.values():
+        for condition in self.all:
             value = given.get(condition.argument)
             rows = condition.example(n) if value is None else condition.parse(value)
             values[condition.argument] = rows[torch.arange(n) % len(rows)]

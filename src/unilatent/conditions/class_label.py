@@ -26,6 +26,13 @@ class ClassLabelConfig(Config):
     """Rows after the null row that no value ever reads: UNITE's released files carry two vectors without a use (an
     extra label row and a special time); keeping them makes conversion lossless and parameter counts equal."""
 
+    @classmethod
+    def small(cls) -> Self:
+        return cls(num_classes=10)
+
+    def example(self) -> Self:
+        return self if self.num_classes else self.model_copy(update={"num_classes": 10})
+
     def with_data(self, class_names: tuple[str, ...]) -> Self:
         """This configuration with what the data says filled in; ValueError where they contradict."""
         if self.num_classes is not None and self.num_classes != len(class_names):

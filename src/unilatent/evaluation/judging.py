@@ -13,7 +13,12 @@ from ..training.batches import whole
 
 
 def judge(
-    model: LatentModel, splits: Splits, num_samples: int, seed: int = 0, progress: Progress | None = None, **settings: Any
+    model: LatentModel,
+    splits: Splits,
+    num_samples: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> list[Row]:
     """Every row of every metric of the modality; needs held-out data.
 
@@ -53,6 +58,4 @@ def _number(value: float) -> str:
 
 def as_json(rows: list[Row]) -> list[dict[str, Any]]:
     """For files."""
-    return [
-        {"name": r.name, "value": r.value, "unit": r.unit, "better": r.better, "beside": r.beside} for r in rows
-    ]
+    return [{"name": r.name, "value": r.value, "unit": r.unit, "better": r.better, "beside": r.beside} for r in rows]

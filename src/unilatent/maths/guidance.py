@@ -39,7 +39,9 @@ def classifier_free(
         raise ValueError(f"guidance_scale: {scale} must not be negative (0 unconditional, 1 conditional, > 1 guided)")
     low, high = interval
     if not 0 <= low < high <= 1:
-        raise ValueError(f"guidance_interval: {low} {high} must satisfy 0 <= low < high <= 1 (t = 0 clean, t = 1 noise)")
+        raise ValueError(
+            f"guidance_interval: {low} {high} must satisfy 0 <= low < high <= 1 (t = 0 clean, t = 1 noise)"
+        )
     finish = project or (lambda estimate: estimate)
     both = cond.cat(null)
 

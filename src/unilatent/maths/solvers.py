@@ -7,6 +7,7 @@ decreasing float64 CPU tensor. All but `dopri5` take fixed steps, so a sample ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -92,8 +93,7 @@ def find_solver(name: str) -> Callable[..., Tensor]:
 
 
 def _pairs(times: Tensor) -> list[tuple[float, float]]:
-    values = times.tolist()
-    return list(zip(values[:-1], values[1:], strict=True))
+    return list(pairwise(times.tolist()))
 
 
 def _towards(z: Tensor, clean: Tensor, t: float, s: float, path: NoisePath) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..conditions.base import Conditions
 from ..config import Config, ConfigError, component
+from ..config import Config as Settings
 from ..maths.paths import NoisePath
 from ..maths.streams import Streams
 from ..modalities.base import Modality
@@ -57,7 +59,7 @@ class ModelConfig(Config):
     """Everything needed to build a model: what a sample is, what it is conditioned on, the method."""
 
     modality: component("modalities")  # type: ignore[valid-type]
-    conditions: dict[str, component("conditions")] = {}  # type: ignore[valid-type]
+    conditions: dict[str, component("conditions")] = Field(default={})  # type: ignore[valid-type]
     method: component("methods")  # type: ignore[valid-type]
     sampling: SamplingConfig = SamplingConfig()
 
@@ -68,6 +70,9 @@ class ModelConfig(Config):
         if not isinstance(conditions, dict):
             return conditions
         return {key: {"name": key, **value} if isinstance(value, dict) else value for key, value in conditions.items()}
+
+    def example(self) -> Self:
+        return self.model_copy(update={"conditions": {name: c.example() for name, c in self.conditions.items()}})
 
     def with_data(self, facts: dict[str, dict[str, Any]]) -> Self:
         """With what the data knows about each condition filled in (a class condition's names, say)."""
@@ -107,7 +112,7 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
     (B, K, D). Build with `build(config)`, or load with `from_pretrained`.
     """
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[Settings]]
     path: NoisePath
     latent_channels: int
     conditions: Conditions
@@ -120,8 +125,11 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
     # The four verbs.
 
     @abstractmethod
-    def encode(self, data: Any, seed: int = 0) -> Tensor:
-        """Data to the latents (B, K, D) that `decode` expects. Its noise, if any, is a function of (seed, row)."""
+    def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
+        """Data to the latents (B, K, D) that `decode` expects.
+
+        Its noise, if any, is a function of (seed, start + row), so that encoding in batches changes nothing.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor, layout: Layout | None = None) -> Any:
@@ -167,6 +175,14 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
     def build(config: ModelConfig) -> LatentModel:
         """A freshly initialised model of whatever method the configuration names."""
         return find("methods", config.method.name)(config)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of configuration and weights: latents carry it, so that no other model decodes them."""
+        digest = hashlib.sha256(json.dumps(self.config.plain(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     # Folders: config.json and model.safetensors, nothing else.
 

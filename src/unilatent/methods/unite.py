@@ -89,6 +89,18 @@ class UNITEConfig(Config):
     flow_chunk: int | None = Field(default=None, ge=1)
     time_shift: float = Field(default=2.0, gt=0)
 
+    @classmethod
+    def small(cls) -> Self:
+        encoder = GenerativeEncoderConfig(width=64, depth=3, heads=4, in_context_tokens=4, in_context_start=1)
+        return cls(
+            num_latents=4,
+            latent_channels=16,
+            generative_encoder=encoder,
+            decoder=DecoderConfig(width=64, depth=2, heads=4, mlp_width=256),
+            reconstruction_weight=10.0,
+            flow_weight=0.1,
+        )
+
     @model_validator(mode="after")
     def _chunk_needs_stop(self) -> Self:
         if not self.stop_gradient and self.flow_chunk is not None:
@@ -202,16 +214,17 @@ class UNITE(LatentModel):
     # The four verbs.
 
     @torch.no_grad()
-    def encode(self, data: Any, seed: int = 0) -> Tensor:
+    def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         tokens = self._tokens(self.modality.check(data))
         k = self.latent_layout(tokens.layout).num_tokens
-        streams = Streams((("encode", seed, row) for row in range(len(tokens.values))), self.device)
+        rows = range(start, start + len(tokens.values))
+        streams = Streams(("encode", seed, row) for row in rows)
         registers, time = streams.normal(k, self.latent_channels), streams.uniform()
-        return self.tokenize(tokens, registers, time)
+        return self.tokenize(tokens, registers.to(self.device), time.to(self.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, layout: Layout | None = None) -> Any:
-        layout = layout or self.modality.sample_layout(Streams((("decode", i) for i in range(len(latents)))))
+        layout = layout or self.modality.sample_layout(Streams(("decode", row) for row in range(len(latents))))
         layout = layout.to(self.device)
         values = self.decoder(latents.to(self.device), layout)
         return self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
@@ -323,4 +336,6 @@ def _join_masks(first: Tensor | None, second: Tensor | None, k: int, n: int) -> 
     some = second if first is None else first
     assert some is not None
     ones = torch.ones(len(some), 1, dtype=torch.bool, device=some.device)
-    return torch.cat([ones.expand(-1, k) if first is None else first, ones.expand(-1, n) if second is None else second], 1)
+    return torch.cat(
+        [ones.expand(-1, k) if first is None else first, ones.expand(-1, n) if second is None else second], 1
+    )

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
-from ..config import Config
+from ..config import Config as Settings
 from ..maths.streams import Streams
 from ..types import Layout, Tokens
 
@@ -76,8 +77,8 @@ class Modality(ABC):
     `Data` below is whatever a batch of samples is for this modality (pictures: (B, C, H, W) float32 in [0, 1]).
     """
 
-    Config: ClassVar[type[Config]]
-    DataConfig: ClassVar[type[Config]]
+    Config: ClassVar[type[Settings]]
+    DataConfig: ClassVar[type[Settings]]
 
     def __init__(self, config: Any):
         self.config = config
@@ -138,12 +139,20 @@ class Modality(ABC):
         """Judges that need no download, run at the end of training when there is held-out data."""
 
     @abstractmethod
-    def draw_grid(self, rows: Sequence[Any], path: Path) -> None:
-        """One picture with every row's samples (Data of equal B) side by side."""
+    def errors(self, made: Any, data: Any) -> dict[str, list[float]]:
+        """How far each sample of `made` is from its original, in the modality's usual measures (pictures: PSNR)."""
+
+    @abstractmethod
+    def draw_grid(self, rows: Sequence[Any], path: Path, columns: int | None = None) -> None:
+        """One picture with every row's samples (Data of equal B) side by side; longer rows than `columns` wrap."""
 
     @abstractmethod
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
         """One file a sample, numbered from `start`."""
+
+    @abstractmethod
+    def arrays(self, data: Any) -> dict[str, np.ndarray]:
+        """Data as the arrays other people's evaluation code reads (pictures: `arr_0`, uint8 (B, H, W, C))."""
 
     @abstractmethod
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[Any, list[str]]]:

@@ -26,7 +26,7 @@ DECODERS = {
 
 
 def digits() -> RunConfig:
-    """UNITE on 8x8 handwritten digits (embedded): two minutes on two CPU cores.
+    """UNITE on the embedded 8x8 handwritten digits; two minutes on two CPU cores.
 
     Expected over seeds 0 to 2: see docs/results/digits.md.
     """
@@ -46,10 +46,10 @@ def digits() -> RunConfig:
         sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=2.0, guidance_scale=1.0),
         data=ImageData(held_out=360),
         training=TrainingConfig(
-            steps=2000,
+            steps=1600,
             batch_size=64,
             optimizer=OptimizerConfig(learning_rate=2e-3),
-            schedule=ScheduleConfig(warmup=50, decays=(Decay(start=1400, end=2000, factor=0.05),)),
+            schedule=ScheduleConfig(warmup=50, decays=(Decay(start=1100, end=1600, factor=0.05),)),
             ema_decay=0.99,
             log_every=20,
             sample_every=500,
@@ -60,9 +60,9 @@ def digits() -> RunConfig:
 
 
 def cifar10_unite_s() -> RunConfig:
-    """UNITE on 32x32 colour pictures in class folders (made for CIFAR-10): a small model for a CPU or one GPU.
+    """UNITE on 32x32 colour pictures such as CIFAR-10, small; needs data.path.
 
-    Set data.path to a folder or zip of class folders.
+    data.path: a folder or zip of class folders.
     """
     return RunConfig(
         modality=ImageConfig(size=32, patch_size=4, channels=3, squared_weight=1.0),
@@ -91,7 +91,7 @@ def cifar10_unite_s() -> RunConfig:
 
 
 def imagenet256_unite(encoder: str, decoder: str) -> RunConfig:
-    """UNITE on ImageNet at 256x256, the authors' released settings; set data.path to class folders or a zip of them.
+    """UNITE on ImageNet at 256x256 as its authors trained it; needs data.path.
 
     Published FID, 50,000 samples (README of the authors, 14 flow draws): B 2.12 after 240 epochs, L 1.73 after 120;
     project paper: B 2.27, L 1.96, XL-B 1.88, XL-L 1.82. Reconstruction FID of B after 120 epochs: 1.01.
@@ -125,5 +125,9 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "digits": digits,
     "cifar10-unite-s": cifar10_unite_s,
     **{f"imagenet256-unite-{e}": partial(imagenet256_unite, e, "b") for e in GENERATIVE_ENCODERS},
-    **{f"imagenet256-unite-{e}-{d}": partial(imagenet256_unite, e, d) for e in GENERATIVE_ENCODERS for d in "sl"},
+    **{
+        f"imagenet256-unite-{e}-decoder-{d}": partial(imagenet256_unite, e, d)
+        for e in GENERATIVE_ENCODERS
+        for d in "sl"
+    },
 }

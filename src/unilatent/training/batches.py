@@ -1,4 +1,4 @@
-"""Which sample comes when: a pure function of (seed, position), so that a resumed run sees what an unbroken one sees."""
+"""Which sample comes when: a pure function of (seed, position), so a resumed run sees what an unbroken one sees."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def loader(
     """Batches of a shuffled data set at those positions, read ahead by `workers` processes."""
     reader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=_Indices(seed, len(dataset), batches),  # type: ignore[arg-type]
+        batch_sampler=_Indices(seed, len(dataset), batches),
         collate_fn=_Collate(modality),
         num_workers=workers,
         worker_init_fn=_quiet_worker if workers else None,

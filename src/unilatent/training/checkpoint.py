@@ -72,7 +72,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest sound checkpoint (None without any), and a line for each newer one that was passed over."""
-    passed = []
+    passed: list[str] = []
     for checkpoint in sorted((p for p in folder.glob("step_*") if p.name[5:].isdigit()), reverse=True):
         try:
             verify(checkpoint)

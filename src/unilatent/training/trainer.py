@@ -135,7 +135,9 @@ class Trainer:
                 for key, value in part.logs().items():
                     logs[key] = logs.get(key, 0) + share * value
         logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
-        self.optimizers.set_factor(factor(self.training.schedule, self.step + 1, self.samples / self.training.batch_size))
+        self.optimizers.set_factor(
+            factor(self.training.schedule, self.step + 1, self.samples / self.training.batch_size)
+        )
         self.optimizers.step()
         self.optimizers.zero_grad()
         self.ema.update(self.model)
@@ -190,7 +192,7 @@ class Trainer:
         with self.ema.applied(self.model), self.accelerator.autocast():
             made = sample(self.model, t.num_samples, seed=self.config.seed)
             again = reconstruct(self.model, real, seed=self.config.seed)
-        modality.draw_grid([made], self.out / "samples" / name)
+        modality.draw_grid([made], self.out / "samples" / name, columns=10)
         modality.draw_grid([real, again], self.out / "recon" / name)
 
     def _finish(self) -> None:
@@ -233,7 +235,8 @@ class Trainer:
         say = self.journal.say
         say(
             f"{self.config.preset}: {self.model.num_trainable:,} parameters, {self.samples:,} training samples, "
-            f"{len(self.splits.held_out):,} held out, {self.steps:,} steps of {t.batch_size}, {self.device}, {t.precision}"
+            f"{len(self.splits.held_out):,} held out, {self.steps:,} steps of {t.batch_size}, {self.device}, "
+            f"{t.precision}"
         )
         if self.checkpoint is not None:
             done = "; the run is complete, nothing is left to train" if self.step >= self.steps else ""
@@ -265,7 +268,9 @@ class Trainer:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         save_file({k: v.cpu().contiguous() for k, v in self.ema.weights.items()}, folder / "ema.safetensors")
-        save_file({k: v.cpu().contiguous() for k, v in self.optimizers.state().items()}, folder / "optimizer.safetensors")
+        save_file(
+            {k: v.cpu().contiguous() for k, v in self.optimizers.state().items()}, folder / "optimizer.safetensors"
+        )
         write_config(self.model.config, folder / "config.json")
         state = {
             "step": self.step,
@@ -286,7 +291,9 @@ class Trainer:
         for field, value in own.items():
             was = state[field.rpartition(".")[2]]
             if was != value:
-                raise ConfigError(f"{field}: {value!r}, but the checkpoint was made with {was!r}; keep it, or start anew")
+                raise ConfigError(
+                    f"{field}: {value!r}, but the checkpoint was made with {was!r}; keep it, or start anew"
+                )
         load_weights(self.model, read_weights(checkpoint / "model.safetensors"), checkpoint)
         self.ema.load(read_weights(checkpoint / "ema.safetensors"))
         self.optimizers.load_state(read_weights(checkpoint / "optimizer.safetensors"))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -18,7 +19,7 @@ from . import data as files
 from . import losses, render
 from . import tokens as patches
 from .data import Frame, ImageData
-from .metrics import Judge, Reconstruction
+from .metrics import Judge, Reconstruction, psnr
 
 SMALLEST_PERCEPTUAL = 32
 """Pixels a side below which VGG16's four poolings leave nothing to compare."""
@@ -39,6 +40,11 @@ class ImageConfig(Config):
     """A local file with LPIPS's VGG16 weights; None downloads them once."""
     flip: bool = True
     """Mirror training pictures left to right with probability 1/2; false where left and right differ (digits)."""
+
+    @classmethod
+    def small(cls) -> Self:
+        """The embedded digits."""
+        return cls(size=8, patch_size=2, channels=1, squared_weight=1.0, flip=False)
 
     @property
     def height(self) -> int:
@@ -147,6 +153,10 @@ class Image(Modality):
     def metrics(self) -> list[Metric]:
         return [Reconstruction(), Judge()]
 
+    def errors(self, made: Tensor, data: Tensor) -> dict[str, list[float]]:
+        """Per picture: `psnr` in dB and `l1`, for data in [0, 1]."""
+        return {"psnr": psnr(made, data).tolist(), "l1": (made - data).abs().mean((1, 2, 3)).tolist()}
+
     def draw_grid(self, rows: Sequence[Tensor], path: Path, columns: int | None = None) -> None:
         """One PNG; rows longer than `columns` continue below, rows that belong together staying together."""
         render.draw_grid(rows, path, columns)
@@ -154,6 +164,10 @@ class Image(Modality):
     def write(self, data: Tensor, folder: Path, start: int = 0) -> list[Path]:
         """One PNG a sample: `000000.png`, ..."""
         return render.write(data, folder, start)
+
+    def arrays(self, data: Tensor) -> dict[str, np.ndarray]:
+        """ADM's layout: `arr_0`, uint8 (B, H, W, C)."""
+        return {"arr_0": render.to_uint8(data)}
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
         """Batches of all pictures of a folder, zip archive or file, in the order of their names."""

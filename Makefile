@@ -1,0 +1,37 @@
+# Two commands on a fresh machine:  make demo   |   make test
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= runs/digits
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test slow lint bench clean
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## train UNITE on the embedded digits (2 to 3 minutes), print its table, draw its pictures
+	$(BIN)/unilatent train digits --out $(OUT) --resume auto
+	$(BIN)/unilatent sample $(OUT) --num 100 --labels 0-9 --out $(OUT)/pictures
+	@echo "look at $(OUT)/pictures/grid.png (new digits, a column a class) and $(OUT)/recon/ (held-out digits over their reconstructions)"
+
+test: $(STAMP)  ## everything fast: no network, no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+slow: $(STAMP)  ## minutes of training
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/sampling.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -1,0 +1,56 @@
+"""The command line: one file per verb. Bad input is one line and exit code 2; a failure has a traceback and is 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+import typer
+
+from . import config, convert, decode, doctor, encode, presets, reconstruct, sample, train
+
+app = typer.Typer(
+    name="unilatent",
+    help="Train a tokenizer and a latent generator together; then sample, reconstruct, encode and decode.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+for verb in (train, sample, reconstruct, encode, decode, convert, presets, doctor):
+    app.command(verb.__name__.rpartition(".")[2])(verb.run)
+app.add_typer(config.app, name="config")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    if version:
+        from .. import __version__
+
+        print(f"unilatent {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line (None: this process's) and exit; UNILATENT_DEBUG=1 shows tracebacks of bad input too."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        _refuse(error.format_message(), error.exit_code)
+    except click.Abort:
+        _refuse("stopped", 130)
+    except KeyboardInterrupt:
+        _refuse("stopped", 130)
+    except (ValueError, FloatingPointError) as error:
+        if os.environ.get("UNILATENT_DEBUG"):
+            raise
+        _refuse(" ".join(str(error).split()), 2 if isinstance(error, ValueError) else 1)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,32 @@
+"""unilatent convert"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import make_folder
+
+
+def run(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of the UNITE authors (.pt).", metavar="FILE.pt")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    weights: Annotated[str, typer.Option(help="ema (what they evaluate) or model (live weights).")] = "ema",
+    image_size: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="When the latents form no square.")
+    ] = None,
+) -> None:
+    """The UNITE authors' checkpoints to a model folder (safetensors and config.json)."""
+    from ..importers.unite_official import convert
+
+    if weights not in ("ema", "model"):
+        raise ValueError(f"--weights: {weights!r} is unknown; use ema or model")
+    model = convert(source, "ema" if weights == "ema" else "model", image_size)
+    model.save_pretrained(make_folder(out))
+    ge, decoder = model.method.generative_encoder, model.method.decoder
+    print(
+        f"{out}: {model.num_trainable:,} parameters, generative encoder {ge.depth} x {ge.width}, "
+        f"decoder {decoder.depth} x {decoder.width}, {weights} weights"
+    )

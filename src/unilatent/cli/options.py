@@ -1,0 +1,68 @@
+"""What several verbs share: their common options, progress bars, and output folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..methods.base import LatentModel
+
+Model = Annotated[str, typer.Argument(help="A run folder, a model folder, or a hub id (owner/name).", metavar="MODEL")]
+Seed = Annotated[int, typer.Option(help="Random numbers are a function of (seed, sample index).", min=0)]
+BatchSize = Annotated[int, typer.Option(help="How many at a time; changes nothing but memory and speed.", min=1)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
+Precision = Annotated[str, typer.Option(help="fp32, or bf16 autocast inside the networks.")]
+
+
+def load(source: str, device: str | None) -> LatentModel:
+    """The model, on the device."""
+    import torch
+
+    from ..loading import load as load_model
+
+    try:
+        return load_model(source, device=device)
+    except (RuntimeError, AssertionError) as error:
+        if device is None or torch.device(device).type == "cpu":
+            raise
+        raise ValueError(f"--device {device}: not available ({str(error).splitlines()[0]}); use cpu") from None
+
+
+@contextmanager
+def autocast(device: object, precision: str) -> Iterator[None]:
+    """bf16 inside networks, or nothing."""
+    import torch
+
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
+    with torch.autocast(torch.device(str(device)).type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+@contextmanager
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal; call it with how many more are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.update(task, advance=count)
+
+
+def make_folder(path: Path) -> Path:
+    """An output folder, made now; ValueError when it cannot be written."""
+    from ..training.trainer import check_writable
+
+    check_writable(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path

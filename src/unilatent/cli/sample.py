@@ -1,0 +1,117 @@
+"""unilatent sample"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from .options import BatchSize, Device, Model, Precision, Seed, autocast, load, make_folder, progress
+
+GRID = 64
+"""At most so many samples are drawn into grid.png."""
+
+
+def run(
+    model: Model,
+    num: Annotated[int, typer.Option(help="How many samples.")] = 16,
+    labels: Annotated[
+        str | None, typer.Option("--labels", "--label", help="3, 0-9, 2,5 or names; cycled. Default: all in turn.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="0 unconditional, 1 conditional, above 1 guided.")
+    ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Guide only where LOW < t < HIGH; t = 1 is noise, 0 is clean (UNITE's paper counts the other way: "
+            "its [0.1, 1] is 0 0.9).",
+        ),
+    ] = None,
+    guidance_norm: Annotated[str | None, typer.Option(help="norm_first or guidance_first.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps.")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler, heun, ddim, dpmpp_2m or dopri5.")] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    precision: Precision = "fp32",
+    out: Annotated[
+        Path, typer.Option(help="Folder for grid.png, one file a sample, samples.npz and sampling.json.")
+    ] = Path("samples"),
+) -> None:
+    """Draw new samples. What is not given is the model's own setting."""
+    from ..sampling import sample_batches, split_settings
+
+    network = load(model, device)
+    settings: dict[str, Any] = {
+        "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "guidance_norm": guidance_norm,
+        "num_inference_steps": steps, "solver": solver,
+    }  # fmt: skip
+    chosen, _ = split_settings(network.config.sampling, settings)
+    settings["labels"] = labels
+    with progress("sampling", num) as advance, autocast(network.device, precision):
+        batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
+        first = next(batches)
+        folder = make_folder(out)
+        shown = []
+        with NpzWriter(folder / "samples.npz") as arrays:
+            for part in _chain(first, batches):
+                network.modality.write(part.data, folder, start=part.start)
+                values = {key: value.numpy() for key, value in part.values.items()}
+                arrays.add({**network.modality.arrays(part.data), **values})
+                if part.start < GRID:
+                    shown.append(part.data[: GRID - part.start])
+    import torch
+
+    grid = torch.cat(shown) if isinstance(shown[0], torch.Tensor) else shown[0]
+    network.modality.draw_grid([grid], folder / "grid.png", columns=10)
+    record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "seed": seed, "labels": labels,
+              "precision": precision, **chosen.plain()}  # fmt: skip
+    (folder / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{num} samples in {folder}: grid.png, samples.npz and one file a sample")
+
+
+def _chain(first: Any, rest: Any) -> Any:
+    yield first
+    yield from rest
+
+
+class NpzWriter:
+    """An uncompressed .npz that grows array by array on disk; memory holds one batch. Appears whole or not at all."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.parts: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, np.dtype] = {}
+
+    def __enter__(self) -> NpzWriter:
+        return self
+
+    def add(self, arrays: dict[str, np.ndarray]) -> None:
+        """Append rows to each array."""
+        for name, rows in arrays.items():
+            part = self.parts.setdefault(name, self.path.with_name(f".{self.path.name}.{name}"))
+            start = self.shapes[name][0] if name in self.shapes else 0
+            with part.open("ab" if start else "wb") as file:
+                file.write(np.ascontiguousarray(rows).tobytes())
+            self.shapes[name], self.types[name] = (start + len(rows), *rows.shape[1:]), rows.dtype
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        if kind is None:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                for name, part in self.parts.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as target, part.open("rb") as source:
+                        header = {"descr": self.types[name].str, "fortran_order": False, "shape": self.shapes[name]}
+                        np.lib.format.write_array_header_1_0(target, header)
+                        while block := source.read(1 << 24):
+                            target.write(block)
+            temporary.replace(self.path)
+        for part in self.parts.values():
+            part.unlink(missing_ok=True)

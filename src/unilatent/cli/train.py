@@ -1,0 +1,89 @@
+"""unilatent train"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..training.config import RunConfig
+    from ..training.trainer import Trainer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings over the preset's, e.g. training.steps=500", metavar="[KEY=VALUE]..."),
+]
+
+
+def run(
+    preset: Annotated[
+        str, typer.Argument(help="A preset (see `unilatent presets`) or a YAML file.", metavar="PRESET|FILE")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--output-dir", "--output_dir", help="Run folder [default: runs/PRESET]")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            "--resume-from-checkpoint",
+            "--resume_from_checkpoint",
+            help="'auto' continues from the newest sound checkpoint (or starts); a path, from exactly that one.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print what would run, write nothing.")
+    ] = False,
+) -> None:
+    """Train a tokenizer and a generator together."""
+    from ..training.trainer import Trainer
+
+    config = read_run(preset, overrides)
+    folder = out or Path("runs") / config.preset
+    trainer = Trainer(config, folder, resume="auto" if resume == "latest" else resume)
+    if dry_run:
+        print(describe(trainer))
+    else:
+        trainer.fit()
+
+
+def read_run(source: str, overrides: list[str] | None) -> RunConfig:
+    """A preset by name, or a YAML file (whose `preset:` key, if any, names what it starts from), with overrides."""
+    from ..config import read_yaml
+    from ..presets import preset, presets
+    from ..training.config import RunConfig
+
+    if source in presets() or not source.endswith((".yaml", ".yml")):
+        return preset(source).override(*overrides or [])
+    content = read_yaml(Path(source))
+    name = content.get("preset", "custom")
+    base = preset(name).plain() if name in presets() else {"preset": "custom"}
+    return RunConfig.parse(_merge(base, content)).override(*overrides or [])
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merge(base[key], over[key]) for key in base.keys() & over.keys()
+            if isinstance(base[key], dict) and isinstance(over[key], dict)}  # fmt: skip
+    return {**base, **over, **both}
+
+
+def describe(trainer: Trainer) -> str:
+    """What a run would do, in a few lines."""
+    t, model = trainer.training, trainer.model
+    optimizer = 4 * (1 if t.optimizer.muon else 2)
+    memory = model.num_trainable * (4 + 4 + 4 + optimizer) / 2**30
+    at = f"continues at step {trainer.step:,}" if trainer.step else "starts anew"
+    return "\n".join(
+        [
+            f"run        {trainer.config.preset} in {trainer.out} ({at})",
+            f"data       {trainer.samples:,} training samples, {len(trainer.splits.held_out):,} held out",
+            f"parameters {model.num_trainable:,} trainable",
+            f"length     {trainer.steps:,} steps of {t.batch_size} samples, "
+            f"{trainer.steps * t.batch_size / trainer.samples:.1f} epochs",
+            f"memory     at least {memory:.2f} GiB for weights, gradients, optimizer and average, before activations",
+            f"device     {trainer.device}, {t.precision}",
+        ]
+    )

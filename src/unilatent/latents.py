@@ -1,0 +1,102 @@
+"""Latents on disk: safetensors shards that say which model made them.
+
+index.json              {"model", "seed", "precision", "shard_size", "names", "shards"}; written after each shard
+latents_00000.safetensors   {"latents": (n, K, D)}, n = shard_size in all but the last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .methods.base import LatentModel, read_weights
+from .training.checkpoint import write_json
+
+INDEX = "index.json"
+
+
+def encode_to_shards(
+    model: LatentModel, source: Path, make_folder: Callable[[], Path], *, seed: int = 0, batch_size: int = 64,
+    shard_size: int = 4096, progress: Callable[[int], None] | None = None,
+) -> tuple[int, int]:  # fmt: skip
+    """All samples of `source` as shards in a folder; finished shards of the same model and settings are kept.
+
+    Returns how many latents there are, and how many of them were there before. ValueError if the folder holds the
+    latents of another model or with other settings.
+    """
+    header = {"model": model.fingerprint(), "seed": seed, "shard_size": shard_size}
+    batches = model.modality.read(source, batch_size)
+    pending: list[Tensor] = []
+    folder, index, done = None, {}, 0
+    count = 0
+    for data, names in batches:
+        if folder is None:
+            folder = make_folder()
+            index = _open_index(folder, header)
+            done = min(len(index["shards"]) * shard_size, len(index["names"]))
+        start, count = count, count + len(names)
+        fresh = max(0, done - start)
+        if index["names"][start : min(count, done)] != names[:fresh]:
+            raise ValueError(f"{folder}: was made from other data than {source}; choose another folder")
+        if fresh < len(names):
+            pending.append(model.encode(data[fresh:], seed=seed, start=start + fresh).cpu())
+            index["names"] += names[fresh:]
+        pending = _flush(folder, index, pending, shard_size, last=False)
+        if progress:
+            progress(len(names))
+    if folder is None:
+        raise ValueError(f"{source}: nothing to encode in it")
+    _flush(folder, index, pending, shard_size, last=True)
+    return count, done
+
+
+def decode_shards(model: LatentModel, folder: Path, batch_size: int = 64) -> Iterator[Any]:
+    """Batches of data from a folder of shards; ValueError if another model made them."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {INDEX} in it; give a folder written by `unilatent encode`")
+    index = json.loads(path.read_text())
+    if index["model"] != model.fingerprint():
+        raise ValueError(
+            f"{folder}: latents of another model (fingerprint {index['model'][:12]}); decode with that one"
+        )
+    for shard in index["shards"]:
+        latents = read_weights(folder / shard)["latents"]
+        for batch in latents.split(batch_size):
+            yield model.decode(batch.to(model.device)).cpu()
+
+
+def _open_index(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
+    path = folder / INDEX
+    if not path.is_file():
+        return {**header, "names": [], "shards": []}
+    index = json.loads(path.read_text())
+    for field, value in header.items():
+        if index.get(field) != value:
+            raise ValueError(f"{folder}: holds latents with another {field}; choose another folder or delete it")
+    size = header["shard_size"]
+    whole = len(index["names"]) // size  # a shorter last shard is made again: more data may have come
+    return {**index, "names": index["names"][: whole * size], "shards": index["shards"][:whole]}
+
+
+def _flush(folder: Path, index: dict[str, Any], pending: list[Tensor], size: int, last: bool) -> list[Tensor]:
+    """Writes every full shard (and the rest if this is the last call) and returns what is left."""
+    if not pending or (not last and sum(map(len, pending)) < size):
+        return pending
+    latents = torch.cat(pending)
+    while len(latents) >= size or (last and len(latents)):
+        name = f"latents_{len(index['shards']):05d}.safetensors"
+        temporary = folder / f"{name}.tmp"
+        save_file({"latents": latents[:size].contiguous()}, temporary)
+        temporary.replace(folder / name)
+        index["shards"].append(name)
+        named = min(len(index["shards"]) * size, len(index["names"]))
+        write_json(folder / INDEX, {**index, "names": index["names"][:named]})
+        latents = latents[size:]
+    return [latents] if len(latents) else []
