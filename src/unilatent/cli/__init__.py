@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-import click
 import typer
 
 from . import config, convert, decode, doctor, encode, presets, reconstruct, sample, train
+
+ClickException = typer.BadParameter.__mro__[2]
+"""Typer brings its own copy of click in some versions, and uses the installed one in others."""
 
 app = typer.Typer(
     name="unilatent",
@@ -37,11 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command line (None: this process's) and exit; UNILATENT_DEBUG=1 shows tracebacks of bad input too."""
     try:
         code = app(arguments, standalone_mode=False)
-    except click.ClickException as error:
+    except ClickException as error:
         _refuse(error.format_message(), error.exit_code)
-    except click.Abort:
-        _refuse("stopped", 130)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _refuse("stopped", 130)
     except (ValueError, FloatingPointError) as error:
         if os.environ.get("UNILATENT_DEBUG"):

@@ -81,8 +81,8 @@ class ModelConfig(Config):
             argument = find("conditions", name).argument
             if argument not in facts:
                 raise ConfigError(
-                    f"conditions.{name}: the data has no {argument}; give data that has (see data.path), or drop the "
-                    f"condition with conditions={{}}"
+                    f"conditions.{name}: the data under data.path has no {argument} (for pictures: a folder a class); "
+                    "give data that has, or train without the condition: conditions={}"
                 )
             filled[name] = condition.with_data(**facts[argument])
         return self.model_copy(update={"conditions": filled})

@@ -54,6 +54,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> P
 def verify(checkpoint: Path) -> dict[str, Any]:
     """The manifest of a sound checkpoint; CheckpointError names the first file that is missing or changed."""
     manifest = checkpoint / MANIFEST
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint; give a folder like RUN/checkpoints/step_00001000")
     if not manifest.is_file():
         raise CheckpointError(f"{checkpoint}: no {MANIFEST}, so it was never finished; use an older checkpoint")
     try:

@@ -31,7 +31,7 @@ from ..registry import find
 from ..sampling import reconstruct, sample
 from ..types import Batch
 from . import checkpoint as ckpt
-from .batches import loader, micro_batches, to_device, whole
+from .batches import index_at, loader, micro_batches, to_device, whole
 from .config import RunConfig
 from .ema import EMA
 from .journal import Journal, trim
@@ -61,6 +61,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="bf16" if self.training.precision == "bf16" else "no")
         self.device = self.accelerator.device
         self.checkpoint = self._find_checkpoint(resume)
+        self._try_data()
         torch.manual_seed(seed_of("init", self.config.seed))
         self.model = LatentModel.build(self.config.model()).to(self.device)
         self.optimizers = Optimizers(self.model, self.training.optimizer)
@@ -220,6 +221,11 @@ class Trainer:
         Console().print(table(rows, title))
 
     # The run folder.
+
+    def _try_data(self) -> None:
+        """Reads the first few samples that training will read, so that unreadable data is refused before a run exists."""
+        for position in range(min(self.training.batch_size, 8)):
+            self.splits.train[index_at(self.config.seed, position, self.samples)]
 
     def _open_folder(self) -> None:
         for sub in ("samples", "recon", "checkpoints"):

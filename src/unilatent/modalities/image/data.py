@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
@@ -57,7 +57,8 @@ def decode(raw: bytes, frame: Frame, where: str) -> Tensor:
     try:
         picture = _open(raw, frame.channels)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = " ".join(str(error).split()) or type(error).__name__ if known else "it is in no known picture format"
         raise ValueError(f"picture {where}: cannot be decoded ({reason}); remove it or save it anew") from error
     if min(picture.size) < frame.patch:
         size = f"{picture.height} x {picture.width}"

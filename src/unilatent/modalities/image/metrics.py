@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...maths.frechet import frechet_distance, moments
+from ...maths.frechet import frechet_distance_of
 from ...maths.streams import generator
 from ..base import Evidence, Metric, Row
 from .render import to_uint8
@@ -107,16 +107,15 @@ def _frechet_row(
     train: Tensor, train_labels: Tensor | None, held_out: Tensor, samples: Tensor, asked: Tensor | None
 ) -> Row:
     """Generated and three stand-ins of as many pictures, each against held-out real ones."""
-    real = moments(held_out)
     some = train[torch.randperm(len(train), generator=generator("judge", "subset"))[: len(samples)]]
     noise = torch.randn(some.shape, generator=generator("judge", "noise"))
-    beside = {"real train vs real": frechet_distance(moments(some), real)}
+    beside = {"real train vs real": frechet_distance_of(some, held_out)}
     if train_labels is not None and asked is not None and torch.isin(asked, train_labels).all():
         means = {int(c): train[train_labels == c].mean(0) for c in asked.unique()}
         copies = torch.stack([means[int(c)] for c in asked])
-        beside["class means"] = frechet_distance(moments(copies), real)
-    beside[f"train + noise {NOISE}"] = frechet_distance(moments(some + NOISE * noise), real)
-    return Row("Frechet distance (raw pixels)", frechet_distance(moments(samples), real), "", "lower", beside)
+        beside["class means"] = frechet_distance_of(copies, held_out)
+    beside[f"train + noise {NOISE}"] = frechet_distance_of(some + NOISE * noise, held_out)
+    return Row("Frechet distance (raw pixels)", frechet_distance_of(samples, held_out), "", "lower", beside)
 
 
 def _nearest_row(train: Tensor, held_out: Tensor, samples: Tensor) -> Row:

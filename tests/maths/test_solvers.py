@@ -1,0 +1,121 @@
+"""Orders of convergence where the solution is known: Gaussian data, whose optimal denoiser is linear."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unilatent.maths import times
+from unilatent.maths.paths import LinearPath, LogSNRPath, NoisePath
+from unilatent.maths.solvers import SOLVERS, ddim, dopri5, euler, find_solver, heun
+
+MEAN, STD = 0.7, 0.6
+PATHS = [LinearPath(), LogSNRPath(8.0, -8.0), LogSNRPath(6.0, -6.0, "linear")]
+FIXED = [name for name in SOLVERS if name != "dopri5"]
+NOISE = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+
+every_path = pytest.mark.parametrize("path", PATHS, ids=repr)
+
+
+def spread(path: NoisePath, t: float) -> float:
+    """Standard deviation of z_t."""
+    s = torch.tensor(t, dtype=torch.float64)
+    return math.sqrt(float((path.alpha(s) * STD) ** 2 + path.sigma(s) ** 2))
+
+
+def exact(path: NoisePath, t: float) -> torch.Tensor:
+    """The probability-flow trajectories: z_t keeps its place, in standard deviations from its mean."""
+    return float(path.alpha(torch.tensor(t, dtype=torch.float64))) * MEAN + spread(path, t) * NOISE
+
+
+def denoiser(path: NoisePath):
+    """E[x | z_t] for x ~ N(MEAN, STD^2)."""
+
+    def denoise(z: torch.Tensor, t: float) -> torch.Tensor:
+        alpha = float(path.alpha(torch.tensor(t, dtype=torch.float64)))
+        return MEAN + alpha * STD**2 * (z - alpha * MEAN) / spread(path, t) ** 2
+
+    return denoise
+
+
+def error(solver, path: NoisePath, grid: torch.Tensor) -> float:
+    start, end = float(grid[0]), float(grid[-1])
+    return float((solver(denoiser(path), exact(path, start), grid, path) - exact(path, end)).abs().max())
+
+
+def slope(solver, path: NoisePath, start: float, end: float) -> float:
+    errors = [error(solver, path, torch.linspace(start, end, n + 1, dtype=torch.float64)) for n in (64, 256)]
+    return math.log(errors[0] / errors[1]) / math.log(4)
+
+
+@every_path
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize("ends", [(0.9, 0.1), (1.0, 0.0)])
+def test_order_of_convergence(name: str, order: int, path: NoisePath, ends: tuple[float, float]):
+    assert order - 0.2 < slope(SOLVERS[name], path, *ends) < order + 0.45
+
+
+@every_path
+def test_dopri5_meets_its_tolerance(path: NoisePath):
+    grid = torch.tensor([0.95, 0.5, 0.05], dtype=torch.float64)
+    loose = error(dopri5, path, grid)
+    tight = error(lambda *a: dopri5(*a, rtol=1e-10, atol=1e-12), path, grid)
+    assert tight < 1e-8 < loose < 1e-2
+
+
+@every_path
+@pytest.mark.parametrize("name", FIXED)
+def test_whole_way_from_noise_to_data(name: str, path: NoisePath):
+    assert error(SOLVERS[name], path, times.grid(100, 2.0)) < (0.05 if name in ("euler", "ddim") else 5e-3)
+
+
+@every_path
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_ddim_is_exact_for_a_constant_estimate(path: NoisePath, steps: int):
+    x = torch.full_like(NOISE, 1.3)
+    made = ddim(lambda z, t: x, path.add_noise(x, NOISE, 1.0), times.grid(steps), path)
+    torch.testing.assert_close(made, path.add_noise(x, NOISE, 0.0), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [euler, heun, ddim])
+def test_straight_trajectories_take_one_step(solver):
+    x = torch.full_like(NOISE, 1.3)
+    made = solver(lambda z, t: x, NOISE, times.grid(1), LinearPath(min_time=0.05))
+    torch.testing.assert_close(made, x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "count"), [("euler", 10), ("ddim", 10), ("dpmpp_2m", 10), ("heun", 19)])
+def test_number_of_evaluations(name: str, count: int):
+    seen: list[float] = []
+
+    def denoise(z: torch.Tensor, t: float) -> torch.Tensor:
+        seen.append(t)
+        return z * 0
+
+    SOLVERS[name](denoise, NOISE, times.grid(10), LinearPath(min_time=0.05))
+    assert len(seen) == count and max(seen) == 1.0 and min(seen) > 0
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixed_steps_keep_samples_apart(name: str):
+    path, grid = LinearPath(min_time=0.05), times.grid(8)
+    together = SOLVERS[name](denoiser(path), NOISE, grid, path)
+    alone = torch.cat([SOLVERS[name](denoiser(path), row[None], grid, path) for row in NOISE])
+    assert torch.equal(together, alone)
+    other = torch.cat([NOISE[:1], 1e6 * torch.ones(4, 1, dtype=torch.float64)])
+    assert torch.equal(SOLVERS[name](denoiser(path), other, grid, path)[0], together[0])
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_samples_keep_shape_and_precision(name: str):
+    z = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    made = SOLVERS[name](lambda z, t: torch.tanh(z), z, times.grid(4), LinearPath(min_time=0.05))
+    assert made.shape == z.shape and made.dtype == torch.float32 and made.isfinite().all()
+
+
+def test_find_solver():
+    assert find_solver("heun") is heun
+    with pytest.raises(ValueError, match=r"'rk45' is unknown.*heun"):
+        find_solver("rk45")

@@ -1,0 +1,86 @@
+"""Laws of time and sampling grids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unilatent.maths import times, weightings
+
+T = torch.linspace(0, 1, 101, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.0, 7.5])
+def test_shift_multiplies_the_odds(factor: float):
+    shifted = times.shift(T, factor)
+    inner = slice(1, -1)
+    torch.testing.assert_close(shifted[inner] / (1 - shifted[inner]), factor * T[inner] / (1 - T[inner]))
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.0, 7.5])
+def test_shift_by_the_inverse_factor_undoes_it_and_ends_stay(factor: float):
+    shifted = times.shift(T, factor)
+    torch.testing.assert_close(times.shift(shifted, 1 / factor), T, rtol=0, atol=1e-14)
+    assert shifted[0] == 0 and shifted[-1] == 1 and (shifted.diff() > 0).all()
+    assert times.shift(T, 1.0).equal(T)
+
+
+def test_factor_two_is_the_paper_s_half_with_time_turned_round():
+    """UNITE, official time u = 1 - t: u' = alpha u / (1 + (alpha - 1) u) with alpha = 0.5."""
+    u = 1 - T
+    torch.testing.assert_close(1 - times.shift(T, 2.0), 0.5 * u / (1 - 0.5 * u))
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_shift_refuses_factors_that_are_not_positive(factor: float):
+    with pytest.raises(ValueError, match="must be positive"):
+        times.shift(T, factor)
+
+
+def test_logit_normal():
+    n = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    t = times.logit_normal(n, mean=0.5, std=2.0)
+    assert t.dtype == torch.float32 and 0 < t.min() and t.max() < 1
+    logits = torch.logit(t.double())
+    assert abs(logits.mean() - 0.5) < 0.06 and abs(logits.std() - 2.0) < 0.05
+    assert times.logit_normal(torch.zeros(1)).item() == 0.5
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.123456, 0.5, 0.999])
+def test_stratified_times_fall_once_into_each_bin(offset: float):
+    size = 64
+    uniforms = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    t = times.stratified(uniforms, torch.tensor(offset, dtype=torch.float64))
+    assert 0 <= t.min() and t.max() < 1
+    bins = ((t - offset) % 1.0 * size).round().long() % size
+    assert bins.sort().values.tolist() == list(range(size))
+    edges = torch.arange(size, dtype=torch.float64) / size + 1e-9
+    assert torch.searchsorted(edges, t + 1e-9, right=True).unique().numel() == size
+
+
+def test_stratified_times_are_uniform_when_the_offset_is():
+    stream = torch.Generator().manual_seed(2)
+    first = [times.stratified(torch.rand(4, generator=stream), torch.rand((), generator=stream))[0] for _ in range(4000)]
+    counts = torch.histc(torch.stack(first), bins=8, min=0, max=1)
+    assert (counts - 500).abs().max() < 5 * 500**0.5
+
+
+def test_grid():
+    grid = times.grid(4)
+    assert grid.dtype == torch.float64 and grid.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    shifted = times.grid(10, 2.0)
+    assert len(shifted) == 11 and shifted[0] == 1 and shifted[-1] == 0 and (shifted.diff() < 0).all()
+    torch.testing.assert_close(shifted, times.shift(times.grid(10), 2.0))
+    with pytest.raises(ValueError, match="num_inference_steps: 0"):
+        times.grid(0)
+
+
+def test_velocity_weight_is_the_error_of_the_velocity():
+    """|v - v_hat|^2 = w(t) |x - x_hat|^2 on the linear path with the same clamp."""
+    from unilatent.maths.paths import LinearPath
+
+    t = torch.tensor([0.01, 0.05, 0.3, 1.0], dtype=torch.float64)
+    z, x, estimate = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
+    path = LinearPath(min_time=0.05)
+    error = (path.velocity(z, x, t) - path.velocity(z, estimate, t)).square()
+    torch.testing.assert_close(error, weightings.velocity(t, 0.05)[:, None] * (x - estimate).square())
