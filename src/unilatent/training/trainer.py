@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
@@ -58,8 +58,8 @@ class Trainer:
         self.training = self.config.training
         self.samples = len(self.splits.train)
         self.steps = self.training.num_steps(self.samples)
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.training.precision == "bf16" else "no")
-        self.device = self.accelerator.device
+        self.processes = PartialState()
+        self.device = self.processes.device
         self.checkpoint = self._find_checkpoint(resume)
         self._try_data()
         torch.manual_seed(seed_of("init", self.config.seed))
@@ -111,19 +111,19 @@ class Trainer:
 
     def _positions(self) -> Iterator[range]:
         """Places in the endless row of samples of each micro-batch still to come in this process."""
-        t, a = self.training, self.accelerator
+        t, a = self.training, self.processes
         steps = range(self.step, self.steps)
         return micro_batches(steps, t.batch_size, t.micro_batch_size, a.process_index, a.num_processes)
 
     @property
     def _micro_batches_per_step(self) -> int:
-        t, a = self.training, self.accelerator
+        t, a = self.training, self.processes
         one = range(1)
         return len(list(micro_batches(one, t.batch_size, t.micro_batch_size, a.process_index, a.num_processes)))
 
     def _one_step(self, micro: list[tuple[range, Batch]]) -> dict[str, Tensor]:
         """One optimiser step over its micro-batches; returns what is to be logged, still on the device."""
-        torch.manual_seed(seed_of("net", self.config.seed, self.step, self.accelerator.process_index))
+        torch.manual_seed(seed_of("net", self.config.seed, self.step, self.processes.process_index))
         logs: dict[str, Tensor] = {}
         total = sum(len(positions) for positions, _ in micro)
         for positions, batch in micro:
@@ -148,12 +148,16 @@ class Trainer:
         """Each part of the loss is made under autocast and differentiated outside it, before the next exists."""
         parts = iter(self.model.loss(batch, streams))
         while True:
-            with self.accelerator.autocast():
+            with self._autocast():
                 part = next(parts, None)
             if part is None:
                 return
             (share * part.value).backward()
             yield part
+
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 inside networks, if so configured."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
 
     def _log(self, logs: dict[str, Tensor], speed: float) -> None:
         numbers = {key: float(value) for key, value in logs.items()}
@@ -190,7 +194,7 @@ class Trainer:
         modality, t = self.model.modality, self.training
         shown = self.splits.held_out if len(self.splits.held_out) else self.splits.train
         real = whole(shown, modality, limit=min(t.num_samples, 16)).data
-        with self.ema.applied(self.model), self.accelerator.autocast():
+        with self.ema.applied(self.model), self._autocast():
             made = sample(self.model, t.num_samples, seed=self.config.seed)
             again = reconstruct(self.model, real, seed=self.config.seed)
         modality.draw_grid([made], self.out / "samples" / name, columns=10)

@@ -1,0 +1,170 @@
+"""One optimiser step of a preset: time, FLOP counted from shapes, share of a large matmul's speed, peak memory.
+
+    python benchmarks/train_step.py                                  imagenet256-unite-b, batch 2, fp32 and bf16
+    python benchmarks/train_step.py --preset imagenet256-unite-l --batch 64 --device cuda --compile
+    python benchmarks/train_step.py --grow tokens|draws|batch        how the time grows
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from unilatent.maths.streams import Streams
+from unilatent.methods.base import LatentModel
+from unilatent.nets.layers import Repeated
+from unilatent.presets import preset
+from unilatent.training.config import RunConfig
+from unilatent.training.ema import EMA
+from unilatent.training.optimizer import Optimizers, clip_gradients
+from unilatent.types import Batch
+
+
+@dataclass
+class Result:
+    label: str
+    forward_backward: float
+    optimizer: float
+    flop: float
+    matmul: float
+    memory: float
+    batch: int
+
+    def row(self) -> str:
+        speed = self.flop / self.forward_backward
+        return (
+            f"| {self.label} | {self.forward_backward:.3f} | {self.flop / 1e12:.3f} | {speed / 1e9:,.0f} | "
+            f"{100 * speed / self.matmul:.0f} % | {self.optimizer:.3f} | "
+            f"{self.batch / (self.forward_backward + self.optimizer):.2f} | {self.memory:.2f} |"
+        )
+
+
+HEADER = (
+    "| case | forward + backward s | TFLOP | GFLOP/s | share of matmul | optimizer + EMA s | images/s | peak GiB |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="imagenet256-unite-b")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--grow", choices=["tokens", "draws", "batch"])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    print(f"{options.preset}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n\n{HEADER}")
+    for precision in options.precision:
+        speed = matmul_speed(device, precision)
+        for label, config, batch in cases(options):
+            name = f"{label}, {precision}{', compiled' if options.compile else ''}"
+            print(measure(name, config, batch, precision, speed, device, options).row(), flush=True)
+        print(f"\nmatmul of 4096 (cuda: 8192) in {precision}: {speed / 1e9:,.0f} GFLOP/s\n", flush=True)
+
+
+def cases(options: argparse.Namespace) -> list[tuple[str, RunConfig, int]]:
+    """Label, run and batch of each case; LPIPS is left out, since its network is a download."""
+    base = preset(options.preset).override("modality.perceptual_weight=0", *options.overrides)
+    if options.grow == "tokens":
+        return [(f"{side}x{side}", base.override(f"modality.size={side}"), options.batch) for side in (128, 192, 256)]
+    if options.grow == "draws":
+        return [(f"{n} draws", base.override(f"method.flow_draws={n}"), options.batch) for n in (1, 3, 7, 14)]
+    if options.grow == "batch":
+        return [(f"batch {n}", base, n) for n in (1, 2, 4, 8)]
+    return [(f"batch {options.batch}", base, options.batch)]
+
+
+def measure(
+    label: str, config: RunConfig, batch_size: int, precision: str, speed: float, device: torch.device,
+    options: argparse.Namespace,
+) -> Result:  # fmt: skip
+    torch.manual_seed(0)
+    model = LatentModel.build(config.example().model()).to(device)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else None
+    flop = count_flop(model, fake_batch(model, batch_size, device), device)
+    if options.compile:
+        for module in model.modules():
+            if isinstance(module, Repeated):
+                module.compile()
+    optimizers, ema = Optimizers(model, config.training.optimizer), EMA(model, 0.99)
+    batch = fake_batch(model, batch_size, device)
+
+    def forward_backward() -> None:
+        parts = iter(model.loss(batch, Streams((("bench", i) for i in range(batch_size)), device)))
+        while True:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                part = next(parts, None)
+            if part is None:
+                return
+            part.value.backward()
+
+    def update() -> None:
+        clip_gradients(model, 3.0)
+        optimizers.step()
+        ema.update(model)
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    forward_backward()
+    update()
+    times = {"fb": [], "opt": []}
+    for _ in range(options.repeat):
+        optimizers.zero_grad()
+        times["fb"].append(timed(forward_backward, device))
+        times["opt"].append(timed(update, device))
+    memory = (
+        torch.cuda.max_memory_allocated(device) / 2**30
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    )
+    return Result(label, min(times["fb"]), statistics.median(times["opt"]), flop, speed, memory, batch_size)
+
+
+def count_flop(model: LatentModel, batch: Batch, device: torch.device) -> float:
+    """Floating-point operations of one forward and backward pass, from the shapes of its matrix products."""
+    streams = Streams((("flop", i) for i in range(len(batch.data))), device)
+    with FlopCounterMode(display=False) as counter:
+        for part in model.loss(batch, streams):
+            part.value.backward()
+    model.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+def fake_batch(model: LatentModel, n: int, device: torch.device) -> Batch:
+    config = model.config.modality
+    values = {key: value.to(device) for key, value in model.conditions.example(n).items()}
+    return Batch(torch.rand(n, config.channels, config.height, config.width, device=device), values)
+
+
+def matmul_speed(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large square product in that precision, the best of several."""
+    n = 8192 if device.type == "cuda" else 4096
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    timed(lambda: a @ a, device)
+    return 2 * n**3 / min(timed(lambda: a @ a, device) for _ in range(3))
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

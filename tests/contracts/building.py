@@ -1,0 +1,97 @@
+"""Every component in its small size, with data, whatever its name: a new one joins the contract tests by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.modalities.base import Modality, Splits
+from unilatent.registry import find
+from unilatent.training.batches import collate
+from unilatent.types import Batch, Tokens
+
+HELD_OUT = 20
+
+
+@cache
+def modality_of(name: str) -> Modality:
+    cls = find("modalities", name)
+    return cls(cls.Config.small())
+
+
+@cache
+def splits_of(name: str) -> Splits:
+    modality = modality_of(name)
+    return modality.splits(modality.DataConfig.small().model_copy(update={"held_out": HELD_OUT}))
+
+
+def batch_of(name: str, n: int, start: int = 0) -> Batch:
+    """Training samples `start` to `start + n`."""
+    dataset = splits_of(name).train
+    return collate([dataset[i] for i in range(start, start + n)], modality_of(name))
+
+
+def model_config(modality: str, method: str, **fields: Any) -> ModelConfig:
+    """Conditioned on everything that the modality's data knows; fields: changes to the method's small size."""
+    facts = splits_of(modality).train.facts
+    conditions = {name: find("conditions", name).Config.small() for name in conditions_for(facts)}
+    own = find("methods", method).Config.small()
+    own = type(own).parse({**own.plain(), **fields})
+    config = ModelConfig(modality=modality_of(modality).config, conditions=conditions, method=own)
+    return config.with_data(facts)
+
+
+def conditions_for(facts: dict[str, Any]) -> list[str]:
+    from unilatent.registry import available
+
+    return [name for name in available("conditions") if find("conditions", name).argument in facts]
+
+
+def model_of(modality: str, method: str, seed: int = 0, awake: bool = False, **fields: Any) -> LatentModel:
+    """awake: random weights where initialisation has zeros, so that nothing is trivially equal or without gradient."""
+    torch.manual_seed(seed)
+    model = LatentModel.build(model_config(modality, method, **fields))
+    if awake:
+        for p in model.parameters():
+            if p.requires_grad:
+                p.data += 0.05 * torch.randn_like(p)
+    return model
+
+
+def tensors(data: Any) -> list[Tensor]:
+    """All tensors of a batch of data, in order."""
+    if isinstance(data, dict):
+        return [tensor for key in sorted(data) for tensor in tensors(data[key])]
+    return [data]
+
+
+def apply(data: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A batch of data with each of its tensors changed."""
+    return {key: apply(value, function) for key, value in data.items()} if isinstance(data, dict) else function(data)
+
+
+def rows(data: Any, which: Any) -> Any:
+    """Some samples of a batch of data."""
+    return apply(data, lambda tensor: tensor[which])
+
+
+def pick(batch: Batch, which: Any) -> Batch:
+    return Batch(rows(batch.data, which), {key: value[which] for key, value in batch.values.items()})
+
+
+def same(a: Any, b: Any, atol: float = 0.0) -> bool:
+    """Whether two batches of data are equal."""
+    pairs = list(zip(tensors(a), tensors(b), strict=True))
+    return all(x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=0, atol=atol) for x, y in pairs)
+
+
+def flat(tokens: Tokens) -> Tensor:
+    """(B, N C) with zeros where there is padding."""
+    mask = tokens.layout.mask
+    values = tokens.values if mask is None else tokens.values * mask[..., None]
+    return values.flatten(1).double()

@@ -1,0 +1,84 @@
+"""Attention against the formula, masks, and the CPU path in bfloat16."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+import unilatent
+from unilatent.nets.attention import Attention, attend
+from unilatent.nets.embeddings import rotary
+
+
+def normals(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]]).bool()
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_attend_is_the_formula(mask):
+    q, k, v = normals(3, 2, 4, 5, 8).unbind(0)
+    torch.testing.assert_close(attend(q, k, v, mask), formula(q, k, v, mask), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_keys_are_not_seen():
+    q, k, v = normals(3, 2, 4, 5, 8).unbind(0)
+    hidden = (~MASK)[:, None, :, None]
+    again = attend(q, k + 1e3 * hidden, v - 1e3 * hidden, MASK)
+    torch.testing.assert_close(again, attend(q, k, v, MASK), rtol=0, atol=1e-6)
+    alone = attend(*(part[1:, :, MASK[1]] for part in (q, k, v)))
+    torch.testing.assert_close(attend(q, k, v, MASK)[1:, :, MASK[1]], alone)
+
+
+def test_bfloat16_on_a_cpu_also_inside_autocast():
+    q, k, v = normals(3, 2, 4, 5, 8).bfloat16().requires_grad_().unbind(0)
+    want = formula(q.float(), k.float(), v.float(), MASK)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = attend(q, k, v, MASK)
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out.float(), want, rtol=0.01, atol=0.01)
+    out.sum().backward()
+
+
+@pytest.mark.parametrize("rotation", [None, rotary(torch.arange(5.0)[None, :, None], 8)])
+def test_attention_layer(rotation):
+    from unilatent.nets.embeddings import rotate
+
+    layer = Attention(16, 2, qk_norm=True, xavier=True)
+    x = normals(2, 5, 16)
+    q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in layer.qkv(x).chunk(3, dim=-1))
+    q, k = layer.q_norm(q), layer.k_norm(k)
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
+    want = layer.proj(formula(q, k, v, MASK).transpose(1, 2).reshape(2, 5, 16))
+    torch.testing.assert_close(layer(x, rotation, MASK), want, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="width 10 is not divisible by heads 3"):
+        Attention(10, 3, qk_norm=False, xavier=False)
+
+
+def test_this_is_the_only_call_of_scaled_dot_product_attention():
+    root = Path(unilatent.__file__).parent
+    calls = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute | ast.Name)
+        and "scaled_dot_product_attention" in (getattr(node, "attr", ""), getattr(node, "id", ""))
+    }
+    assert calls == {"nets/attention.py"}

@@ -1,0 +1,48 @@
+"""A run of a few steps on the embedded digits, made once, and the command line in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from unilatent.cli import main
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+QUICK = (
+    "training.steps=12", "training.sample_every=0", "training.evaluate_samples=0", "training.checkpoint_every=4",
+    "training.log_every=4", "training.batch_size=16",
+)  # fmt: skip
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Command:
+    """unilatent with arguments -> exit code and what was printed."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of twelve steps, with checkpoints 4, 8 and 12."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "digits", *QUICK, "--out", str(folder)])
+    assert stop.value.code == 0
+    return folder

@@ -1,0 +1,222 @@
+"""Every verb on a real run, and every refusal: one line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, Command
+from PIL import Image
+
+import unilatent
+
+
+def pictures(folder: Path, classes: int = 2, each: int = 3, size: int = 8) -> Path:
+    """A folder of class folders of grey noise."""
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        (folder / f"class{c}").mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(rng.integers(0, 256, (size, size), np.uint8)).save(folder / f"class{c}" / f"{i}.png")
+    return folder
+
+
+def test_sample(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    done = cli("sample", run_folder, "--num", 5, "--labels", "3-4", "--steps", 2, "--solver", "euler", "--out", out)
+    assert done.code == 0, done.err
+    assert {p.name for p in out.iterdir()} == {
+        "grid.png", "samples.npz", "sampling.json", *(f"{i:06d}.png" for i in range(5)),
+    }  # fmt: skip
+    arrays = np.load(out / "samples.npz", allow_pickle=False)
+    assert arrays["arr_0"].shape == (5, 8, 8, 1) and arrays["arr_0"].dtype == np.uint8
+    assert arrays["labels"].tolist() == [3, 4, 3, 4, 3]
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "000002.png")), arrays["arr_0"][2, :, :, 0])
+    assert json.loads((out / "sampling.json").read_text())["solver"] == "euler"
+
+
+def test_sample_file_is_the_same_for_any_batch_size(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    for size in (2, 64):
+        assert cli("sample", run_folder, "--num", 5, "--steps", 2, "--batch-size", size, "--out", tmp_path / str(size)).code == 0
+    a, b = (np.load(tmp_path / str(size) / "samples.npz")["arr_0"].astype(int) for size in (2, 64))
+    assert np.abs(a - b).max() <= 1
+
+
+def test_reconstruct(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = cli("reconstruct", run_folder, pictures(tmp_path / "in"), "--out", out)
+    assert done.code == 0, done.err
+    record = json.loads((out / "metrics.json").read_text())
+    assert record["num"] == 6 and record["files"][0]["input"].endswith("class0/0.png")
+    original = np.asarray(Image.open(tmp_path / "in" / "class0" / "0.png")) / 255
+    again = np.asarray(Image.open(out / "000000.png")) / 255
+    psnr = -10 * np.log10(((original - again) ** 2).mean())
+    assert record["files"][0]["psnr"] == pytest.approx(psnr, abs=0.1)
+    assert (out / "side_by_side.png").exists()
+
+
+def test_encode_resumes_and_decodes(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    source, latents = pictures(tmp_path / "in", each=5), tmp_path / "latents"
+    run = ("encode", run_folder, source, "--out", latents, "--shard-size", 4, "--batch-size", 3)
+    assert cli(*run).code == 0
+    files = sorted(p.name for p in latents.iterdir())
+    assert files == ["index.json", *(f"latents_{i:05d}.safetensors" for i in range(3))]
+    before = {p.name: p.read_bytes() for p in latents.glob("*.safetensors")}
+    # As if the process had died after the first shard.
+    index = json.loads((latents / "index.json").read_text())
+    (latents / "latents_00002.safetensors").unlink()
+    (latents / "latents_00001.safetensors").unlink()
+    (latents / "index.json").write_text(json.dumps({**index, "shards": index["shards"][:1], "names": index["names"][:4]}))
+    again = cli(*run)
+    assert again.code == 0 and "4 of them from before" in again.out
+    for path in latents.glob("*.safetensors"):
+        assert path.read_bytes() == before[path.name]
+    done = cli("decode", run_folder, latents, "--out", tmp_path / "decoded")
+    assert done.code == 0 and len(list((tmp_path / "decoded").glob("*.png"))) == 10
+    refused = cli("encode", run_folder, source, "--out", latents, "--shard-size", 4, "--seed", 1)
+    assert refused.code == 2 and "another seed" in refused.err
+
+
+def test_decode_refuses_the_latents_of_another_model(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    model = unilatent.load(run_folder, device="cpu")
+    model.decoder.out.bias.data += 1
+    model.save_pretrained(other)
+    assert cli("encode", run_folder, pictures(tmp_path / "in"), "--out", tmp_path / "latents").code == 0
+    refused = cli("decode", other, tmp_path / "latents", "--out", tmp_path / "decoded")
+    assert refused.code == 2 and "latents of another model" in refused.err and not (tmp_path / "decoded").exists()
+
+
+def test_presets_config_and_doctor(cli: Command, tmp_path: Path) -> None:
+    listed = cli("presets")
+    assert listed.code == 0 and "imagenet256-unite-xl" in listed.out and "217.64 M" in listed.out
+    shown = cli("config", "show", "digits", "seed=5")
+    assert shown.code == 0 and "seed: 5" in shown.out
+    file = tmp_path / "run.yaml"
+    file.write_text(shown.out)
+    assert cli("config", "show", file).out == shown.out
+    file.write_text("preset: digits\nmethod:\n  flow_draws: 5\n")
+    assert "flow_draws: 5" in cli("config", "show", file).out
+    doctor = cli("doctor")
+    assert doctor.code == 0 and "torch" in doctor.out
+
+
+def test_dry_run_writes_nothing(cli: Command, tmp_path: Path) -> None:
+    done = cli("train", "digits", "--dry-run", "--out", tmp_path / "run")
+    assert done.code == 0 and "parameters" in done.out and not (tmp_path / "run").exists()
+
+
+def test_resume_by_the_names_people_know(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    done = cli("train", "digits", *QUICK, "--output_dir", copy, "--resume_from_checkpoint", "latest")
+    assert done.code == 0 and "resumed from" in done.err
+
+
+TRAIN = [
+    (("digitz",), "preset 'digitz' is unknown; did you mean 'digits'?"),
+    (("digits", "training.stepz=3"), "training.stepz: unknown field; did you mean 'steps'?"),
+    (("digits", "method.decoder.widht=3"), "method.decoder.widht: unknown field; did you mean 'width'?"),
+    (("digits", "training.steps=lots"), "training.steps: 'lots' cannot be used"),
+    (("digits", "training.steps"), "is not KEY=VALUE"),
+    (("digits", "modality.size=9"), "modality.size: 9 is not a multiple of patch_size 2; nearest that works: 8 or 10"),
+    (("digits", "method.generative_encoder.heads=3"), "width 64 is not divisible by heads 3"),
+    (("digits", "data.path={missing}"), "data.path: {missing} does not exist"),
+    (("digits", "data.path={empty}"), "data.path: {empty} holds no pictures"),
+    (("digits", "data.path={flat}", "data.held_out=0"), "no labels (for pictures: a folder a class)"),
+    (("digits", "data.path={broken}", "data.held_out=0"), "x.png: cannot be decoded"),
+    (("digits", "data.path={tiny}", "data.held_out=0"), "is smaller than a patch (2)"),
+    (("digits", "data.held_out=5000"), "held_out"),
+    (("digits", "--resume", "{missing}"), "{missing}: no such checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), TRAIN, ids=[message[:40] for _, message in TRAIN])
+def test_train_refuses(cli: Command, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    places = {name: str(tmp_path / name) for name in ("missing", "empty", "flat", "broken", "tiny")}
+    (tmp_path / "empty").mkdir()
+    pictures(tmp_path / "c")
+    shutil.copytree(tmp_path / "c" / "class0", tmp_path / "flat")
+    (pictures(tmp_path / "broken", each=1) / "class0" / "x.png").write_text("<html>")
+    pictures(tmp_path / "tiny", size=1)
+    out = tmp_path / "run"
+    refused = cli("train", *(a.format(**places) for a in arguments), "--out", out)
+    assert refused.code == 2, refused
+    assert message.format(**places) in refused.err and refused.err.count("\n") == 1, refused.err
+    assert refused.err.startswith("error: ") and not out.exists()
+
+
+SAMPLE = [
+    (("--label", "12"), "labels: 12 is out of range; this model has classes 0 to 9"),
+    (("--label", "zebra"), "labels: 'zebra' is neither a class number"),
+    (("--labels", "0-99999999999"), "labels: 99999999999 is out of range"),
+    (("--guidance-scale", "-1"), "guidance_scale: -1.0 cannot be used"),
+    (("--guidance-interval", "0.9", "0.1"), "low and high must satisfy"),
+    (("--steps", "0"), "num_inference_steps: 0 cannot be used"),
+    (("--solver", "rk4"), "solver: 'rk4' cannot be used"),
+    (("--num", "0"), "num: 0 must be at least 1"),
+    (("--precision", "fp8"), "--precision: 'fp8' is unknown"),
+    (("--nun", "3"), "No such option: --nun"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SAMPLE, ids=[message[:40] for _, message in SAMPLE])
+def test_sample_refuses(
+    cli: Command, run_folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    refused = cli("sample", run_folder, *arguments, "--out", tmp_path / "out")
+    assert refused.code == 2 and message in refused.err, refused
+    assert refused.err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_broken_models_are_named(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    def refusal(name: str) -> str:
+        done = cli("sample", tmp_path / name, "--out", tmp_path / "out")
+        assert done.code == 2 and done.err.count("\n") == 1 and not (tmp_path / "out").exists()
+        return done.err
+
+    for name in ("no_config", "truncated", "other", "garbled"):
+        shutil.copytree(run_folder / "model", tmp_path / name)
+    (tmp_path / "no_config" / "config.json").unlink()
+    assert "no config.json" in refusal("no_config")
+    weights = tmp_path / "truncated" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    assert "model.safetensors: damaged" in refusal("truncated")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["method"]["generative_encoder"]["width"] = 32
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert "has other shapes" in refusal("other")
+    (tmp_path / "garbled" / "config.json").write_text("{")
+    assert "not a model configuration" in refusal("garbled")
+    assert "no such folder" in refusal("nowhere/at/all")
+
+
+def test_out_folders_are_protected(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    assert "holds a run already" in cli("train", "digits", *QUICK, "--out", run_folder).err
+    (tmp_path / "file").write_text("")
+    for verb in (("train", "digits", *QUICK), ("sample", run_folder, "--num", 1, "--steps", 1)):
+        refused = cli(*verb, "--out", tmp_path / "file" / "sub")
+        assert refused.code == 2 and "cannot be written" in refused.err, refused
+    changed = cli("train", "digits", *QUICK, "--resume", "auto", "--out", run_folder, "method.decoder.width=32")
+    assert changed.code == 2 and "method.decoder.width: 32, but the checkpoint was made with 64" in changed.err
+
+
+def test_load_takes_runs_models_and_checkpoints(run_folder: Path, tmp_path: Path) -> None:
+    whole = unilatent.load(run_folder, device="cpu")
+    part = unilatent.load(run_folder / "checkpoints" / "step_00000012", device="cpu")
+    assert whole.fingerprint() == part.fingerprint()
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run_folder, unfinished)
+    shutil.rmtree(unfinished / "model")
+    assert unilatent.load(unfinished, device="cpu").fingerprint() == whole.fingerprint()
+    images = unilatent.sample(whole, num=3, labels=[3], num_inference_steps=2, seed=0)
+    assert images.shape == (3, 1, 8, 8) and images.min() >= 0 and images.max() <= 1
+    z = whole.encode(images)
+    assert z.shape == (3, 4, 16) and whole.decode(z).shape == images.shape
+    with pytest.raises(ValueError, match="no such condition; it takes labels"):
+        unilatent.sample(whole, num=1, prompt="a three")
+    torch.testing.assert_close(unilatent.reconstruct(whole, images), whole.decode(whole.encode(images)))

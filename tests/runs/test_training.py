@@ -1,0 +1,197 @@
+"""Runs: what they write, that resuming is bitwise, that nothing depends on how a batch is cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, Command
+from safetensors.torch import load_file
+
+from unilatent.config import ConfigError
+from unilatent.presets import preset
+from unilatent.training import checkpoint as ckpt
+from unilatent.training.batches import index_at, micro_batches
+from unilatent.training.config import Decay, RunConfig, ScheduleConfig
+from unilatent.training.schedule import factor, unreachable
+from unilatent.training.trainer import Trainer
+
+
+def digits(*overrides: str) -> RunConfig:
+    return preset("digits").override(*QUICK, *overrides)
+
+
+def state(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    return {
+        f"{name}:{key}": value
+        for name in ("model", "ema", "optimizer")
+        for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def test_what_a_run_writes(run_folder: Path) -> None:
+    assert {"config.yaml", "env.json", "metrics.jsonl", "log.txt", "latest.json", "checkpoints", "model"} <= {
+        path.name for path in run_folder.iterdir()
+    }
+    assert {p.name for p in (run_folder / "model").iterdir()} <= {"config.json", "model.safetensors", "README.md"}
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert {"loss/total", "loss/flow", "loss/l1", "grad_norm", "latent_std", "learning_rate", "samples"} <= lines[0].keys()
+    assert json.loads((run_folder / "latest.json").read_text())["step"] == 12
+
+
+def test_the_first_step_moves_the_weights(tmp_path: Path) -> None:
+    """The learning rate of step 1 is not 0."""
+    trainer = Trainer(digits("training.steps=1"), tmp_path / "one")
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.fit()
+    moved = [key for key, value in trainer.model.state_dict().items() if not torch.equal(value, before[key])]
+    assert len(moved) > 10
+
+
+@pytest.mark.parametrize("overrides", [(), ("training.micro_batch_size=6",)])
+def test_resume_is_bitwise(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    Trainer(digits(*overrides), whole).fit()
+    Trainer(digits(*overrides), parts).fit()
+    for step in (8, 12):
+        shutil.rmtree(parts / "checkpoints" / f"step_{step:08d}")
+    shutil.rmtree(parts / "model")
+    resumed = Trainer(digits(*overrides), parts, resume="auto")
+    assert resumed.step == 4
+    resumed.fit()
+    assert_same(state(whole, 12), state(parts, 12))
+    steps = [json.loads(line)["step"] for line in (parts / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 8, 12]
+
+
+def test_a_stop_signal_saves_and_resumes_bitwise(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(digits(), tmp_path / "run")
+    original = trainer._one_step
+
+    def interrupted(micro: list) -> dict:
+        if trainer.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(micro)
+
+    monkeypatch.setattr(trainer, "_one_step", interrupted)
+    trainer.fit()
+    assert trainer.step == 6 and not (tmp_path / "run" / "model").exists()
+    Trainer(digits(), tmp_path / "run", resume="auto").fit()
+    assert_same(state(tmp_path / "run", 12), state(run_folder, 12))
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    """Sixteen samples at once, or in micro-batches of 6, 6 and 4: none is lost, noise stays each sample's own."""
+    runs = {}
+    for micro in ("null", "6"):
+        trainer = Trainer(
+            digits("training.steps=1", f"training.micro_batch_size={micro}", "training.optimizer.muon=false"),
+            tmp_path / micro,
+        )
+        trainer.model.generative_encoder.transformer.out.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        gradients = {}
+        trainer.optimizers.step = lambda g=gradients, t=trainer: g.update(  # type: ignore[method-assign]
+            {name: p.grad.clone() for name, p in t.model.named_parameters() if p.grad is not None}
+        )
+        trainer.fit()
+        runs[micro] = gradients
+    for name, gradient in runs["null"].items():
+        torch.testing.assert_close(runs["6"][name], gradient, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_micro_batches_cover_everything_once() -> None:
+    positions = [p for r in range(3) for batch in micro_batches(range(2, 4), 10, 2, rank=r, world=3) for p in batch]
+    assert sorted(positions) == list(range(20, 40))
+
+
+def test_an_epoch_visits_every_sample_once() -> None:
+    assert sorted(index_at(0, p, 7) for p in range(7, 14)) == list(range(7))
+    assert [index_at(0, p, 50) for p in range(50)] != [index_at(1, p, 50) for p in range(50)]
+    assert [index_at(0, p, 50) for p in range(50)] != [index_at(0, p + 50, 50) for p in range(50)]
+
+
+def test_workers_and_memory_settings_change_nothing(tmp_path: Path, run_folder: Path) -> None:
+    Trainer(digits("training.workers=2"), tmp_path / "workers").fit()
+    assert_same(state(tmp_path / "workers", 12), state(run_folder, 12))
+    Trainer(digits("training.activation_checkpointing=true"), tmp_path / "recompute").fit()
+    a, b = state(tmp_path / "recompute", 12), state(run_folder, 12)
+    assert max(float((a[k] - b[k]).abs().max()) for k in a if k.startswith("model:")) < 1e-4
+
+
+def test_bf16_autocast_steps(tmp_path: Path) -> None:
+    trainer = Trainer(digits("training.precision=bf16", "training.steps=3"), tmp_path / "bf16")
+    trainer.fit()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_a_finished_run_says_so(tmp_path: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    Trainer(digits(), copy, resume="auto").fit()
+    assert "nothing is left to train" in capsys.readouterr().err.replace("\n", " ")
+    assert_same(state(copy, 12), state(run_folder, 12))
+
+
+def test_resume_auto_passes_over_damage_and_a_path_does_not(tmp_path: Path, run_folder: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    last = copy / "checkpoints" / "step_00000012"
+    damaged = bytearray((last / "model.safetensors").read_bytes())
+    damaged[-5] ^= 1
+    (last / "model.safetensors").write_bytes(damaged)
+    assert Trainer(digits(), copy, resume="auto").step == 8
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
+        Trainer(digits(), copy, resume=str(last))
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [("method.generative_encoder.width=32", "method.generative_encoder.width"), ("seed=3", "seed"),
+     ("training.batch_size=8", "training.batch_size"), ("data.held_out=100", "data")],
+)  # fmt: skip
+def test_resume_refuses_another_run(tmp_path: Path, run_folder: Path, override: str, field: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    with pytest.raises(ConfigError, match=f"^{field}: .* the checkpoint was made with"):
+        Trainer(digits(override), copy, resume="auto")
+
+
+def test_a_failed_save_leaves_the_old_checkpoints(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4):
+        ckpt.save(folder, step, lambda f: (f / "a").write_bytes(b"x"), keep=2)
+    assert [p.name for p in sorted(folder.iterdir())] == ["step_00000003", "step_00000004"]
+
+    def fail(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        ckpt.save(folder, 5, fail, keep=2)
+    assert [p.name for p in sorted(folder.iterdir())] == ["step_00000003", "step_00000004"]
+    assert ckpt.newest(folder)[0] == folder / "step_00000004"
+
+
+def test_schedule_in_epochs_ignores_accumulation_and_names_what_is_never_reached() -> None:
+    schedule = ScheduleConfig(unit="epochs", warmup=2, decays=(Decay(start=4, end=6, factor=0.1),))
+    assert [factor(schedule, step, 10) for step in (1, 20, 40, 60, 99)] == pytest.approx([0.05, 1, 1, 0.1, 0.1])
+    assert unreachable(schedule, 100, 10) == []
+    assert "decay to 0.1 is not reached" in unreachable(schedule, 30, 10)[0]
+
+
+def test_diverged_runs_stop(tmp_path: Path) -> None:
+    trainer = Trainer(digits("training.log_every=1"), tmp_path / "nan")
+    trainer.model.generative_encoder.data_in.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="step 1: .*not finite"):
+        trainer.fit()
