@@ -1,6 +1,6 @@
 """Sampling: evaluations and time of each solver, with and without an interval, side by side in one run.
 
-    python benchmarks/sampling.py                       imagenet256-unite-b with random weights, batch 2
+python benchmarks/sampling.py                       imagenet256-unite-b with random weights, batch 2
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -15,6 +16,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, Val
 from .registry import available, find
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data only; and 1e-4 is a number, which YAML 1.1 reads as text (quoted, it stays text)."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """The same resolvers, so that text which would read as a number is quoted."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used: names the field, the value and the way out, in one line."""
 
@@ -24,7 +39,7 @@ class _Nested(ValueError):
 
 
 class Config(BaseModel):
-    """Base of every configuration. Frozen; numbers are not made from strings, nor strings from numbers."""
+    """Base of every configuration: frozen, and strict about its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
 
@@ -60,14 +75,14 @@ class Config(BaseModel):
             if not equals or not key.strip():
                 raise ConfigError(f"override {assignment!r} is not KEY=VALUE; write e.g. training.steps=500")
             try:
-                value = _number(yaml.safe_load(text)) if text.strip() else None
+                value = yaml.load(text, Loader=_Loader) if text.strip() else None
             except yaml.YAMLError:
                 raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it") from None
             _assign(data, key.strip().split("."), value)
         return type(self).parse(data)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def component(kind: str) -> Any:
@@ -98,28 +113,14 @@ def resolve_as(cls: type[Config], value: Any, prefix: str = "") -> Config:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Plain data from a YAML file (safe loader: tags never build objects)."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}; give a preset name or a readable YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"config file {path} holds {type(data).__name__}, not a mapping of settings")
-    return _number(data)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; read it as the number everybody means."""
-    if isinstance(value, dict):
-        return {k: _number(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_number(v) for v in value]
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
+    return data
 
 
 def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:

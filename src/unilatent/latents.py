@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .methods.base import LatentModel, read_weights
 from .training.checkpoint import write_json
+from .types import move, take
 
 INDEX = "index.json"
 
@@ -45,7 +46,7 @@ def encode_to_shards(
         if index["names"][start : min(count, done)] != names[:fresh]:
             raise ValueError(f"{folder}: was made from other data than {source}; choose another folder")
         if fresh < len(names):
-            pending.append(model.encode(data[fresh:], seed=seed, start=start + fresh).cpu())
+            pending.append(model.encode(take(data, slice(fresh, None)), seed=seed, start=start + fresh).cpu())
             index["names"] += names[fresh:]
         pending = _flush(folder, index, pending, shard_size, last=False)
         if progress:
@@ -69,7 +70,7 @@ def decode_shards(model: LatentModel, folder: Path, batch_size: int = 64) -> Ite
     for shard in index["shards"]:
         latents = read_weights(folder / shard)["latents"]
         for batch in latents.split(batch_size):
-            yield model.decode(batch.to(model.device)).cpu()
+            yield move(model.decode(batch.to(model.device)), "cpu")
 
 
 def _open_index(folder: Path, header: dict[str, Any]) -> dict[str, Any]:

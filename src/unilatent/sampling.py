@@ -15,7 +15,7 @@ from .maths.guidance import Denoise, classifier_free
 from .maths.solvers import find_solver
 from .maths.streams import Streams
 from .methods.base import LatentModel, SamplingConfig
-from .types import Conditioning, Layout
+from .types import Conditioning, Layout, count, join, move, take
 
 Progress = Callable[[int], None]
 
@@ -42,7 +42,7 @@ def sample(
     Sample i is a function of (model, seed, i, its condition): neither `num` nor `batch_size` changes it.
     """
     parts = list(sample_batches(model, num, seed=seed, batch_size=batch_size, progress=progress, **settings))
-    return _concatenate([part.data for part in parts])
+    return join([part.data for part in parts])
 
 
 @torch.no_grad()
@@ -51,9 +51,9 @@ def sample_batches(
     progress: Progress | None = None, **settings: Any,
 ) -> Iterator[Samples]:  # fmt: skip
     """The same, batch by batch from sample `start` on; memory does not grow with `num`."""
-    for name, count, least in (("num", num, 1), ("batch_size", batch_size, 1), ("start", start, 0)):
-        if count < least:
-            raise ValueError(f"{name}: {count} must be at least {least}")
+    for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("start", start, 0)):
+        if value < least:
+            raise ValueError(f"{name}: {value} must be at least {least}")
     chosen, given = split_settings(model.config.sampling, settings)
     values = model.conditions.parse(num, given)
     for first in range(start, num, batch_size):
@@ -62,9 +62,7 @@ def sample_batches(
         streams = Streams(("sample", seed, i) for i in rows)
         layout = model.modality.sample_layout(streams).to(model.device)
         latents = sample_latents(model, own, layout, streams, chosen)
-        yield Samples(
-            first, _to_cpu(model.decode(latents, layout)), {k: v.cpu() for k, v in own.items()}, latents.cpu()
-        )
+        yield Samples(first, move(model.decode(latents, layout), "cpu"), move(own, "cpu"), latents.cpu())
         if progress:
             progress(len(rows))
 
@@ -105,10 +103,10 @@ def guided_denoiser(model: LatentModel, cond: Conditioning, layout: Layout, sett
 def reconstruct(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0) -> Any:
     """Data through `encode` and `decode`, on the CPU; `start` is the index of its first sample."""
     parts = []
-    for first in range(0, len(data), batch_size):
-        batch = data[first : first + batch_size]
-        parts.append(_to_cpu(model.decode(model.encode(batch, seed=seed, start=start + first))))
-    return _concatenate(parts)
+    for first in range(0, count(data), batch_size):
+        batch = take(data, slice(first, first + batch_size))
+        parts.append(move(model.decode(model.encode(batch, seed=seed, start=start + first)), "cpu"))
+    return join(parts)
 
 
 def split_settings(defaults: SamplingConfig, settings: dict[str, Any]) -> tuple[SamplingConfig, dict[str, Any]]:
@@ -120,13 +118,3 @@ def split_settings(defaults: SamplingConfig, settings: dict[str, Any]) -> tuple[
         return SamplingConfig.parse({**defaults.plain(), **own}), rest
     except ConfigError as error:
         raise ValueError(str(error)) from None
-
-
-def _to_cpu(data: Any) -> Any:
-    return {key: _to_cpu(value) for key, value in data.items()} if isinstance(data, dict) else data.cpu()
-
-
-def _concatenate(parts: list[Any]) -> Any:
-    if isinstance(parts[0], dict):
-        return {key: _concatenate([part[key] for part in parts]) for key in parts[0]}
-    return torch.cat(parts)

@@ -6,6 +6,7 @@ or of a network, A axes of a position, L condition tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,13 +78,40 @@ class Conditioning:
         return Conditioning(torch.cat([self.vector, other.vector]), tokens, mask)
 
 
+def take(data: Any, rows: slice) -> Any:
+    """Some rows of data: of a tensor, or of every tensor of a dict of them."""
+    return {key: take(value, rows) for key, value in data.items()} if isinstance(data, dict) else data[rows]
+
+
+def count(data: Any) -> int:
+    """How many samples data holds."""
+    return count(next(iter(data.values()))) if isinstance(data, dict) else len(data)
+
+
+def join(parts: Sequence[Any]) -> Any:
+    """Data of several batches as one."""
+    if isinstance(parts[0], dict):
+        return {key: join([part[key] for part in parts]) for key in parts[0]}
+    return torch.cat(list(parts))
+
+
+def move(data: Any, device: torch.device | str) -> Any:
+    """Data on a device."""
+    if isinstance(data, dict):
+        return {key: move(value, device) for key, value in data.items()}
+    return data.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples as their modality holds them, and the condition values that came with them.
 
-    data: what the modality's `pack` takes (pictures: a (B, C, H, W) tensor in [0, 1]).
+    data: what the modality's `pack` takes: a tensor with B rows (pictures: (B, C, H, W) in [0, 1]) or a dict of them.
     values: condition argument ("labels", say) -> tensor with B rows.
     """
 
     data: Any
     values: dict[str, Tensor]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(move(self.data, device), move(self.values, device))

@@ -128,7 +128,9 @@ def test_where_and_cat(name: str):
     mixed, both = cond.where(keep, null), cond.cat(null)
     assert len(mixed) == 4 and len(both) == 8
     for i in range(4):
-        assert all(torch.equal(a, b) for a, b in zip(any_row(mixed, i), any_row(cond if keep[i] else null, i), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(any_row(mixed, i), any_row(cond if keep[i] else null, i), strict=True)
+        )
         assert all(torch.equal(a, b) for a, b in zip(any_row(both, i), any_row(cond, i), strict=True))
         assert all(torch.equal(a, b) for a, b in zip(any_row(both, 4 + i), any_row(null, i), strict=True))
 
@@ -138,7 +140,9 @@ def test_gradients_reach_the_condition_s_weights(name: str):
     conditions = small(name)
     if not [p for p in conditions.parameters() if p.requires_grad]:
         pytest.skip("a condition without trainable weights")
-    sum(part.float().square().sum() for part in (conditions[name].embed(conditions[name].example(3)).vector,)).backward()
+    sum(
+        part.float().square().sum() for part in (conditions[name].embed(conditions[name].example(3)).vector,)
+    ).backward()
     assert any(p.grad is not None and p.grad.any() for p in conditions.parameters())
 
 
@@ -178,7 +182,9 @@ class Whisper(Condition):
 
     def embed(self, values: Tensor) -> Conditioning:
         tokens = values[:, None, None].float().expand(-1, self.length, self.dim)
-        return Conditioning(values[:, None].float().expand(-1, self.dim), tokens, values[:, None] > torch.arange(self.length))
+        return Conditioning(
+            values[:, None].float().expand(-1, self.dim), tokens, values[:, None] > torch.arange(self.length)
+        )
 
     def null(self, n: int) -> Conditioning:
         return self.embed(torch.zeros(n))

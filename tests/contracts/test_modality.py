@@ -103,7 +103,9 @@ def test_loss_is_least_at_the_truth(name: str):
     modality, data = modality_of(name), batch_of(name, B).data
     holds_least_loss(modality, data)
     terms = modality.reconstruction_loss(modality.pack(data), data)
-    assert terms and all(term.shape == () and term.isfinite() and term.dtype == torch.float32 for term in terms.values())
+    assert terms and all(
+        term.shape == () and term.isfinite() and term.dtype == torch.float32 for term in terms.values()
+    )
 
 
 @every_modality
@@ -157,7 +159,11 @@ def test_finish_makes_valid_samples_and_changes_none_twice(name: str):
 
 
 @every_modality
-@pytest.mark.parametrize("nonsense", [None, 3, "picture", [1, 2], {}, torch.zeros(2), torch.zeros(0), object()], ids=repr)
+@pytest.mark.parametrize(
+    "nonsense",
+    [None, 3, "picture", [1, 2], {}, torch.zeros(2), torch.zeros(0), object()],
+    ids=lambda value: type(value).__name__,
+)
 def test_nonsense_is_refused_in_one_line(name: str, nonsense: Any):
     with pytest.raises(ValueError) as caught:
         modality_of(name).check(nonsense)
@@ -279,7 +285,9 @@ def test_a_flipped_unpack_is_noticed():
 
 def test_a_loss_with_its_minimum_elsewhere_is_noticed():
     good, data = modality_of("image"), batch_of("image", B).data
-    shifted = Broken(good, reconstruction_loss=lambda p, d: {"l2": (p.values - good.pack(d).values - 1).square().mean()})
+    shifted = Broken(
+        good, reconstruction_loss=lambda p, d: {"l2": (p.values - good.pack(d).values - 1).square().mean()}
+    )
     with pytest.raises(AssertionError, match="does not raise"):
         holds_least_loss(shifted, data)
 

@@ -102,7 +102,9 @@ def test_every_form_of_time_broadcasts_like_an_explicit_loop(path: NoisePath, ve
     torch.testing.assert_close(function(a, b, t), rows, rtol=1e-12, atol=1e-12)
     whole = function(a, b, 0.3)
     torch.testing.assert_close(function(a, b, torch.tensor(0.3, dtype=torch.float64)), whole, rtol=0, atol=0)
-    torch.testing.assert_close(function(a, b, torch.full((5,), 0.3, dtype=torch.float64)), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        function(a, b, torch.full((5,), 0.3, dtype=torch.float64)), whole, rtol=1e-12, atol=1e-12
+    )
 
 
 @every_path
@@ -121,7 +123,7 @@ def test_expand():
 
 
 def test_impossible_paths_are_refused():
-    with pytest.raises(ValueError, match="start -3.0 must exceed end 3.0"):
+    with pytest.raises(ValueError, match=r"start -3.0 must exceed end 3.0"):
         LogSNRPath(-3.0, 3.0)
     with pytest.raises(ValueError, match="'sigmoid' is unknown"):
         LogSNRPath(shape="sigmoid")

@@ -64,7 +64,6 @@ def test_dopri5_meets_a_tight_tolerance(path: NoisePath):
 
 
 @every_path
-@pytest.mark.xfail(strict=True, reason="steps beyond the last time, where paths have no meaning: needs step_t=end")
 def test_dopri5_never_asks_beyond_the_ends(path: NoisePath):
     """Every time at which the network is asked lies in the interval, and the default tolerance is met."""
     seen: list[float] = []

@@ -31,7 +31,17 @@ def test_successive_draws_continue_each_stream():
 
 
 def test_unlike_keys_give_unlike_streams():
-    keys = [("a", 0, 1), ("a", 1, 0), ("b", 0, 1), ("a", 0, "1"), ("a", 0), ("a01",), ("a", 0, 1, 0), ("a", 1), ("a", 10)]
+    keys = [
+        ("a", 0, 1),
+        ("a", 1, 0),
+        ("b", 0, 1),
+        ("a", 0, "1"),
+        ("a", 0),
+        ("a01",),
+        ("a", 0, 1, 0),
+        ("a", 1),
+        ("a", 10),
+    ]
     assert len({seed_of(*key) for key in keys}) == len(keys)
     assert Streams(keys).normal(4).unique(dim=0).shape[0] == len(keys)
     assert all(0 <= seed_of("x", i) < 2**63 for i in range(200))

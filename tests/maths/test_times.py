@@ -40,7 +40,7 @@ def test_shift_refuses_factors_that_are_not_positive(factor: float):
 def test_logit_normal():
     n = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     t = times.logit_normal(n, mean=0.5, std=2.0)
-    assert t.dtype == torch.float32 and 0 < t.min() and t.max() < 1
+    assert t.dtype == torch.float32 and t.min() > 0 and t.max() < 1
     logits = torch.logit(t.double())
     assert abs(logits.mean() - 0.5) < 0.06 and abs(logits.std() - 2.0) < 0.05
     assert times.logit_normal(torch.zeros(1)).item() == 0.5
@@ -51,7 +51,7 @@ def test_stratified_times_fall_once_into_each_bin(offset: float):
     size = 64
     uniforms = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     t = times.stratified(uniforms, torch.tensor(offset, dtype=torch.float64))
-    assert 0 <= t.min() and t.max() < 1
+    assert t.min() >= 0 and t.max() < 1
     bins = ((t - offset) % 1.0 * size).round().long() % size
     assert bins.sort().values.tolist() == list(range(size))
     edges = torch.arange(size, dtype=torch.float64) / size + 1e-9
@@ -60,7 +60,9 @@ def test_stratified_times_fall_once_into_each_bin(offset: float):
 
 def test_stratified_times_are_uniform_when_the_offset_is():
     stream = torch.Generator().manual_seed(2)
-    first = [times.stratified(torch.rand(4, generator=stream), torch.rand((), generator=stream))[0] for _ in range(4000)]
+    first = [
+        times.stratified(torch.rand(4, generator=stream), torch.rand((), generator=stream))[0] for _ in range(4000)
+    ]
     counts = torch.histc(torch.stack(first), bins=8, min=0, max=1)
     assert (counts - 500).abs().max() < 5 * 500**0.5
 

@@ -7,7 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unilatent.nets.layers import Repeated, RMSNorm, SwiGLU, gate, linear, modulate, muon_parameters, use_muon, zero_init
+from unilatent.nets.layers import (
+    Repeated,
+    RMSNorm,
+    SwiGLU,
+    gate,
+    linear,
+    modulate,
+    muon_parameters,
+    use_muon,
+    zero_init,
+)
 from unilatent.nets.transformer import PlainTransformer, Transformer
 
 
@@ -69,7 +79,9 @@ def test_muon_trains_the_matrices_inside_a_plain_transformer():
 
 
 def test_muon_parameters_are_trainable_matrices_each_once():
-    model = nn.ModuleList([linear(3, 4), nn.Linear(3, 4), use_muon(nn.Embedding(5, 3)), linear(3, 3).requires_grad_(False)])
+    model = nn.ModuleList(
+        [linear(3, 4), nn.Linear(3, 4), use_muon(nn.Embedding(5, 3)), linear(3, 3).requires_grad_(False)]
+    )
     assert [p.shape for p in muon_parameters(model)] == [(4, 3), (5, 3)]
 
 

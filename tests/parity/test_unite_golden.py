@@ -244,8 +244,8 @@ def test_j_two_training_steps(model: UNITE, images: Tensor) -> None:
         for part in ours.loss_from(batch, ours._tokens(images), draws):
             part.value.backward()
             parts.append(part)
-        torch.testing.assert_close(float(parts[0].value), step["rec_l1"], rtol=1e-4, atol=0)
-        torch.testing.assert_close(float(sum(p.value for p in parts)), step["total"], rtol=1e-4, atol=0)
+        torch.testing.assert_close(parts[0].value.item(), step["rec_l1"], rtol=1e-4, atol=0)
+        torch.testing.assert_close(sum(p.value.item() for p in parts), step["total"], rtol=1e-4, atol=0)
         norm = clip_gradients(ours, None)
         torch.testing.assert_close(float(norm), step["grad_norm_before_clip"], rtol=1e-3, atol=0)
         compare(

@@ -41,7 +41,12 @@ def test_sample(cli: Command, run_folder: Path, tmp_path: Path) -> None:
 
 def test_sample_file_is_the_same_for_any_batch_size(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     for size in (2, 64):
-        assert cli("sample", run_folder, "--num", 5, "--steps", 2, "--batch-size", size, "--out", tmp_path / str(size)).code == 0
+        assert (
+            cli(
+                "sample", run_folder, "--num", 5, "--steps", 2, "--batch-size", size, "--out", tmp_path / str(size)
+            ).code
+            == 0
+        )
     a, b = (np.load(tmp_path / str(size) / "samples.npz")["arr_0"].astype(int) for size in (2, 64))
     assert np.abs(a - b).max() <= 1
 
@@ -70,7 +75,9 @@ def test_encode_resumes_and_decodes(cli: Command, run_folder: Path, tmp_path: Pa
     index = json.loads((latents / "index.json").read_text())
     (latents / "latents_00002.safetensors").unlink()
     (latents / "latents_00001.safetensors").unlink()
-    (latents / "index.json").write_text(json.dumps({**index, "shards": index["shards"][:1], "names": index["names"][:4]}))
+    (latents / "index.json").write_text(
+        json.dumps({**index, "shards": index["shards"][:1], "names": index["names"][:4]})
+    )
     again = cli(*run)
     assert again.code == 0 and "4 of them from before" in again.out
     for path in latents.glob("*.safetensors"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, Command
+from conftest import QUICK
 from safetensors.torch import load_file
 
 from unilatent.config import ConfigError
@@ -47,7 +47,9 @@ def test_what_a_run_writes(run_folder: Path) -> None:
     assert {p.name for p in (run_folder / "model").iterdir()} <= {"config.json", "model.safetensors", "README.md"}
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
-    assert {"loss/total", "loss/flow", "loss/l1", "grad_norm", "latent_std", "learning_rate", "samples"} <= lines[0].keys()
+    assert {"loss/total", "loss/flow", "loss/l1", "grad_norm", "latent_std", "learning_rate", "samples"} <= lines[
+        0
+    ].keys()
     assert json.loads((run_folder / "latest.json").read_text())["step"] == 12
 
 
@@ -76,7 +78,9 @@ def test_resume_is_bitwise(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     assert steps == [4, 8, 12]
 
 
-def test_a_stop_signal_saves_and_resumes_bitwise(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_signal_saves_and_resumes_bitwise(
+    tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = Trainer(digits(), tmp_path / "run")
     original = trainer._one_step
 
@@ -100,7 +104,9 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
             digits("training.steps=1", f"training.micro_batch_size={micro}", "training.optimizer.muon=false"),
             tmp_path / micro,
         )
-        trainer.model.generative_encoder.transformer.out.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        trainer.model.generative_encoder.transformer.out.weight.data.normal_(
+            std=0.1, generator=torch.Generator().manual_seed(0)
+        )
         gradients = {}
         trainer.optimizers.step = lambda g=gradients, t=trainer: g.update(  # type: ignore[method-assign]
             {name: p.grad.clone() for name, p in t.model.named_parameters() if p.grad is not None}
@@ -193,5 +199,5 @@ def test_schedule_in_epochs_ignores_accumulation_and_names_what_is_never_reached
 def test_diverged_runs_stop(tmp_path: Path) -> None:
     trainer = Trainer(digits("training.log_every=1"), tmp_path / "nan")
     trainer.model.generative_encoder.data_in.weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="step 1: .*not finite"):
+    with pytest.raises(FloatingPointError, match=r"step 1: .*not finite"):
         trainer.fit()

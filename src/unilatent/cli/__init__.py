@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
 from . import config, convert, decode, doctor, encode, presets, reconstruct, sample, train
 
-ClickException = typer.BadParameter.__mro__[2]
+ClickException: Any = typer.BadParameter.__mro__[2]
 """Typer brings its own copy of click in some versions, and uses the installed one in others."""
 
 app = typer.Typer(

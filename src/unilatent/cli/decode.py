@@ -26,6 +26,7 @@ def run(
     with progress("decoding", None) as advance, autocast(network.device, precision):
         for data in decode_shards(network, source, batch_size):
             folder = folder or make_folder(out)
-            count += len(network.modality.write(data, folder, start=count))
-            advance(len(data))
+            written = network.modality.write(data, folder, start=count)
+            count += len(written)
+            advance(len(written))
     print(f"{count} samples in {out}")

@@ -29,6 +29,7 @@ def run(
 ) -> None:
     """Encode and decode your own data, and say how far the result is from it."""
     from ..sampling import reconstruct
+    from ..types import take
 
     network = load(model, device)
     batches = network.modality.read(source, batch_size)
@@ -38,14 +39,16 @@ def run(
     folder = None
     with progress("reconstructing", num) as advance:
         for data, names in batches:
-            data, names = (data, names) if num is None else (data[: num - len(files)], names[: num - len(files)])
+            data, names = (
+                (data, names) if num is None else (take(data, slice(num - len(files))), names[: num - len(files)])
+            )
             started = time.perf_counter()
             with autocast(network.device, precision):
                 made = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files))
             seconds += time.perf_counter() - started
             folder = folder or make_folder(out)
             if not shown:
-                shown = [data[:SHOWN], made[:SHOWN]]
+                shown = [take(data, slice(SHOWN)), take(made, slice(SHOWN))]
             paths = network.modality.write(made, folder, start=len(files))
             errors = network.modality.errors(made, data)
             for i, (name, path) in enumerate(zip(names, paths, strict=True)):

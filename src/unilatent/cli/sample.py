@@ -46,6 +46,7 @@ def run(
 ) -> None:
     """Draw new samples. What is not given is the model's own setting."""
     from ..sampling import sample_batches, split_settings
+    from ..types import join, take
 
     network = load(model, device)
     settings: dict[str, Any] = {
@@ -65,11 +66,8 @@ def run(
                 values = {key: value.numpy() for key, value in part.values.items()}
                 arrays.add({**network.modality.arrays(part.data), **values})
                 if part.start < GRID:
-                    shown.append(part.data[: GRID - part.start])
-    import torch
-
-    grid = torch.cat(shown) if isinstance(shown[0], torch.Tensor) else shown[0]
-    network.modality.draw_grid([grid], folder / "grid.png", columns=10)
+                    shown.append(take(part.data, slice(GRID - part.start)))
+    network.modality.draw_grid([join(shown)], folder / "grid.png", columns=10)
     record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "seed": seed, "labels": labels,
               "precision": precision, **chosen.plain()}  # fmt: skip
     (folder / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")

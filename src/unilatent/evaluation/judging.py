@@ -10,6 +10,7 @@ from ..methods.base import LatentModel
 from ..modalities.base import Evidence, Row, Splits
 from ..sampling import Progress, reconstruct, sample_batches
 from ..training.batches import whole
+from ..types import join
 
 
 def judge(
@@ -30,12 +31,11 @@ def judge(
     held_out = whole(splits.held_out, modality)
     train = whole(splits.train, modality, limit=20_000)
     parts = list(sample_batches(model, num_samples, seed=seed, batch_size=250, progress=progress, **settings))
-    values = {key: modality.collate([row for part in parts for row in part.values[key]]) for key in parts[0].values}
     evidence = Evidence(
         train=(train.data, train.values),
         held_out=(held_out.data, held_out.values),
         reconstructions=reconstruct(model, held_out.data, seed=seed, batch_size=250),
-        samples=(modality.collate([row for part in parts for row in part.data]), values),
+        samples=(join([part.data for part in parts]), join([part.values for part in parts]) if parts[0].values else {}),
     )
     return [row for metric in modality.metrics() for row in metric(evidence)]
 

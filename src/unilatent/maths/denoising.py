@@ -8,16 +8,21 @@ from .paths import expand
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of values (B, N, ...) over everything real; mask (B, N) or None. Scalar, float32."""
-    values = values.float()
+    """Mean of values (B, N, ...) over each sample's real tokens, then over samples. Scalar, float32.
+
+    mask: (B, N), or None when nothing is padding.
+
+    Every sample counts the same, so a batch's mean is the mean of its parts' means however it is cut.
+    """
+    per_token = values.float().flatten(2).mean(-1) if values.ndim > 2 else values.float()  # (B, N)
     if mask is None:
-        return values.mean()
-    weights = mask.to(values.dtype).reshape(*mask.shape, *[1] * (values.ndim - 2))
-    return (values * weights).sum() / weights.expand_as(values).sum().clamp(min=1)
+        return per_token.mean()
+    real = mask.to(per_token.dtype)
+    return ((per_token * real).sum(1) / real.sum(1).clamp(min=1)).mean()
 
 
 def denoising_loss(clean: Tensor, estimate: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over samples, real tokens and channels of weight(t) |clean - estimate|^2. Scalar, float32.
+    """Mean over channels, each sample's real tokens, and samples of weight(t) |clean - estimate|^2. Scalar, float32.
 
     clean, estimate: (B, N, C); weight: (B,), already evaluated at each sample's time; mask: (B, N) or None.
     Whether a gradient flows into `clean` is the caller's decision: detach it or do not.

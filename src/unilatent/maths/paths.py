@@ -69,10 +69,10 @@ class LinearPath(NoisePath):
     """Rectified flow: alpha = 1 - t, sigma = t.
 
     min_time: the velocity (z - x) / t divides by max(t, min_time), as UNITE's authors do with 0.05, in training and
-    in sampling alike; 0 gives the exact path.
+    in sampling alike. The default only keeps t = 0 finite.
     """
 
-    min_time: float = 0.0
+    min_time: float = 1e-5
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t

@@ -67,7 +67,7 @@ def dpmpp_2m(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Ten
 def dopri5(
     denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, rtol: float = 1e-3, atol: float = 1e-6
 ) -> Tensor:
-    """Adaptive Dormand-Prince through torchdiffeq; `times` gives only the ends.
+    """Adaptive Dormand-Prince through torchdiffeq; `times` gives only the ends, which no evaluation passes.
 
     Step sizes come from the whole batch: a sample changes slightly with its batch mates.
     """
@@ -77,7 +77,7 @@ def dopri5(
         return path.velocity(z, denoise(z, float(t)), float(t))
 
     ends = times[[0, -1]].to(device=z.device, dtype=z.dtype)
-    return odeint(field, z, ends, method="dopri5", rtol=rtol, atol=atol)[-1]
+    return odeint(field, z, ends, method="dopri5", rtol=rtol, atol=atol, options={"step_t": ends[-1:]})[-1]
 
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {

@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def shift(t: Tensor, factor: float) -> Tensor:
-    """Move times towards noise (factor > 1) or data (factor < 1), end points fixed: f t / (1 + (f - 1) t).
+    """Move times towards noise (factor > 1) or data (factor < 1), end points fixed: f t / (f t + 1 - t).
 
     UNITE's "alpha = 0.5" (t = 1 clean) is factor 2 here.
     """
     if factor <= 0:
         raise ValueError(f"shift: factor {factor} must be positive")
-    return factor * t / (1 + (factor - 1) * t)
+    return factor * t / (factor * t + (1 - t))
 
 
 def logit_normal(normals: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

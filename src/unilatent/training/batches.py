@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..maths.streams import generator
@@ -84,19 +83,6 @@ def whole(dataset: Dataset, modality: Modality, limit: int | None = None) -> Bat
     """A whole data set in one batch, or its first `limit` samples."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
     return collate([dataset[i] for i in range(count)], modality)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Data and values on the device."""
-    return Batch(_move(batch.data, device), {key: value.to(device) for key, value in batch.values.items()})
-
-
-def _move(data: Any, device: torch.device) -> Any:
-    if isinstance(data, Tensor):
-        return data.to(device, non_blocking=True)
-    if isinstance(data, dict):
-        return {key: _move(value, device) for key, value in data.items()}
-    return data
 
 
 def _quiet_worker(_: int) -> None:

@@ -112,7 +112,7 @@ class RunConfig(ModelConfig):
         modality = content.get("modality")
         name = modality.get("name") if isinstance(modality, dict) else getattr(modality, "name", None)
         if name not in available("modalities"):
-            return content
+            return {**content, "data": Config()}  # the modality's own fault is the one to report
         data = resolve_as(find("modalities", name).DataConfig, content.get("data", {}), prefix="data.")
         return {**content, "data": data}
 

@@ -19,6 +19,7 @@ class Journal:
         self.folder, self.total, self.done = folder, total, done
         self.console = console or Console(stderr=True)
         self.live = self.console.is_terminal
+        self.next_line = done
         self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.words = (folder / "log.txt").open("a", encoding="utf-8")
         self.bar = Progress(
@@ -46,7 +47,8 @@ class Journal:
         print(json.dumps({"step": step, **numbers}), file=self.metrics, flush=True)
         shown = "  ".join(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in numbers.items() if _shown(key))
         self.bar.update(self.task, description=shown)
-        if not self.live and (step % max(1, self.total // 20) < 1 or step == self.total):
+        if not self.live and (step >= self.next_line or step == self.total):
+            self.next_line = step + max(1, self.total // 20)
             print(f"step {step}/{self.total}  {shown}", file=sys.stderr, flush=True)
 
     def advance(self, step: int) -> None:

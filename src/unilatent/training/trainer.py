@@ -31,7 +31,7 @@ from ..registry import find
 from ..sampling import reconstruct, sample
 from ..types import Batch
 from . import checkpoint as ckpt
-from .batches import index_at, loader, micro_batches, to_device, whole
+from .batches import index_at, loader, micro_batches, whole
 from .config import RunConfig
 from .ema import EMA
 from .journal import Journal, trim
@@ -129,7 +129,7 @@ class Trainer:
         for positions, batch in micro:
             keys = (("train", self.config.seed, position) for position in positions)
             streams = Streams(keys, self.device)
-            batch = to_device(batch, self.device)
+            batch = batch.to(self.device)
             batch = replace(batch, data=self.model.modality.augment(batch.data, streams))
             share = len(positions) / total
             for part in self._backward(batch, streams, share):
@@ -227,7 +227,7 @@ class Trainer:
     # The run folder.
 
     def _try_data(self) -> None:
-        """Reads the first few samples that training will read, so that unreadable data is refused before a run exists."""
+        """Reads the first samples of the run, so that unreadable data is refused before there is a folder."""
         for position in range(min(self.training.batch_size, 8)):
             self.splits.train[index_at(self.config.seed, position, self.samples)]
 
