@@ -14,15 +14,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .loading import load
     from .methods.unite import UNITE
-    from .sampling import reconstruct, sample
+    from .sampling import decode, encode, reconstruct, sample
 
 _HOMES = {
     "load": "loading",
     "sample": "sampling",
     "reconstruct": "sampling",
+    "encode": "sampling",
+    "decode": "sampling",
     "UNITE": "methods.unite",
 }
-__all__ = ["UNITE", "__version__", "load", "reconstruct", "sample"]
+__all__ = ["UNITE", "__version__", "decode", "encode", "load", "reconstruct", "sample"]
 
 
 def __getattr__(name: str) -> Any:

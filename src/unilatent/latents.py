@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .files import write_json
 from .methods.base import LatentModel, read_weights
-from .training.checkpoint import write_json
 from .types import move, take
 
 INDEX = "index.json"
@@ -24,14 +24,14 @@ INDEX = "index.json"
 
 def encode_to_shards(
     model: LatentModel, source: Path, make_folder: Callable[[], Path], *, seed: int = 0, batch_size: int = 64,
-    shard_size: int = 4096, progress: Callable[[int], None] | None = None,
+    shard_size: int = 4096, precision: str = "fp32", progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:  # fmt: skip
     """All samples of `source` as shards in a folder; finished shards of the same model and settings are kept.
 
     Returns how many latents there are, and how many of them were there before. ValueError if the folder holds the
     latents of another model or with other settings.
     """
-    header = {"model": model.fingerprint(), "seed": seed, "shard_size": shard_size}
+    header = {"model": model.fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
     batches = model.modality.read(source, batch_size)
     pending: list[Tensor] = []
     folder, index, done = None, {}, 0
@@ -67,10 +67,11 @@ def decode_shards(model: LatentModel, folder: Path, batch_size: int = 64) -> Ite
         raise ValueError(
             f"{folder}: latents of another model (fingerprint {index['model'][:12]}); decode with that one"
         )
+    start = 0
     for shard in index["shards"]:
-        latents = read_weights(folder / shard)["latents"]
-        for batch in latents.split(batch_size):
-            yield move(model.decode(batch.to(model.device)), "cpu")
+        for batch in read_weights(folder / shard)["latents"].split(batch_size):
+            yield move(model.decode(batch.to(model.device), seed=index["seed"], start=start), "cpu")
+            start += len(batch)
 
 
 def _open_index(folder: Path, header: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .devices import pick_device
 from .methods.base import CONFIG, WEIGHTS, LatentModel, load_weights, read_config, read_model, read_weights
 from .training.checkpoint import newest, verify
 
@@ -16,7 +17,7 @@ def load(source: str | Path, *, device: str | torch.device | None = None, revisi
     A run that is not finished gives its newest sound checkpoint. device: None takes a GPU if there is one.
     ValueError names what is missing or damaged.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(None if device is None else str(device))
     path = Path(source)
     if path.is_dir():
         return _load_folder(path, device)
@@ -29,7 +30,10 @@ def load(source: str | Path, *, device: str | torch.device | None = None, revisi
 
 def _load_folder(path: Path, device: torch.device) -> LatentModel:
     if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
-        return _load_checkpoint(path, device) if (path / "ema.safetensors").is_file() else read_model(path, device)
+        if (path / "ema.safetensors").is_file():
+            verify(path)
+            return _load_checkpoint(path, device)
+        return read_model(path, device)
     if (path / "model").is_dir():
         return read_model(path / "model", device)
     if (path / "checkpoints").is_dir():
@@ -41,8 +45,7 @@ def _load_folder(path: Path, device: torch.device) -> LatentModel:
 
 
 def _load_checkpoint(path: Path, device: torch.device) -> LatentModel:
-    """A training checkpoint, with its averaged weights."""
-    verify(path)
+    """A verified training checkpoint, with its averaged weights."""
     model = LatentModel.build(read_config(path)).to(device)
     weights = read_weights(path / "model.safetensors", device) | read_weights(path / "ema.safetensors", device)
     load_weights(model, weights, path)

@@ -15,7 +15,7 @@ from .maths.guidance import Denoise, classifier_free
 from .maths.solvers import find_solver
 from .maths.streams import Streams
 from .methods.base import LatentModel, SamplingConfig
-from .types import Conditioning, Layout, count, join, move, take
+from .types import Conditioning, Layout, count, move, take
 
 Progress = Callable[[int], None]
 
@@ -42,7 +42,7 @@ def sample(
     Sample i is a function of (model, seed, i, its condition): neither `num` nor `batch_size` changes it.
     """
     parts = list(sample_batches(model, num, seed=seed, batch_size=batch_size, progress=progress, **settings))
-    return join([part.data for part in parts])
+    return model.modality.join([part.data for part in parts])
 
 
 @torch.no_grad()
@@ -62,7 +62,9 @@ def sample_batches(
         streams = Streams(("sample", seed, i) for i in rows)
         layout = model.modality.sample_layout(streams).to(model.device)
         latents = sample_latents(model, own, layout, streams, chosen)
-        yield Samples(first, move(model.decode(latents, layout), "cpu"), move(own, "cpu"), latents.cpu())
+        yield Samples(
+            first, move(model.decode(latents, layout, seed=seed, start=first), "cpu"), move(own, "cpu"), latents.cpu()
+        )
         if progress:
             progress(len(rows))
 
@@ -72,7 +74,7 @@ def sample_latents(
 ) -> Tensor:
     """Latents (B, K, D) integrated from each stream's noise; layout: of the data tokens."""
     latent_layout = model.latent_layout(layout)
-    noise = streams.normal(latent_layout.num_tokens, model.latent_channels).to(model.device)
+    noise = streams.normal(model.max_latents, model.latent_channels)[:, : latent_layout.num_tokens].to(model.device)
     n = len(noise)
     cond = model.conditions(values) if values else model.conditions.null(n)
     denoise = guided_denoiser(model, cond, latent_layout, settings)
@@ -101,12 +103,28 @@ def guided_denoiser(model: LatentModel, cond: Conditioning, layout: Layout, sett
 
 @torch.no_grad()
 def reconstruct(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0) -> Any:
-    """Data through `encode` and `decode`, on the CPU; `start` is the index of its first sample."""
+    """Data through `encode` and `decode` in its own layout, on the CPU; `start` is the index of its first sample."""
     parts = []
     for first in range(0, count(data), batch_size):
         batch = take(data, slice(first, first + batch_size))
-        parts.append(move(model.decode(model.encode(batch, seed=seed, start=start + first)), "cpu"))
-    return join(parts)
+        latents = model.encode(batch, seed=seed, start=start + first)
+        layout = model.modality.pack(batch).layout
+        parts.append(move(model.decode(latents, layout, seed=seed, start=start + first), "cpu"))
+    return model.modality.join(parts)
+
+
+def encode(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64) -> Tensor:
+    """Data to latents (B, K, D) in batches, on the CPU."""
+    parts = range(0, count(data), batch_size)
+    return torch.cat([model.encode(take(data, slice(i, i + batch_size)), seed=seed, start=i).cpu() for i in parts])
+
+
+def decode(model: LatentModel, latents: Tensor, *, seed: int = 0, batch_size: int = 64) -> Any:
+    """Latents (B, K, D) to data in batches, on the CPU."""
+    parts = range(0, len(latents), batch_size)
+    return model.modality.join(
+        [move(model.decode(latents[i : i + batch_size], seed=seed, start=i), "cpu") for i in parts]
+    )
 
 
 def split_settings(defaults: SamplingConfig, settings: dict[str, Any]) -> tuple[SamplingConfig, dict[str, Any]]:

@@ -7,11 +7,12 @@ or of a network, A axes of a position, L condition tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,44 @@ class Conditioning:
     def __len__(self) -> int:
         return self.vector.shape[0]
 
+    def repeat(self, times: int) -> Conditioning:
+        """All rows `times` times over."""
+        tokens = None if self.tokens is None else self.tokens.repeat(times, 1, 1)
+        mask = None if self.mask is None else self.mask.repeat(times, 1)
+        return Conditioning(self.vector.repeat(times, 1), tokens, mask)
+
+    def padded(self, length: int) -> Conditioning:
+        """With exactly `length` tokens, those added masked out."""
+        n, device = len(self), self.vector.device
+        tokens = self.vector.new_zeros(n, 0, self.vector.shape[1]) if self.tokens is None else self.tokens
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device) if self.mask is None else self.mask
+        more = length - tokens.shape[1]
+        return Conditioning(self.vector, F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more), value=False))
+
     def where(self, keep: Tensor, other: Conditioning) -> Conditioning:
         """Rows of self where `keep` (B,) is True, rows of `other` elsewhere."""
-        tokens = None
-        if self.tokens is not None and other.tokens is not None:
-            tokens = torch.where(keep[:, None, None], self.tokens, other.tokens)
-        mask = None
-        if self.mask is not None and other.mask is not None:
-            mask = torch.where(keep[:, None], self.mask, other.mask)
-        return replace(self, vector=torch.where(keep[:, None], self.vector, other.vector), tokens=tokens, mask=mask)
+        a, b = _aligned(self, other)
+        vector = torch.where(keep[:, None], a.vector, b.vector)
+        if a.tokens is None or b.tokens is None or a.mask is None or b.mask is None:
+            return Conditioning(vector)
+        tokens = torch.where(keep[:, None, None], a.tokens, b.tokens)
+        return Conditioning(vector, tokens, torch.where(keep[:, None], a.mask, b.mask))
 
     def cat(self, other: Conditioning) -> Conditioning:
         """Both along the batch."""
-        tokens = None if self.tokens is None or other.tokens is None else torch.cat([self.tokens, other.tokens])
-        mask = None if self.mask is None or other.mask is None else torch.cat([self.mask, other.mask])
-        return Conditioning(torch.cat([self.vector, other.vector]), tokens, mask)
+        a, b = _aligned(self, other)
+        vector = torch.cat([a.vector, b.vector])
+        if a.tokens is None or b.tokens is None or a.mask is None or b.mask is None:
+            return Conditioning(vector)
+        return Conditioning(vector, torch.cat([a.tokens, b.tokens]), torch.cat([a.mask, b.mask]))
+
+
+def _aligned(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioning]:
+    """Both with as many tokens, masked where there were none; unchanged when neither has any."""
+    if a.tokens is None and b.tokens is None:
+        return a, b
+    length = max(0 if c.tokens is None else c.tokens.shape[1] for c in (a, b))
+    return a.padded(length), b.padded(length)
 
 
 def take(data: Any, rows: slice) -> Any:
@@ -99,7 +123,7 @@ def move(data: Any, device: torch.device | str) -> Any:
     """Data on a device."""
     if isinstance(data, dict):
         return {key: move(value, device) for key, value in data.items()}
-    return data.to(device, non_blocking=True)
+    return data.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
 @dataclass(frozen=True)

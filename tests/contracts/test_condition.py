@@ -218,3 +218,13 @@ def test_a_null_that_equals_a_value_is_noticed():
     holds_null_differs(Whisper(D, 2), torch.arange(1, 4))
     with pytest.raises(AssertionError, match="null says the same"):
         holds_null_differs(Mute(D, 2), torch.arange(1, 4))
+
+
+def test_only_text_is_looked_up_as_a_class_name():
+    from unilatent.conditions.class_label import ClassLabel, ClassLabelConfig
+
+    labels = ClassLabel(ClassLabelConfig(num_classes=3, class_names=("1", "10", "2")), 8)
+    assert labels.parse(1).tolist() == labels.parse(torch.tensor([1])).tolist() == [1]
+    assert (
+        labels.parse("10").tolist() == [1] and labels.parse("1").tolist() == [0] and labels.parse("2").tolist() == [2]
+    )

@@ -154,7 +154,7 @@ class FakeLPIPS(nn.Module):
 
 def test_perceptual_term_in_float32_on_pictures_in_minus_one_to_one(monkeypatch):
     asked = []
-    monkeypatch.setattr(losses, "_lpips", lambda file, device: asked.append((file, device.type)) or FakeLPIPS())
+    monkeypatch.setattr(losses, "lpips", lambda file, device: asked.append((file, device.type)) or FakeLPIPS())
     image = make(size=32, l1_weight=0, perceptual_weight=0.5, perceptual_weights="vgg.pth")
     data = pictures(2, 3, 32, 32)
     values = (image.pack(data).values + 0.1).requires_grad_()
@@ -174,7 +174,7 @@ def test_missing_perceptual_weights_are_named(tmp_path):
 
 
 def test_no_network_is_loaded_without_a_perceptual_weight(monkeypatch):
-    monkeypatch.setattr(losses, "_lpips", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(losses, "lpips", lambda *_: pytest.fail("loaded"))
     make().reconstruction_loss(make().pack(pictures()), pictures())
 
 

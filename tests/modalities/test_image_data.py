@@ -19,15 +19,15 @@ from sklearn.datasets import load_digits
 
 from unilatent.config import ConfigError
 from unilatent.modalities.image import Image, ImageConfig, ImageData
-from unilatent.modalities.image.data import Frame, decode, fit, held_out_indices
+from unilatent.modalities.image.data import DIGITS, Frame, decode, fit, held_out_indices
 
 
 def make(**fields) -> Image:
     return Image(ImageConfig.parse({"size": 8, "patch_size": 2} | fields))
 
 
-def splits(path: Path | None, held_out: int = 0, modality: Image | None = None, **fields):
-    config = ImageData.parse({"path": None if path is None else str(path), "held_out": held_out} | fields)
+def splits(path: Path | str, held_out: int = 0, modality: Image | None = None, **fields):
+    config = ImageData.parse({"path": str(path), "held_out": held_out} | fields)
     return (modality or make()).splits(config)
 
 
@@ -178,8 +178,8 @@ def test_pictures_smaller_than_a_patch_are_named(shape):
 # ---- the embedded digits -------------------------------------------------------------------------------------------
 
 
-def test_digits_are_the_default_and_exact():
-    train, held_out = (part for part in vars(splits(None, 100, make(channels=1))).values())
+def test_digits_are_embedded_and_exact():
+    train, held_out = (part for part in vars(splits(DIGITS, 100, make(channels=1))).values())
     assert len(train) == 1697 and len(held_out) == 100
     assert train.facts == held_out.facts == {"labels": {"class_names": tuple("0123456789")}}
     digits = load_digits()
@@ -191,7 +191,7 @@ def test_digits_are_the_default_and_exact():
 
 
 def test_digits_come_in_the_size_and_channels_asked_for():
-    picture, _ = splits(None, 0, make(size=[16, 24])).train[0]
+    picture, _ = splits(DIGITS, 0, make(size=[16, 24])).train[0]
     assert picture.shape == (3, 16, 24) and picture.min() >= 0 and picture.max() <= 1
     assert torch.equal(picture[0], picture[2])
 
@@ -262,7 +262,7 @@ def test_decoded_pictures_are_kept_when_few(tmp_path):
 
 def test_an_item_is_its_own(tmp_path):
     """Changing a picture in place must not change the kept one."""
-    for data in (splits(tree(tmp_path / "set")).train, splits(None).train):
+    for data in (splits(tree(tmp_path / "set")).train, splits(DIGITS).train):
         before = data[0][0].clone()
         data[0][0].zero_()
         assert torch.equal(data[0][0], before) and before.any()
@@ -282,7 +282,7 @@ def test_archives_are_read_right_by_worker_processes(tmp_path, workers):
 
 
 def test_held_out_samples_are_disjoint_balanced_and_repeat():
-    a, b = splits(None, 200), splits(None, 200)
+    a, b = splits(DIGITS, 200), splits(DIGITS, 200)
     assert a.held_out.indices == b.held_out.indices and set(a.held_out.indices).isdisjoint(a.train.indices)
     assert sorted([*a.train.indices, *a.held_out.indices]) == list(range(1797))
     counts = Counter(a.held_out[i][1]["labels"] for i in range(200))
@@ -316,7 +316,7 @@ def test_fingerprints_change_with_samples_sizes_and_splits(tmp_path):
     base = splits(folder, 2)
     prints = [base.train.fingerprint, base.held_out.fingerprint, splits(folder).train.fingerprint]
     prints.append(splits(folder, 2, make(size=4)).train.fingerprint)
-    prints += [splits(None).train.fingerprint, splits(zipped(folder, tmp_path / "a.zip")).train.fingerprint]
+    prints += [splits(DIGITS).train.fingerprint, splits(zipped(folder, tmp_path / "a.zip")).train.fingerprint]
     assert splits(folder, 2).train.fingerprint == prints[0]
     (folder / "cat" / "0.png").write_bytes(encoded(noise(10, 12, 3)) + b"longer")
     prints.append(splits(folder).train.fingerprint)

@@ -28,7 +28,7 @@ def stacked(dataset) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 def digits():
     """Training and held-out digits, each (data, values)."""
     image = Image(ImageConfig(size=8, patch_size=2, channels=1))
-    both = image.splits(ImageData(held_out=297))
+    both = image.splits(ImageData(path="digits", held_out=297))
     return stacked(both.train), stacked(both.held_out)
 
 

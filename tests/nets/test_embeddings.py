@@ -64,11 +64,19 @@ def test_rotary_shapes_and_a_shared_layout():
 
 
 @pytest.mark.parametrize(("axes", "width"), [(1, 7), (2, 6), (3, 16)])
-def test_widths_that_axes_do_not_divide_are_refused(axes: int, width: int):
-    with pytest.raises(ValueError, match=f"head width {width} is not divisible by {2 * axes}"):
-        rotary(torch.zeros(1, 3, axes), width)
-    with pytest.raises(ValueError, match=f"width {width} is not divisible by {2 * axes}"):
-        sincos(torch.zeros(3, axes), width)
+def test_channels_that_axes_cannot_share_evenly_hold_nothing(axes: int, width: int):
+    shared = width // (2 * axes) * 2 * axes
+    positions = torch.arange(1.0, 1 + 3 * axes).view(3, axes)
+    waves = sincos(positions, width)
+    assert waves.shape == (3, width) and (waves[:, shared:] == 0).all()
+    torch.testing.assert_close(waves[:, :shared], sincos(positions, shared) if shared else waves[:, :0])
+    if width % 2:
+        with pytest.raises(ValueError, match=f"head width {width} is odd"):
+            rotary(positions[None], width)
+        return
+    cos, sin = rotary(positions[None], width)
+    assert cos.shape == sin.shape == (1, 1, 3, width // 2)
+    assert (cos[..., shared // 2 :] == 1).all() and (sin[..., shared // 2 :] == 0).all()
 
 
 def test_sincos_on_one_axis():

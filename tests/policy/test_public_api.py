@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,12 @@ def test_public_names_are_the_ones_for_type_checkers_too():
     typed = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.If)
              for line in ast.walk(node) if isinstance(line, ast.ImportFrom) for alias in line.names}  # fmt: skip
     assert typed == set(unilatent.__all__) - {"__version__"}
+
+
+def test_relative_links_in_the_documents_resolve():
+    root = Path(unilatent.__file__).parents[2]
+    documents = [*root.glob("*.md"), *root.glob("docs/**/*.md")]
+    assert documents
+    for document in documents:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"

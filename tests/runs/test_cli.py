@@ -13,6 +13,7 @@ from conftest import QUICK, Command
 from PIL import Image
 
 import unilatent
+import unilatent.cli
 
 
 def pictures(folder: Path, classes: int = 2, each: int = 3, size: int = 8) -> Path:
@@ -130,6 +131,7 @@ TRAIN = [
     (("digits", "method.decoder.widht=3"), "method.decoder.widht: unknown field; did you mean 'width'?"),
     (("digits", "training.steps=lots"), "training.steps: 'lots' cannot be used"),
     (("digits", "training.steps"), "is not KEY=VALUE"),
+    (("cifar10-unite-s",), "data.path: not set; give a folder or .zip of pictures"),
     (("digits", "modality.size=9"), "modality.size: 9 is not a multiple of patch_size 2; nearest that works: 8 or 10"),
     (("digits", "method.generative_encoder.heads=3"), "width 64 is not divisible by heads 3"),
     (("digits", "data.path={missing}"), "data.path: {missing} does not exist"),
@@ -159,6 +161,7 @@ def test_train_refuses(cli: Command, tmp_path: Path, arguments: tuple[str, ...],
 
 SAMPLE = [
     (("--label", "12"), "labels: 12 is out of range; this model has classes 0 to 9"),
+    (("--labels", "5-2"), "labels: 5-2 runs backwards"),
     (("--label", "zebra"), "labels: 'zebra' is neither a class number"),
     (("--labels", "0-99999999999"), "labels: 99999999999 is out of range"),
     (("--guidance-scale", "-1"), "guidance_scale: -1.0 cannot be used"),
@@ -227,3 +230,42 @@ def test_load_takes_runs_models_and_checkpoints(run_folder: Path, tmp_path: Path
     with pytest.raises(ValueError, match="no such condition; it takes labels"):
         unilatent.sample(whole, num=1, prompt="a three")
     torch.testing.assert_close(unilatent.reconstruct(whole, images), whole.decode(whole.encode(images)))
+
+
+def test_push_to_hub_uploads_weights_and_configuration_alone(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: dict[str, set[str]] = {}
+
+    class Hub:
+        def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+        def create_repo(self, repo_id: str, **kwargs: object) -> object:
+            return type("Repo", (), {"repo_id": repo_id})()
+
+        def upload_folder(self, repo_id: str, folder_path: Path, **kwargs: object) -> str:
+            uploaded[repo_id] = {path.name for path in Path(folder_path).iterdir()}
+            return "done"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    unilatent.load(run_folder, device="cpu").push_to_hub("somebody/digits")
+    assert {"config.json", "model.safetensors"} <= uploaded["somebody/digits"] <= {
+        "config.json", "model.safetensors", "README.md"
+    }  # fmt: skip
+
+
+def test_a_run_is_reproduced_by_its_own_config(cli: Command, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(cli("config", "show", "digits", "conditions={}").out)
+    assert cli("config", "show", file).out == file.read_text()
+
+
+def test_older_samples_do_not_mix_with_new_ones(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    for num in (4, 2):
+        assert cli("sample", run_folder, "--num", num, "--steps", 1, "--out", tmp_path / "out").code == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("0*.png")) == ["000000.png", "000001.png"]
+
+
+def test_a_failure_is_not_called_bad_input(cli: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ValueError out of a library is a failure with its traceback, not one line about the user's input."""
+    monkeypatch.setattr("unilatent.sampling.times.grid", lambda *_: np.zeros(3).reshape(7))
+    with pytest.raises(ValueError, match="reshape"):
+        unilatent.cli.main(["sample", str(run_folder)])

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from conftest import QUICK
 from safetensors.torch import load_file
 
 from unilatent.config import ConfigError
+from unilatent.methods.base import LossPart
 from unilatent.presets import preset
 from unilatent.training import checkpoint as ckpt
 from unilatent.training.batches import index_at, micro_batches
@@ -165,7 +167,8 @@ def test_resume_auto_passes_over_damage_and_a_path_does_not(tmp_path: Path, run_
 @pytest.mark.parametrize(
     ("override", "field"),
     [("method.generative_encoder.width=32", "method.generative_encoder.width"), ("seed=3", "seed"),
-     ("training.batch_size=8", "training.batch_size"), ("data.held_out=100", "data")],
+     ("training.batch_size=8", "training.batch_size"), ("data.held_out=100", "data"),
+     ("training.optimizer.muon=false", "training.optimizer.muon")],
 )  # fmt: skip
 def test_resume_refuses_another_run(tmp_path: Path, run_folder: Path, override: str, field: str) -> None:
     copy = tmp_path / "copy"
@@ -196,8 +199,75 @@ def test_schedule_in_epochs_ignores_accumulation_and_names_what_is_never_reached
     assert "decay to 0.1 is not reached" in unreachable(schedule, 30, 10)[0]
 
 
-def test_diverged_runs_stop(tmp_path: Path) -> None:
-    trainer = Trainer(digits("training.log_every=1"), tmp_path / "nan")
-    trainer.model.generative_encoder.data_in.weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"step 1: .*not finite"):
+def test_a_diverged_step_never_reaches_weights_or_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(digits("training.log_every=10", "training.checkpoint_every=1"), tmp_path / "nan")
+    original = trainer._backward
+
+    def poisoned(*arguments: object) -> Iterator[LossPart]:
+        yield from original(*arguments)
+        if trainer.step == 3:
+            trainer.model.decoder.out.weight.grad[0, 0] = float("nan")
+
+    monkeypatch.setattr(trainer, "_backward", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 4: grad_norm is not finite; the weights are those of step 3"):
         trainer.fit()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    found, passed = ckpt.newest(tmp_path / "nan" / "checkpoints")
+    assert found is not None and found.name == "step_00000003" and not passed
+
+
+def test_going_back_to_an_older_step_keeps_what_it_saves(tmp_path: Path, run_folder: Path) -> None:
+    """Checkpoints of the abandoned continuation are set aside: they neither push new ones out nor are resumed from."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    trainer = Trainer(digits(), copy, resume=str(copy / "checkpoints" / "step_00000004"))
+    trainer.fit()
+    names = sorted(p.name for p in (copy / "checkpoints").iterdir())
+    assert names == ["step_00000004", "step_00000008", "step_00000008.aside", "step_00000012", "step_00000012.aside"]
+    assert_same(state(copy, 12), state(run_folder, 12))
+
+
+def test_a_run_without_a_sound_checkpoint_is_not_started_over(tmp_path: Path, run_folder: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    for folder in (copy / "checkpoints").iterdir():
+        (folder / "ema.safetensors").unlink()
+    with pytest.raises(ConfigError, match="no sound checkpoint is left"):
+        Trainer(digits(), copy, resume="auto")
+
+
+def test_saving_a_step_again_keeps_one_of_the_two_at_every_moment(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    ckpt.save(folder, 1, lambda f: (f / "a").write_bytes(b"old"), keep=2)
+    # As if killed between setting the old one aside and publishing the new one.
+    (folder / "step_00000001").rename(folder / "step_00000001.old-7")
+    (folder / "step_00000001.tmp-7").mkdir()
+    ckpt.clean(folder, 1)
+    assert [p.name for p in folder.iterdir()] == ["step_00000001"]
+    ckpt.save(folder, 1, lambda f: (f / "a").write_bytes(b"new"), keep=2)
+    assert [p.name for p in folder.iterdir()] == ["step_00000001"]
+    assert (folder / "step_00000001" / "a").read_bytes() == b"new"
+
+
+def test_missing_perceptual_weights_are_refused_before_a_run_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("UNILATENT_OFFLINE", "1")
+    config = digits("modality.size=32", "modality.channels=3", "modality.perceptual_weight=1")
+    with pytest.raises(ValueError, match=r"modality\.perceptual_weight"):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_runs_equal_eager_ones(tmp_path: Path, precision: str) -> None:
+    """Every block really compiles (no silent fall back to eager), and the weights after three steps agree."""
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for mode in ("true", "false"):
+            settings = (f"training.compile={mode}", f"training.precision={precision}", "training.steps=3")
+            Trainer(digits(*settings), tmp_path / mode).fit()
+    a, b = state(tmp_path / "true", 3), state(tmp_path / "false", 3)
+    assert a.keys() == b.keys()
+    assert max(float((a[k] - b[k]).abs().max()) for k in a if k.startswith("model:")) < 2e-2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -45,11 +47,17 @@ def main(arguments: list[str] | None = None) -> None:
     except (typer.Abort, KeyboardInterrupt):
         _refuse("stopped", 130)
     except (ValueError, FloatingPointError) as error:
-        if os.environ.get("UNILATENT_DEBUG"):
+        if os.environ.get("UNILATENT_DEBUG") or not _is_ours(error):
             raise
         _refuse(" ".join(str(error).split()), 2 if isinstance(error, ValueError) else 1)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package raised it on purpose; a library's ValueError is a failure, with its traceback."""
+    raised = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised).is_relative_to(Path(__file__).parents[1])
 
 
 def _refuse(message: str, code: int) -> None:

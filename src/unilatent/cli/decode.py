@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import BatchSize, Device, Model, Precision, autocast, load, make_folder, progress
+from .options import BatchSize, Device, Model, Precision, autocast, clear_numbered, load, make_folder, progress
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     count, folder = 0, None
     with progress("decoding", None) as advance, autocast(network.device, precision):
         for data in decode_shards(network, source, batch_size):
-            folder = folder or make_folder(out)
+            folder = folder or clear_numbered(make_folder(out))
             written = network.modality.write(data, folder, start=count)
             count += len(written)
             advance(len(written))

@@ -27,7 +27,7 @@ def run(
     with progress("encoding", None) as advance, autocast(network.device, precision):
         count, skipped = encode_to_shards(
             network, source, lambda: make_folder(out), seed=seed, batch_size=batch_size, shard_size=shard_size,
-            progress=advance,
+            precision=precision, progress=advance,
         )  # fmt: skip
     already = f", {skipped} of them from before" if skipped else ""
     print(f"{count} latents in {out}{already}")

@@ -66,3 +66,10 @@ def make_folder(path: Path) -> Path:
     check_writable(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def clear_numbered(folder: Path) -> Path:
+    """Removes what an earlier command numbered (`000000.png`, ...), so that two sets never mix."""
+    for path in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
+        path.unlink()
+    return folder

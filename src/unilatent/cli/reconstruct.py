@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import BatchSize, Device, Model, Precision, Seed, autocast, load, make_folder, progress
+from .options import BatchSize, Device, Model, Precision, Seed, autocast, clear_numbered, load, make_folder, progress
 
 SHOWN = 8
 """Pairs in side_by_side.png."""
@@ -46,7 +46,7 @@ def run(
             with autocast(network.device, precision):
                 made = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files))
             seconds += time.perf_counter() - started
-            folder = folder or make_folder(out)
+            folder = folder or clear_numbered(make_folder(out))
             if not shown:
                 shown = [take(data, slice(SHOWN)), take(made, slice(SHOWN))]
             paths = network.modality.write(made, folder, start=len(files))

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from .options import BatchSize, Device, Model, Precision, Seed, autocast, load, make_folder, progress
+from ..maths.solvers import SOLVERS
+from .options import BatchSize, Device, Model, Precision, Seed, autocast, clear_numbered, load, make_folder, progress
 
 GRID = 64
 """At most so many samples are drawn into grid.png."""
@@ -35,7 +36,7 @@ def run(
     ] = None,
     guidance_norm: Annotated[str | None, typer.Option(help="norm_first or guidance_first.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps.")] = None,
-    solver: Annotated[str | None, typer.Option(help="euler, heun, ddim, dpmpp_2m or dopri5.")] = None,
+    solver: Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
@@ -46,7 +47,7 @@ def run(
 ) -> None:
     """Draw new samples. What is not given is the model's own setting."""
     from ..sampling import sample_batches, split_settings
-    from ..types import join, take
+    from ..types import take
 
     network = load(model, device)
     settings: dict[str, Any] = {
@@ -59,6 +60,7 @@ def run(
         batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
         first = next(batches)
         folder = make_folder(out)
+        clear_numbered(folder)
         shown = []
         with NpzWriter(folder / "samples.npz") as arrays:
             for part in _chain(first, batches):
@@ -67,7 +69,7 @@ def run(
                 arrays.add({**network.modality.arrays(part.data), **values})
                 if part.start < GRID:
                     shown.append(take(part.data, slice(GRID - part.start)))
-    network.modality.draw_grid([join(shown)], folder / "grid.png", columns=10)
+    network.modality.draw_grid([network.modality.join(shown)], folder / "grid.png", columns=10)
     record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "seed": seed, "labels": labels,
               "precision": precision, **chosen.plain()}  # fmt: skip
     (folder / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -51,7 +51,7 @@ def run(
 
 
 def read_run(source: str, overrides: list[str] | None) -> RunConfig:
-    """A preset by name, or a YAML file (whose `preset:` key, if any, names what it starts from), with overrides."""
+    """A preset by name, or a YAML file, whole or on top of the preset that its `preset:` names, with overrides."""
     from ..config import read_yaml
     from ..presets import preset, presets
     from ..training.config import RunConfig
@@ -60,8 +60,9 @@ def read_run(source: str, overrides: list[str] | None) -> RunConfig:
         return preset(source).override(*overrides or [])
     content = read_yaml(Path(source))
     name = content.get("preset", "custom")
-    base = preset(name).plain() if name in presets() else {"preset": "custom"}
-    return RunConfig.parse(_merge(base, content)).override(*overrides or [])
+    if name in presets() and not {"modality", "method", "data", "training"} <= content.keys():
+        content = _merge(preset(name).plain(), content)
+    return RunConfig.parse({"preset": "custom", **content}).override(*overrides or [])
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config as Settings
@@ -13,10 +14,20 @@ from ..registry import find
 from ..types import Conditioning
 
 
+class ConditionConfig(Settings):
+    """What every condition can be told. dropout: share of training rows that see its null instead."""
+
+    dropout: float = Field(default=0.1, ge=0, le=1)
+
+    def with_data(self, **facts: Any) -> Self:
+        """With what the data knows (`Dataset.facts`) filled in; ValueError where they contradict."""
+        return self
+
+
 class Condition(nn.Module, ABC):
     """One thing a sample can be conditioned on. Rows are independent; `null` is what dropout and guidance use."""
 
-    Config: ClassVar[type[Settings]]
+    Config: ClassVar[type[ConditionConfig]]
     argument: ClassVar[str]
     """The keyword under which users give its values to `sample` (a class condition: "labels")."""
 
@@ -73,8 +84,9 @@ class Conditions(nn.ModuleDict):
     def forward(self, values: dict[str, Tensor], drop: Tensor | None = None) -> Conditioning:
         """B rows of every condition's values, to one Conditioning.
 
-        drop: (B, number of conditions) uniforms in [0, 1): a condition is replaced by its null where its column is
-        below its own `dropout` rate, each row and condition on its own. None drops nothing.
+        drop: (f B, number of conditions) uniforms in [0, 1): a condition is replaced by its null where its column is
+        below its own `dropout` rate, each row and condition on its own. Values are embedded once and repeated f times,
+        all of them and then all again. None drops nothing.
         """
         missing = [argument for argument in self.arguments if argument not in values]
         if missing:
@@ -83,9 +95,10 @@ class Conditions(nn.ModuleDict):
         for column, condition in enumerate(self.all):
             part = condition.embed(values[condition.argument])
             if drop is not None:
+                part = part.repeat(len(drop) // len(part))
                 part = part.where(drop[:, column] >= condition.config.dropout, condition.null(len(part)))
             parts.append(part)
-        return self._join(parts, len(next(iter(values.values()))) if parts else 0)
+        return self._join(parts, 0)
 
     def null(self, n: int) -> Conditioning:
         """n rows without any condition."""
@@ -115,13 +128,9 @@ class Conditions(nn.ModuleDict):
         if not parts:
             return Conditioning(torch.zeros(n, self.dim, device=self._device.device))
         vector = torch.stack([part.vector for part in parts]).sum(0) if len(parts) > 1 else parts[0].vector
-        with_tokens = [part for part in parts if part.tokens is not None]
-        if not with_tokens:
+        whole = [part.padded(part.tokens.shape[1]) for part in parts if part.tokens is not None]
+        if not whole:
             return Conditioning(vector)
-        tokens = torch.cat([part.tokens for part in with_tokens if part.tokens is not None], dim=1)
-        masks = [
-            part.mask if part.mask is not None else torch.ones(part.tokens.shape[:2], dtype=torch.bool)
-            for part in with_tokens
-            if part.tokens is not None
-        ]
-        return Conditioning(vector, tokens, torch.cat([mask.to(tokens.device) for mask in masks], dim=1))
+        tokens = [part.tokens for part in whole if part.tokens is not None]
+        masks = [part.mask for part in whole if part.mask is not None]
+        return Conditioning(vector, torch.cat(tokens, dim=1), torch.cat(masks, dim=1))

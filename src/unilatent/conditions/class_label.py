@@ -9,19 +9,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import Config
 from ..nets.layers import use_muon
 from ..types import Conditioning
-from .base import Condition
+from .base import Condition, ConditionConfig
 
 
-class ClassLabelConfig(Config):
+class ClassLabelConfig(ConditionConfig):
     """num_classes and class_names are found in the data when left empty, and stored with the model."""
 
     name: Literal["class_label"] = "class_label"
     num_classes: int | None = Field(default=None, ge=1)
     class_names: tuple[str, ...] | None = None
-    dropout: float = Field(default=0.1, ge=0, le=1)
     reserved_rows: int = Field(default=0, ge=0)
     """Rows after the null row that no value ever reads: UNITE's released files carry two vectors without a use (an
     extra label row and a special time); keeping them makes conversion lossless and parameter counts equal."""
@@ -33,8 +31,9 @@ class ClassLabelConfig(Config):
     def example(self) -> Self:
         return self if self.num_classes else self.model_copy(update={"num_classes": 10})
 
-    def with_data(self, class_names: tuple[str, ...]) -> Self:
-        """This configuration with what the data says filled in; ValueError where they contradict."""
+    def with_data(self, **facts: Any) -> Self:
+        """facts: `class_names`, those of the data; ValueError where the configuration contradicts them."""
+        class_names = facts["class_names"]
         if self.num_classes is not None and self.num_classes != len(class_names):
             raise ValueError(
                 f"conditions.class_label.num_classes: {self.num_classes}, but the data has {len(class_names)} classes; "
@@ -69,8 +68,8 @@ class ClassLabel(Condition):
         return torch.arange(n) % self.num_classes
 
     def parse(self, value: Any) -> Tensor:
-        """3, "3", "0-9", "2,5", "tench", or a list of them."""
-        if isinstance(value, Tensor):
+        """3, "3", "0-9", "2,5", "tench", a list of them, or an array of indices. Only text is looked up as a name."""
+        if hasattr(value, "tolist"):
             value = value.tolist()
         parts = value if isinstance(value, list | tuple | range) else [value]
         labels = [label for part in parts for label in self._labels(part)]
@@ -80,13 +79,18 @@ class ClassLabel(Condition):
 
     def _labels(self, part: Any) -> list[int]:
         names = list(self.config.class_names or ())
+        if isinstance(part, int):
+            return [self._in_range(part)]
         text = str(part).strip()
         if text in names:
             return [names.index(text)]
         if re.fullmatch(r"-?\d+", text):
             return [self._in_range(int(text))]
         if span := re.fullmatch(r"(\d+)-(\d+)", text):
-            return list(range(self._in_range(int(span[1])), self._in_range(int(span[2])) + 1))
+            first, last = self._in_range(int(span[1])), self._in_range(int(span[2]))
+            if first > last:
+                raise ValueError(f"labels: {text} runs backwards; write {last}-{first}")
+            return list(range(first, last + 1))
         if "," in text:
             return [label for piece in text.split(",") for label in self._labels(piece)]
         known = f"; classes: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}" if names else ""

@@ -31,11 +31,15 @@ def judge(
     held_out = whole(splits.held_out, modality)
     train = whole(splits.train, modality, limit=20_000)
     parts = list(sample_batches(model, num_samples, seed=seed, batch_size=250, progress=progress, **settings))
+    values = join([part.values for part in parts]) if parts[0].values else {}
     evidence = Evidence(
         train=(train.data, train.values),
         held_out=(held_out.data, held_out.values),
         reconstructions=reconstruct(model, held_out.data, seed=seed, batch_size=250),
-        samples=(join([part.data for part in parts]), join([part.values for part in parts]) if parts[0].values else {}),
+        samples=(
+            modality.join([part.data for part in parts]),
+            values,
+        ),
     )
     return [row for metric in modality.metrics() for row in metric(evidence)]
 

@@ -88,7 +88,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 def find_solver(name: str) -> Callable[..., Tensor]:
     """The solver of that name; ValueError names those that exist."""
     if name not in SOLVERS:
-        raise ValueError(f"solver: {name!r} is unknown; use one of {', '.join(SOLVERS)}")
+        raise ValueError(f"unknown; use one of {', '.join(SOLVERS)}")
     return SOLVERS[name]
 
 

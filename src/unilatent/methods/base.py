@@ -21,6 +21,7 @@ from ..conditions.base import Conditions
 from ..config import Config, ConfigError, component
 from ..config import Config as Settings
 from ..maths.paths import NoisePath
+from ..maths.solvers import find_solver
 from ..maths.streams import Streams
 from ..modalities.base import Modality
 from ..registry import find
@@ -39,12 +40,18 @@ class SamplingConfig(Config):
     guidance_norm: "norm_first" combines finished estimates, "guidance_first" raw ones.
     """
 
-    solver: Literal["euler", "heun", "ddim", "dpmpp_2m", "dopri5"] = "heun"
+    solver: str = "heun"
     num_inference_steps: int = Field(default=50, ge=1)
     time_shift: float = Field(default=1.0, gt=0)
     guidance_scale: float = Field(default=1.0, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_norm: Literal["norm_first", "guidance_first"] = "norm_first"
+
+    @field_validator("solver")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        find_solver(name)
+        return name
 
     @field_validator("guidance_interval")
     @classmethod
@@ -115,6 +122,8 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
     Config: ClassVar[type[Settings]]
     path: NoisePath
     latent_channels: int
+    max_latents: int
+    """The largest K. Noise is drawn for it, so that padding moves no sample's noise."""
     conditions: Conditions
 
     def __init__(self, config: ModelConfig):
@@ -132,8 +141,11 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         """
 
     @abstractmethod
-    def decode(self, latents: Tensor, layout: Layout | None = None) -> Any:
-        """Latents (B, K, D) to data; layout: of the data tokens, None where the modality has only one."""
+    def decode(self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0) -> Any:
+        """Latents (B, K, D) to data; layout: of the data tokens, None draws one (where there is only one, that one).
+
+        Its noise, if any, is a function of (seed, start + row).
+        """
 
     @abstractmethod
     def denoise(
@@ -177,8 +189,9 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         return find("methods", config.method.name)(config)
 
     def fingerprint(self) -> str:
-        """SHA-256 of configuration and weights: latents carry it, so that no other model decodes them."""
-        digest = hashlib.sha256(json.dumps(self.config.plain(), sort_keys=True).encode())
+        """SHA-256 of what decides latents; they carry it, so that no other model decodes them."""
+        geometry = [self.modality.channels, self.modality.max_tokens, self.config.plain()["method"]]
+        digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..conditions.base import Conditions
 from ..config import Config
 from ..maths import times, weightings
-from ..maths.denoising import denoising_loss, masked_mean
+from ..maths.denoising import denoising_loss
 from ..maths.paths import LinearPath
 from ..maths.streams import Streams
 from ..nets.embeddings import sincos
@@ -201,7 +201,7 @@ class UNITE(LatentModel):
         self.method = method
         self.path = LinearPath(min_time=MIN_TIME)
         self.latent_channels = method.latent_channels
-        max_latents = method.num_latents or self.modality.max_tokens
+        max_latents = self.max_latents = method.num_latents or self.modality.max_tokens
         channels = self.modality.channels
         self.conditions = Conditions(config.conditions, method.generative_encoder.width)
         self.generative_encoder = GenerativeEncoder(method, channels, max_latents)
@@ -219,12 +219,13 @@ class UNITE(LatentModel):
         k = self.latent_layout(tokens.layout).num_tokens
         rows = range(start, start + len(tokens.values))
         streams = Streams(("encode", seed, row) for row in rows)
-        registers, time = streams.normal(k, self.latent_channels), streams.uniform()
+        time, registers = streams.uniform(), streams.normal(self.max_latents, self.latent_channels)[:, :k]
         return self.tokenize(tokens, registers.to(self.device), time.to(self.device))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, layout: Layout | None = None) -> Any:
-        layout = layout or self.modality.sample_layout(Streams(("decode", row) for row in range(len(latents))))
+    def decode(self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0) -> Any:
+        rows = range(start, start + len(latents))
+        layout = layout or self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
         layout = layout.to(self.device)
         values = self.decoder(latents.to(self.device), layout)
         return self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
@@ -261,15 +262,20 @@ class UNITE(LatentModel):
         return Layout(index[None, :, None])
 
     def draw(self, streams: Streams, k: int) -> Draws:
-        """All random numbers of a step: two draws from each stream, cut up."""
-        f, d, c = self.method.flow_draws, self.latent_channels, len(self.conditions)
-        normal = streams.normal((f + 2) * k * d + f).split([k * d, k * d, f * k * d, f], dim=1)
+        """All random numbers of a step for K = k: two draws from each stream, cut up.
+
+        They are drawn for the largest K, so that padding, and so a sample's batch mates, move none of them.
+        """
+        f, c = self.method.flow_draws, len(self.conditions)
+        most, d = self.max_latents, self.latent_channels
         uniform = streams.uniform(3 + f * c).split([1, 1, 1, f * c], dim=1)
+        normal = streams.normal(f + (f + 2) * most * d).split([f, (f + 2) * most * d], dim=1)
+        noise = normal[1].unflatten(1, (f + 2, most, d))[:, :, :k]
         return Draws(
-            registers=normal[0].unflatten(1, (k, d)),
-            noise=normal[1].unflatten(1, (k, d)),
-            flow_noise=normal[2].unflatten(1, (f, k, d)),
-            flow_time=normal[3],
+            registers=noise[:, 0],
+            noise=noise[:, 1],
+            flow_noise=noise[:, 2:],
+            flow_time=normal[0],
             register_time=uniform[0][:, 0],
             noisy=uniform[1][:, 0],
             noise_time=uniform[2][:, 0],
@@ -295,8 +301,8 @@ class UNITE(LatentModel):
         prediction = Tokens(self.decoder(noisy, layout), layout)
         terms = self.modality.reconstruction_loss(prediction, data)
         value = self.method.reconstruction_weight * torch.stack(list(terms.values())).sum()
-        std = masked_mean(z.detach().var(0, unbiased=False, keepdim=True), None).sqrt()
-        return LossPart(value, terms, {"latent_std": std})
+        monitors = {"latent_std": z.detach().var(0).mean().sqrt()} if len(z) > 1 else {}
+        return LossPart(value, terms, monitors)
 
     def add_reconstruction_noise(self, z: Tensor, draws: Draws) -> Tensor:
         """With probability one half a sample's latents move to t ~ U[0, reconstruction_noise]."""
@@ -311,8 +317,7 @@ class UNITE(LatentModel):
         eps = draws.flow_noise[:, which].transpose(0, 1).flatten(0, 1)  # (f B, K, D)
         drop = draws.drop[:, which].transpose(0, 1).flatten(0, 1)  # (f B, c)
         clean = z.repeat(f, 1, 1)
-        values = {name: value.repeat(f, *[1] * (value.ndim - 1)) for name, value in batch.values.items()}
-        cond = self.conditions(values, drop) if len(self.conditions) else self.conditions.null(len(clean))
+        cond = self.conditions(batch.values, drop) if len(self.conditions) else self.conditions.null(len(clean))
         latents = self.latent_layout(layout).repeat(f)
         estimate = self.denoise(self.path.add_noise(clean, eps, t), t, cond, latents)
         mean = denoising_loss(clean, estimate, weightings.velocity(t, MIN_TIME), latents.mask)

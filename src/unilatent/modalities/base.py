@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..config import Config as Settings
 from ..maths.streams import Streams
-from ..types import Layout, Tokens
+from ..types import Layout, Tokens, join
 
 
 class Dataset(ABC):
@@ -28,6 +29,10 @@ class Dataset(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
         """One sample as its modality holds it, without a batch axis, and its condition values by argument."""
+
+    def view(self, index: int, position: int) -> tuple[Any, dict[str, Any]]:
+        """A sample as it is seen at a position of training; an override may choose by it (a clip of a video)."""
+        return self[index]
 
     @property
     @abstractmethod
@@ -113,6 +118,14 @@ class Modality(ABC):
     @abstractmethod
     def finish(self, data: Any) -> Any:
         """What a network made, as a valid sample (pictures: clamped to [0, 1])."""
+
+    def prepare(self, device: torch.device) -> None:
+        """Loads what the losses need (pretrained weights, say); ValueError says what is missing. Default: nothing."""
+        return None
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """Batches of data as one; batches padded to different lengths need an override."""
+        return join(parts)
 
     @abstractmethod
     def reconstruction_loss(self, prediction: Tokens, data: Any) -> dict[str, Tensor]:

@@ -38,25 +38,25 @@ def frequencies(count: int, like: Tensor) -> Tensor:
 def sincos(positions: Tensor, dim: int) -> Tensor:
     """Positions (..., A) to (..., dim): the channels are split over the axes, last axis first, each [sin | cos].
 
-    On a (row, column) grid the first half of the channels holds the column. dim must be divisible by 2 A.
+    On a (row, column) grid the first half of the channels holds the column. Channels that A axes cannot share evenly
+    are zero.
     """
     axes = positions.shape[-1]
-    if dim % (2 * axes):
-        raise ValueError(f"width {dim} is not divisible by {2 * axes}: sin-cos positions have {axes} axes")
     angles = positions.flip(-1)[..., None] * frequencies(dim // (2 * axes), positions)  # (..., A, F)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    return F.pad(waves, (0, dim - waves.shape[-1]))
 
 
 def rotary(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, N, head_dim / 2) that `rotate` uses; the pairs of channels are split over the axes.
 
-    Position 0 rotates nothing. head_dim must be divisible by 2 A.
+    Position 0 rotates nothing, nor are pairs rotated that A axes cannot share evenly. head_dim must be even.
     """
     axes = positions.shape[-1]
-    if head_dim % (2 * axes):
-        raise ValueError(f"head width {head_dim} is not divisible by {2 * axes}: rotary positions have {axes} axes")
+    if head_dim % 2:
+        raise ValueError(f"head width {head_dim} is odd: rotary positions turn pairs of channels")
     angles = positions[..., None] * frequencies(head_dim // (2 * axes), positions)  # (B, N, A, F)
-    angles = angles.flatten(-2)[:, None]
+    angles = F.pad(angles.flatten(-2), (0, head_dim // 2 - axes * angles.shape[-1]))[:, None]
     return angles.cos(), angles.sin()
 
 

@@ -44,7 +44,7 @@ def zero_init(layer: nn.Linear) -> nn.Linear:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last axis in float32, cast back, times a learned weight."""
+    """x / sqrt(mean(x^2) + eps) over the last axis, times a learned weight; the mean is taken in float32."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
@@ -52,8 +52,43 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _RMSNorm.apply(x, self.weight, self.eps)
         squares = x.float().square().mean(-1, keepdim=True)
-        return x * (squares + self.eps).rsqrt().to(x.dtype) * self.weight.to(x.dtype)
+        return (x * (squares + self.eps).rsqrt()).to(x.dtype) * self.weight.to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The same by hand, for eager CPU code: two to four times fewer passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = (norm.square_().div_(x.shape[-1]).add_(eps)).rsqrt_()  # (..., 1), float32
+        unit = x * scale.to(x.dtype)
+        ctx.save_for_backward(unit, scale, weight)
+        return unit * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        unit, scale, weight = ctx.saved_tensors
+        along = (grad * unit).flatten(0, -2)
+        inner = grad * weight.to(grad.dtype)
+        share = torch.linalg.vecdot(inner, unit).unsqueeze(-1) / unit.shape[-1]
+        return (
+            torch.addcmul(inner, unit, share.to(unit.dtype), value=-1).mul_(scale.to(unit.dtype)),
+            along.sum(0, dtype=torch.float32).to(weight.dtype),
+            None,
+        )
+
+
+def in_compute_dtype(x: Tensor) -> Tensor:
+    """x as autocast computes: in its low precision inside an autocast block, as it is outside.
+
+    At the entrance of a network this keeps the residual stream, and so everything elementwise, in that precision.
+    """
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..types import Conditioning, Layout
 from .attention import Attention
 from .embeddings import TimeEmbedding, rotary
-from .layers import Repeated, RMSNorm, SwiGLU, gate, linear, modulate, zero_init
+from .layers import Repeated, RMSNorm, SwiGLU, gate, in_compute_dtype, linear, modulate, zero_init
 
 
 class Block(Repeated):
@@ -67,13 +67,14 @@ class Transformer(nn.Module):
 
     def forward(self, h: Tensor, layout: Layout, time: Tensor, cond: Conditioning) -> Tensor:
         """h (B, N, D), positions (B or 1, N, A), time (B,) as the path's `feature` -> (B, N, out_channels)."""
-        c = self.time(time) + cond.vector  # (B, D)
+        assert cond.tokens is None, "condition tokens are not read by this network yet"
+        h, c = in_compute_dtype(h), in_compute_dtype(self.time(time) + cond.vector)  # (B, N, D), (B, D)
         positions, mask, prefix = layout.positions, layout.mask, 0
         rotation = rotary(positions, self.head_dim)
         for i, block in enumerate(self.blocks):
             if self.in_context_tokens and i == self.in_context_start:
                 prefix = self.in_context_tokens
-                h = torch.cat([cond.vector[:, None] + self.in_context, h.to(c.dtype)], dim=1)  # (B, P + N, D)
+                h = torch.cat([(cond.vector[:, None] + self.in_context).to(h.dtype), h], dim=1)  # (B, P + N, D)
                 rotation = rotary(F.pad(positions, (0, 0, prefix, 0)), self.head_dim)
                 mask = None if mask is None else F.pad(mask, (prefix, 0), value=True)
             h = block(h, c, rotation, mask)
@@ -108,6 +109,7 @@ class PlainTransformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, N, D), positions already added -> (B, N, D)."""
+        x = in_compute_dtype(x)
         x = torch.cat([self.class_token.expand(x.shape[0], 1, -1).to(x.dtype), x], dim=1)
         mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         for block in self.blocks:

@@ -44,7 +44,7 @@ def digits() -> RunConfig:
             flow_weight=0.1,
         ),
         sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=2.0, guidance_scale=1.0),
-        data=ImageData(held_out=360),
+        data=ImageData(path="digits", held_out=360),
         training=TrainingConfig(
             steps=1600,
             batch_size=64,
@@ -103,7 +103,7 @@ def imagenet256_unite(encoder: str, decoder: str) -> RunConfig:
     return RunConfig(
         modality=ImageConfig(size=256, patch_size=16, perceptual_weight=1.0),
         conditions={"class_label": ClassLabelConfig(num_classes=1000, reserved_rows=2)},
-        method=UNITEConfig(generative_encoder=GENERATIVE_ENCODERS[encoder], decoder=DECODERS[decoder], flow_chunk=1),
+        method=UNITEConfig(generative_encoder=GENERATIVE_ENCODERS[encoder], decoder=DECODERS[decoder]),
         sampling=SamplingConfig(time_shift=2.0, guidance_scale=3.4, guidance_interval=(0.0, 0.9)),
         data=ImageData(),
         training=TrainingConfig(

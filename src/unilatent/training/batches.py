@@ -43,9 +43,19 @@ class _Indices:
     def __init__(self, seed: int, size: int, batches: list[range] | Iterator[range]):
         self.seed, self.size, self.batches = seed, size, batches
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for positions in self.batches:
-            yield [index_at(self.seed, position, self.size) for position in positions]
+            yield [(index_at(self.seed, position, self.size), position) for position in positions]
+
+
+class _Views:
+    """A data set whose keys are (index, position)."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
+        return self.dataset.view(*key)
 
 
 def loader(
@@ -54,7 +64,7 @@ def loader(
 ) -> Iterator[Batch]:  # fmt: skip
     """Batches of a shuffled data set at those positions, read ahead by `workers` processes."""
     reader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+        _Views(dataset),  # type: ignore[arg-type]
         batch_sampler=_Indices(seed, len(dataset), batches),
         collate_fn=_Collate(modality),
         num_workers=workers,
@@ -80,9 +90,10 @@ def collate(samples: list[tuple[Any, dict[str, Any]]], modality: Modality) -> Ba
 
 
 def whole(dataset: Dataset, modality: Modality, limit: int | None = None) -> Batch:
-    """A whole data set in one batch, or its first `limit` samples."""
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    return collate([dataset[i] for i in range(count)], modality)
+    """A whole data set in one batch, or `limit` samples spread evenly over it."""
+    size = len(dataset)
+    count = size if limit is None else min(limit, size)
+    return collate([dataset[i * size // count] for i in range(count)], modality)
 
 
 def _quiet_worker(_: int) -> None:

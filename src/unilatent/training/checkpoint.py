@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json
+
 MANIFEST = "MANIFEST.json"
 
 
@@ -38,17 +40,40 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> P
         write_json(temporary / MANIFEST, {"step": step, "files": files})
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
+        aside = final.with_name(f"{final.name}.old-{os.getpid()}")
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(aside)
         temporary.rename(final)
         _sync(folder)
+        shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     write_json(folder.parent / "latest.json", {"step": step, "checkpoint": f"{folder.name}/{final.name}"})
-    for old in sorted(p for p in folder.glob("step_*") if p.name[5:].isdigit())[:-keep]:
-        shutil.rmtree(old)
+    for old in published(folder)[:-keep]:
+        if old != final:
+            shutil.rmtree(old)
     return final
+
+
+def published(folder: Path) -> list[Path]:
+    """All published checkpoints, oldest first, sound or not."""
+    return sorted(path for path in folder.glob("step_*") if path.name[5:].isdigit())
+
+
+def clean(folder: Path, step: int) -> None:
+    """Before training goes on from `step`: leftovers of a killed save are removed, and checkpoints of later steps,
+    which belong to another continuation or are damaged, are set aside as `.aside`, where no resume looks."""
+    for leftover in folder.glob("*.tmp-*"):
+        shutil.rmtree(leftover)
+    for old in folder.glob("step_*.old-*"):
+        whole = old.with_name(old.name.partition(".")[0])
+        shutil.rmtree(old) if whole.exists() else old.rename(whole)
+    for path in published(folder):
+        if int(path.name[5:]) > step:
+            aside = path.with_name(f"{path.name}.aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
@@ -75,7 +100,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest sound checkpoint (None without any), and a line for each newer one that was passed over."""
     passed: list[str] = []
-    for checkpoint in sorted((p for p in folder.glob("step_*") if p.name[5:].isdigit()), reverse=True):
+    for checkpoint in reversed(published(folder)):
         try:
             verify(checkpoint)
             return checkpoint, passed
@@ -88,13 +113,6 @@ def describe(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Atomically."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _sync(path: Path) -> None:

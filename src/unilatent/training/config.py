@@ -62,7 +62,7 @@ class TrainingConfig(Config):
     compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
-    workers: processes that read data.
+    workers: processes that read data. device: cpu, cuda, cuda:1; None takes a GPU if there is one.
     """
 
     steps: int | None = Field(default=None, ge=1)
@@ -83,6 +83,7 @@ class TrainingConfig(Config):
     num_samples: int = Field(default=40, ge=1)
     evaluate_samples: int = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0)
+    device: str | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

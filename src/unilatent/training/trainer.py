@@ -22,7 +22,9 @@ from torch import Tensor
 
 from .. import __version__
 from ..config import ConfigError
+from ..devices import pick_device
 from ..evaluation.judging import as_json, judge, table
+from ..files import write_json, write_text
 from ..maths.streams import Streams, seed_of
 from ..methods.base import LatentModel, LossPart, load_weights, read_weights, write_config
 from ..modalities.base import Modality, Splits
@@ -59,14 +61,18 @@ class Trainer:
         self.samples = len(self.splits.train)
         self.steps = self.training.num_steps(self.samples)
         self.processes = PartialState()
-        self.device = self.processes.device
+        if self.processes.num_processes > 1:
+            raise ConfigError(
+                f"{self.processes.num_processes} processes: training in several is not supported yet; start one"
+            )
+        self.device = pick_device(self.training.device)
         self.checkpoint = self._find_checkpoint(resume)
-        self._try_data()
+        self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
         self.model = LatentModel.build(self.config.model()).to(self.device)
         self.optimizers = Optimizers(self.model, self.training.optimizer)
         self.ema = EMA(self.model, self.training.ema_decay)
-        self.step = 0
+        self.step, self.saved = 0, -1
         if self.checkpoint is not None:
             self._load(self.checkpoint)
         self._specialise()
@@ -78,8 +84,6 @@ class Trainer:
         self._open_folder()
         with Journal(self.out, self.steps, self.step, self.console) as self.journal, StopRequest() as stop:
             self._announce()
-            if self.step == 0 and self.training.sample_every:
-                self._draw()
             for _ in self._steps(stop):
                 self._once_in_a_while()
             if self.step < self.steps:
@@ -136,6 +140,7 @@ class Trainer:
                 for key, value in part.logs().items():
                     logs[key] = logs.get(key, 0) + share * value
         logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
+        self._refuse_infinite(logs)
         self.optimizers.set_factor(
             factor(self.training.schedule, self.step + 1, self.samples / self.training.batch_size)
         )
@@ -159,13 +164,18 @@ class Trainer:
         """bfloat16 inside networks, if so configured."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
 
+    def _refuse_infinite(self, logs: dict[str, Tensor]) -> None:
+        """Before the weights move: a gradient that is not finite never reaches them, nor a checkpoint."""
+        if torch.isfinite(logs["grad_norm"]) and torch.isfinite(logs["loss/total"]):
+            return
+        named = ", ".join(key for key, value in logs.items() if not torch.isfinite(value))
+        raise FloatingPointError(
+            f"step {self.step + 1}: {named} is not finite; the weights are those of step {self.step}. Resume with a "
+            "lower training.optimizer.learning_rate, or training.precision=fp32"
+        )
+
     def _log(self, logs: dict[str, Tensor], speed: float) -> None:
         numbers = {key: float(value) for key, value in logs.items()}
-        if not all(torch.isfinite(torch.tensor(list(numbers.values())))):
-            raise FloatingPointError(
-                f"step {self.step}: {', '.join(k for k, v in numbers.items() if v != v or abs(v) == float('inf'))} is "
-                "not finite; the last checkpoint is sound. Lower training.optimizer.learning_rate or use precision fp32"
-            )
         at = factor(self.training.schedule, self.step, self.samples / self.training.batch_size)
         seen = self.step * self.training.batch_size
         self.journal.log(
@@ -218,7 +228,7 @@ class Trainer:
         rows = judge(self.model, self.splits, self.training.evaluate_samples, seed=self.config.seed)
         path = self.out / "eval" / f"step_{self.step:08d}.json"
         path.parent.mkdir(exist_ok=True)
-        ckpt.write_json(path, {"step": self.step, "samples": self.training.evaluate_samples, "rows": as_json(rows)})
+        write_json(path, {"step": self.step, "samples": self.training.evaluate_samples, "rows": as_json(rows)})
         title = f"{self.config.preset}, step {self.step}: {self.training.evaluate_samples} samples, " \
                 f"{len(self.splits.held_out)} held-out"  # fmt: skip
         self.journal.bar.stop()
@@ -226,18 +236,18 @@ class Trainer:
 
     # The run folder.
 
-    def _try_data(self) -> None:
-        """Reads the first samples of the run, so that unreadable data is refused before there is a folder."""
+    def _try_data(self, modality: Modality) -> None:
+        """Reads the run's first samples and weights of its losses: what is missing is refused before a folder is."""
+        modality.prepare(self.device)
         for position in range(min(self.training.batch_size, 8)):
             self.splits.train[index_at(self.config.seed, position, self.samples)]
 
     def _open_folder(self) -> None:
         for sub in ("samples", "recon", "checkpoints"):
             (self.out / sub).mkdir(parents=True, exist_ok=True)
-        for leftover in (self.out / "checkpoints").glob("*.tmp-*"):
-            shutil.rmtree(leftover)
-        (self.out / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-        ckpt.write_json(self.out / "env.json", environment(self.device))
+        ckpt.clean(self.out / "checkpoints", self.step)
+        write_text(self.out / "config.yaml", self.config.to_yaml())
+        write_json(self.out / "env.json", environment(self.device))
         trim(self.out / "metrics.jsonl", self.step)
 
     def _announce(self) -> None:
@@ -269,9 +279,14 @@ class Trainer:
         found, passed = ckpt.newest(folder)
         for line in passed:
             self.console.print(f"passed over: {line}", highlight=False, markup=False)
+        if found is None and passed:
+            raise ConfigError(f"--resume auto: no sound checkpoint is left in {folder}; start anew in another folder")
         return found
 
     def _save(self) -> None:
+        if self.saved == self.step:
+            return
+        self.saved = self.step
         ckpt.save(self.out / "checkpoints", self.step, self._write, self.training.keep_checkpoints)
 
     def _write(self, folder: Path) -> None:
@@ -286,6 +301,7 @@ class Trainer:
             "step": self.step,
             "seed": self.config.seed,
             "batch_size": self.training.batch_size,
+            "muon": self.training.optimizer.muon,
             "data": self.splits.train.fingerprint,
             "unilatent": __version__,
             "torch": torch.__version__,
@@ -296,8 +312,12 @@ class Trainer:
         """Everything a step depends on; a checkpoint of another model, seed, batch size or data is refused by field."""
         self._refuse_other_model(checkpoint)
         state = json.loads((checkpoint / "state.json").read_text())
-        own = {"seed": self.config.seed, "training.batch_size": self.training.batch_size,
-               "data": self.splits.train.fingerprint}  # fmt: skip
+        own = {
+            "seed": self.config.seed,
+            "training.batch_size": self.training.batch_size,
+            "training.optimizer.muon": self.training.optimizer.muon,
+            "data": self.splits.train.fingerprint,
+        }
         for field, value in own.items():
             was = state[field.rpartition(".")[2]]
             if was != value:
@@ -308,6 +328,8 @@ class Trainer:
         self.ema.load(read_weights(checkpoint / "ema.safetensors"))
         self.optimizers.load_state(read_weights(checkpoint / "optimizer.safetensors"))
         self.step = state["step"]
+        if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
+            self.saved = self.step
 
     def _refuse_other_model(self, checkpoint: Path) -> None:
         was = json.loads((checkpoint / "config.json").read_text())

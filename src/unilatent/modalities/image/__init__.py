@@ -128,6 +128,11 @@ class Image(Modality):
     def finish(self, data: Tensor) -> Tensor:
         return data.float().clamp(0, 1)
 
+    def prepare(self, device: torch.device) -> None:
+        """LPIPS's weights, where they have a weight."""
+        if self.config.perceptual_weight:
+            losses.lpips(self.config.perceptual_weights, device)
+
     def reconstruction_loss(self, prediction: Tokens, data: Tensor) -> dict[str, Tensor]:
         """Terms `l1`, `squared`, `perceptual` (those with a weight): means over pixels and batch, in float32."""
         weights = losses.Weights(self.config.l1_weight, self.config.squared_weight, self.config.perceptual_weight)

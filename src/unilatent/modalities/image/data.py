@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,14 +29,22 @@ CACHE_BYTES = 256 * 2**20
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
+DIGITS = "digits"
+"""The path that means scikit-learn's 1,797 handwritten digits."""
+
+
 class ImageData(Config):
-    """A folder or zip of class folders, or of pictures without classes; None: scikit-learn's 1,797 digits, 8 x 8."""
+    """path: a folder or zip of class folders, or of pictures without classes; or "digits", the embedded 8 x 8 ones."""
 
     path: str | None = None
     held_out: int = Field(default=0, ge=0)
     """How many pictures no training step sees, in equal numbers of every class."""
     cache: bool = True
     """Keep decoded pictures in memory when all of them take at most 256 MB."""
+
+    @classmethod
+    def small(cls) -> Self:
+        return cls(path=DIGITS)
 
 
 @dataclass(frozen=True)
@@ -317,6 +325,8 @@ def splits(config: ImageData, frame: Frame) -> Splits:
     """Training and held-out pictures; ValueError names the path, what is wrong with it and the way out."""
     collection: _Collection
     if config.path is None:
+        raise ValueError(f"data.path: not set; give a folder or .zip of pictures, or {DIGITS!r} for the embedded ones")
+    if config.path == DIGITS:
         collection = _Digits(frame)
     else:
         collection = _Pictures(_locate(Path(config.path), "data.path"), frame, config.cache)

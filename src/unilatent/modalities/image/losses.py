@@ -31,13 +31,13 @@ def terms(prediction: Tensor, target: Tensor, weights: Weights, lpips_file: str 
         if weights.squared:
             out["squared"] = weights.squared * (prediction - target).square().mean()
         if weights.perceptual:
-            distance = _lpips(lpips_file, prediction.device)(2 * prediction - 1, 2 * target - 1)  # (B,)
+            distance = lpips(lpips_file, prediction.device)(2 * prediction - 1, 2 * target - 1)  # (B,)
             out["perceptual"] = weights.perceptual * distance.mean()
     return out
 
 
 @cache
-def _lpips(weights: str | None, device: torch.device) -> nn.Module:
+def lpips(weights: str | None, device: torch.device) -> nn.Module:
     """The perceptual network, kept here and not in any model: so it is in no checkpoint and in no average."""
     from ...nets.lpips import LPIPS
 

@@ -12,8 +12,10 @@ from .render import to_uint8
 
 MAX_VALUES = 3072
 """Largest C * H * W (32 x 32 RGB) at which distances between raw pixels still say something."""
-MAX_TRAINING = 20_000
-"""Most training pictures that the kernel classifier is fitted to."""
+MAX_JUDGED_VALUES = 1024
+"""Largest C * H * W (32 x 32 grey) that the kernel classifier is asked about: natural pictures are beyond it."""
+MAX_TRAINING = 5_000
+"""Most training pictures that it is fitted to."""
 NOISE = 0.2
 
 
@@ -43,7 +45,8 @@ class Judge(Metric):
         train_labels, held_out_labels, asked = labels
         rows = []
         if train_labels is not None and held_out_labels is not None and asked is not None:
-            if len(train) <= MAX_TRAINING and len(train_labels.unique()) > 1:
+            small = len(train) <= MAX_TRAINING and train.shape[1] <= MAX_JUDGED_VALUES
+            if small and len(train_labels.unique()) > 1:
                 rows += recognition(train, train_labels, held_out, held_out_labels, samples, asked)
             rows += spread(train, train_labels, samples, asked)
         rows.append(_frechet_row(train, train_labels, held_out, samples, asked))
