@@ -13,7 +13,7 @@ import typer
 from ..maths.solvers import SOLVERS
 from .options import BatchSize, Device, Model, Precision, Seed, autocast, clear_numbered, load, make_folder, progress
 
-GRID = 64
+GRID = 100
 """At most so many samples are drawn into grid.png."""
 
 

@@ -48,6 +48,7 @@ def run(
         print(describe(trainer))
     else:
         trainer.fit()
+    trainer.processes.close()
 
 
 def read_run(source: str, overrides: list[str] | None) -> RunConfig:

@@ -63,6 +63,7 @@ class TrainingConfig(Config):
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
     workers: processes that read data. device: cpu, cuda, cuda:1; None takes a GPU if there is one.
+    timeout: seconds that processes wait for each other before the job ends.
     """
 
     steps: int | None = Field(default=None, ge=1)
@@ -84,6 +85,7 @@ class TrainingConfig(Config):
     evaluate_samples: int = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0)
     device: str | None = None
+    timeout: float = Field(default=1800, gt=0)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,13 +18,14 @@ from ..files import write_text
 class Journal:
     """One a run. Numbers go to metrics.jsonl, words to log.txt and the terminal, progress to the terminal alone."""
 
-    def __init__(self, folder: Path, total: int, done: int, console: Console | None = None):
-        self.folder, self.total, self.done = folder, total, done
-        self.console = console or Console(stderr=True)
-        self.live = self.console.is_terminal
+    def __init__(self, folder: Path, total: int, done: int, console: Console | None = None, quiet: bool = False):
+        """quiet: write nothing anywhere (all processes but the first)."""
+        self.total, self.quiet = total, quiet
+        self.console = Console(quiet=True) if quiet else console or Console(stderr=True)
+        self.live = self.console.is_terminal and not quiet
         self.next_line = done
-        self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.words = (folder / "log.txt").open("a", encoding="utf-8")
+        names = (os.devnull, os.devnull) if quiet else (folder / "metrics.jsonl", folder / "log.txt")
+        self.metrics, self.words = (Path(name).open("a", encoding="utf-8") for name in names)  # noqa: SIM115
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), console=self.console, disable=not self.live,
@@ -49,7 +51,7 @@ class Journal:
         print(json.dumps({"step": step, **numbers}), file=self.metrics, flush=True)
         shown = "  ".join(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in numbers.items() if _shown(key))
         self.bar.update(self.task, description=shown)
-        if not self.live and (step >= self.next_line or step == self.total):
+        if not self.live and not self.quiet and (step >= self.next_line or step == self.total):
             self.next_line = step + max(1, self.total // 20)
             print(f"step {step}/{self.total}  {shown}", file=sys.stderr, flush=True)
 

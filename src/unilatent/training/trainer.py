@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
 from ..config import ConfigError
-from ..devices import pick_device
 from ..evaluation.judging import as_json, judge, table
 from ..files import write_json, write_text
 from ..maths.streams import Streams, seed_of
@@ -38,6 +36,7 @@ from .config import RunConfig
 from .ema import EMA
 from .journal import Journal, trim
 from .optimizer import Optimizers, clip_gradients
+from .processes import Processes
 from .schedule import factor, unreachable
 from .signals import StopRequest
 
@@ -60,12 +59,13 @@ class Trainer:
         self.training = self.config.training
         self.samples = len(self.splits.train)
         self.steps = self.training.num_steps(self.samples)
-        self.processes = PartialState()
-        if self.processes.num_processes > 1:
+        self.processes = Processes(self.training.device, self.training.timeout)
+        self.device = self.processes.device
+        if self.training.batch_size < self.processes.world:
             raise ConfigError(
-                f"{self.processes.num_processes} processes: training in several is not supported yet; start one"
+                f"training.batch_size: {self.training.batch_size} is less than the {self.processes.world} processes; "
+                "it counts the samples of all of them together"
             )
-        self.device = pick_device(self.training.device)
         self.checkpoint = self._find_checkpoint(resume)
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
@@ -75,14 +75,19 @@ class Trainer:
         self.step, self.saved = 0, -1
         if self.checkpoint is not None:
             self._load(self.checkpoint)
+        self.processes.same_weights(self.model)
         self._specialise()
+        self.processes.wait()  # nobody writes before everybody has looked
 
     # Training.
 
     def fit(self) -> Path:
         """Train to the end and return the folder of the finished model; stopped early, the run can be resumed."""
-        self._open_folder()
-        with Journal(self.out, self.steps, self.step, self.console) as self.journal, StopRequest() as stop:
+        self.processes.on_main(self._open_folder)
+        with (
+            Journal(self.out, self.steps, self.step, self.console, quiet=not self.processes.is_main) as self.journal,
+            StopRequest() as stop,
+        ):
             self._announce()
             for _ in self._steps(stop):
                 self._once_in_a_while()
@@ -103,7 +108,7 @@ class Trainer:
         )  # fmt: skip
         micro = zip(self._positions(), batches, strict=True)
         since, done = time.perf_counter(), 0
-        while self.step < self.steps and stop.received is None:
+        while self.step < self.steps and not self.processes.any(stop.received is not None):
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.step += 1
             done += t.batch_size
@@ -115,30 +120,30 @@ class Trainer:
 
     def _positions(self) -> Iterator[range]:
         """Places in the endless row of samples of each micro-batch still to come in this process."""
-        t, a = self.training, self.processes
+        t, p = self.training, self.processes
         steps = range(self.step, self.steps)
-        return micro_batches(steps, t.batch_size, t.micro_batch_size, a.process_index, a.num_processes)
+        return micro_batches(steps, t.batch_size, t.micro_batch_size, p.rank, p.world)
 
     @property
     def _micro_batches_per_step(self) -> int:
-        t, a = self.training, self.processes
-        one = range(1)
-        return len(list(micro_batches(one, t.batch_size, t.micro_batch_size, a.process_index, a.num_processes)))
+        t, p = self.training, self.processes
+        return len(list(micro_batches(range(1), t.batch_size, t.micro_batch_size, p.rank, p.world)))
 
     def _one_step(self, micro: list[tuple[range, Batch]]) -> dict[str, Tensor]:
         """One optimiser step over its micro-batches; returns what is to be logged, still on the device."""
-        torch.manual_seed(seed_of("net", self.config.seed, self.step, self.processes.process_index))
+        torch.manual_seed(seed_of("net", self.config.seed, self.step, self.processes.rank))
         logs: dict[str, Tensor] = {}
-        total = sum(len(positions) for positions, _ in micro)
         for positions, batch in micro:
             keys = (("train", self.config.seed, position) for position in positions)
             streams = Streams(keys, self.device)
             batch = batch.to(self.device)
             batch = replace(batch, data=self.model.modality.augment(batch.data, streams))
-            share = len(positions) / total
+            share = len(positions) / self.training.batch_size
             for part in self._backward(batch, streams, share):
                 for key, value in part.logs().items():
                     logs[key] = logs.get(key, 0) + share * value
+        self.processes.sum_gradients(self.model)
+        logs = self.processes.sum(logs)
         logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
         self._refuse_infinite(logs)
         self.optimizers.set_factor(
@@ -192,7 +197,7 @@ class Trainer:
     def _once_in_a_while(self) -> None:
         t = self.training
         if t.sample_every and self.step % t.sample_every == 0 and self.step < self.steps:
-            self._draw()
+            self.processes.on_main(self._draw)
         if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
             self._save()
 
@@ -212,6 +217,10 @@ class Trainer:
 
     def _finish(self) -> None:
         self._save()
+        self.processes.on_main(self._publish)
+
+    def _publish(self) -> None:
+        """The finished model, its pictures and its table."""
         if self.training.sample_every:
             self._draw()
         with self.ema.applied(self.model):
@@ -247,7 +256,7 @@ class Trainer:
             (self.out / sub).mkdir(parents=True, exist_ok=True)
         ckpt.clean(self.out / "checkpoints", self.step)
         write_text(self.out / "config.yaml", self.config.to_yaml())
-        write_json(self.out / "env.json", environment(self.device))
+        write_json(self.out / "env.json", environment(self.device, self.processes.world))
         trim(self.out / "metrics.jsonl", self.step)
 
     def _announce(self) -> None:
@@ -287,7 +296,8 @@ class Trainer:
         if self.saved == self.step:
             return
         self.saved = self.step
-        ckpt.save(self.out / "checkpoints", self.step, self._write, self.training.keep_checkpoints)
+        folder = self.out / "checkpoints"
+        self.processes.on_main(lambda: ckpt.save(folder, self.step, self._write, self.training.keep_checkpoints))
 
     def _write(self, folder: Path) -> None:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
@@ -372,7 +382,7 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """What a run ran on."""
     import numpy
     import safetensors
@@ -380,7 +390,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     info: dict[str, Any] = {
         "unilatent": __version__, "python": platform.python_version(), "torch": torch.__version__,
         "numpy": numpy.__version__, "safetensors": safetensors.__version__, "platform": platform.platform(),
-        "device": str(device), "threads": torch.get_num_threads(), "command": sys.argv,
+        "device": str(device), "threads": torch.get_num_threads(), "processes": processes, "command": sys.argv,
     }  # fmt: skip
     with contextlib.suppress(Exception):
         if device.type == "cuda":

@@ -1,0 +1,108 @@
+"""The processes of a run, started by torchrun or Accelerate (or the only one): one optimisation, whatever their number.
+
+Every collective is reached by all processes in the same order: none follows a decision that one of them took alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from ..devices import pick_device
+
+BUCKET = 32 * 2**20
+"""Gradients travel in pieces of about so many numbers."""
+
+
+class Processes:
+    """This process among all of them."""
+
+    def __init__(self, device: str | None = None, timeout: float = 1800.0):
+        """device: of a single process, None for the best there is; several take the one their launcher gave them.
+
+        timeout: seconds after which waiting for another process is an error that ends the job.
+        """
+        cpu = device == "cpu" or not torch.cuda.is_available()
+        state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
+        self.rank, self.world, self.is_main = state.process_index, state.num_processes, state.is_main_process
+        self.device = pick_device(device) if self.world == 1 else state.device
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Each gradient becomes its sum over all processes; what is not finite in one is not finite in all."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+
+    def sum(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars under the same names in every process, summed over processes."""
+        if self.world == 1 or not numbers:
+            return numbers
+        total = torch.stack([value.detach().float() for value in numbers.values()])
+        dist.all_reduce(total)
+        return dict(zip(numbers, total.unbind(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.world == 1:
+            return flag
+        total = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(total, op=dist.ReduceOp.MAX)
+        return bool(total)
+
+    def same_weights(self, model: nn.Module) -> None:
+        """All processes take the first one's parameters and buffers."""
+        if self.world == 1:
+            return
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Take leave of the others."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def on_main(self, work: Callable[[], object]) -> None:
+        """Work that one process does for all, who wait for it; if it fails, all fail, with its message."""
+        if self.world == 1:
+            work()
+            return
+        failure: list[str | None] = [None]
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                work()
+            except Exception as raised:
+                error, failure = raised, [f"{type(raised).__name__}: {raised}"]
+        dist.broadcast_object_list(failure, src=0, device=self.device)
+        if error is not None:
+            raise error
+        if failure[0] is not None:
+            raise RuntimeError(f"the first process failed: {failure[0]}")
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel()
+        if size >= BUCKET:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
