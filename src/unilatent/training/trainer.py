@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -375,9 +376,7 @@ def check_writable(folder: Path) -> None:
     try:
         if not place.is_dir():
             raise NotADirectoryError(20, "not a folder")
-        probe = place / f".unilatent-{seed_of(str(folder))}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=place).close()  # its own name in every process
     except OSError as error:
         raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
 
