@@ -48,7 +48,7 @@ def run(
         print(describe(trainer))
     else:
         trainer.fit()
-    trainer.processes.close()
+    trainer.processes.leave()
 
 
 def read_run(source: str, overrides: list[str] | None) -> RunConfig:

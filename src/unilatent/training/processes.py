@@ -5,6 +5,8 @@ Every collective is reached by all processes in the same order: none follows a d
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -71,10 +73,14 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
-    def close(self) -> None:
-        """Take leave of the others."""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+    def leave(self) -> None:
+        """The end of a command: several processes end together, at once and without C++ destructors, in which gloo's
+        threads now and then abort a process whose work is done (one run in eight, measured with torch 2.13)."""
+        if self.world > 1:
+            dist.barrier()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
     def on_main(self, work: Callable[[], object]) -> None:
         """Work that one process does for all, who wait for it; if it fails, all fail, with its message."""
