@@ -12,7 +12,7 @@ import unilatent
 
 PACKAGE = Path(unilatent.__file__).parent
 FLOORS = (
-    ("types", "config", "registry", "files", "devices", "maths"),
+    ("types", "config", "registry", "files", "devices", "faults", "maths"),
     ("nets", "pretrained"),
     ("modalities", "conditions"),
     ("methods",),

@@ -2,7 +2,7 @@
 
 checkpoints/step_00001000/
     model.safetensors  ema.safetensors  optimizer.safetensors  config.json  state.json
-    MANIFEST.json       written last: {"files": {name: {"bytes", "sha256"}}}
+    MANIFEST.json       written last: {"step", "files": {name: {"bytes", "sha256"}}, "sha256"}
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..faults import reach
 from ..files import write_json
 
 MANIFEST = "MANIFEST.json"
@@ -35,25 +36,48 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> P
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
+        reach("save.start", step)
         write(temporary)
+        reach("save.before_manifest", step)
         files = {path.name: describe(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / MANIFEST, {"step": step, "files": files})
+        (temporary / MANIFEST).write_text(_manifest(step, files), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
+        reach("save.before_rename", step)
         aside = final.with_name(f"{final.name}.old-{os.getpid()}")
         if final.exists():
             final.rename(aside)
+            reach("save.set_aside", step)
         temporary.rename(final)
+        reach("save.after_rename", step)
         _sync(folder)
         shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(folder).free / 2**30
+        raise OSError(
+            error.errno, f"checkpoint of step {step} not written to {folder}: {error.strerror} ({free:.2f} GiB free "
+            "there); older checkpoints are untouched. Free some space, then --resume auto"
+        ) from error  # fmt: skip
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     write_json(folder.parent / "latest.json", {"step": step, "checkpoint": f"{folder.name}/{final.name}"})
+    reach("save.before_prune", step)
     for old in published(folder)[:-keep]:
         if old != final:
-            shutil.rmtree(old)
+            doomed = old.with_name(f"{old.name}.tmp-{os.getpid()}")
+            old.rename(doomed)
+            reach("save.in_prune", step)
+            shutil.rmtree(doomed)
     return final
+
+
+def _manifest(step: int, files: dict[str, Any]) -> str:
+    """The manifest's exact text, which ends with a hash of the rest of it: damage to it is its own, not a file's."""
+    body = {"step": step, "files": files}
+    own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": own}, indent=2) + "\n"
 
 
 def published(folder: Path) -> list[Path]:
@@ -84,10 +108,14 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     if not manifest.is_file():
         raise CheckpointError(f"{checkpoint}: no {MANIFEST}, so it was never finished; use an older checkpoint")
     try:
-        content = json.loads(manifest.read_text())
+        text = manifest.read_text(encoding="utf-8")
+        content = json.loads(text)
         files = dict(content["files"])
+        sound = text == _manifest(content["step"], files)
     except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{manifest}: damaged; use an older checkpoint") from None
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{manifest}: damaged; use an older checkpoint")
     for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():

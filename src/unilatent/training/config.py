@@ -59,6 +59,8 @@ class TrainingConfig(Config):
     batch_size: samples of one optimiser step, over all processes; micro_batch_size: how many go through the network
         at once in one process (None: all of its share). The optimisation is the same for any micro_batch_size.
     gradient_clip: largest global norm; None does not clip. ema_decay: per optimiser step.
+    non_finite: what to do with a step whose loss or gradient is not finite: "stop", or "skip:N", which leaves such
+        steps out until there are more than N in a row. Either way it never reaches the weights.
     compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
@@ -74,6 +76,7 @@ class TrainingConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clip: float | None = Field(default=3.0, gt=0)
     ema_decay: float = Field(default=0.9978, ge=0, lt=1)
+    non_finite: str = Field(default="stop", pattern=r"^(stop|skip:[1-9]\d*)$")
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     activation_checkpointing: bool = False
@@ -92,6 +95,11 @@ class TrainingConfig(Config):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either training.steps or training.epochs, and set the other to null")
         return self
+
+    @property
+    def allowed_skips(self) -> int:
+        """Steps in a row that may be left out."""
+        return 0 if self.non_finite == "stop" else int(self.non_finite.removeprefix("skip:"))
 
     def num_steps(self, samples: int) -> int:
         """Optimiser steps of the whole run over a training set of that many samples."""

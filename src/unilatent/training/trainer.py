@@ -23,6 +23,7 @@ from torch import Tensor
 from .. import __version__
 from ..config import ConfigError
 from ..evaluation.judging import as_json, judge, table
+from ..faults import reach
 from ..files import write_json, write_text
 from ..maths.streams import Streams, seed_of
 from ..methods.base import LatentModel, LossPart, load_weights, read_weights, write_config
@@ -73,7 +74,7 @@ class Trainer:
         self.model = LatentModel.build(self.config.model()).to(self.device)
         self.optimizers = Optimizers(self.model, self.training.optimizer)
         self.ema = EMA(self.model, self.training.ema_decay)
-        self.step, self.saved = 0, -1
+        self.step, self.saved, self.skipped = 0, -1, 0
         if self.checkpoint is not None:
             self._load(self.checkpoint)
         self.processes.same_weights(self.model)
@@ -110,6 +111,7 @@ class Trainer:
         micro = zip(self._positions(), batches, strict=True)
         since, done = time.perf_counter(), 0
         while self.step < self.steps and not self.processes.any(stop.received is not None):
+            reach("step.start", self.step)
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.step += 1
             done += t.batch_size
@@ -143,10 +145,15 @@ class Trainer:
             for part in self._backward(batch, streams, share):
                 for key, value in part.logs().items():
                     logs[key] = logs.get(key, 0) + share * value
+        if reach("step.gradients", self.step):
+            next(p.grad for p in self.model.parameters() if p.grad is not None).view(-1)[0] = float("nan")
         self.processes.sum_gradients(self.model)
         logs = self.processes.sum(logs)
         logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
-        self._refuse_infinite(logs)
+        if not self._is_finite(logs, micro):
+            self.optimizers.zero_grad()
+            return logs
+        reach("step.before_optimizer", self.step)
         self.optimizers.set_factor(
             factor(self.training.schedule, self.step + 1, self.samples / self.training.batch_size)
         )
@@ -170,18 +177,37 @@ class Trainer:
         """bfloat16 inside networks, if so configured."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
 
-    def _refuse_infinite(self, logs: dict[str, Tensor]) -> None:
-        """Before the weights move: a gradient that is not finite never reaches them, nor a checkpoint."""
+    def _is_finite(self, logs: dict[str, Tensor], micro: list[tuple[range, Batch]]) -> bool:
+        """Before the weights move: a gradient that is not finite never reaches them, nor a checkpoint.
+
+        Loss and norm are sums over processes, so all decide alike. `non_finite` says whether such a step is left out.
+        """
         if torch.isfinite(logs["grad_norm"]) and torch.isfinite(logs["loss/total"]):
-            return
+            self.skipped = 0
+            return True
+        self.skipped += 1
         named = ", ".join(key for key, value in logs.items() if not torch.isfinite(value))
-        raise FloatingPointError(
-            f"step {self.step + 1}: {named} is not finite; the weights are those of step {self.step}. Resume with a "
-            "lower training.optimizer.learning_rate, or training.precision=fp32"
-        )
+        self._note_bad_batch(named, micro)
+        allowed = self.training.allowed_skips
+        if self.skipped > allowed:
+            span = f"steps {self.step + 2 - self.skipped} to {self.step + 1}" if allowed else f"step {self.step + 1}"
+            raise FloatingPointError(
+                f"{span}: {named} is not finite; the weights are those of step {self.step + 1 - self.skipped}. Resume "
+                "with a lower training.optimizer.learning_rate or training.precision=fp32, or leave such steps out "
+                "with training.non_finite=skip:10"
+            )
+        self.journal.say(f"step {self.step + 1}: {named} is not finite; left out ({self.skipped} in a row)")
+        return False
+
+    def _note_bad_batch(self, named: str, micro: list[tuple[range, Batch]]) -> None:
+        """Which samples made a step that is not finite, for whoever looks for the cause."""
+        indices = [index_at(self.config.seed, p, self.samples) for positions, _ in micro for p in positions]
+        record = {"step": self.step + 1, "rank": self.processes.rank, "not_finite": named, "samples": indices}
+        with (self.out / f"bad_batches.rank{self.processes.rank}.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
     def _log(self, logs: dict[str, Tensor], speed: float) -> None:
-        numbers = {key: float(value) for key, value in logs.items()}
+        numbers = {key: float(value) for key, value in logs.items() if torch.isfinite(value)}
         at = factor(self.training.schedule, self.step, self.samples / self.training.batch_size)
         seen = self.step * self.training.batch_size
         self.journal.log(
@@ -303,6 +329,7 @@ class Trainer:
     def _write(self, folder: Path) -> None:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
+        reach("save.after_model", self.step)
         save_file({k: v.cpu().contiguous() for k, v in self.ema.weights.items()}, folder / "ema.safetensors")
         save_file(
             {k: v.cpu().contiguous() for k, v in self.optimizers.state().items()}, folder / "optimizer.safetensors"

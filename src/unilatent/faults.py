@@ -1,0 +1,76 @@
+"""Named points at which a test can make a run fail, exactly there.
+
+    UNILATENT_FAULT=point:action[:rank[:step]]      e.g. save.before_rename:kill, step.gradients:nan:1:7
+
+Actions: kill (SIGKILL), term (SIGTERM), exit (code 1), raise (RuntimeError), full (no space left), hang, nan. Without
+the variable `reach` is an empty function.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+ACTIONS = ("kill", "term", "exit", "raise", "full", "hang", "nan")
+
+
+@dataclass
+class Fault:
+    """What happens where; rank and step None mean any. It happens once."""
+
+    point: str
+    action: str
+    rank: int | None = None
+    step: int | None = None
+    spent: bool = False
+
+    @staticmethod
+    def parse(text: str) -> Fault:
+        """Of the form above; ValueError names the variable."""
+        point, _, rest = text.partition(":")
+        action, *where = rest.split(":")
+        if action not in ACTIONS or len(where) > 2 or not all(part.isdigit() or part == "" for part in where):
+            raise ValueError(
+                f"UNILATENT_FAULT: {text!r} is not point:action[:rank[:step]]; actions: {', '.join(ACTIONS)}"
+            )
+        numbers = [int(part) if part else None for part in where] + [None, None]
+        return Fault(point, action, numbers[0], numbers[1])
+
+    def happens(self, point: str, step: int | None) -> bool:
+        rank = int(os.environ.get("RANK", "0"))
+        here = point == self.point and self.rank in (None, rank) and self.step in (None, step)
+        return here and not self.spent
+
+
+def _act(point: str, step: int | None = None) -> bool:
+    """Whether the caller should poison what it holds (action nan); the other actions happen here."""
+    assert ARMED is not None
+    if not ARMED.happens(point, step):
+        return False
+    ARMED.spent = ARMED.action != "nan" or ARMED.step is not None
+    match ARMED.action:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "term":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "exit":
+            os._exit(1)
+        case "raise":
+            raise RuntimeError(f"fault injected at {point}")
+        case "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        case "hang":
+            time.sleep(1000)
+    return ARMED.action == "nan"
+
+
+def _nothing(point: str, step: int | None = None) -> bool:
+    """No fault is armed."""
+    return False
+
+
+ARMED = Fault.parse(os.environ["UNILATENT_FAULT"]) if os.environ.get("UNILATENT_FAULT") else None
+reach = _act if ARMED else _nothing
