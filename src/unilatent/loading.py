@@ -59,6 +59,7 @@ def _load_hub(name: str, revision: str | None, device: torch.device) -> LatentMo
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{name}: neither a folder here nor a model on the hub within reach ({reason})") from None
+        raise ValueError(
+            f"{name}: no such folder here, and no model of that name on the hub within reach ({type(error).__name__})"
+        ) from None
     return read_model(Path(folder), device)

@@ -8,12 +8,12 @@ import typer
 
 from .train import Overrides, read_run
 
-app = typer.Typer(help="Look at configurations.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Show a configuration.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def _group() -> None:
-    """Look at configurations."""
+    """Show a configuration."""
 
 
 @app.command()

@@ -18,7 +18,10 @@ def run(
         tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="When the latents form no square.")
     ] = None,
 ) -> None:
-    """The UNITE authors' checkpoints to a model folder (safetensors and config.json)."""
+    """UNITE authors' checkpoint to our model.
+
+    Writes a model folder: safetensors and config.json.
+    """
     from ..importers.unite_official import convert
 
     if weights not in ("ema", "model"):

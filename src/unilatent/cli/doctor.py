@@ -7,15 +7,14 @@ import os
 import platform
 import shutil
 
-EXTRAS = {
-    "matplotlib": "plots", "webdataset": "sharded data", "datasets": "Hugging Face data", "rdkit": "molecules",
-    "pymatgen": "crystals", "av": "video", "transformers": "pretrained text encoders", "tensorboard": "logging",
-}  # fmt: skip
 CORE = ("torch", "numpy", "safetensors", "huggingface_hub", "accelerate", "pydantic", "scikit-learn", "pillow")
 
 
 def run() -> None:
-    """What this machine has: versions, devices, optional packages, caches."""
+    """What this machine has.
+
+    Versions, devices, caches.
+    """
     import torch
 
     from .. import __version__
@@ -32,9 +31,6 @@ def run() -> None:
         print("            mps")
     if not torch.cuda.is_available():
         print("            no CUDA device: small presets train on the CPU")
-    print("optional")
-    for name, purpose in EXTRAS.items():
-        print(f"  {name:<16} {_version(name)} ({purpose})")
     print(f"weights     {cache_folder()}")
     print(f"disk        {shutil.disk_usage('.').free / 2**30:.1f} GiB free here")
 

@@ -20,7 +20,10 @@ def run(
     device: Device = None,
     precision: Precision = "fp32",
 ) -> None:
-    """Data to latents, in sharded safetensors that carry the model's fingerprint. Run again to resume."""
+    """Data to latents on disk.
+
+    Sharded safetensors that carry the model's fingerprint; run again to resume.
+    """
     from ..latents import encode_to_shards
 
     network = load(model, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def run() -> None:
-    """List the runs that come with the package."""
+    """List what there is to train."""
     import torch
     from rich.console import Console
     from rich.table import Table

@@ -27,7 +27,10 @@ def run(
     device: Device = None,
     precision: Precision = "fp32",
 ) -> None:
-    """Encode and decode your own data, and say how far the result is from it."""
+    """Encode and decode your own data.
+
+    Says how far the result is from it.
+    """
     from ..sampling import reconstruct
     from ..types import take
 

@@ -45,7 +45,10 @@ def run(
         Path, typer.Option(help="Folder for grid.png, one file a sample, samples.npz and sampling.json.")
     ] = Path("samples"),
 ) -> None:
-    """Draw new samples. What is not given is the model's own setting."""
+    """Draw new samples.
+
+    What is not given is the model's own setting.
+    """
     from ..sampling import sample_batches, split_settings
     from ..types import take
 
@@ -69,7 +72,7 @@ def run(
                 arrays.add({**network.modality.arrays(part.data), **values})
                 if part.start < GRID:
                     shown.append(take(part.data, slice(GRID - part.start)))
-    network.modality.draw_grid([network.modality.join(shown)], folder / "grid.png", columns=10)
+    network.modality.draw_grid([network.modality.join(shown)], folder / "grid.png", columns=network.conditions.columns)
     record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "seed": seed, "labels": labels,
               "precision": precision, **chosen.plain()}  # fmt: skip
     (folder / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")

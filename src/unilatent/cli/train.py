@@ -87,5 +87,6 @@ def describe(trainer: Trainer) -> str:
             f"{trainer.steps * t.batch_size / trainer.samples:.1f} epochs",
             f"memory     at least {memory:.2f} GiB for weights, gradients, optimizer and average, before activations",
             f"device     {trainer.device}, {t.precision}",
+            *trainer.notes(),
         ]
     )

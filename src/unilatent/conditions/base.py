@@ -13,6 +13,8 @@ from ..config import Config as Settings
 from ..registry import find
 from ..types import Conditioning
 
+MAX_COLUMNS = 16
+
 
 class ConditionConfig(Settings):
     """What every condition can be told. dropout: share of training rows that see its null instead."""
@@ -36,6 +38,11 @@ class Condition(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.dim = dim
+
+    @property
+    def cycle(self) -> int | None:
+        """After how many rows `example` repeats itself, if it does."""
+        return None
 
     @abstractmethod
     def embed(self, values: Tensor) -> Conditioning:
@@ -75,6 +82,12 @@ class Conditions(nn.ModuleDict):
     def all(self) -> list[Condition]:
         """Every condition, in order."""
         return cast("list[Condition]", list(self.values()))
+
+    @property
+    def columns(self) -> int:
+        """How many samples to draw in a row of a grid, so that a column is one condition where that is possible."""
+        cycles = [condition.cycle for condition in self.all if condition.cycle]
+        return cycles[0] if len(cycles) == 1 and cycles[0] <= MAX_COLUMNS else 10
 
     @property
     def arguments(self) -> list[str]:

@@ -58,6 +58,10 @@ class ClassLabel(Condition):
         self.table = use_muon(nn.Embedding(self.num_classes + 1 + config.reserved_rows, dim))
         nn.init.normal_(self.table.weight, std=0.02)
 
+    @property
+    def cycle(self) -> int:
+        return self.num_classes
+
     def embed(self, values: Tensor) -> Conditioning:
         return Conditioning(self.table(values.to(self.table.weight.device)))
 

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from ..config import ConfigError
 from ..training.config import RunConfig
@@ -32,7 +32,8 @@ def preset(name: str) -> RunConfig:
 
 
 def summary(name: str) -> str:
-    """The first paragraph of a preset's docstring, in one line."""
+    """The first paragraph of a preset's docstring and, where it is a variant, its arguments, in one line."""
     function = presets()[name]
-    text = inspect.getdoc(getattr(function, "func", function)) or ""
-    return " ".join(text.split("\n\n")[0].split())
+    text = " ".join((inspect.getdoc(getattr(function, "func", function)) or "").split("\n\n")[0].split())
+    given = inspect.signature(function.func).bind(*function.args).arguments if isinstance(function, partial) else {}
+    return text + "".join(f" {key.replace('_', ' ')} {value.upper()}." for key, value in given.items())

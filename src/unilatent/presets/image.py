@@ -48,6 +48,7 @@ def digits() -> RunConfig:
         training=TrainingConfig(
             steps=1600,
             batch_size=64,
+            threads=1,
             optimizer=OptimizerConfig(learning_rate=2e-3),
             schedule=ScheduleConfig(warmup=50, decays=(Decay(start=1100, end=1600, factor=0.05),)),
             ema_decay=0.99,
@@ -62,7 +63,7 @@ def digits() -> RunConfig:
 def cifar10_unite_s() -> RunConfig:
     """UNITE on 32x32 colour pictures such as CIFAR-10, small; needs data.path.
 
-    data.path: a folder or zip of class folders.
+    data.path: a folder or zip of class folders; one picture in fifty is held out of training.
     """
     return RunConfig(
         modality=ImageConfig(size=32, patch_size=4, channels=3, squared_weight=1.0),
@@ -77,7 +78,7 @@ def cifar10_unite_s() -> RunConfig:
             flow_weight=0.1,
         ),
         sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=2.0, guidance_scale=1.5),
-        data=ImageData(held_out=1000),
+        data=ImageData(held_out=0.02),
         training=TrainingConfig(
             epochs=100,
             batch_size=64,

@@ -64,7 +64,9 @@ class TrainingConfig(Config):
     compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
-    workers: processes that read data. device: cpu, cuda, cuda:1; None takes a GPU if there is one.
+    workers: processes that read data. threads: CPU threads of one process; None leaves torch's choice. A small network
+        loses little with one, and is not stalled by other work on the machine as several waiting for each other are.
+    device: cpu, cuda, cuda:1; None takes a GPU if there is one.
     timeout: seconds that processes wait for each other before the job ends.
     """
 
@@ -87,6 +89,7 @@ class TrainingConfig(Config):
     num_samples: int = Field(default=40, ge=1)
     evaluate_samples: int = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
     device: str | None = None
     timeout: float = Field(default=1800, gt=0)
 

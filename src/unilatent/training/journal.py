@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..files import write_text
 
+SECONDS_A_LINE = 10
+"""How often progress is a new line where there is no terminal to redraw one."""
+
 
 class Journal:
     """One a run. Numbers go to metrics.jsonl, words to log.txt and the terminal, progress to the terminal alone."""
@@ -23,7 +26,7 @@ class Journal:
         self.total, self.quiet = total, quiet
         self.console = Console(quiet=True) if quiet else console or Console(stderr=True)
         self.live = self.console.is_terminal and not quiet
-        self.next_line = done
+        self.done, self.started, self.next_line = done, time.monotonic(), 0.0
         names = (os.devnull, os.devnull) if quiet else (folder / "metrics.jsonl", folder / "log.txt")
         self.metrics, self.words = (Path(name).open("a", encoding="utf-8") for name in names)  # noqa: SIM115
         self.bar = Progress(
@@ -44,19 +47,26 @@ class Journal:
     def say(self, text: str) -> None:
         """A line for people."""
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.words, flush=True)
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Numbers of a step, for machines, and the terminal's progress line."""
         print(json.dumps({"step": step, **numbers}), file=self.metrics, flush=True)
         shown = "  ".join(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in numbers.items() if _shown(key))
         self.bar.update(self.task, description=shown)
-        if not self.live and not self.quiet and (step >= self.next_line or step == self.total):
-            self.next_line = step + max(1, self.total // 20)
-            print(f"step {step}/{self.total}  {shown}", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if not self.live and not self.quiet and (now >= self.next_line or step == self.total):
+            self.next_line = now + SECONDS_A_LINE
+            left = (now - self.started) / (step - self.done) * (self.total - step)
+            clock = f"{_clock(now - self.started)} gone, {_clock(left)} left"
+            print(f"step {step}/{self.total}  {shown}  {clock}", file=sys.stderr, flush=True)
 
     def advance(self, step: int) -> None:
         self.bar.update(self.task, completed=step)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def _shown(key: str) -> bool:

@@ -61,6 +61,8 @@ class Trainer:
         self.training = self.config.training
         self.samples = len(self.splits.train)
         self.steps = self.training.num_steps(self.samples)
+        if self.training.threads:
+            torch.set_num_threads(self.training.threads)
         self.processes = Processes(self.training.device, self.training.timeout)
         self.device = self.processes.device
         if self.training.batch_size < self.processes.world:
@@ -239,7 +241,7 @@ class Trainer:
         with self.ema.applied(self.model), self._autocast():
             made = sample(self.model, t.num_samples, seed=self.config.seed)
             again = reconstruct(self.model, real, seed=self.config.seed)
-        modality.draw_grid([made], self.out / "samples" / name, columns=10)
+        modality.draw_grid([made], self.out / "samples" / name, columns=self.model.conditions.columns)
         modality.draw_grid([real, again], self.out / "recon" / name)
 
     def _finish(self) -> None:
@@ -261,6 +263,7 @@ class Trainer:
         self.journal.say(f"finished: {self.out / 'model'}")
 
     def _judge(self) -> None:
+        self.journal.say(f"judging {self.training.evaluate_samples} new samples and the held-out ones")
         rows = judge(self.model, self.splits, self.training.evaluate_samples, seed=self.config.seed)
         path = self.out / "eval" / f"step_{self.step:08d}.json"
         path.parent.mkdir(exist_ok=True)
@@ -297,10 +300,23 @@ class Trainer:
         if self.checkpoint is not None:
             done = "; the run is complete, nothing is left to train" if self.step >= self.steps else ""
             say(f"resumed from {self.checkpoint} at step {self.step}{done}")
-        for line in unreachable(t.schedule, self.steps, self.samples / t.batch_size):
-            say(f"note: {line}")
+        for line in self.notes():
+            say(line)
+
+    def notes(self) -> list[str]:
+        """What somebody about to start this run should know, a line each."""
+        t = self.training
+        lines = [
+            f"{argument}: {len(names)} found in the data: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"
+            for argument, facts in self.splits.train.facts.items()
+            for names in facts.values()
+        ]
+        lines += [f"note: {line}" for line in unreachable(t.schedule, self.steps, self.samples / t.batch_size)]
         if t.ema_decay and 1 / (1 - t.ema_decay) > self.steps:
-            say(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has ({self.steps})")
+            lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
+        if t.batch_size > self.samples:
+            lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.samples} training samples")
+        return lines
 
     def _find_checkpoint(self, resume: str | None) -> Path | None:
         folder = self.out / "checkpoints"

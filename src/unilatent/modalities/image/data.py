@@ -37,8 +37,8 @@ class ImageData(Config):
     """path: a folder or zip of class folders, or of pictures without classes; or "digits", the embedded 8 x 8 ones."""
 
     path: str | None = None
-    held_out: int = Field(default=0, ge=0)
-    """How many pictures no training step sees, in equal numbers of every class."""
+    held_out: float = Field(default=0, ge=0)
+    """How many pictures no training step sees, or below 1 which share of them, in equal numbers of every class."""
     cache: bool = True
     """Keep decoded pictures in memory when all of them take at most 256 MB."""
 
@@ -331,9 +331,10 @@ def splits(config: ImageData, frame: Frame) -> Splits:
     else:
         collection = _Pictures(_locate(Path(config.path), "data.path"), frame, config.cache)
     total = len(collection.names)
-    if config.held_out >= total:
-        raise ValueError(f"data.held_out: {config.held_out}, but there are only {total} pictures; hold out fewer")
-    held_out = held_out_indices(collection.names, collection.labels or [0] * total, config.held_out)
+    count = round(config.held_out * total) if config.held_out < 1 else int(config.held_out)
+    if count >= total:
+        raise ValueError(f"data.held_out: {config.held_out:g}, but there are only {total} pictures; hold out fewer")
+    held_out = held_out_indices(collection.names, collection.labels or [0] * total, count)
     kept_out = set(held_out)
     return Splits(View(collection, [i for i in range(total) if i not in kept_out]), View(collection, held_out))
 
