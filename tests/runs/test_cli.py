@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from PIL import Image
 
 import unilatent
 import unilatent.cli
+from unilatent.presets import preset
+from unilatent.training.trainer import Trainer
 
 
 def pictures(folder: Path, classes: int = 2, each: int = 3, size: int = 8) -> Path:
@@ -269,3 +274,45 @@ def test_a_failure_is_not_called_bad_input(cli: Command, run_folder: Path, monke
     monkeypatch.setattr("unilatent.sampling.times.grid", lambda *_: np.zeros(3).reshape(7))
     with pytest.raises(ValueError, match="reshape"):
         unilatent.cli.main(["sample", str(run_folder)])
+
+
+def test_runs_and_checkpoints_are_listed_verified_and_pruned(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "runs" / "digits"
+    shutil.copytree(run_folder, copy)
+    listed = cli("runs", tmp_path / "runs")
+    assert listed.code == 0 and "finished" in listed.out and "12" in listed.out
+    shutil.rmtree(copy / "model")
+    assert "stopped" in cli("runs", tmp_path / "runs").out
+    assert cli("runs", tmp_path / "nothing").code == 2
+    names = [line.split()[0] for line in cli("ckpt", "ls", copy).out.splitlines()]
+    assert names == ["step_00000004", "step_00000008", "step_00000012"]
+    assert cli("ckpt", "verify", copy).code == 0
+    (copy / "checkpoints" / "step_00000012" / "state.json").write_text("{}")
+    damaged = cli("ckpt", "verify", copy)
+    assert damaged.code == 1 and "step_00000012  DAMAGED" in damaged.out and "state.json" in damaged.out
+    pruned = cli("ckpt", "prune", copy, "--keep", 2)
+    assert pruned.code == 0 and sorted(p.name for p in (copy / "checkpoints").iterdir()) == names[:2]
+
+
+def test_f34_a_second_run_in_the_same_folder_is_refused(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (copy / "lock.json").write_text(json.dumps({"pid": other.pid, "host": socket.gethostname()}))
+    assert "running" in cli("runs", copy).out
+    refused = cli("train", "digits", *QUICK, "--resume", "auto", "--out", copy)
+    assert refused.code == 2 and f"process {other.pid} on" in refused.err
+    other.communicate()
+    again = cli("train", "digits", *QUICK, "--resume", "auto", "--out", copy)
+    assert again.code == 0 and not (copy / "lock.json").exists()
+
+
+def test_f42_a_crash_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(preset("digits").override(*QUICK), tmp_path / "run")
+    monkeypatch.setattr(trainer.optimizers, "step", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    (report,) = (tmp_path / "run" / "crash").iterdir()
+    text = report.read_text()
+    assert report.name.endswith(".rank0.txt") and "ZeroDivisionError" in text
+    assert "preset: digits" in text and "torch" in text

@@ -33,8 +33,10 @@ from ..registry import find
 from ..sampling import reconstruct, sample
 from ..types import Batch
 from . import checkpoint as ckpt
+from . import lock
 from .batches import index_at, loader, micro_batches, whole
 from .config import RunConfig
+from .crash import write_report
 from .ema import EMA
 from .journal import Journal, trim
 from .optimizer import Optimizers, clip_gradients
@@ -88,6 +90,18 @@ class Trainer:
     def fit(self) -> Path:
         """Train to the end and return the folder of the finished model; stopped early, the run can be resumed."""
         self.processes.on_main(self._open_folder)
+        try:
+            return self._fit()
+        except Exception as error:
+            env = environment(self.device, self.processes.world)
+            report = write_report(self.out, self.processes.rank, error, self.config.to_yaml(), env)
+            self.console.print(f"crash report: {report}", highlight=False, markup=False, soft_wrap=True)
+            raise
+        finally:
+            if self.processes.is_main:
+                lock.release(self.out)
+
+    def _fit(self) -> Path:
         with (
             Journal(self.out, self.steps, self.step, self.console, quiet=not self.processes.is_main) as self.journal,
             StopRequest() as stop,
@@ -284,6 +298,7 @@ class Trainer:
     def _open_folder(self) -> None:
         for sub in ("samples", "recon", "checkpoints"):
             (self.out / sub).mkdir(parents=True, exist_ok=True)
+        lock.take(self.out)
         ckpt.clean(self.out / "checkpoints", self.step)
         write_text(self.out / "config.yaml", self.config.to_yaml())
         write_json(self.out / "env.json", environment(self.device, self.processes.world))
@@ -321,6 +336,7 @@ class Trainer:
     def _find_checkpoint(self, resume: str | None) -> Path | None:
         folder = self.out / "checkpoints"
         check_writable(self.out)
+        lock.refuse_second(self.out)
         if resume is None:
             if (self.out / "config.yaml").exists():
                 raise ConfigError(f"--out {self.out}: holds a run already; add --resume auto, or choose another folder")

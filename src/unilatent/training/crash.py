@@ -1,0 +1,25 @@
+"""What a run that failed leaves behind: one file a process, with everything a report needs."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+def write_report(run: Path, rank: int, error: BaseException, config: str, env: dict[str, Any]) -> Path:
+    """crash/TIME.rankN.txt: traceback, configuration, environment, the last numbers."""
+    folder = run / "crash"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.rank{rank}.txt"
+    trace = "".join(traceback.format_exception(error))
+    parts = {"traceback": trace, "environment": json.dumps(env, indent=2), "last metrics": _tail(run), "config": config}
+    path.write_text("\n".join(f"== {title}\n{text.rstrip()}\n" for title, text in parts.items()), encoding="utf-8")
+    return path
+
+
+def _tail(run: Path, lines: int = 5) -> str:
+    metrics = run / "metrics.jsonl"
+    return "\n".join(metrics.read_text().splitlines()[-lines:]) if metrics.is_file() else ""

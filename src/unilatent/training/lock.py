@@ -1,0 +1,56 @@
+"""One process group a run folder: a second one is refused, a lock whose owner is gone is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError
+from ..files import write_json
+
+LOCK = "lock.json"
+
+
+def owner(run: Path) -> dict[str, Any] | None:
+    """Who is training in this folder, as far as this machine can tell: {"pid", "host"}; None if nobody is."""
+    try:
+        holder = json.loads((run / LOCK).read_text())
+        pid, host = int(holder["pid"]), str(holder["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if host == socket.gethostname() and not _is_alive(pid):
+        return None
+    return {"pid": pid, "host": host}
+
+
+def refuse_second(run: Path) -> None:
+    """ConfigError if another process holds the folder."""
+    holder = owner(run)
+    if holder is not None and (holder["pid"], holder["host"]) != (os.getpid(), socket.gethostname()):
+        raise ConfigError(
+            f"--out {run}: process {holder['pid']} on {holder['host']} is training there; stop it, choose another "
+            f"folder, or delete {run / LOCK} if it is gone"
+        )
+
+
+def take(run: Path) -> None:
+    """Hold the folder until `release`."""
+    write_json(run / LOCK, {"pid": os.getpid(), "host": socket.gethostname()})
+
+
+def release(run: Path) -> None:
+    """Let go of it."""
+    (run / LOCK).unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
