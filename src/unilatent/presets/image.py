@@ -46,11 +46,11 @@ def digits() -> RunConfig:
         sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=2.0, guidance_scale=1.0),
         data=ImageData(path="digits", held_out=360),
         training=TrainingConfig(
-            steps=1600,
+            steps=1400,
             batch_size=64,
             threads=1,
             optimizer=OptimizerConfig(learning_rate=2e-3),
-            schedule=ScheduleConfig(warmup=50, decays=(Decay(start=1100, end=1600, factor=0.05),)),
+            schedule=ScheduleConfig(warmup=50, decays=(Decay(start=950, end=1400, factor=0.05),)),
             ema_decay=0.99,
             log_every=20,
             sample_every=500,
