@@ -98,6 +98,21 @@ def test_a_stop_signal_saves_and_resumes_bitwise(
     assert_same(state(tmp_path / "run", 12), state(run_folder, 12))
 
 
+def test_f09_sigusr1_saves_and_goes_on(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(digits(), tmp_path / "run")
+    original = trainer._one_step
+
+    def interrupted(micro: list) -> dict:
+        if trainer.step == 9:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(micro)
+
+    monkeypatch.setattr(trainer, "_one_step", interrupted)
+    trainer.fit()
+    ckpt.verify(tmp_path / "run" / "checkpoints" / "step_00000010")
+    assert_same(state(tmp_path / "run", 12), state(run_folder, 12))
+
+
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
     """Sixteen samples at once, or in micro-batches of 6, 6 and 4: none is lost, noise stays each sample's own."""
     runs = {}

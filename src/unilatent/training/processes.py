@@ -53,13 +53,13 @@ class Processes:
         dist.all_reduce(total)
         return dict(zip(numbers, total.unbind(), strict=True))
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+    def highest(self, number: int) -> int:
+        """The largest of all processes' numbers."""
         if self.world == 1:
-            return flag
-        total = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(total, op=dist.ReduceOp.MAX)
-        return bool(total)
+            return number
+        largest = torch.tensor(number, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
 
     def same_weights(self, model: nn.Module) -> None:
         """All processes take the first one's parameters and buffers."""

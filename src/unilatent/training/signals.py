@@ -6,14 +6,18 @@ import signal
 from types import FrameType
 from typing import Any
 
+NOTHING, SAVE, STOP = 0, 1, 2
+"""What may be asked for; of several processes' requests the highest counts."""
+
 
 class StopRequest:
-    """`with StopRequest() as stop:` ... `if stop.received:`; SIGINT and SIGTERM are listened to inside the block."""
+    """`with StopRequest() as stop:` listens to SIGINT, SIGTERM and, where there is one, SIGUSR1 inside the block."""
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.save = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -24,7 +28,17 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def take(self) -> int:
+        """What has been asked for; asking to save counts once."""
+        if self.received is not None:
+            return STOP
+        wanted, self.save = self.save, False
+        return SAVE if wanted else NOTHING
+
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            self.save = True
+            return
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

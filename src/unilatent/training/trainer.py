@@ -42,7 +42,7 @@ from .journal import Journal, trim
 from .optimizer import Optimizers, clip_gradients
 from .processes import Processes
 from .schedule import factor, unreachable
-from .signals import StopRequest
+from .signals import SAVE, STOP, StopRequest
 
 
 class Trainer:
@@ -126,7 +126,10 @@ class Trainer:
         )  # fmt: skip
         micro = zip(self._positions(), batches, strict=True)
         since, done = time.perf_counter(), 0
-        while self.step < self.steps and not self.processes.any(stop.received is not None):
+        while self.step < self.steps and (asked := self.processes.highest(stop.take())) != STOP:
+            if asked == SAVE:
+                self._save()
+                self.journal.say(f"asked to save: step {self.step} is saved, training goes on")
             reach("step.start", self.step)
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.step += 1
