@@ -6,7 +6,6 @@ decreasing float64 CPU tensor. All but `dopri5` take fixed steps, so a sample ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
 
@@ -18,6 +17,8 @@ from .paths import NoisePath
 
 
 class Solver(Protocol):
+    """What every function below is."""
+
     def __call__(self, denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor: ...
 
 
@@ -80,12 +81,12 @@ def dopri5(
     return odeint(field, z, ends, method="dopri5", rtol=rtol, atol=atol, options={"step_t": ends[-1:]})[-1]
 
 
-SOLVERS: dict[str, Callable[..., Tensor]] = {
+SOLVERS: dict[str, Solver] = {
     "euler": euler, "heun": heun, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "dopri5": dopri5,
 }  # fmt: skip
 
 
-def find_solver(name: str) -> Callable[..., Tensor]:
+def find_solver(name: str) -> Solver:
     """The solver of that name; ValueError names those that exist."""
     if name not in SOLVERS:
         raise ValueError(f"unknown; use one of {', '.join(SOLVERS)}")
