@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from unilatent.config import ConfigError
 from unilatent.methods.base import LossPart
+from unilatent.modalities.base import permutation
 from unilatent.presets import preset
 from unilatent.training import checkpoint as ckpt
-from unilatent.training.batches import index_at, micro_batches
+from unilatent.training.batches import micro_batches
 from unilatent.training.config import Decay, RunConfig, ScheduleConfig
 from unilatent.training.schedule import factor, unreachable
 from unilatent.training.trainer import Trainer
@@ -140,9 +141,8 @@ def test_micro_batches_cover_everything_once() -> None:
 
 
 def test_an_epoch_visits_every_sample_once() -> None:
-    assert sorted(index_at(0, p, 7) for p in range(7, 14)) == list(range(7))
-    assert [index_at(0, p, 50) for p in range(50)] != [index_at(1, p, 50) for p in range(50)]
-    assert [index_at(0, p, 50) for p in range(50)] != [index_at(0, p + 50, 50) for p in range(50)]
+    assert sorted(permutation(0, 1, 7)) == list(range(7))
+    assert permutation(0, 0, 50) != permutation(1, 0, 50) != permutation(1, 1, 50)
 
 
 def test_workers_and_memory_settings_change_nothing(tmp_path: Path, run_folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +14,18 @@ import torch
 from torch import Tensor
 
 from ..config import Config as Settings
-from ..maths.streams import Streams
+from ..maths.streams import Streams, generator
 from ..types import Layout, Tokens, join
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used, named with its path and what is wrong: training counts it and takes another."""
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, size: int) -> list[int]:
+    """A uniform order of an epoch."""
+    return torch.randperm(size, generator=generator("order", seed, epoch)).tolist()
 
 
 class Dataset(ABC):
@@ -28,7 +39,18 @@ class Dataset(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
-        """One sample as its modality holds it, without a batch axis, and its condition values by argument."""
+        """One sample as its modality holds it, without a batch axis, and its condition values by argument.
+
+        BadSample if this one cannot be used.
+        """
+
+    def index_at(self, seed: int, position: int) -> int:
+        """The sample at a position of the endless row of epochs; batches run across their ends, nothing is dropped.
+
+        A pure function. An override may keep neighbouring positions near each other on disk.
+        """
+        epoch, place = divmod(position, len(self))
+        return permutation(seed, epoch, len(self))[place]
 
     def view(self, index: int, position: int) -> tuple[Any, dict[str, Any]]:
         """A sample as it is seen at a position of training; an override may choose by it (a clip of a video)."""

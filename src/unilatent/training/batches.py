@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from ..maths.streams import generator
 from ..modalities.base import Dataset, Modality
 from ..types import Batch
 
 
-@lru_cache(maxsize=2)
-def permutation(seed: int, epoch: int, size: int) -> list[int]:
-    """The order of an epoch."""
-    return torch.randperm(size, generator=generator("order", seed, epoch)).tolist()
-
-
-def index_at(seed: int, position: int, size: int) -> int:
-    """The sample at a position of the endless row of epochs; batches run across their ends, nothing is dropped."""
-    epoch, place = divmod(position, size)
-    return permutation(seed, epoch, size)[place]
-
-
 def micro_batches(steps: range, batch_size: int, micro: int | None, rank: int = 0, world: int = 1) -> Iterator[range]:
-    """Positions of each micro-batch of one process, step by step; together they are every position of every step."""
+    """Positions of each micro-batch of one process, step by step; together they are every position of every step.
+
+    A process takes every `world`-th position, so that data laid out in lanes is read by as few of them as possible.
+    """
     for step in steps:
-        start = step * batch_size + batch_size * rank // world
-        end = step * batch_size + batch_size * (rank + 1) // world
-        size = micro or max(1, end - start)
-        for first in range(start, end, size):
-            yield range(first, min(first + size, end))
+        own = range(step * batch_size + rank, (step + 1) * batch_size, world)
+        size = micro or max(1, len(own))
+        for first in range(0, len(own), size):
+            yield own[first : first + size]
 
 
 class _Indices:
     """A batch sampler; a class so that a loader may start over."""
 
-    def __init__(self, seed: int, size: int, batches: list[range] | Iterator[range]):
-        self.seed, self.size, self.batches = seed, size, batches
+    def __init__(self, dataset: Dataset, seed: int, batches: list[range] | Iterator[range]):
+        self.dataset, self.seed, self.batches = dataset, seed, batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for positions in self.batches:
-            yield [(index_at(self.seed, position, self.size), position) for position in positions]
+            yield [(self.dataset.index_at(self.seed, position), position) for position in positions]
 
 
 class _Views:
@@ -65,7 +53,7 @@ def loader(
     """Batches of a shuffled data set at those positions, read ahead by `workers` processes."""
     reader: DataLoader[Any] = DataLoader(
         _Views(dataset),  # type: ignore[arg-type]
-        batch_sampler=_Indices(seed, len(dataset), batches),
+        batch_sampler=_Indices(dataset, seed, batches),
         collate_fn=_Collate(modality),
         num_workers=workers,
         worker_init_fn=_quiet_worker if workers else None,

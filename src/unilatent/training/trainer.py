@@ -34,7 +34,7 @@ from ..sampling import reconstruct, sample
 from ..types import Batch
 from . import checkpoint as ckpt
 from . import lock
-from .batches import index_at, loader, micro_batches, whole
+from .batches import loader, micro_batches, whole
 from .config import RunConfig
 from .crash import write_report
 from .ema import EMA
@@ -220,7 +220,7 @@ class Trainer:
 
     def _note_bad_batch(self, named: str, micro: list[tuple[range, Batch]]) -> None:
         """Which samples made a step that is not finite, for whoever looks for the cause."""
-        indices = [index_at(self.config.seed, p, self.samples) for positions, _ in micro for p in positions]
+        indices = [self.splits.train.index_at(self.config.seed, p) for positions, _ in micro for p in positions]
         record = {"step": self.step + 1, "rank": self.processes.rank, "not_finite": named, "samples": indices}
         with (self.out / f"bad_batches.rank{self.processes.rank}.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -296,7 +296,7 @@ class Trainer:
         """Reads the run's first samples and weights of its losses: what is missing is refused before a folder is."""
         modality.prepare(self.device)
         for position in range(min(self.training.batch_size, 8)):
-            self.splits.train[index_at(self.config.seed, position, self.samples)]
+            self.splits.train[self.splits.train.index_at(self.config.seed, position)]
 
     def _open_folder(self) -> None:
         for sub in ("samples", "recon", "checkpoints"):
