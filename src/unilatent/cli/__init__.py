@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from . import ckpt, config, convert, decode, doctor, encode, presets, reconstruct, runs, sample, train
+from . import ckpt, config, convert, data, decode, doctor, encode, presets, reconstruct, runs, sample, train
 
 ClickException: Any = typer.BadParameter.__mro__[2]
 """Typer brings its own copy of click in some versions, and uses the installed one in others."""
@@ -28,6 +28,7 @@ for verb in (train, sample, reconstruct, encode, decode, convert, presets, runs,
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(config.app, name="config")
 app.add_typer(ckpt.app, name="ckpt")
+app.add_typer(data.app, name="data")
 
 
 @app.callback(invoke_without_command=True)

@@ -98,6 +98,27 @@ class Metric(ABC):
     def __call__(self, evidence: Evidence) -> list[Row]: ...
 
 
+class Raw(ABC):
+    """Samples in files as people have them, to be checked or brought into shards (`shards.writing.Samples`)."""
+
+    names: Sequence[str]
+    labels: Sequence[int] | None
+    class_names: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @abstractmethod
+    def check(self, number: int) -> None:
+        """ValueError if the sample cannot be used."""
+
+    @abstractmethod
+    def encode(self, number: int) -> tuple[str, bytes]:
+        """Suffix and content of a sample as it goes into a shard; ValueError if it cannot be used."""
+
+    @abstractmethod
+    def stamp(self, number: int) -> str:
+        """What is known of a sample without reading it."""
+
+
 class Modality(ABC):
     """A kind of sample, without weights: to tokens and back, how wrong, how drawn, where it comes from.
 
@@ -106,6 +127,8 @@ class Modality(ABC):
 
     Config: ClassVar[type[Settings]]
     DataConfig: ClassVar[type[Settings]]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Of files that hold a sample, without the dot: what `unilatent data` works on. None where there are no such."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -164,6 +187,11 @@ class Modality(ABC):
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> Any:
         """Samples of a Dataset to a batch of data."""
+
+    @classmethod
+    def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
+        """The samples of a folder or archive of files, as they are to be stored; only with `suffixes`."""
+        raise AssertionError(f"{cls.__name__} has no suffixes")
 
     @abstractmethod
     def splits(self, data: Any) -> Splits:

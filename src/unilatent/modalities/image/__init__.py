@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ...config import Config
 from ...maths.streams import Streams
+from ...shards.places import is_shards
 from ...types import Layout, Tokens
-from ..base import Metric, Modality, Splits
+from ..base import Metric, Modality, Raw, Splits
 from . import data as files
-from . import losses, render
+from . import losses, render, shards
 from . import tokens as patches
 from .data import Frame, ImageData
 from .metrics import Judge, Reconstruction, psnr
@@ -97,6 +98,7 @@ class Image(Modality):
 
     Config = ImageConfig
     DataConfig = ImageData
+    suffixes = shards.SUFFIXES
     config: ImageConfig
 
     @property
@@ -153,7 +155,15 @@ class Image(Modality):
         return torch.stack(list(samples))
 
     def splits(self, data: ImageData) -> Splits:
-        return files.splits(data, self.frame)
+        source = shards if data.path is not None and is_shards(data.path, shards.SUFFIXES) else files
+        return source.splits(data, self.frame)
+
+    @classmethod
+    def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
+        """Pictures of a folder or zip; `format` is jpg (default), png or webp, `quality` for those that have one."""
+        if (chosen := format or "jpg") not in shards.FORMATS:
+            raise ValueError(f"--format: {chosen!r} is unknown; use {', '.join(shards.FORMATS)}")
+        return shards.Pictures(source, shards.Encoding(size, chosen, quality))
 
     def metrics(self) -> list[Metric]:
         return [Reconstruction(), Judge()]
@@ -175,8 +185,10 @@ class Image(Modality):
         return {"arr_0": render.to_uint8(data)}
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
-        """Batches of all pictures of a folder, zip archive or file, in the order of their names."""
-        return files.read(path, self.frame, batch_size)
+        """Batches of all pictures of a folder, zip archive or file, in the order of their names; or of shards, as
+        they lie in them."""
+        source = shards if is_shards(str(path), shards.SUFFIXES) else files
+        return source.read(path, self.frame, batch_size)
 
     def _layout(self, device: torch.device) -> Layout:
         return Layout(patches.positions(self.config.height, self.config.width, self.config.patch_size, device))

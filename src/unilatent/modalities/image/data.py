@@ -34,7 +34,8 @@ DIGITS = "digits"
 
 
 class ImageData(Config):
-    """path: a folder or zip of class folders, or of pictures without classes; or "digits", the embedded 8 x 8 ones."""
+    """path: a folder or zip of class folders, or of pictures without classes; or "digits", the embedded 8 x 8 ones;
+    or tar shards: a folder, a pattern such as `name-{000..099}.tar`, or the URL of either."""
 
     path: str | None = None
     held_out: float = Field(default=0, ge=0)
@@ -62,17 +63,22 @@ class Frame:
 
 def decode(raw: bytes, frame: Frame, where: str) -> Tensor:
     """A picture file's bytes as (C, H, W) uint8; ValueError names `where` it came from."""
-    try:
-        picture = _open(raw, frame.channels)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
-        known = not isinstance(error, UnidentifiedImageError)
-        reason = " ".join(str(error).split()) or type(error).__name__ if known else "it is in no known picture format"
-        raise ValueError(f"picture {where}: cannot be decoded ({reason}); remove it or save it anew") from error
+    picture = open_picture(raw, frame.channels, where)
     if min(picture.size) < frame.patch:
         size = f"{picture.height} x {picture.width}"
         raise ValueError(f"picture {where}: {size} (height x width) is smaller than a patch ({frame.patch}); remove it")
     pixels = np.asarray(fit(picture, frame.height, frame.width)).reshape(frame.height, frame.width, -1)  # (H, W, C)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def open_picture(raw: bytes, channels: int, where: str) -> Image.Image:
+    """Upright, 8 bits, on white where transparent, grey (1 channel) or RGB (3); ValueError names `where`."""
+    try:
+        return _open(raw, channels)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = " ".join(str(error).split()) or type(error).__name__ if known else "it is in no known picture format"
+        raise ValueError(f"picture {where}: cannot be decoded ({reason}); remove it or save it anew") from error
 
 
 def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
@@ -87,7 +93,6 @@ def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _open(raw: bytes, channels: int) -> Image.Image:
-    """Upright, 8 bits, on white where transparent, grey (1 channel) or RGB (3)."""
     with Image.open(io.BytesIO(raw)) as opened:
         picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith(("I", "F")):
@@ -205,7 +210,7 @@ def _is_loop(folder: Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
-def _locate(path: Path, field: str) -> _Files:
+def locate(path: Path, field: str) -> _Files:
     """The folder or zip at a path; ValueError when it is neither."""
     path = path.expanduser()
     if not path.exists():
@@ -221,7 +226,7 @@ def _locate(path: Path, field: str) -> _Files:
     return _Zip(path)
 
 
-def _names(source: _Files, field: str) -> list[str]:
+def picture_names(source: _Files, field: str) -> list[str]:
     names = source.names()
     if not names:
         raise ValueError(f"{field}: {source.path} holds no pictures; accepted are {', '.join(EXTENSIONS)}")
@@ -231,7 +236,7 @@ def _names(source: _Files, field: str) -> list[str]:
 # ---- collections and their splits ----------------------------------------------------------------------------------
 
 
-class _Collection(ABC):
+class Collection(ABC):
     """Pictures by index. names: what identifies each, wherever the collection lies; labels: None without classes."""
 
     frame: Frame
@@ -248,7 +253,7 @@ class _Collection(ABC):
         """Part of the fingerprint."""
 
 
-class _Digits(_Collection):
+class _Digits(Collection):
     def __init__(self, frame: Frame):
         from sklearn.datasets import load_digits
 
@@ -270,13 +275,13 @@ class _Digits(_Collection):
         return hashlib.sha256(self.levels[index].tobytes()).hexdigest()
 
 
-class _Pictures(_Collection):
+class _Pictures(Collection):
     def __init__(self, source: _Files, frame: Frame, cache: bool):
-        names = _names(source, "data.path")
+        names = picture_names(source, "data.path")
         self.source, self.frame = source, frame
-        self.root = _class_root(names)
+        self.root = class_root(names)
         self.names = [name.removeprefix(self.root) for name in names]
-        self.class_names = _class_names(self.names, source.path / self.root)
+        self.class_names = class_names(self.names, source.path / self.root, "data.path")
         indices = {name: i for i, name in enumerate(self.class_names)}
         self.labels = [indices[name.split("/", 1)[0]] for name in self.names] if indices else None
         self.keep = cache and len(names) * frame.channels * frame.height * frame.width <= CACHE_BYTES
@@ -298,7 +303,7 @@ class _Pictures(_Collection):
 class View(Dataset):
     """Some of a collection's pictures: (C, H, W) float32 in [0, 1], with {"labels": int} where there are classes."""
 
-    def __init__(self, collection: _Collection, indices: Sequence[int]):
+    def __init__(self, collection: Collection, indices: Sequence[int]):
         self.collection, self.indices = collection, indices
         self.facts = {"labels": {"class_names": collection.class_names}} if collection.labels is not None else {}
 
@@ -323,20 +328,25 @@ class View(Dataset):
 
 def splits(config: ImageData, frame: Frame) -> Splits:
     """Training and held-out pictures; ValueError names the path, what is wrong with it and the way out."""
-    collection: _Collection
+    collection: Collection
     if config.path is None:
         raise ValueError(f"data.path: not set; give a folder or .zip of pictures, or {DIGITS!r} for the embedded ones")
     if config.path == DIGITS:
         collection = _Digits(frame)
     else:
-        collection = _Pictures(_locate(Path(config.path), "data.path"), frame, config.cache)
+        collection = _Pictures(locate(Path(config.path), "data.path"), frame, config.cache)
     total = len(collection.names)
+    held_out = held_out_indices(collection.names, collection.labels or [0] * total, held_out_count(config, total))
+    kept_out = set(held_out)
+    return Splits(View(collection, [i for i in range(total) if i not in kept_out]), View(collection, held_out))
+
+
+def held_out_count(config: ImageData, total: int) -> int:
+    """How many of `total` pictures are held out; ValueError when none is left to train on."""
     count = round(config.held_out * total) if config.held_out < 1 else int(config.held_out)
     if count >= total:
         raise ValueError(f"data.held_out: {config.held_out:g}, but there are only {total} pictures; hold out fewer")
-    held_out = held_out_indices(collection.names, collection.labels or [0] * total, count)
-    kept_out = set(held_out)
-    return Splits(View(collection, [i for i in range(total) if i not in kept_out]), View(collection, held_out))
+    return count
 
 
 def held_out_indices(names: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
@@ -353,7 +363,7 @@ def held_out_indices(names: Sequence[str], labels: Sequence[int], count: int) ->
     return sorted(turn[-1] for turn in sorted(turns)[:count])
 
 
-def _class_root(names: Sequence[str]) -> str:
+def class_root(names: Sequence[str]) -> str:
     """The folder that holds the class folders, as a prefix: down while there is one folder and no picture."""
     root = ""
     while True:
@@ -364,19 +374,19 @@ def _class_root(names: Sequence[str]) -> str:
         root += tops.pop() + "/"
 
 
-def _class_names(names: Sequence[str], where: Path) -> tuple[str, ...]:
+def class_names(names: Sequence[str], where: Path, field: str) -> tuple[str, ...]:
     """The folders that pictures lie in, sorted; none where the pictures lie side by side."""
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
         return ()
     if loose:
         raise ValueError(
-            f"data.path: {where} holds {len(loose)} pictures ({loose[0]}, ...) beside its class folders; "
+            f"{field}: {where} holds {len(loose)} pictures ({loose[0]}, ...) beside its class folders; "
             "move them into class folders, or give a folder of pictures alone"
         )
     found = sorted({name.split("/", 1)[0] for name in names})
     if SPLIT_NAMES.issuperset(name.lower() for name in found):
-        raise ValueError(f"data.path: {where} holds {', '.join(found)}, which are no classes; give one of them alone")
+        raise ValueError(f"{field}: {where} holds {', '.join(found)}, which are no classes; give one of them alone")
     return tuple(found)
 
 
@@ -392,8 +402,8 @@ def read(path: Path, frame: Frame, batch_size: int) -> Iterator[tuple[Tensor, li
     path = path.expanduser()
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
         return _batches(_Folder(path.parent), [path.name], frame, batch_size)
-    source = _locate(path, "input")
-    return _batches(source, _names(source, "input"), frame, batch_size)
+    source = locate(path, "input")
+    return _batches(source, picture_names(source, "input"), frame, batch_size)
 
 
 def _batches(source: _Files, names: list[str], frame: Frame, size: int) -> Iterator[tuple[Tensor, list[str]]]:
