@@ -33,6 +33,7 @@ class Order:
         filled = max(1, int((self.counts > 0).sum()))
         self.lanes = max(1, min(lanes, 1 << (filled.bit_length() - 1)))  # a power of two: worlds mostly are
         self.window = window
+        self._key = self.counts.tobytes()
 
     def at(self, seed: int, position: int) -> int:
         """The sample at a position of the endless row of epochs, by its place in the unpermuted row of shards."""
@@ -47,7 +48,7 @@ class Order:
     def _unpermuted(self, seed: int, epoch: int, place: int) -> int:
         """From the row of permuted shards to the row as it lies."""
         order = _shards(seed, epoch, len(self.counts))
-        ends = _ends(self.counts.tobytes(), seed, epoch)
+        ends = _ends(self._key, seed, epoch)
         which = int(np.searchsorted(ends, place, side="right"))
         shard = int(order[which])
         return int(self.starts[shard] + place - (ends[which] - self.counts[shard]))

@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -172,7 +174,7 @@ def _each(plan: _Plan, shards: list[int], workers: int) -> Iterator[tuple[int, d
         for shard in shards:
             yield shard, _write_shard(plan, shard)
         return
-    with ProcessPoolExecutor(min(workers, len(shards)), initializer=_start, initargs=(plan,)) as pool:
+    with ProcessPoolExecutor(min(workers, len(shards)), initializer=_start, initargs=(plan, os.getpid())) as pool:
         futures = {pool.submit(_write_in_worker, shard): shard for shard in shards}
         try:
             for future in as_completed(futures):
@@ -186,10 +188,18 @@ _WORKING_ON: list[Any] = []
 """What a worker process was given at its start."""
 
 
-def _start(work: Any) -> None:
+def _start(work: Any, parent: int) -> None:
+    threading.Thread(target=_leave_after, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
     torch.set_num_threads(1)
     _WORKING_ON[:] = [work]
+
+
+def _leave_after(parent: int) -> None:
+    """The pool's workers would wait for ever for a first process that was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _write_in_worker(shard: int) -> dict[str, Any]:
@@ -268,7 +278,7 @@ def check_all(samples: Samples, workers: int) -> Iterator[str]:
     if workers <= 1:
         yield from (_checked(samples, number) for number in range(len(samples.names)))
         return
-    with ProcessPoolExecutor(workers, initializer=_start, initargs=(samples,)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=(samples, os.getpid())) as pool:
         yield from pool.map(_check_in_worker, range(len(samples.names)), chunksize=32)
 
 
