@@ -6,6 +6,8 @@ rest stays whole in every process, its gradients summed as without sharding. Not
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -29,6 +31,7 @@ def shard(model: nn.Module, device: torch.device, world: int) -> None:
             block.set_gradient_divide_factor(1.0)
             block.set_force_sum_reduction_for_comms(True)  # gloo knows no other
             cut.update(module.parameters())
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nobody changes it in place
     for network in _around_blocks(model):
         fully_shard(network, mesh=mesh, ignored_params={p for p in network.parameters() if p not in cut})
 
