@@ -2,8 +2,9 @@
 
     UNILATENT_FAULT=point:action[:rank[:step]]      e.g. save.before_rename:kill, step.gradients:nan:1:7
 
-Actions: kill (SIGKILL), term (SIGTERM), exit (code 1), raise (RuntimeError), full (no space left), hang, nan. Without
-the variable `reach` is an empty function.
+Actions: kill (SIGKILL), term (SIGTERM), exit (code 1), raise (RuntimeError), full (no space left), hang, nan. A fault
+belongs to the first start of a job: processes that torchrun has started again are left alone. Without the variable
+`reach` is an empty function.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Fault:
 
     def happens(self, point: str, step: int | None) -> bool:
         rank = int(os.environ.get("RANK", "0"))
-        here = point == self.point and self.rank in (None, rank) and self.step in (None, step)
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        here = not again and point == self.point and self.rank in (None, rank) and self.step in (None, step)
         return here and not self.spent
 
 

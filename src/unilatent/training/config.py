@@ -64,10 +64,12 @@ class TrainingConfig(Config):
     compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
+    background_saving: go on training while a checkpoint is written; its state is first copied to CPU memory.
     workers: processes that read data. threads: CPU threads of one process; None leaves torch's choice. A small network
         loses little with one, and is not stalled by other work on the machine as several waiting for each other are.
     device: cpu, cuda, cuda:1; None takes a GPU if there is one.
     timeout: seconds that processes wait for each other before the job ends.
+    shard: cut parameters, gradients and optimizer state over the processes (FSDP2), for models that do not fit in one.
     """
 
     steps: int | None = Field(default=None, ge=1)
@@ -88,10 +90,12 @@ class TrainingConfig(Config):
     keep_checkpoints: int = Field(default=3, ge=2)
     num_samples: int = Field(default=40, ge=1)
     evaluate_samples: int = Field(default=0, ge=0)
+    background_saving: bool = True
     workers: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: str | None = None
     timeout: float = Field(default=1800, gt=0)
+    shard: bool = False
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from ..nets.layers import muon_parameters
 from .config import OptimizerConfig
+from .sharding import is_sharded, local, spread
 
 
 class Optimizers:
@@ -20,10 +22,13 @@ class Optimizers:
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
         rate = config.learning_rate
         self.all: list[Optimizer] = []
-        if rest:
-            self.all.append(
-                AdamW(rest, lr=rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True)
-            )
+        for sharded in (False, True):  # one call updates either kind, not both
+            if own := [p for p in rest if is_sharded(p) == sharded]:
+                self.all.append(
+                    AdamW(
+                        own, lr=rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True
+                    )
+                )
         if matrices:
             self.all.append(
                 Muon(
@@ -47,7 +52,7 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that must survive a restart: "parameter name|state name" -> tensor."""
+        """Everything that must survive a restart: "parameter name|state name" -> tensor, cut as the parameter is."""
         return {
             f"{self.names[id(parameter)]}|{key}": value
             for optimizer in self.all
@@ -66,16 +71,20 @@ class Optimizers:
             for parameter in optimizer.param_groups[0]["params"]:
                 found = entries.pop(self.names[id(parameter)], {})
                 optimizer.state[parameter] = {
-                    key: value if value.ndim == 0 else value.to(parameter.device) for key, value in found.items()
+                    key: value if value.ndim == 0 else spread(value, parameter) for key, value in found.items()
                 }
         if entries:
             raise ValueError(f"optimizer state for {next(iter(entries))}: no such trainable parameter in this model")
 
 
 def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
-    """Global gradient norm before clipping to `largest` (None: no clipping). Scalar."""
+    """Global gradient norm before clipping to `largest` (None: no clipping). Scalar, the same in every process."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    if largest is not None:
-        torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], largest, norm)
+    norm = torch.nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)], foreach=True)
+    if parts := [local(g) for g in gradients if is_sharded(g)]:
+        squares = torch.nn.utils.get_total_norm(parts, foreach=True).square()
+        dist.all_reduce(squares)
+        norm = (squares + norm.to(squares.device).square()).sqrt()
+    if largest is not None and gradients:
+        torch._foreach_mul_([local(g) for g in gradients], torch.clamp(largest / (norm + 1e-6), max=1.0))
     return norm

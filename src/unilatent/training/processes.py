@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from ..devices import pick_device
+from .sharding import is_sharded
 
 BUCKET = 32 * 2**20
 """Gradients travel in pieces of about so many numbers."""
@@ -35,10 +36,13 @@ class Processes:
         self.device = pick_device(device) if self.world == 1 else state.device
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Each gradient becomes its sum over all processes; what is not finite in one is not finite in all."""
+        """Each gradient becomes its sum over all processes; what is not finite in one is not finite in all.
+
+        Those of sharded parameters are sums already, made while they were computed.
+        """
         if self.world == 1:
             return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None and not is_sharded(p.grad)]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat)

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -41,8 +41,10 @@ from .ema import EMA
 from .journal import Journal, trim
 from .optimizer import Optimizers, clip_gradients
 from .processes import Processes
+from .saving import Saving, Snapshot
 from .schedule import factor, unreachable
-from .signals import SAVE, STOP, StopRequest
+from .sharding import local, shard, twin
+from .signals import FAILED, SAVE, STOP, StopAsked, StopRequest
 
 
 class Trainer:
@@ -72,17 +74,23 @@ class Trainer:
                 f"training.batch_size: {self.training.batch_size} is less than the {self.processes.world} processes; "
                 "it counts the samples of all of them together"
             )
+        self.sharded = self.training.shard and self.processes.world > 1
+        self._refuse_uneven_shards()
         self.checkpoint = self._find_checkpoint(resume)
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
         self.model = LatentModel.build(self.config.model()).to(self.device)
+        if self.checkpoint is not None:
+            self._refuse_other_run(self.checkpoint)
+            load_weights(self.model, read_weights(self.checkpoint / "model.safetensors"), self.checkpoint)
+        self.processes.same_weights(self.model)
+        self._specialise()
         self.optimizers = Optimizers(self.model, self.training.optimizer)
         self.ema = EMA(self.model, self.training.ema_decay)
         self.step, self.saved, self.skipped = 0, -1, 0
+        self.stop, self.saving, self.snapshot = StopRequest(), Saving(), Snapshot()
         if self.checkpoint is not None:
             self._load(self.checkpoint)
-        self.processes.same_weights(self.model)
-        self._specialise()
         self.processes.wait()  # nobody writes before everybody has looked
 
     # Training.
@@ -93,6 +101,8 @@ class Trainer:
         try:
             return self._fit()
         except Exception as error:
+            if (unsaved := self.saving.settle()) is not None and unsaved is not error:
+                error.add_note(f"besides: {unsaved}")
             env = environment(self.device, self.processes.world)
             report = write_report(self.out, self.processes.rank, error, self.config.to_yaml(), env)
             self.console.print(f"crash report: {report}", highlight=False, markup=False, soft_wrap=True)
@@ -104,20 +114,20 @@ class Trainer:
     def _fit(self) -> Path:
         with (
             Journal(self.out, self.steps, self.step, self.console, quiet=not self.processes.is_main) as self.journal,
-            StopRequest() as stop,
+            self.stop,
         ):
             self._announce()
-            for _ in self._steps(stop):
+            for _ in self._steps():
                 self._once_in_a_while()
-            if self.step < self.steps:
-                self._save()
-                name = stop.received.name if stop.received else "stop"
-                self.journal.say(f"{name}: saved step {self.step}; go on with --resume auto")
-                return self.out
-            self._finish()
-        return self.out / "model"
+            self._save()
+            self.processes.on_main(self.saving.wait)
+            if self.step == self.steps and self._finish():
+                return self.out / "model"
+            name = self.stop.received.name if self.stop.received else "stop"
+            self.journal.say(f"{name}: saved step {self.step}; go on with --resume auto")
+        return self.out
 
-    def _steps(self, stop: StopRequest) -> Iterator[None]:
+    def _steps(self) -> Iterator[None]:
         """Optimiser steps until the end or until asked to stop."""
         t = self.training
         batches = loader(
@@ -126,9 +136,12 @@ class Trainer:
         )  # fmt: skip
         micro = zip(self._positions(), batches, strict=True)
         since, done = time.perf_counter(), 0
-        while self.step < self.steps and (asked := self.processes.highest(stop.take())) != STOP:
+        while self.step < self.steps and (asked := self.processes.highest(self._asked())) != STOP:
+            if asked == FAILED:
+                self.processes.on_main(self.saving.wait)
             if asked == SAVE:
                 self._save()
+                self.processes.on_main(self.saving.wait)
                 self.journal.say(f"asked to save: step {self.step} is saved, training goes on")
             reach("step.start", self.step)
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
@@ -139,6 +152,10 @@ class Trainer:
                 self._log(logs, done / (time.perf_counter() - since))
                 since, done = time.perf_counter(), 0
             yield
+
+    def _asked(self) -> int:
+        """What this process has been asked to do, or has to report."""
+        return FAILED if self.saving.failed else self.stop.take()
 
     def _positions(self) -> Iterator[range]:
         """Places in the endless row of samples of each micro-batch still to come in this process."""
@@ -165,7 +182,7 @@ class Trainer:
                 for key, value in part.logs().items():
                     logs[key] = logs.get(key, 0) + share * value
         if reach("step.gradients", self.step):
-            next(p.grad for p in self.model.parameters() if p.grad is not None).view(-1)[0] = float("nan")
+            local(next(p.grad for p in self.model.parameters() if p.grad is not None)).view(-1)[0] = float("nan")
         self.processes.sum_gradients(self.model)
         logs = self.processes.sum(logs)
         logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
@@ -243,45 +260,73 @@ class Trainer:
     def _once_in_a_while(self) -> None:
         t = self.training
         if t.sample_every and self.step % t.sample_every == 0 and self.step < self.steps:
-            self.processes.on_main(self._draw)
+            self._until_stopped(self._draw)
         if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
             self._save()
 
     # What is looked at.
 
-    def _draw(self) -> None:
+    def _until_stopped(self, work: Callable[[LatentModel], None]) -> bool:
+        """Work of the first process on a model with averaged weights, whether it was done: asked to stop, it is given up
+        between two of its batches."""
+        done = True
+
+        def attempt(model: LatentModel) -> None:
+            nonlocal done
+            try:
+                work(model)
+            except StopAsked:
+                done = False
+
+        with self._averaged() as model:
+            self.processes.on_main(lambda: attempt(model))
+        return not self.processes.highest(not done)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[LatentModel]:
+        """A whole model with averaged weights, in the first process; all processes come here together."""
+        if not self.sharded:
+            with self.ema.applied(self.model):
+                yield self.model
+            return
+        weights = {**self.model.state_dict(), **self.ema.weights}
+        yield twin(self.config.model(), weights, self.device, keep=self.processes.is_main) or self.model
+
+    def _draw(self, model: LatentModel) -> None:
         """A grid of samples and one of reconstructions under them, with averaged weights."""
         name = f"step_{self.step:08d}.png"
         modality, t = self.model.modality, self.training
         shown = self.splits.held_out if len(self.splits.held_out) else self.splits.train
         real = whole(shown, modality, limit=min(t.num_samples, 16)).data
-        with self.ema.applied(self.model), self._autocast():
-            made = sample(self.model, t.num_samples, seed=self.config.seed)
-            again = reconstruct(self.model, real, seed=self.config.seed)
+        self.stop.between_batches()
+        with self._autocast():
+            made = sample(model, t.num_samples, seed=self.config.seed, progress=self.stop.between_batches)
+            again = reconstruct(model, real, seed=self.config.seed)
         modality.draw_grid([made], self.out / "samples" / name, columns=self.model.conditions.columns)
         modality.draw_grid([real, again], self.out / "recon" / name)
 
-    def _finish(self) -> None:
-        self._save()
-        self.processes.on_main(self._publish)
+    def _finish(self) -> bool:
+        """The finished model, its pictures and its table; whether all of it was done before a stop was asked for."""
+        return self._until_stopped(self._publish)
 
-    def _publish(self) -> None:
-        """The finished model, its pictures and its table."""
+    def _publish(self, model: LatentModel) -> None:
+        temporary = self.out / "model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        shutil.rmtree(self.out / "model", ignore_errors=True)
+        temporary.rename(self.out / "model")
         if self.training.sample_every:
-            self._draw()
-        with self.ema.applied(self.model):
-            temporary = self.out / "model.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            self.model.save_pretrained(temporary)
-            shutil.rmtree(self.out / "model", ignore_errors=True)
-            temporary.rename(self.out / "model")
-            if self.training.evaluate_samples and len(self.splits.held_out):
-                self._judge()
+            self._draw(model)
+        if self.training.evaluate_samples and len(self.splits.held_out):
+            self._judge(model)
         self.journal.say(f"finished: {self.out / 'model'}")
 
-    def _judge(self) -> None:
+    def _judge(self, model: LatentModel) -> None:
         self.journal.say(f"judging {self.training.evaluate_samples} new samples and the held-out ones")
-        rows = judge(self.model, self.splits, self.training.evaluate_samples, seed=self.config.seed)
+        rows = judge(
+            model, self.splits, self.training.evaluate_samples, seed=self.config.seed,
+            progress=self.stop.between_batches,
+        )  # fmt: skip
         path = self.out / "eval" / f"step_{self.step:08d}.json"
         path.parent.mkdir(exist_ok=True)
         write_json(path, {"step": self.step, "samples": self.training.evaluate_samples, "rows": as_json(rows)})
@@ -334,6 +379,8 @@ class Trainer:
             lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
         if t.batch_size > self.samples:
             lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.samples} training samples")
+        if t.shard and not self.sharded:
+            lines.append("note: training.shard does nothing in a single process; start several with torchrun")
         return lines
 
     def _find_checkpoint(self, resume: str | None) -> Path | None:
@@ -357,21 +404,32 @@ class Trainer:
     def _save(self) -> None:
         if self.saved == self.step:
             return
-        self.saved = self.step
-        folder = self.out / "checkpoints"
-        self.processes.on_main(lambda: ckpt.save(folder, self.step, self._write, self.training.keep_checkpoints))
+        self.saved = step = self.step
+        self.processes.on_main(self.saving.wait)
+        state = self._state()
 
-    def _write(self, folder: Path) -> None:
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
-        reach("save.after_model", self.step)
-        save_file({k: v.cpu().contiguous() for k, v in self.ema.weights.items()}, folder / "ema.safetensors")
-        save_file(
-            {k: v.cpu().contiguous() for k, v in self.optimizers.state().items()}, folder / "optimizer.safetensors"
-        )
+        def write() -> None:
+            ckpt.save(
+                self.out / "checkpoints", step, lambda at: self._write(at, step, state), self.training.keep_checkpoints
+            )
+
+        self.processes.on_main(lambda: self.saving.start(write) if self.training.background_saving else write())
+
+    def _state(self) -> dict[str, dict[str, Tensor]]:
+        """File name -> whole tensors, which later steps do not change; of the first process. All come here together."""
+        kinds = {"model": self.model.state_dict(), "ema": self.ema.weights, "optimizer": self.optimizers.state()}
+        flat = {f"{kind}/{key}": value for kind, tensors in kinds.items() for key, value in tensors.items()}
+        copies = self.snapshot.take(flat, keep=self.processes.is_main)
+        return {kind: {key: copies[f"{kind}/{key}"] for key in kinds[kind] if copies} for kind in kinds}
+
+    def _write(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+        save_file(tensors["model"], folder / "model.safetensors")
+        reach("save.after_model", step)
+        save_file(tensors["ema"], folder / "ema.safetensors")
+        save_file(tensors["optimizer"], folder / "optimizer.safetensors")
         write_config(self.model.config, folder / "config.json")
         state = {
-            "step": self.step,
+            "step": step,
             "seed": self.config.seed,
             "batch_size": self.training.batch_size,
             "muon": self.training.optimizer.muon,
@@ -381,8 +439,8 @@ class Trainer:
         }
         (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
 
-    def _load(self, checkpoint: Path) -> None:
-        """Everything a step depends on; a checkpoint of another model, seed, batch size or data is refused by field."""
+    def _refuse_other_run(self, checkpoint: Path) -> None:
+        """A checkpoint of another model, seed, batch size or data is refused by field."""
         self._refuse_other_model(checkpoint)
         state = json.loads((checkpoint / "state.json").read_text())
         own = {
@@ -397,10 +455,12 @@ class Trainer:
                 raise ConfigError(
                     f"{field}: {value!r}, but the checkpoint was made with {was!r}; keep it, or start anew"
                 )
-        load_weights(self.model, read_weights(checkpoint / "model.safetensors"), checkpoint)
+
+    def _load(self, checkpoint: Path) -> None:
+        """Everything but the weights that a step depends on."""
         self.ema.load(read_weights(checkpoint / "ema.safetensors"))
         self.optimizers.load_state(read_weights(checkpoint / "optimizer.safetensors"))
-        self.step = state["step"]
+        self.step = json.loads((checkpoint / "state.json").read_text())["step"]
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
             self.saved = self.step
 
@@ -412,12 +472,24 @@ class Trainer:
                 raise ConfigError(f"{key}: {new!r}, but the checkpoint was made with {old!r}; keep it, or start anew")
 
     def _specialise(self) -> None:
-        """Recomputation and compilation of the repeated blocks; neither changes a name or a weight."""
+        """Recomputation, compilation and sharding of the repeated blocks; none changes a name or a weight."""
         for module in self.model.modules():
             if isinstance(module, Repeated):
                 module.recompute = self.training.activation_checkpointing
                 if self.training.compile:
                     module.compile()
+        if self.sharded:
+            shard(self.model, self.device, self.processes.world)
+
+    def _refuse_uneven_shards(self) -> None:
+        """Processes that pass unlike numbers of micro-batches would wait for each other's blocks for ever."""
+        t, world = self.training, self.processes.world
+        passes = {len(list(micro_batches(range(1), t.batch_size, t.micro_batch_size, r, world))) for r in range(world)}
+        if self.sharded and len(passes) > 1:
+            raise ConfigError(
+                f"training.batch_size: {t.batch_size} gives the {world} processes {min(passes)} to {max(passes)} "
+                f"micro-batches, training.shard needs as many in each; make it a multiple of {world}"
+            )
 
 
 def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | None:
