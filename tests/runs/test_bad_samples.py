@@ -343,7 +343,11 @@ def test_f33_a_hanging_data_worker_ends_the_run_and_leaves_no_process(tmp_path: 
         command, env=environment(UNILATENT_FAULT="data.read:hang::100"), stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 1 and "training.worker_timeout: a data worker gave nothing for 3 seconds" in err, err
     for _ in range(40):
         try:
