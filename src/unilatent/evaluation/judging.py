@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.table import Table
@@ -19,17 +20,19 @@ def judge(
     num_samples: int,
     seed: int = 0,
     progress: Progress | None = None,
+    say: Callable[[str], object] | None = None,
     **settings: Any,
 ) -> list[Row]:
     """Every row of every metric of the modality; needs held-out data.
 
-    num_samples: how many are drawn, conditions spread evenly; settings: as for `sample`.
+    num_samples: how many are drawn, conditions spread evenly; settings: as for `sample`. Samples of the data that
+    cannot be used are left out, and named to `say`.
     """
     if not len(splits.held_out):
         raise ValueError("data.held_out: 0, so nothing is left to judge on; set it to a few hundred samples")
     modality = model.modality
-    held_out = whole(splits.held_out, modality)
-    train = whole(splits.train, modality, limit=20_000)
+    held_out = whole(splits.held_out, modality, say=say)
+    train = whole(splits.train, modality, limit=20_000, say=say)
     parts = list(sample_batches(model, num_samples, seed=seed, batch_size=250, progress=progress, **settings))
     values = join([part.values for part in parts]) if parts[0].values else {}
     evidence = Evidence(

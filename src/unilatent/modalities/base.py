@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +60,39 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash that changes when the samples or their order do."""
+
+
+class Stream(Dataset):
+    """Samples that can only be read in order, in `lanes` rows side by side, each without end.
+
+    Position p of the endless row of epochs is place p // lanes of lane p % lanes. The number of lanes belongs to the
+    data and never depends on how many processes read them; one that reads every n-th position meets only its own
+    lanes where n divides their number, and otherwise passes over what is not its own.
+    """
+
+    lanes: int
+    size: int | None
+    """Samples of an epoch, where somebody counted them."""
+
+    @abstractmethod
+    def read(self, seed: int, lane: int, place: int) -> Iterator[tuple[int, Callable[[], tuple[Any, dict[str, Any]]]]]:
+        """A lane's samples from a place on, a pure function of its arguments: a number that stays the sample's own,
+        and what makes the sample (and may raise BadSample), so that passing over one costs little."""
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise ValueError(
+                "data.num_samples: not set, and the stream does not say how many samples an epoch has; set it, or "
+                "count in steps (training.steps, training.schedule.unit=steps)"
+            )
+        return self.size
+
+    def index_at(self, seed: int, position: int) -> int:
+        """A stream's samples are known by when they come."""
+        return position
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        raise TypeError("a stream is read in order")
 
 
 @dataclass(frozen=True)

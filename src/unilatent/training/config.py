@@ -65,7 +65,10 @@ class TrainingConfig(Config):
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
     background_saving: go on training while a checkpoint is written; its state is first copied to CPU memory.
-    workers: processes that read data. threads: CPU threads of one process; None leaves torch's choice. A small network
+    bad_samples: share of the training set that may turn out unusable (and is replaced) before the run stops; one sample
+         always may, unless it is 0.
+    workers: processes that read data; worker_timeout: seconds after which one that gives nothing ends the run (0:
+         never). threads: CPU threads of one process; None leaves torch's choice. A small network
         loses little with one, and is not stalled by other work on the machine as several waiting for each other are.
     device: cpu, cuda, cuda:1; None takes a GPU if there is one.
     timeout: seconds that processes wait for each other before the job ends.
@@ -91,7 +94,9 @@ class TrainingConfig(Config):
     num_samples: int = Field(default=40, ge=1)
     evaluate_samples: int = Field(default=0, ge=0)
     background_saving: bool = True
+    bad_samples: float = Field(default=0.001, ge=0, le=1)
     workers: int = Field(default=0, ge=0)
+    worker_timeout: float = Field(default=600, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: str | None = None
     timeout: float = Field(default=1800, gt=0)
@@ -108,7 +113,7 @@ class TrainingConfig(Config):
         """Steps in a row that may be left out."""
         return 0 if self.non_finite == "stop" else int(self.non_finite.removeprefix("skip:"))
 
-    def num_steps(self, samples: int) -> int:
+    def num_steps(self, samples: float) -> int:
         """Optimiser steps of the whole run over a training set of that many samples."""
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * samples / self.batch_size))
 

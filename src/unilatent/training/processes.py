@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,14 @@ class Processes:
         largest = torch.tensor(number, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every process's plain data, by rank."""
+        if self.world == 1:
+            return [item]
+        items: list[Any] = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
 
     def same_weights(self, model: nn.Module) -> None:
         """All processes take the first one's parameters and buffers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
 import shutil
 import sys
@@ -27,14 +28,15 @@ from ..faults import reach
 from ..files import write_json, write_text
 from ..maths.streams import Streams, seed_of
 from ..methods.base import LatentModel, LossPart, load_weights, read_weights, write_config
-from ..modalities.base import Modality, Splits
+from ..modalities.base import Modality, Splits, Stream
 from ..nets.layers import Repeated
 from ..registry import find
 from ..sampling import reconstruct, sample
 from ..types import Batch
 from . import checkpoint as ckpt
 from . import lock
-from .batches import loader, micro_batches, whole
+from .bad_samples import BadSamples
+from .batches import Plan, loader, micro_batches, try_samples, whole, worker_deaths
 from .config import RunConfig
 from .crash import write_report
 from .ema import EMA
@@ -53,17 +55,23 @@ class Trainer:
     Building a Trainer checks everything that can be checked and writes nothing; `fit` trains.
     """
 
-    def __init__(self, config: RunConfig, out: Path, resume: str | None = None, console: Console | None = None):
+    def __init__(
+        self, config: RunConfig, out: Path, resume: str | None = None, console: Console | None = None,
+        allow_data_change: bool = False,
+    ):  # fmt: skip
         """resume: None starts anew (and refuses a folder that holds a run), "auto" continues from the newest sound
-        checkpoint if there is one, a path from exactly that checkpoint."""
+        checkpoint if there is one, a path from exactly that checkpoint.
+
+        allow_data_change: go on from a checkpoint although the data are no longer those it was made with."""
         self.out, self.console = out, console or Console(stderr=True)
+        self.allow_data_change, self.data_changed = allow_data_change, False
         modality: Modality = find("modalities", config.modality.name)(config.modality)
         self.splits: Splits = modality.splits(config.data)
-        if not len(self.splits.train):
-            raise ConfigError("data.held_out leaves nothing to train on; make it smaller")
         self.config = config.with_data(self.splits.train.facts)
         self.training = self.config.training
-        self.samples = len(self.splits.train)
+        self.samples = self._count()
+        if not self.samples:
+            raise ConfigError("data.held_out leaves nothing to train on; make it smaller")
         self.steps = self.training.num_steps(self.samples)
         if self.training.threads:
             torch.set_num_threads(self.training.threads)
@@ -89,8 +97,11 @@ class Trainer:
         self.ema = EMA(self.model, self.training.ema_decay)
         self.step, self.saved, self.skipped = 0, -1, 0
         self.stop, self.saving, self.snapshot = StopRequest(), Saving(), Snapshot()
+        self.bad = BadSamples(self.training.bad_samples, self.samples, out, self.processes)
         if self.checkpoint is not None:
             self._load(self.checkpoint)
+            if reason := self.bad.refusal(self.step * self.training.batch_size):
+                raise ConfigError(reason)
         self.processes.wait()  # nobody writes before everybody has looked
 
     # Training.
@@ -99,7 +110,8 @@ class Trainer:
         """Train to the end and return the folder of the finished model; stopped early, the run can be resumed."""
         self.processes.on_main(self._open_folder)
         try:
-            return self._fit()
+            with worker_deaths():
+                return self._fit()
         except Exception as error:
             if (unsaved := self.saving.settle()) is not None and unsaved is not error:
                 error.add_note(f"besides: {unsaved}")
@@ -132,9 +144,9 @@ class Trainer:
         t = self.training
         batches = loader(
             self.splits.train, self.model.modality, self._positions(), self.config.seed, t.workers,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.device.type == "cuda", timeout=t.worker_timeout,
         )  # fmt: skip
-        micro = zip(self._positions(), batches, strict=True)
+        micro = zip(self._positions(), self.bad.passing(batches), strict=True)
         since, done = time.perf_counter(), 0
         while self.step < self.steps and (asked := self.processes.highest(self._asked())) != STOP:
             if asked == FAILED:
@@ -146,6 +158,8 @@ class Trainer:
             reach("step.start", self.step)
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.step += 1
+            if logs.pop("bad_samples"):
+                self._settle_bad_samples()
             done += t.batch_size
             self.journal.advance(self.step)
             if self.step % t.log_every == 0 or self.step == self.steps:
@@ -157,11 +171,17 @@ class Trainer:
         """What this process has been asked to do, or has to report."""
         return FAILED if self.saving.failed else self.stop.take()
 
-    def _positions(self) -> Iterator[range]:
+    def _positions(self) -> Plan:
         """Places in the endless row of samples of each micro-batch still to come in this process."""
         t, p = self.training, self.processes
-        steps = range(self.step, self.steps)
-        return micro_batches(steps, t.batch_size, t.micro_batch_size, p.rank, p.world)
+        return Plan(range(self.step, self.steps), t.batch_size, t.micro_batch_size, p.rank, p.world)
+
+    def _settle_bad_samples(self) -> None:
+        """Every process counts alike; too many end the run, which is saved so that it can go on once they may."""
+        self.bad.settle(self.step, self.journal.say)
+        if reason := self.bad.refusal(self.step * self.training.batch_size):
+            self._save()
+            raise ConfigError(reason)
 
     @property
     def _micro_batches_per_step(self) -> int:
@@ -184,6 +204,7 @@ class Trainer:
         if reach("step.gradients", self.step):
             local(next(p.grad for p in self.model.parameters() if p.grad is not None)).view(-1)[0] = float("nan")
         self.processes.sum_gradients(self.model)
+        logs["bad_samples"] = torch.tensor(float(len(self.bad.met)), device=self.device)
         logs = self.processes.sum(logs)
         logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
         if not self._is_finite(logs, micro):
@@ -254,6 +275,7 @@ class Trainer:
                 "samples": seen,
                 "epoch": seen / self.samples,
                 "samples_per_second": speed,
+                "bad_samples": len(self.bad.indices),
             },
         )
 
@@ -267,7 +289,7 @@ class Trainer:
     # What is looked at.
 
     def _until_stopped(self, work: Callable[[LatentModel], None]) -> bool:
-        """Work of the first process on a model with averaged weights, whether it was done: asked to stop, it is given up
+        """Work of the first process on a model with averaged weights, whether it was done: asked to stop, given up
         between two of its batches."""
         done = True
 
@@ -307,6 +329,8 @@ class Trainer:
 
     def _finish(self) -> bool:
         """The finished model, its pictures and its table; whether all of it was done before a stop was asked for."""
+        if self.bad.indices:
+            self.journal.say(self.bad.summary())
         return self._until_stopped(self._publish)
 
     def _publish(self, model: LatentModel) -> None:
@@ -324,7 +348,7 @@ class Trainer:
     def _judge(self, model: LatentModel) -> None:
         self.journal.say(f"judging {self.training.evaluate_samples} new samples and the held-out ones")
         rows = judge(
-            model, self.splits, self.training.evaluate_samples, seed=self.config.seed,
+            model, self.splits, self.training.evaluate_samples, seed=self.config.seed, say=self.journal.say,
             progress=self.stop.between_batches,
         )  # fmt: skip
         path = self.out / "eval" / f"step_{self.step:08d}.json"
@@ -340,8 +364,18 @@ class Trainer:
     def _try_data(self, modality: Modality) -> None:
         """Reads the run's first samples and weights of its losses: what is missing is refused before a folder is."""
         modality.prepare(self.device)
-        for position in range(min(self.training.batch_size, 8)):
-            self.splits.train[self.splits.train.index_at(self.config.seed, position)]
+        try_samples(self.splits.train, self.config.seed, min(self.training.batch_size, 8))
+
+    def _count(self) -> float:
+        """Training samples of an epoch; infinite for a stream that nobody counted, where nothing asks for epochs."""
+        train, t = self.splits.train, self.training
+        in_steps = t.epochs is None and t.schedule.unit == "steps"
+        return math.inf if in_steps and isinstance(train, Stream) and train.size is None else len(train)
+
+    @property
+    def amount(self) -> str:
+        """Of training samples, in words."""
+        return f"{self.samples:,}" if math.isfinite(self.samples) else "uncounted"
 
     def _open_folder(self) -> None:
         for sub in ("samples", "recon", "checkpoints"):
@@ -350,19 +384,25 @@ class Trainer:
         ckpt.clean(self.out / "checkpoints", self.step)
         write_text(self.out / "config.yaml", self.config.to_yaml())
         write_json(self.out / "env.json", environment(self.device, self.processes.world))
-        trim(self.out / "metrics.jsonl", self.step)
+        for path in (self.out / "metrics.jsonl", *self.out.glob("bad_samples.rank*.jsonl")):
+            trim(path, self.step)
+        self.fingerprint = self.splits.train.fingerprint  # of the data as they are now
 
     def _announce(self) -> None:
         t = self.training
         say = self.journal.say
         say(
-            f"{self.config.preset}: {self.model.num_trainable:,} parameters, {self.samples:,} training samples, "
+            f"{self.config.preset}: {self.model.num_trainable:,} parameters, {self.amount} training samples, "
             f"{len(self.splits.held_out):,} held out, {self.steps:,} steps of {t.batch_size}, {self.device}, "
             f"{t.precision}"
         )
         if self.checkpoint is not None:
             done = "; the run is complete, nothing is left to train" if self.step >= self.steps else ""
             say(f"resumed from {self.checkpoint} at step {self.step}{done}")
+        if self.data_changed:
+            say(
+                "the data are not those the checkpoint was made with: from here on other samples come, in another order"
+            )
         for line in self.notes():
             say(line)
 
@@ -378,7 +418,7 @@ class Trainer:
         if t.ema_decay and 1 / (1 - t.ema_decay) > self.steps:
             lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
         if t.batch_size > self.samples:
-            lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.samples} training samples")
+            lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.amount} training samples")
         if t.shard and not self.sharded:
             lines.append("note: training.shard does nothing in a single process; start several with torchrun")
         return lines
@@ -433,7 +473,8 @@ class Trainer:
             "seed": self.config.seed,
             "batch_size": self.training.batch_size,
             "muon": self.training.optimizer.muon,
-            "data": self.splits.train.fingerprint,
+            "data": self.fingerprint,
+            "bad_samples": self.bad.state(),
             "unilatent": __version__,
             "torch": torch.__version__,
         }
@@ -451,7 +492,14 @@ class Trainer:
         }
         for field, value in own.items():
             was = state[field.rpartition(".")[2]]
-            if was != value:
+            if field == "data" and was != value:
+                if not self.allow_data_change:
+                    raise ConfigError(
+                        f"data: {value!r}, but the checkpoint was made with {was!r}: samples were added, removed or "
+                        "changed. Put them back, start anew, or go on with --allow-data-change"
+                    )
+                self.data_changed = True
+            elif was != value:
                 raise ConfigError(
                     f"{field}: {value!r}, but the checkpoint was made with {was!r}; keep it, or start anew"
                 )
@@ -460,7 +508,10 @@ class Trainer:
         """Everything but the weights that a step depends on."""
         self.ema.load(read_weights(checkpoint / "ema.safetensors"))
         self.optimizers.load_state(read_weights(checkpoint / "optimizer.safetensors"))
-        self.step = json.loads((checkpoint / "state.json").read_text())["step"]
+        state = json.loads((checkpoint / "state.json").read_text())
+        self.step = state["step"]
+        if not self.data_changed:
+            self.bad.load(state.get("bad_samples"))
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
             self.saved = self.step
 

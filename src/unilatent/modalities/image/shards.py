@@ -107,7 +107,7 @@ def splits(config: ImageData, frame: Frame) -> Splits:
     shards = open_shards(config.path, "data.path")
     collection = _Shards(shards, frame, config.cache)
     total = len(shards)
-    held_out = _held_out(shards, files.held_out_count(config, total))
+    held_out = _held_out(shards, files.held_out_count(config.held_out, total))
     train = np.setdiff1d(np.arange(total), held_out, assume_unique=True)
     return Splits(ShardView(collection, train), ShardView(collection, held_out))
 
