@@ -64,6 +64,9 @@ class TrainingConfig(Config):
     compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
+    log_gradients: also log the gradient norm of each part of the loss; keeps a copy of the gradients a part meanwhile.
+    loggers: "tensorboard" and "wandb" beside metrics.jsonl, which is always written. wandb_project, wandb_name: where
+        the latter files the run; the name is the run folder's unless given.
     workers: processes that read data. threads: CPU threads of one process; None leaves torch's choice. A small network
         loses little with one, and is not stalled by other work on the machine as several waiting for each other are.
     device: cpu, cuda, cuda:1; None takes a GPU if there is one.
@@ -83,6 +86,10 @@ class TrainingConfig(Config):
     compile: bool = False
     activation_checkpointing: bool = False
     log_every: int = Field(default=20, ge=1)
+    log_gradients: bool = True
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    wandb_project: str = Field(default="unilatent", min_length=1)
+    wandb_name: str | None = None
     sample_every: int = Field(default=500, ge=0)
     checkpoint_every: int = Field(default=500, ge=0)
     keep_checkpoints: int = Field(default=3, ge=2)
