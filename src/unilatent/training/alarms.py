@@ -20,13 +20,14 @@ AWAKE = 0.1
 FALL = 0.25
 """Spread and rank may fall to this share of the most there was."""
 FEW_DIRECTIONS = 2.0
-"""A rank below this is no latent space, where there could be four times as many directions."""
+"""A rank below this is no latent space, where four times as many directions could be. Latents wake up along one of them
+and spread from there, so it counts once the rank was twice this, or after the grace below."""
 PATIENCE = 3
 """Logged steps in a row that must agree: a small batch is noisy."""
 STUCK_LOGS, STUCK_SPREAD = 20, 1e-6
 """A loss that moves less than that, relatively, over so many logged steps does not depend on its batches."""
 GRACE = (1_000, 10_000)
-"""Steps that latents may sleep: half the run, but no less than the first and no more than the second."""
+"""Steps that latents may sleep or be flat: half the run, but no less than the first and no more than the second."""
 
 MEANING = {
     "zero_gradients": "every gradient has been exactly 0 for {steps} steps, nothing is learned any more. Usual causes: "
@@ -109,7 +110,8 @@ class Alarms:
         if self.most_std:
             fell = self._agrees("fell", std < FALL * self.most_std)
             changes += self._set(step, "latents_collapsed", fell, value=std, most=self.most_std)
-            few = self.directions >= 4 * FEW_DIRECTIONS and rank < FEW_DIRECTIONS
+            late = step >= self.grace or self.most_rank >= 2 * FEW_DIRECTIONS
+            few = late and self.directions >= 4 * FEW_DIRECTIONS and rank < FEW_DIRECTIONS
             flat = self._agrees("flat", few or rank < FALL * self.most_rank)
             changes += self._set(step, "latents_flat", flat, value=rank, most=self.most_rank)
         return changes

@@ -63,7 +63,8 @@ def _lines(panel: Axes, title: str, points: Points, log: bool = False, least: fl
     panel.grid(alpha=0.25)
     for key, (steps, values) in points.items():
         label = key.removeprefix("loss/").removeprefix("grad_norm/").replace("grad_norm", "all")
-        panel.plot(steps, values, linewidth=1.1, label=label)
+        whole = {"linewidth": 3.5, "color": "0.8", "zorder": 1} if label == "all" else {"linewidth": 1.1}
+        panel.plot(steps, values, label=label, **whole)
     if log and any(value > 0 for _, values in points.values() for value in values):
         panel.set_yscale("log", nonpositive="mask")
     elif least is not None and points:
