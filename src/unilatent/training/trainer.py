@@ -297,11 +297,14 @@ class Trainer:
         """Pictures are worth no run: a full disk or memory costs them, and one warning."""
         try:
             self._draw()
-            draw_curves(self.out / "metrics.jsonl", self.out / "curves.png")
         except (OSError, *OUT_OF_MEMORY) as error:
             if not (isinstance(error, OSError) or is_out_of_memory(error)):
                 raise
             self.journal.warn("pictures", f"pictures of step {self.step} not drawn: {first_line(error)}")
+        try:
+            draw_curves(self.out / "metrics.jsonl", self.out / "curves.png")
+        except Exception as error:  # whatever a plotting library comes up with
+            self.journal.warn("curves", f"curves of step {self.step} not drawn: {first_line(error)}")
 
     def _draw(self) -> None:
         """A grid of samples and one of reconstructions under them, with averaged weights."""
@@ -375,7 +378,8 @@ class Trainer:
         if self.checkpoint is not None:
             done = "; the run is complete, nothing is left to train" if self.step >= self.steps else ""
             say(f"resumed from {self.checkpoint} at step {self.step}{done}")
-        say(f"memory: {self.memory}")
+        if self.processes.is_main:
+            say(f"memory: {self.memory}")
         for line in self.notes():
             say(line)
 
