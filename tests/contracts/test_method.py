@@ -75,6 +75,11 @@ def test_parts_of_the_loss(modality: str, method: str):
         assert part.terms and all(term.isfinite() for term in part.terms.values())
         logs = part.logs()
         assert "loss/total" in logs and not any(value.requires_grad for value in logs.values())
+        assert part.title and "/" not in part.title
+    (z, mask), *others = [(part.latents, part.latent_mask) for part in parts if part.latents is not None]
+    assert not others and not z.requires_grad  # the clean latents, once
+    assert z.shape == (B, model.latent_layout(model.modality.pack(batch.data).layout).num_tokens, model.latent_channels)
+    assert mask is None or mask.shape == z.shape[:2]
     again = list(model.loss(batch, streams(range(B))))
     assert [part.value.item() for part in parts] == [part.value.item() for part in again]
     other = list(model.loss(batch, streams(range(B, 2 * B))))

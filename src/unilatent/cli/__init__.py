@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _refuse("stopped", 130)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, MemoryError) as error:
         if os.environ.get("UNILATENT_DEBUG") or not _is_ours(error):
             raise
         _refuse(" ".join(str(error).split()), 2 if isinstance(error, ValueError) else 1)

@@ -79,8 +79,6 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def describe(trainer: Trainer) -> str:
     """What a run would do, in a few lines."""
     t, model = trainer.training, trainer.model
-    optimizer = 4 * (1 if t.optimizer.muon else 2)
-    memory = model.num_trainable * (4 + 4 + 4 + optimizer) / 2**30
     at = f"continues at step {trainer.step:,}" if trainer.step else "starts anew"
     return "\n".join(
         [
@@ -89,7 +87,7 @@ def describe(trainer: Trainer) -> str:
             f"parameters {model.num_trainable:,} trainable",
             f"length     {trainer.steps:,} steps of {t.batch_size} samples, "
             f"{trainer.steps * t.batch_size / trainer.samples:.1f} epochs",
-            f"memory     at least {memory:.2f} GiB for weights, gradients, optimizer and average, before activations",
+            f"memory     {trainer.memory}",
             f"device     {trainer.device}, {t.precision}",
             *trainer.notes(),
         ]

@@ -100,11 +100,21 @@ class LossPart:
     """A share of the loss that can be differentiated on its own.
 
     terms: its named terms, unweighted by the method; monitors: other numbers worth logging.
+    name: what the norm of its gradient is logged under; None takes the first term's. Parts may share one.
+    latents: the clean ones (B, K, D) of the batch's samples, in one of the parts, and which of them are real (B, K),
+        for the statistics that every method is watched by.
     """
 
     value: Tensor
     terms: dict[str, Tensor]
     monitors: dict[str, Tensor] = field(default_factory=dict)
+    name: str | None = None
+    latents: Tensor | None = None
+    latent_mask: Tensor | None = None
+
+    @property
+    def title(self) -> str:
+        return self.name or next(iter(self.terms))
 
     def logs(self) -> dict[str, Tensor]:
         """Detached, under the names that are logged."""

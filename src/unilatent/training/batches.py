@@ -289,12 +289,14 @@ def whole(
     return collate(good, modality)
 
 
-def try_samples(dataset: Dataset, seed: int, count: int) -> None:
-    """Reads a run's first samples; ValueError, with the first one's fault, if none of them can be used."""
+def try_samples(dataset: Dataset, seed: int, count: int) -> list[Sample]:
+    """Those of a run's first samples that can be used; ValueError, with the first one's fault, if there are none."""
     found: list[Found]
     if isinstance(dataset, Stream):
         found = list(_Row(dataset, seed, [range(count)]))
     else:
         found = [_Views(dataset, seed)[dataset.index_at(seed, position), position] for position in range(count)]
-    if all(sample is None for sample, _ in found):
+    usable = [sample for sample, _ in found if sample is not None]
+    if not usable:
         raise ValueError(found[0][1][0].message)
+    return usable

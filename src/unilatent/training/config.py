@@ -66,9 +66,13 @@ class TrainingConfig(Config):
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
     background_saving: go on training while a checkpoint is written; its state is first copied to CPU memory.
     bad_samples: share of the training set that may turn out unusable (and is replaced) before the run stops; one sample
-         always may, unless it is 0.
+        always may, unless it is 0.
+    log_gradients: also log the gradient norm of each part of the loss (not with `shard`); keeps a copy of the gradients
+        a part meanwhile.
+    loggers: "tensorboard" and "wandb" beside metrics.jsonl, which is always written. wandb_project, wandb_name: where
+        the latter files the run; the name is the run folder's unless given.
     workers: processes that read data; worker_timeout: seconds after which one that gives nothing ends the run (0:
-         never). threads: CPU threads of one process; None leaves torch's choice. A small network
+        never). threads: CPU threads of one process; None leaves torch's choice. A small network
         loses little with one, and is not stalled by other work on the machine as several waiting for each other are.
     device: cpu, cuda, cuda:1; None takes a GPU if there is one.
     timeout: seconds that processes wait for each other before the job ends.
@@ -88,6 +92,10 @@ class TrainingConfig(Config):
     compile: bool = False
     activation_checkpointing: bool = False
     log_every: int = Field(default=20, ge=1)
+    log_gradients: bool = True
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    wandb_project: str = Field(default="unilatent", min_length=1)
+    wandb_name: str | None = None
     sample_every: int = Field(default=500, ge=0)
     checkpoint_every: int = Field(default=500, ge=0)
     keep_checkpoints: int = Field(default=3, ge=2)

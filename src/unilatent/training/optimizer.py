@@ -61,6 +61,15 @@ class Optimizers:
             if isinstance(value, Tensor)
         }
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state once a step was taken: two moments for AdamW, one for Muon."""
+        return sum(
+            p.nbytes * (1 if isinstance(optimizer, Muon) else 2)
+            for optimizer in self.all
+            for p in optimizer.param_groups[0]["params"]
+        )
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state`, exactly; ValueError names a parameter this model has not."""
         entries: dict[str, dict[str, Tensor]] = {}

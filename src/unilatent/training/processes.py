@@ -41,14 +41,17 @@ class Processes:
 
         Those of sharded parameters are sums already, made while they were computed.
         """
+        self.sum_tensors([p.grad for p in model.parameters() if p.grad is not None and not is_sharded(p.grad)])
+
+    def sum_tensors(self, tensors: list[Tensor]) -> None:
+        """Each of these, alike in shape in every process, becomes its sum over all processes."""
         if self.world == 1:
             return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None and not is_sharded(p.grad)]
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.all_reduce(flat)
-            for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
+            for tensor, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
 
     def sum(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars under the same names in every process, summed over processes."""

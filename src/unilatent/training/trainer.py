@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,17 @@ from ..sampling import reconstruct, sample
 from ..types import Batch
 from . import checkpoint as ckpt
 from . import lock
+from .alarms import Alarms, Change
 from .bad_samples import BadSamples
-from .batches import Plan, loader, micro_batches, try_samples, whole, worker_deaths
+from .batches import Plan, collate, loader, micro_batches, try_samples, whole, worker_deaths
 from .config import RunConfig
-from .crash import write_report
+from .crash import first_line, write_report
+from .curves import draw_curves
 from .ema import EMA
-from .journal import Journal, trim
+from .journal import Journal, Lines, trim
+from .loggers import LoggedRun, Logger, Loggers, check_loggers, open_logger
+from .measuring import Measurement
+from .memory import OUT_OF_MEMORY, Memory, estimate, is_out_of_memory, micro_batch
 from .optimizer import Optimizers, clip_gradients
 from .processes import Processes
 from .saving import Saving, Snapshot
@@ -84,6 +90,7 @@ class Trainer:
             )
         self.sharded = self.training.shard and self.processes.world > 1
         self._refuse_uneven_shards()
+        check_loggers(self.training.loggers)
         self.checkpoint = self._find_checkpoint(resume)
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
@@ -118,6 +125,8 @@ class Trainer:
             env = environment(self.device, self.processes.world)
             report = write_report(self.out, self.processes.rank, error, self.config.to_yaml(), env)
             self.console.print(f"crash report: {report}", highlight=False, markup=False, soft_wrap=True)
+            if is_out_of_memory(error):
+                raise MemoryError(self._way_out_of_memory(error)) from error
             raise
         finally:
             if self.processes.is_main:
@@ -126,8 +135,11 @@ class Trainer:
     def _fit(self) -> Path:
         with (
             Journal(self.out, self.steps, self.step, self.console, quiet=not self.processes.is_main) as self.journal,
+            Loggers(self._open_loggers(), self.journal.warn) as self.loggers,
             self.stop,
         ):
+            self.alarms = Alarms(self.steps, min(self.model.latent_channels, self.training.batch_size - 1))
+            self.alarms.replay(self.out / "metrics.jsonl")
             self._announce()
             for _ in self._steps():
                 self._once_in_a_while()
@@ -138,6 +150,23 @@ class Trainer:
             name = self.stop.received.name if self.stop.received else "stop"
             self.journal.say(f"{name}: saved step {self.step}; go on with --resume auto")
         return self.out
+
+    def _open_loggers(self) -> dict[str, Callable[[], Logger]]:
+        """What opens each logger that was asked for; the first process alone logs."""
+        if not self.processes.is_main:
+            return {}
+        run = LoggedRun(self.out, self.step, self.training.wandb_project, self.training.wandb_name, self.config.plain())
+        return {name: partial(open_logger, name, run) for name in self.training.loggers}
+
+    def _way_out_of_memory(self, error: BaseException) -> str:
+        micro = micro_batch(self.training, self.processes.world)
+        smaller = f"training.micro_batch_size={micro // 2} (the optimisation stays the same)" if micro > 1 else ""
+        ways = [smaller, "" if self.training.activation_checkpointing else "training.activation_checkpointing=true"]
+        saved = f"the checkpoint of step {self.saved} is intact" if self.saved > 0 else "no checkpoint was written yet"
+        return (
+            f"out of memory after step {self.step} on {self.device} with micro-batches of {micro}: resume with "
+            f"{' or '.join(filter(None, ways)) or 'a smaller model'}; {saved} ({first_line(error)})"
+        )
 
     def _steps(self) -> Iterator[None]:
         """Optimiser steps until the end or until asked to stop."""
@@ -156,13 +185,15 @@ class Trainer:
                 self.processes.on_main(self.saving.wait)
                 self.journal.say(f"asked to save: step {self.step} is saved, training goes on")
             reach("step.start", self.step)
+            due = self._log_is_due
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.step += 1
             if logs.pop("bad_samples"):
                 self._settle_bad_samples()
             done += t.batch_size
             self.journal.advance(self.step)
-            if self.step % t.log_every == 0 or self.step == self.steps:
+            self._raise_alarms(self.alarms.after_step(self.step, float(logs["grad_norm"])))
+            if due:
                 self._log(logs, done / (time.perf_counter() - since))
                 since, done = time.perf_counter(), 0
             yield
@@ -188,24 +219,34 @@ class Trainer:
         t, p = self.training, self.processes
         return len(list(micro_batches(range(1), t.batch_size, t.micro_batch_size, p.rank, p.world)))
 
+    @property
+    def _log_is_due(self) -> bool:
+        """Whether the step about to be taken is logged."""
+        return (self.step + 1) % self.training.log_every == 0 or self.step + 1 == self.steps
+
     def _one_step(self, micro: list[tuple[range, Batch]]) -> dict[str, Tensor]:
         """One optimiser step over its micro-batches; returns what is to be logged, still on the device."""
         torch.manual_seed(seed_of("net", self.config.seed, self.step, self.processes.rank))
         logs: dict[str, Tensor] = {}
+        measurement = (
+            Measurement(self.model, self.training.log_gradients and not self.sharded) if self._log_is_due else None
+        )
         for positions, batch in micro:
             keys = (("train", self.config.seed, position) for position in positions)
             streams = Streams(keys, self.device)
             batch = batch.to(self.device)
             batch = replace(batch, data=self.model.modality.augment(batch.data, streams))
             share = len(positions) / self.training.batch_size
-            for part in self._backward(batch, streams, share):
+            for part in self._backward(batch, streams, share, measurement):
                 for key, value in part.logs().items():
                     logs[key] = logs.get(key, 0) + share * value
-        if reach("step.gradients", self.step):
-            local(next(p.grad for p in self.model.parameters() if p.grad is not None)).view(-1)[0] = float("nan")
+        if poison := reach("step.gradients", self.step):
+            _poison([local(p.grad) for p in self.model.parameters() if p.grad is not None], poison)
         self.processes.sum_gradients(self.model)
         logs["bad_samples"] = torch.tensor(float(len(self.bad.met)), device=self.device)
         logs = self.processes.sum(logs)
+        if measurement is not None:
+            logs |= measurement.numbers(self.processes)
         logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
         if not self._is_finite(logs, micro):
             self.optimizers.zero_grad()
@@ -219,7 +260,9 @@ class Trainer:
         self.ema.update(self.model)
         return logs
 
-    def _backward(self, batch: Batch, streams: Streams, share: float) -> Iterator[LossPart]:
+    def _backward(
+        self, batch: Batch, streams: Streams, share: float, measurement: Measurement | None = None
+    ) -> Iterator[LossPart]:
         """Each part of the loss is made under autocast and differentiated outside it, before the next exists."""
         parts = iter(self.model.loss(batch, streams))
         while True:
@@ -227,7 +270,8 @@ class Trainer:
                 part = next(parts, None)
             if part is None:
                 return
-            (share * part.value).backward()
+            with measurement.of(part) if measurement is not None else contextlib.nullcontext():
+                (share * part.value).backward()
             yield part
 
     def _autocast(self) -> torch.autocast:
@@ -260,29 +304,31 @@ class Trainer:
         """Which samples made a step that is not finite, for whoever looks for the cause."""
         indices = [self.splits.train.index_at(self.config.seed, p) for positions, _ in micro for p in positions]
         record = {"step": self.step + 1, "rank": self.processes.rank, "not_finite": named, "samples": indices}
-        with (self.out / f"bad_batches.rank{self.processes.rank}.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        Lines(self.out / f"bad_batches.rank{self.processes.rank}.jsonl", self.journal.warn).write(json.dumps(record))
 
     def _log(self, logs: dict[str, Tensor], speed: float) -> None:
         numbers = {key: float(value) for key, value in logs.items() if torch.isfinite(value)}
         at = factor(self.training.schedule, self.step, self.samples / self.training.batch_size)
         seen = self.step * self.training.batch_size
-        self.journal.log(
-            self.step,
-            {
-                **numbers,
-                "learning_rate": at * self.training.optimizer.learning_rate,
-                "samples": seen,
-                "epoch": seen / self.samples,
-                "samples_per_second": speed,
-                "bad_samples": len(self.bad.indices),
-            },
-        )
+        numbers |= {
+            "learning_rate": at * self.training.optimizer.learning_rate,
+            "samples": seen,
+            "epoch": seen / self.samples,
+            "samples_per_second": speed,
+            "bad_samples": len(self.bad.indices),
+        }
+        self.journal.log(self.step, numbers)
+        self.loggers.numbers(self.step, numbers)
+        self._raise_alarms(self.alarms.after_log(self.step, numbers))
+
+    def _raise_alarms(self, changes: list[Change]) -> None:
+        for change in changes:
+            self.journal.alarm(change)
 
     def _once_in_a_while(self) -> None:
         t = self.training
         if t.sample_every and self.step % t.sample_every == 0 and self.step < self.steps:
-            self._until_stopped(self._draw)
+            self._until_stopped(self._draw_if_possible)
         if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
             self._save()
 
@@ -314,6 +360,19 @@ class Trainer:
         weights = {**self.model.state_dict(), **self.ema.weights}
         yield twin(self.config.model(), weights, self.device, keep=self.processes.is_main) or self.model
 
+    def _draw_if_possible(self, model: LatentModel) -> None:
+        """Pictures are worth no run: a full disk or memory costs them, and one warning."""
+        try:
+            self._draw(model)
+        except (OSError, *OUT_OF_MEMORY) as error:
+            if not (isinstance(error, OSError) or is_out_of_memory(error)):
+                raise
+            self.journal.warn("pictures", f"pictures of step {self.step} not drawn: {first_line(error)}")
+        try:
+            draw_curves(self.out / "metrics.jsonl", self.out / "curves.png")
+        except Exception as error:  # whatever a plotting library comes up with
+            self.journal.warn("curves", f"curves of step {self.step} not drawn: {first_line(error)}")
+
     def _draw(self, model: LatentModel) -> None:
         """A grid of samples and one of reconstructions under them, with averaged weights."""
         name = f"step_{self.step:08d}.png"
@@ -326,6 +385,8 @@ class Trainer:
             again = reconstruct(model, real, seed=self.config.seed)
         modality.draw_grid([made], self.out / "samples" / name, columns=self.model.conditions.columns)
         modality.draw_grid([real, again], self.out / "recon" / name)
+        for kind in ("samples", "recon"):
+            self.loggers.picture(self.step, kind, self.out / kind / name)
 
     def _finish(self) -> bool:
         """The finished model, its pictures and its table; whether all of it was done before a stop was asked for."""
@@ -340,7 +401,7 @@ class Trainer:
         shutil.rmtree(self.out / "model", ignore_errors=True)
         temporary.rename(self.out / "model")
         if self.training.sample_every:
-            self._draw(model)
+            self._draw_if_possible(model)
         if self.training.evaluate_samples and len(self.splits.held_out):
             self._judge(model)
         self.journal.say(f"finished: {self.out / 'model'}")
@@ -364,7 +425,7 @@ class Trainer:
     def _try_data(self, modality: Modality) -> None:
         """Reads the run's first samples and weights of its losses: what is missing is refused before a folder is."""
         modality.prepare(self.device)
-        try_samples(self.splits.train, self.config.seed, min(self.training.batch_size, 8))
+        self.examples = try_samples(self.splits.train, self.config.seed, min(self.training.batch_size, 8))
 
     def _count(self) -> float:
         """Training samples of an epoch; infinite for a stream that nobody counted, where nothing asks for epochs."""
@@ -384,7 +445,8 @@ class Trainer:
         ckpt.clean(self.out / "checkpoints", self.step)
         write_text(self.out / "config.yaml", self.config.to_yaml())
         write_json(self.out / "env.json", environment(self.device, self.processes.world))
-        for path in (self.out / "metrics.jsonl", *self.out.glob("bad_samples.rank*.jsonl")):
+        logs = (self.out / "metrics.jsonl", self.out / "alarms.jsonl", *self.out.glob("bad_samples.rank*.jsonl"))
+        for path in logs:
             trim(path, self.step)
         self.fingerprint = self.splits.train.fingerprint  # of the data as they are now
 
@@ -403,6 +465,8 @@ class Trainer:
             say(
                 "the data are not those the checkpoint was made with: from here on other samples come, in another order"
             )
+        if self.processes.is_main:
+            say(f"memory: {self.memory}")
         for line in self.notes():
             say(line)
 
@@ -421,7 +485,15 @@ class Trainer:
             lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.amount} training samples")
         if t.shard and not self.sharded:
             lines.append("note: training.shard does nothing in a single process; start several with torchrun")
+        if self.processes.is_main and (warning := self.memory.warning()):
+            lines.append(f"note: {warning}")
         return lines
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What a step of this run will need, measured without allocating it."""
+        example = collate(self.examples, self.model.modality)
+        return estimate(self.config, example, self.device, self.processes.world)
 
     def _find_checkpoint(self, resume: str | None) -> Path | None:
         folder = self.out / "checkpoints"
@@ -541,6 +613,14 @@ class Trainer:
                 f"training.batch_size: {t.batch_size} gives the {world} processes {min(passes)} to {max(passes)} "
                 f"micro-batches, training.shard needs as many in each; make it a multiple of {world}"
             )
+
+
+def _poison(gradients: list[Tensor], how: str) -> None:
+    """What an armed fault does to gradients: one element not a number, or all of them zero."""
+    if how == "nan":
+        gradients[0].view(-1)[0] = float("nan")
+    else:
+        torch._foreach_zero_(gradients)
 
 
 def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | None:
