@@ -22,4 +22,6 @@ def write_report(run: Path, rank: int, error: BaseException, config: str, env: d
 
 def _tail(run: Path, lines: int = 5) -> str:
     metrics = run / "metrics.jsonl"
-    return "\n".join(metrics.read_text().splitlines()[-lines:]) if metrics.is_file() else ""
+    if not metrics.is_file():
+        return ""
+    return "\n".join(metrics.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

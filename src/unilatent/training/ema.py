@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from ..methods.base import check_weights
 
 
 class EMA:
@@ -36,6 +39,8 @@ class EMA:
                 parameter.data = live[name]
             model.train(training)
 
-    def load(self, weights: dict[str, Tensor]) -> None:
+    def load(self, weights: dict[str, Tensor], source: Path | str = "averaged weights") -> None:
+        """ValueError naming `source` unless they are this model's."""
+        check_weights(self.weights, weights, source)
         for name, own in self.weights.items():
             own.copy_(weights[name])

@@ -77,7 +77,7 @@ def trim(path: Path, step: int) -> None:
     """Drop lines of metrics.jsonl beyond `step`: a resumed run writes them again."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= step]
     write_text(path, "".join(line + "\n" for line in kept))
 
 
@@ -85,5 +85,5 @@ def _step(line: str) -> float:
     try:
         content: dict[str, Any] = json.loads(line)
         return float(content["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

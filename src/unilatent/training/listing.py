@@ -40,10 +40,10 @@ def describe(run: Path) -> RunState:
 def last_metrics(run: Path) -> dict[str, Any]:
     """The newest whole line of metrics.jsonl; {} without any."""
     path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for line in reversed(lines):
         try:
             return dict(json.loads(line))
-        except ValueError:
+        except (ValueError, TypeError, RecursionError):
             continue
     return {}

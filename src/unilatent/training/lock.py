@@ -19,7 +19,9 @@ def owner(run: Path) -> dict[str, Any] | None:
     try:
         holder = json.loads((run / LOCK).read_text())
         pid, host = int(holder["pid"]), str(holder["host"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if pid < 1:
         return None
     if host == socket.gethostname() and not _is_alive(pid):
         return None
@@ -49,7 +51,7 @@ def release(run: Path) -> None:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -24,7 +24,7 @@ from .. import __version__
 from ..config import ConfigError
 from ..evaluation.judging import as_json, judge, table
 from ..faults import reach
-from ..files import write_json, write_text
+from ..files import read_json, write_json, write_text
 from ..maths.streams import Streams, seed_of
 from ..methods.base import LatentModel, LossPart, load_weights, read_weights, write_config
 from ..modalities.base import Modality, Splits
@@ -384,7 +384,10 @@ class Trainer:
     def _load(self, checkpoint: Path) -> None:
         """Everything a step depends on; a checkpoint of another model, seed, batch size or data is refused by field."""
         self._refuse_other_model(checkpoint)
-        state = json.loads((checkpoint / "state.json").read_text())
+        state = read_json(checkpoint / "state.json", "use an older checkpoint")
+        step = state.get("step")
+        if type(step) is not int or step < 0:
+            raise ConfigError(f"{checkpoint / 'state.json'}: step is {step!r:.40}; use an older checkpoint")
         own = {
             "seed": self.config.seed,
             "training.batch_size": self.training.batch_size,
@@ -392,22 +395,23 @@ class Trainer:
             "data": self.splits.train.fingerprint,
         }
         for field, value in own.items():
-            was = state[field.rpartition(".")[2]]
+            was = state.get(field.rpartition(".")[2])
             if was != value:
                 raise ConfigError(
                     f"{field}: {value!r}, but the checkpoint was made with {was!r}; keep it, or start anew"
                 )
-        load_weights(self.model, read_weights(checkpoint / "model.safetensors"), checkpoint)
-        self.ema.load(read_weights(checkpoint / "ema.safetensors"))
-        self.optimizers.load_state(read_weights(checkpoint / "optimizer.safetensors"))
-        self.step = state["step"]
+        load_weights(self.model, read_weights(checkpoint / "model.safetensors"), checkpoint / "model.safetensors")
+        self.ema.load(read_weights(checkpoint / "ema.safetensors"), checkpoint / "ema.safetensors")
+        optimizer = checkpoint / "optimizer.safetensors"
+        self.optimizers.load_state(read_weights(optimizer), optimizer)
+        self.step = step
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
             self.saved = self.step
 
     def _refuse_other_model(self, checkpoint: Path) -> None:
-        was = json.loads((checkpoint / "config.json").read_text())
+        was = read_json(checkpoint / "config.json", "use an older checkpoint")
         for field in ("modality", "conditions", "method"):
-            if found := first_difference(self.config.model().plain()[field], was[field], field):
+            if found := first_difference(self.config.model().plain()[field], was.get(field), field):
                 key, new, old = found
                 raise ConfigError(f"{key}: {new!r}, but the checkpoint was made with {old!r}; keep it, or start anew")
 
