@@ -150,9 +150,11 @@ def convert(
     try:
         config = recognise(state, image_size)
         renamed = rename(state)
-    except (ValidationError, RuntimeError) as error:  # a size that no model has; tensors that cannot be joined
-        reason = str(error).strip().splitlines()[-1].strip()
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"{path}: its tensors have the shapes of no UNITE model ({reason})") from None
+    except RuntimeError as error:  # tensors that cannot be joined
+        raise ValueError(f"{path}: its tensors do not belong together ({str(error).splitlines()[0]})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     model = assemble(config, renamed, path)

@@ -351,14 +351,17 @@ def assemble(
 
     Nothing is initialised that the weights would replace, and sizes which the weights do not have cost no memory.
     """
-    with torch.device("meta"), _at_most(max(4 * len(weights), 2000), source):
-        model = LatentModel.build(config)
+    try:
+        with torch.device("meta"), _at_most(max(4 * len(weights), 2000)):
+            model = LatentModel.build(config)
+    except Exception as error:  # whatever sizes that no field forbids can provoke
+        raise ValueError(f"{source}: its configuration describes no model: {error}") from error
     load_weights(model, weights, source, place=lambda: model.to_empty(device=device))
     return model.eval()
 
 
 @contextmanager
-def _at_most(count: int, source: Path | str) -> Iterator[None]:
+def _at_most(count: int) -> Iterator[None]:
     """Ends the building of a network of more tensors than that: a depth of a billion would never end by itself."""
     made = 0
 
@@ -366,7 +369,7 @@ def _at_most(count: int, source: Path | str) -> Iterator[None]:
         nonlocal made
         made += 1
         if made > count:
-            raise ValueError(f"{source}: does not fit this model: the configuration describes far more tensors")
+            raise ValueError("it has far more tensors than the weights")
 
     hook = register_module_parameter_registration_hook(counted)
     try:
