@@ -9,9 +9,9 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Through a temporary file beside it."""
+    """Through a temporary file beside it. Bytes of a file name that are no UTF-8 are written as JSON escapes them."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
 
 

@@ -63,9 +63,9 @@ INTO_LATENTS: dict[str, Callable[[LatentModel, Any], object]] = {
 @pytest.mark.parametrize("verb", INTO_LATENTS)
 @pytest.mark.parametrize("case", PICTURES)
 def test_f31_wrong_pictures_are_refused(model: LatentModel, case: str, verb: str) -> None:
-    """0-255 floats, uint8, HWC, colour for grey, NaN, odd sizes, empty batches: field, expected and actual are named."""
+    """0-255 floats, uint8, HWC, colour for grey, NaN, odd sizes, empty batches: field, expected, actual are named."""
     data, words = PICTURES[case]
-    with pytest.raises(ValueError, match="^images: expected") as refused:
+    with pytest.raises(ValueError, match=r"^images: expected") as refused:
         INTO_LATENTS[verb](model, data)
     message = str(refused.value)
     assert all(word in message for word in words) and "\n" not in message, message
@@ -90,7 +90,7 @@ WRONG_LATENTS: dict[str, tuple[Any, tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", WRONG_LATENTS)
 def test_f31_wrong_latents_are_refused(model: LatentModel, case: str, verb: str) -> None:
     latents, words = WRONG_LATENTS[case]
-    with pytest.raises(ValueError, match="^latents: expected") as refused:
+    with pytest.raises(ValueError, match=r"^latents: expected") as refused:
         model.decode(latents) if verb == "model.decode" else unilatent.decode(model, latents)
     message = str(refused.value)
     assert all(word in message for word in words) and "\n" not in message, message

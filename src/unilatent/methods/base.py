@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ..conditions.base import Conditions
 from ..config import Config, ConfigError, component
 from ..config import Config as Settings
-from ..files import read_json
+from ..files import read_json, write_json
 from ..maths.paths import NoisePath
 from ..maths.solvers import find_solver
 from ..maths.streams import Streams
@@ -205,7 +205,7 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
             raise ValueError(f"latents: expected floats, got {latents.dtype}; give what encode gave")
         if not latents.isfinite().all():
             raise ValueError("latents: expected finite values, got NaN or infinity; leave those samples out")
-        return latents.to(self.device), layout.to(self.device)
+        return latents.to(self.device).float(), layout.to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -261,7 +261,7 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
 def write_config(config: ModelConfig, path: Path) -> None:
     """A model's configuration as JSON."""
     content = {"format_version": FORMAT_VERSION, **ModelConfig.model_validate(config).plain()}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -13,10 +13,16 @@ def write_report(run: Path, rank: int, error: BaseException, config: str, env: d
     """crash/TIME.rankN.txt: traceback, configuration, environment, the last numbers."""
     folder = run / "crash"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.rank{rank}.txt"
+    stamp, number = time.strftime("%Y%m%d-%H%M%S"), 1
+    path = folder / f"{stamp}.rank{rank}.txt"
+    while path.exists():  # two within a second, or a clock that was set back
+        number += 1
+        path = folder / f"{stamp}-{number}.rank{rank}.txt"
     trace = "".join(traceback.format_exception(error))
     parts = {"traceback": trace, "environment": json.dumps(env, indent=2), "last metrics": _tail(run), "config": config}
-    path.write_text("\n".join(f"== {title}\n{text.rstrip()}\n" for title, text in parts.items()), encoding="utf-8")
+    path.write_text(
+        "\n".join(f"== {title}\n{text.rstrip()}\n" for title, text in parts.items()), "utf-8", "backslashreplace"
+    )
     return path
 
 

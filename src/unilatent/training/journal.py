@@ -28,7 +28,7 @@ class Journal:
         self.live = self.console.is_terminal and not quiet
         self.done, self.started, self.next_line = done, time.monotonic(), 0.0
         names = (os.devnull, os.devnull) if quiet else (folder / "metrics.jsonl", folder / "log.txt")
-        self.metrics, self.words = (Path(name).open("a", encoding="utf-8") for name in names)  # noqa: SIM115
+        self.metrics, self.words = (Path(name).open("a", encoding="utf-8", errors="backslashreplace") for name in names)  # noqa: SIM115
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), console=self.console, disable=not self.live,

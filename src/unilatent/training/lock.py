@@ -17,7 +17,7 @@ LOCK = "lock.json"
 def owner(run: Path) -> dict[str, Any] | None:
     """Who is training in this folder, as far as this machine can tell: {"pid", "host"}; None if nobody is."""
     try:
-        holder = json.loads((run / LOCK).read_text())
+        holder = json.loads((run / LOCK).read_text(encoding="utf-8"))
         pid, host = int(holder["pid"]), str(holder["host"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
