@@ -225,10 +225,8 @@ class UNITE(LatentModel):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0) -> Any:
-        rows = range(start, start + len(latents))
-        layout = layout or self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
-        layout = layout.to(self.device)
-        values = self.decoder(latents.to(self.device), layout)
+        latents, layout = self.laid_out(latents, layout, seed, start)
+        values = self.decoder(latents, layout)
         return self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
 
     def denoise(

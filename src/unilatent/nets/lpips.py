@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..pretrained import Weights, fetch
@@ -137,7 +135,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # SafetensorError, UnpicklingError, and whatever else a crafted file can provoke
         raise ValueError(f"not a readable weight file ({type(error).__name__})") from None
     if not isinstance(state, Mapping):
         raise ValueError(f"holds a {type(state).__name__}, not tensors by name")

@@ -16,11 +16,15 @@ def write_report(run: Path, rank: int, error: BaseException, config: str, env: d
     """
     trace = "".join(traceback.format_exception(error))
     parts = {"traceback": trace, "environment": json.dumps(env, indent=2), "last metrics": _tail(run), "config": config}
-    path = run / "crash" / f"{time.strftime('%Y%m%d-%H%M%S')}.rank{rank}.txt"
+    folder, stamp, number = run / "crash", time.strftime("%Y%m%d-%H%M%S"), 1
+    path = folder / f"{stamp}.rank{rank}.txt"
+    while path.exists():  # two within a second, or a clock that was set back
+        number += 1
+        path = folder / f"{stamp}-{number}.rank{rank}.txt"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         text = "\n".join(f"== {title}\n{text.rstrip()}\n" for title, text in parts.items())
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, "utf-8", "backslashreplace")
     except OSError as failure:
         return f"none ({path}: {failure.strerror})"
     return str(path)
@@ -33,4 +37,6 @@ def first_line(error: BaseException) -> str:
 
 def _tail(run: Path, lines: int = 5) -> str:
     metrics = run / "metrics.jsonl"
-    return "\n".join(metrics.read_text().splitlines()[-lines:]) if metrics.is_file() else ""
+    if not metrics.is_file():
+        return ""
+    return "\n".join(metrics.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

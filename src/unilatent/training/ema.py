@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..methods.base import check_weights
 from .sharding import local, spread
 
 
@@ -39,6 +41,8 @@ class EMA:
                 parameter.data = live[name]
             model.train(training)
 
-    def load(self, weights: dict[str, Tensor]) -> None:
+    def load(self, weights: dict[str, Tensor], source: Path | str = "averaged weights") -> None:
+        """ValueError naming `source` unless they are this model's."""
+        check_weights(self.weights, weights, source)
         for name, own in self.weights.items():
             own.copy_(spread(weights[name], own))

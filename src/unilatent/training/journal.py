@@ -122,7 +122,7 @@ def trim(path: Path, step: int) -> None:
     """Drop lines of metrics.jsonl beyond `step`: a resumed run writes them again."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= step]
     write_text(path, "".join(line + "\n" for line in kept))
 
 
@@ -132,7 +132,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(content, dict) and "step" in content:
             yield content
@@ -142,5 +142,5 @@ def _step(line: str) -> float:
     try:
         content: dict[str, Any] = json.loads(line)
         return float(content["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

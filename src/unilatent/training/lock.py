@@ -22,10 +22,12 @@ def owner(run: Path) -> dict[str, Any] | None:
     A scheduler's job that holds it from another machine is this job's own earlier start, which is over.
     """
     try:
-        holder = json.loads((run / LOCK).read_text())
+        holder = json.loads((run / LOCK).read_text(encoding="utf-8"))
         pid, host = int(holder["pid"]), str(holder["host"])
         job = holder.get("job")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if pid < 1:
         return None
     if host == socket.gethostname() and not _is_alive(pid):
         return None
@@ -57,7 +59,7 @@ def release(run: Path) -> None:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

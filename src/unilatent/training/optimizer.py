@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -70,8 +72,8 @@ class Optimizers:
             for p in optimizer.param_groups[0]["params"]
         )
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`, exactly; ValueError names a parameter this model has not."""
+    def load_state(self, state: dict[str, Tensor], source: Path | str = "optimizer state") -> None:
+        """The inverse of `state`, exactly; ValueError names `source` and what is not of this model or not finite."""
         entries: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             name, _, entry = key.rpartition("|")
@@ -79,11 +81,18 @@ class Optimizers:
         for optimizer in self.all:
             for parameter in optimizer.param_groups[0]["params"]:
                 found = entries.pop(self.names[id(parameter)], {})
+                for key, value in found.items():
+                    fits = value.is_floating_point() and value.shape in (parameter.shape, ())
+                    if not fits or not value.isfinite().all():
+                        fault = "not finite" if fits else f"{value.dtype} {tuple(value.shape)}"
+                        raise ValueError(
+                            f"{source}: {key} of {self.names[id(parameter)]} is {fault}; use an older checkpoint"
+                        )
                 optimizer.state[parameter] = {
                     key: value if value.ndim == 0 else spread(value, parameter) for key, value in found.items()
                 }
         if entries:
-            raise ValueError(f"optimizer state for {next(iter(entries))}: no such trainable parameter in this model")
+            raise ValueError(f"{source}: {next(iter(entries))!r:.80} is no trainable parameter of this model")
 
 
 def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:

@@ -26,7 +26,7 @@ from .. import __version__
 from ..config import ConfigError
 from ..evaluation.judging import as_json, judge, table
 from ..faults import reach
-from ..files import write_json, write_text
+from ..files import read_json, write_json, write_text
 from ..maths.streams import Streams, seed_of
 from ..methods.base import LatentModel, LossPart, load_weights, read_weights, write_config
 from ..modalities.base import Modality, Splits, Stream
@@ -97,7 +97,8 @@ class Trainer:
         self.model = LatentModel.build(self.config.model()).to(self.device)
         if self.checkpoint is not None:
             self._refuse_other_run(self.checkpoint)
-            load_weights(self.model, read_weights(self.checkpoint / "model.safetensors"), self.checkpoint)
+            weights = self.checkpoint / "model.safetensors"
+            load_weights(self.model, read_weights(weights), weights)
         self.processes.same_weights(self.model)
         self._specialise()
         self.optimizers = Optimizers(self.model, self.training.optimizer)
@@ -555,7 +556,10 @@ class Trainer:
     def _refuse_other_run(self, checkpoint: Path) -> None:
         """A checkpoint of another model, seed, batch size or data is refused by field."""
         self._refuse_other_model(checkpoint)
-        state = json.loads((checkpoint / "state.json").read_text())
+        state = read_json(checkpoint / "state.json", "use an older checkpoint")
+        step = state.get("step")
+        if type(step) is not int or step < 0:
+            raise ConfigError(f"{checkpoint / 'state.json'}: step is {step!r:.40}; use an older checkpoint")
         own = {
             "seed": self.config.seed,
             "training.batch_size": self.training.batch_size,
@@ -563,7 +567,7 @@ class Trainer:
             "data": self.splits.train.fingerprint,
         }
         for field, value in own.items():
-            was = state[field.rpartition(".")[2]]
+            was = state.get(field.rpartition(".")[2])
             if field == "data" and was != value:
                 if not self.allow_data_change:
                     raise ConfigError(
@@ -578,9 +582,10 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         """Everything but the weights that a step depends on."""
-        self.ema.load(read_weights(checkpoint / "ema.safetensors"))
-        self.optimizers.load_state(read_weights(checkpoint / "optimizer.safetensors"))
-        state = json.loads((checkpoint / "state.json").read_text())
+        averages, optimizer = checkpoint / "ema.safetensors", checkpoint / "optimizer.safetensors"
+        self.ema.load(read_weights(averages), averages)
+        self.optimizers.load_state(read_weights(optimizer), optimizer)
+        state = read_json(checkpoint / "state.json", "use an older checkpoint")
         self.step = state["step"]
         if not self.data_changed:
             self.bad.load(state.get("bad_samples"))
@@ -588,9 +593,9 @@ class Trainer:
             self.saved = self.step
 
     def _refuse_other_model(self, checkpoint: Path) -> None:
-        was = json.loads((checkpoint / "config.json").read_text())
+        was = read_json(checkpoint / "config.json", "use an older checkpoint")
         for field in ("modality", "conditions", "method"):
-            if found := first_difference(self.config.model().plain()[field], was[field], field):
+            if found := first_difference(self.config.model().plain()[field], was.get(field), field):
                 key, new, old = found
                 raise ConfigError(f"{key}: {new!r}, but the checkpoint was made with {old!r}; keep it, or start anew")
 

@@ -27,6 +27,8 @@ from ..base import BadSample, Dataset, Splits
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_BYTES = 256 * 2**20
+MEMBER_BYTES = 256 * 2**20
+"""What one picture of an archive may unpack to: a small archive can hold terabytes of nothing."""
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -217,6 +219,11 @@ class _Zip(_Files):
         return sorted({name for name in self._archive.namelist() if _is_picture(name)})
 
     def read(self, name: str) -> bytes:
+        if (size := self._archive.getinfo(name).file_size) > MEMBER_BYTES:
+            raise ValueError(
+                f"picture {self.where(name)}: unpacks to {size / 2**20:,.0f} MiB, more than {MEMBER_BYTES >> 20}; "
+                "remove it or save it smaller"
+            )
         try:
             return self._archive.read(name)
         except Exception as error:  # BadZipFile, zlib.error, RuntimeError when encrypted, NotImplementedError, ...

@@ -32,7 +32,7 @@ def positions(height: int, width: int, patch: int, device: torch.device | str = 
 
 
 def check(images: Any, channels: int, height: int, width: int) -> Tensor:
-    """The pictures if they are (B, channels, height, width) floats in [0, 1], else ValueError with what they are."""
+    """The pictures in float32 if they are (B, channels, height, width) floats in [0, 1]; ValueError says what else."""
     want = f"(B, {channels}, {height}, {width})"
     if not isinstance(images, Tensor):
         raise ValueError(f"images: expected a tensor {want} in [0, 1], got {type(images).__name__}")
@@ -51,4 +51,4 @@ def check(images: Any, channels: int, height: int, width: int) -> Tensor:
         way_out = "map [-1, 1] with (images + 1) / 2" if low >= -1 - TOLERANCE and high <= 1 + TOLERANCE else "rescale"
         way_out = "divide by 255" if low >= 0 and high <= 255 else way_out
         raise ValueError(f"images: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; {way_out}")
-    return images
+    return images.float()
