@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...config import Config
 from ...maths.streams import Streams
-from ...types import Layout, Tokens
+from ...types import Layout, Tokens, grid_layout
 from ..base import Metric, Modality, Splits
 from . import data as files
 from . import losses, render
@@ -179,4 +179,5 @@ class Image(Modality):
         return files.read(path, self.frame, batch_size)
 
     def _layout(self, device: torch.device) -> Layout:
-        return Layout(patches.positions(self.config.height, self.config.width, self.config.patch_size, device))
+        patch = self.config.patch_size
+        return grid_layout((self.config.height // patch, self.config.width // patch), device)
