@@ -74,12 +74,17 @@ def sample_latents(
 ) -> Tensor:
     """Latents (B, K, D) integrated from each stream's noise; layout: of the data tokens."""
     latent_layout = model.latent_layout(layout)
-    noise = streams.normal(model.max_latents, model.latent_channels)[:, : latent_layout.num_tokens].to(model.device)
-    n = len(noise)
+    n = len(streams)
     cond = model.conditions(values) if values else model.conditions.null(n)
     denoise = guided_denoiser(model, cond, latent_layout, settings)
     grid = times.grid(settings.num_inference_steps, settings.time_shift)
-    return find_solver(settings.solver)(denoise, noise, grid, model.path)
+
+    def noise() -> Tensor:
+        """Drawn for the largest K, so that padding moves none of it."""
+        drawn = streams.normal(model.max_latents, model.latent_channels)
+        return drawn[:, : latent_layout.num_tokens].to(model.device)
+
+    return find_solver(settings.solver)(denoise, noise(), grid, model.path, noise)
 
 
 def guided_denoiser(model: LatentModel, cond: Conditioning, layout: Layout, settings: SamplingConfig) -> Denoise:

@@ -140,7 +140,7 @@ def test_samples_repeat_and_do_not_know_their_company(modality: str, method: str
 @every_pair
 def test_guided_samples_and_every_fixed_step_solver(modality: str, method: str):
     model = model_of(modality, method, awake=True).eval()
-    for solver in ("euler", "heun", "ddim", "dpmpp_2m"):
+    for solver in ("euler", "heun", "ddim", "dpmpp_2m", "ancestral"):
         for norm in ("norm_first", "guidance_first"):
             model.modality.check(sample(model, 2, solver=solver, guidance_scale=2.0, guidance_norm=norm, **FAST))
     if len(model.conditions):

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from ...config import Config
 from ...maths.streams import Streams
+<<<<<<< HEAD
 from ...shards.places import is_shards
 from ...types import Layout, Tokens
 from ..base import Metric, Modality, Raw, Splits
+=======
+from ...types import Layout, Tokens, grid_layout
+from ..base import Metric, Modality, Splits
+>>>>>>> ulnets
 from . import data as files
 from . import losses, render, shards
 from . import tokens as patches
@@ -191,4 +196,5 @@ class Image(Modality):
         return source.read(path, self.frame, batch_size)
 
     def _layout(self, device: torch.device) -> Layout:
-        return Layout(patches.positions(self.config.height, self.config.width, self.config.patch_size, device))
+        patch = self.config.patch_size
+        return grid_layout((self.config.height // patch, self.config.width // patch), device)

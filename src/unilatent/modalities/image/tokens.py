@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 TOLERANCE = 1e-3
@@ -22,13 +21,6 @@ def unpack(values: Tensor, height: int, width: int, patch: int) -> Tensor:
     """(B, N, patch * patch * C) to (B, C, height, width); the inverse of `pack`."""
     grid = values.reshape(len(values), height // patch, width // patch, patch, patch, -1)  # (B, h, w, p, q, C)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(values), -1, height, width)  # (B, C, h, p, w, q) -> (B, C, H, W)
-
-
-def positions(height: int, width: int, patch: int, device: torch.device | str = "cpu") -> Tensor:
-    """(1, N, 2) float32: (row, column) of each patch, row-major."""
-    rows = torch.arange(height // patch, device=device, dtype=torch.float32)
-    columns = torch.arange(width // patch, device=device, dtype=torch.float32)
-    return torch.cartesian_prod(rows, columns)[None]
 
 
 def check(images: Any, channels: int, height: int, width: int) -> Tensor:
