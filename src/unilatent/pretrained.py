@@ -76,7 +76,7 @@ def fetch(weights: Weights, path: str | None = None) -> Path:
     cached = cache_folder() / weights.file
     if cached.exists():
         return _verified(weights, cached)
-    if variable := _offline():
+    if variable := offline():
         raise ValueError(
             f"{weights.name}: not found at {cached}, and {variable}={os.environ[variable]} forbids downloading it; "
             f"put {weights.url} there, or: {weights.way_out}"
@@ -137,7 +137,7 @@ def _expected(weights: Weights) -> str:
     return weights.sha256 + ("" if len(weights.sha256) == 64 else "...")
 
 
-def _offline() -> str | None:
+def offline() -> str | None:
     """The variable that forbids downloads, if one does."""
     said = {name: os.environ.get(name, "").lower() for name in OFFLINE_VARIABLES}
     return next((name for name, value in said.items() if value in ("1", "true", "yes", "on")), None)
