@@ -152,6 +152,26 @@ class Raw(ABC):
         """What is known of a sample without reading it."""
 
 
+class Space(ABC):
+    """A fixed view of samples that evaluation keeps of each one: it never sees the model."""
+
+    name: ClassVar[str]
+    weights: str = "none"
+    """SHA-256 of its weights, known once it is prepared; numbers compare only where these are equal."""
+
+    def prepare(self, device: torch.device) -> None:
+        """Loads what it needs, to be called before it is used; ValueError names what is missing. Default: nothing."""
+        return None
+
+    @abstractmethod
+    def __call__(self, data: Any) -> dict[str, Tensor]:
+        """A batch of Data, wherever it is, to what is kept of each sample: name -> (B, ...) on the CPU.
+
+        A sample's values do not depend on its batch, rounding aside. ValueError on samples that hold NaN or that it is
+        not made for.
+        """
+
+
 class Modality(ABC):
     """A kind of sample, without weights: to tokens and back, how wrong, how drawn, where it comes from.
 

@@ -13,14 +13,9 @@ from torch import Tensor
 
 from ...config import Config
 from ...maths.streams import Streams
-<<<<<<< HEAD
 from ...shards.places import is_shards
-from ...types import Layout, Tokens
-from ..base import Metric, Modality, Raw, Splits
-=======
 from ...types import Layout, Tokens, grid_layout
-from ..base import Metric, Modality, Splits
->>>>>>> ulnets
+from ..base import Metric, Modality, Raw, Splits
 from . import data as files
 from . import losses, render, shards
 from . import tokens as patches
