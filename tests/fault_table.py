@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m pytest -p fault_table --fault-table docs/reliability.md -m "not slow and not soak"
 
-Ids are F01 to F42. A test shows those in its name (`test_f27_f28_a_dead_process...`) and in `@pytest.mark.covers("F05")`;
+Ids are F01 to F42. A test shows those in its name (`test_f27_f28_a_dead_process...`) and in `@pytest.mark.covers`;
 what it does is the first line of its docstring, else its name. Rows of tests that a session leaves out keep their last
 outcome. The command fails when a test does, and when an id has neither a test nor a reason in `REASONS`.
 """
@@ -73,11 +73,10 @@ def _in_file(path: Path) -> Iterator[Shown]:
         for name in _attributes(node.value)
     }
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            if ids := _ids(node):
-                marks = everywhere | {name for one in node.decorator_list for name in _attributes(one)}
-                tier = next((tier for tier in TIERS if tier in marks), "test")
-                yield Shown(ids, path.relative_to(TESTS).as_posix(), node.name, _what(node), tier)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and (ids := _ids(node)):
+            marks = everywhere | {name for one in node.decorator_list for name in _attributes(one)}
+            tier = next((tier for tier in TIERS if tier in marks), "test")
+            yield Shown(ids, path.relative_to(TESTS).as_posix(), node.name, _what(node), tier)
 
 
 def _attributes(node: ast.AST) -> set[str]:
