@@ -156,6 +156,7 @@ def test_wrong_settings_of_a_sample_are_refused(modality: str, method: str):
             sample(model, **wrong)
 
 
+@pytest.mark.covers("F39")
 @every_pair
 def test_a_saved_model_is_the_same_model(modality: str, method: str, tmp_path):
     model, data = model_of(modality, method, awake=True).eval(), batch_of(modality, B).data
