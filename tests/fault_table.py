@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests python -m pytest -p fault_table --fault-table docs/reliability.md -m "not slow and not soak"
 
-Ids are F01 to F42. A test shows those in its name (`test_f27_f28_a_dead_process...`) and in `@pytest.mark.covers`;
-what it does is the first line of its docstring, else its name. Rows of tests that a session leaves out keep their last
-outcome. The command fails when a test does, and when an id has neither a test nor a reason in `REASONS`.
+Ids are F01 to F42. A test shows those in its name (`test_f27_f28_a_dead_process`) and in `@pytest.mark.covers("F05")`;
+what it does is the first paragraph of its docstring, else its name. Rows of tests that a session leaves out keep their
+last outcome. The command fails when a test does, and when an id has neither a test nor a reason in `REASONS`.
 """
 
 from __future__ import annotations
@@ -120,10 +120,7 @@ def listed_ids(document: Path) -> tuple[set[str], set[str]]:
 
 def _rows(document: Path) -> list[list[str]]:
     inside = document.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in inside.splitlines() if line[:3] == "| F"
-    ]
-    return [[cell.strip(" |") for cell in row] for row in rows]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in inside.splitlines() if line.startswith("| F")]
 
 
 @dataclass
@@ -137,7 +134,7 @@ class Table:
     def note(self, report: pytest.TestReport) -> None:
         """A setup, call or teardown; of passes only the call counts."""
         if report.when == "call" or not report.passed:
-            path, name = report.nodeid.partition("[")[0].split("::")[0::1][:2]
+            path, name = report.nodeid.partition("[")[0].split("::")[:2]
             where = f"`{Path(path).relative_to('tests').as_posix()}` `{name}`"
             self.outcomes.setdefault(where, Counter())[report.outcome] += 1
 
