@@ -88,7 +88,7 @@ def test_sharding_bears_recomputation_accumulation_and_other_gradients(
 
 @pytest.mark.faults
 def test_sharded_muon_agrees_to_bf16_noise(tmp_path: Path) -> None:
-    """Muon orthogonalises in bf16, so sums in another order are seen: two whole processes differ from one by as much."""
+    """Muon orthogonalises in bf16, so sums in another order are seen: two whole processes differ by as much."""
     one, two = alone(tmp_path / "one", *TWENTY), sharded(tmp_path / "two", *TWENTY)
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     assert farthest(one, two, 20) < 1e-2
