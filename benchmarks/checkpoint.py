@@ -79,25 +79,28 @@ class Stepper:
 def saving(trainer: Trainer, stepper: Stepper) -> float:
     """Prints times of three saves, the first of which has to find its memory; GB on disk."""
     alone = statistics.median(stepper.step() for _ in range(5))
-    seconds = {"manifest": 0.0}
+    seconds = {"manifest": 0.0, "cpu": 0.0}
 
     def timed(work: Callable[[Path], dict]) -> Callable[[Path], dict]:
         def run(path: Path) -> dict:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.thread_time()
             try:
                 return work(path)
             finally:
                 seconds["manifest"] += time.perf_counter() - started
+                seconds["cpu"] += time.thread_time() - cpu
 
         return run
 
     ckpt.describe = timed(ckpt.describe)
-    print("| save | training stands still s | written after s | manifest s/GB | step meanwhile s | step alone s |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| save | training stands still s | written after s | manifest s/GB | of it CPU | step meanwhile s | step alone s |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     size = 0.0
     for number in range(1, 4):
         os.sync()
-        seconds["manifest"] = 0.0
+        seconds.update(manifest=0.0, cpu=0.0)
         started = time.perf_counter()
         trainer._save()
         blocked = time.perf_counter() - started
@@ -112,15 +115,19 @@ def saving(trainer: Trainer, stepper: Stepper) -> float:
         size = sum(path.stat().st_size for path in files) / 1e9
         print(
             f"| {number} | {blocked:.2f} | {written:.2f} | {seconds['manifest'] / size:.2f} | "
-            f"{statistics.median(beside):.2f} | {alone:.2f} |"
+            f"{seconds['cpu'] / size:.2f} | {statistics.median(beside):.2f} | {alone:.2f} |"
         )
     trainer.training = trainer.training.model_copy(update={"background_saving": False})
     for _ in range(2):
         stepper.step()
         os.sync()
+        seconds.update(manifest=0.0, cpu=0.0)
         started = time.perf_counter()
         trainer._save()
-        print(f"in the foreground: training stands still {time.perf_counter() - started:.2f} s")
+        print(
+            f"in the foreground: training stands still {time.perf_counter() - started:.2f} s, "
+            f"manifest {seconds['manifest'] / size:.2f} s/GB, of it CPU {seconds['cpu'] / size:.2f}"
+        )
     return size
 
 
