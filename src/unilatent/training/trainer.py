@@ -343,8 +343,8 @@ class Trainer:
     # What is looked at.
 
     def _until_stopped(self, work: Callable[[LatentModel], None]) -> bool:
-        """Work of the first process on a model with averaged weights, whether it was done: asked to stop, given up
-        between two of its batches."""
+        """Work of the first process on a model with averaged weights; whether it was done, and not given up between two
+        of its batches since a stop was asked for."""
         done = True
 
         def attempt(model: LatentModel) -> None:
