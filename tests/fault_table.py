@@ -25,17 +25,6 @@ BEGIN, END = "<!-- fault table: begin -->", "<!-- fault table: end -->"
 IDS = tuple(f"F{number:02d}" for number in range(1, 43))
 TIERS = ("faults", "soak", "slow")
 REASONS = {
-    "F06": "not yet: a full disk under metrics and pictures",
-    "F08": "not yet: signals while judging, encoding and saving",
-    "F13": "not yet: an alarm when latents collapse",
-    "F20": "not yet: tar archives cannot be read",
-    "F21": "not yet: the whole list of odd pictures",
-    "F22": "not yet: files that change during training",
-    "F29": "not yet: torchrun --max-restarts",
-    "F30": "not yet: fewer samples than processes",
-    "F32": "not yet: out of memory",
-    "F33": "not yet: data workers that die and hang",
-    "F36": "not yet: loggers that fail",
     "F37": "not yet: comes with the evaluation against reference statistics",
     "F38": "not yet: comes with the evaluation against reference statistics",
     "F40": "not applicable: the package serves no web page",
