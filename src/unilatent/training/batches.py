@@ -289,12 +289,13 @@ def whole(
     return collate(good, modality)
 
 
-def try_samples(dataset: Dataset, seed: int, count: int) -> None:
-    """Reads a run's first samples; ValueError, with the first one's fault, if none of them can be used."""
+def try_samples(dataset: Dataset, seed: int, count: int, all_usable: bool = False) -> None:
+    """Reads a run's first samples; ValueError with a fault if none can be used, or (`all_usable`) one cannot."""
     found: list[Found]
     if isinstance(dataset, Stream):
         found = list(_Row(dataset, seed, [range(count)]))
     else:
         found = [_Views(dataset, seed)[dataset.index_at(seed, position), position] for position in range(count)]
-    if all(sample is None for sample, _ in found):
-        raise ValueError(found[0][1][0].message)
+    bad = [some[0].message for sample, some in found if some and (sample is None or all_usable)]
+    if bad and (all_usable or len(bad) == count):
+        raise ValueError(bad[0])
