@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -294,6 +295,7 @@ def test_f22_a_renamed_folder_ends_the_run_with_one_line(
     with pytest.raises(ValueError, match=r"data\.path: 16 samples in a row cannot be used, .*No such file") as error:
         trainer.fit()
     assert "\n" not in str(error.value) and "--resume auto" in str(error.value)
+    assert not multiprocessing.active_children()
 
 
 def test_f23_added_files_are_refused_unless_allowed(tmp_path: Path, cli: Command) -> None:
@@ -340,7 +342,7 @@ def test_f33_a_dead_data_worker_ends_the_run_with_its_name(tmp_path: Path, armed
         WorkerError, match=r"training\.workers: a data worker died \(DataLoader worker \(pid.*fewer workers"
     ):
         trainer.fit()
-    assert list((tmp_path / "run" / "crash").iterdir())
+    assert list((tmp_path / "run" / "crash").iterdir()) and not multiprocessing.active_children()
 
 
 @pytest.mark.faults

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..faults import reach
 from ..maths.streams import seed_of
@@ -163,13 +164,12 @@ class _Row(IterableDataset[Found]):
 def loader(
     dataset: Dataset, modality: Modality, batches: Iterable[range], seed: int, workers: int = 0,
     pin_memory: bool = False, timeout: float = 0,
-) -> Iterator[tuple[Batch, list[Bad]]]:  # fmt: skip
+) -> Generator[tuple[Batch, list[Bad]], None, None]:  # fmt: skip
     """Batches of a shuffled data set at those positions, read ahead by `workers` processes, and what was replaced.
 
     timeout: seconds after which a worker that gives nothing is an error; 0 waits for ever.
     """
     gather = _Collate(modality)
-    found: Iterator[tuple[Batch | None, list[Bad]]]
     common: dict[str, Any] = {
         "num_workers": workers, "worker_init_fn": _quiet_worker if workers else None,
         "persistent_workers": bool(workers), "timeout": timeout if workers else 0,
@@ -180,42 +180,51 @@ def loader(
             common["prefetch_factor"] = max(2, -(-2 * largest // workers))
         row, common["collate_fn"] = _Row(dataset, seed, batches), _as_it_is
         reader: DataLoader[Any] = DataLoader(row, batch_size=None, **common)
-        read = _answers(reader, timeout)
-        found = (gather(list(islice(read, len(positions)))) for positions in batches)
+        answers = _answers(reader, timeout)
+        found = (gather(list(islice(answers, len(positions)))) for positions in batches)
     else:
         reader = DataLoader(
             _Views(dataset, seed),  # type: ignore[arg-type]
             batch_sampler=_Keys(dataset, seed, batches),
             collate_fn=gather, pin_memory=pin_memory, **common,
         )  # fmt: skip
-        found = _answers(reader, timeout)
-    for batch, bad in found:
-        if batch is None:
-            raise ValueError(
-                f"data.path: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}. Are the data "
-                "still where they were? Put them back, then --resume auto"
-            )
-        yield batch, bad
+        answers = found = _answers(reader, timeout)
+    with contextlib.closing(answers):
+        for batch, bad in found:
+            if batch is None:
+                raise ValueError(
+                    f"data.path: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}. Are the "
+                    "data still where they were? Put them back, then --resume auto"
+                )
+            yield batch, bad
 
 
-def _answers(reader: DataLoader[Any], timeout: float) -> Iterator[Any]:
-    """What the workers give; one that hangs, and ignores signals as all do, is ended with an error."""
+def _answers(reader: DataLoader[Any], timeout: float) -> Generator[Any, None, None]:
+    """What the workers give. They are ended here and now when nobody wants more: left to the garbage collector they
+    may outlive it, deaf to signals as they are."""
     answers = iter(reader)
-    while True:
-        try:
-            answer = next(answers)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "timed out" not in str(error):
-                raise
-            for process in getattr(answers, "_workers", ()):
-                process.kill()
-            raise WorkerError(
-                f"training.worker_timeout: a data worker gave nothing for {timeout:g} seconds; is the storage slow or "
-                "gone? Allow more, or set training.workers=0 to see where it hangs, then --resume auto"
-            ) from error
-        yield answer
+    try:
+        yield from answers
+    except RuntimeError as error:
+        if "DataLoader timed out" not in str(error):
+            raise
+        _kill(getattr(answers, "_workers", ()))
+        raise WorkerError(
+            f"training.worker_timeout: a data worker gave nothing for {timeout:g} seconds; is the storage slow or "
+            "gone? Allow more, or set training.workers=0 to see where it hangs, then --resume auto"
+        ) from error
+    finally:
+        if isinstance(answers, _MultiProcessingDataLoaderIter):
+            answers._shutdown_workers()
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    """Without torch's handler of SIGCHLD, which would report their end as another error."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in processes:
+        process.kill()
+        process.join()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 @contextlib.contextmanager

@@ -119,8 +119,9 @@ class Trainer:
             StopRequest() as stop,
         ):
             self._announce()
-            for _ in self._steps(stop):
-                self._once_in_a_while()
+            with contextlib.ExitStack() as self.closing:
+                for _ in self._steps(stop):
+                    self._once_in_a_while()
             if self.step < self.steps:
                 self._save()
                 name = stop.received.name if stop.received else "stop"
@@ -137,6 +138,7 @@ class Trainer:
             pin_memory=self.device.type == "cuda", timeout=t.worker_timeout,
         )  # fmt: skip
         micro = zip(self._positions(), self.bad.passing(batches), strict=True)
+        self.closing.callback(batches.close)  # ends the data workers, however the steps end
         since, done = time.perf_counter(), 0
         while self.step < self.steps and (asked := self.processes.highest(stop.take())) != STOP:
             if asked == SAVE:
