@@ -433,7 +433,8 @@ class Trainer:
     def _try_data(self, modality: Modality) -> None:
         """Reads the run's first samples and weights of its losses: what is missing is refused before a folder is."""
         modality.prepare(self.device)
-        self.examples = try_samples(self.splits.train, self.config.seed, min(self.training.batch_size, 8))
+        count, all_usable = min(self.training.batch_size, 8), not self.training.bad_samples
+        self.examples = try_samples(self.splits.train, self.config.seed, count, all_usable)
 
     def _count(self) -> float:
         """Training samples of an epoch; infinite for a stream that nobody counted, where nothing asks for epochs."""
