@@ -5,7 +5,7 @@ OUT ?= runs/digits
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow faults soak lint bench clean
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 $(STAMP): pyproject.toml constraints.txt
@@ -23,6 +23,14 @@ test: $(STAMP)  ## everything fast: no network, no GPU
 
 slow: $(STAMP)  ## minutes of training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+FAULT_TABLE = -p fault_table --fault-table docs/reliability.md
+
+faults: $(STAMP)  ## everything that a run survives, provoked; writes the table in docs/reliability.md
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(FAULT_TABLE) -m "not slow and not soak"
+
+soak: $(STAMP)  ## a hundred random kills, two thousand steps with two hundred saves; writes their rows of the table
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAULT_TABLE) -m soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

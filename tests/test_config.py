@@ -178,6 +178,7 @@ def test_wrong_overrides_are_refused_in_one_line(assignment: str, words: str):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.covers("F17")
 @pytest.mark.parametrize(
     "tag",
     ["!!python/object/apply:pathlib.Path.touch", "!!python/object/new:os.system", "!!python/name:os.system", "!x"],

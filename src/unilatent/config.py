@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Iterable
@@ -76,7 +77,7 @@ class Config(BaseModel):
                 raise ConfigError(f"override {assignment!r} is not KEY=VALUE; write e.g. training.steps=500")
             try:
                 value = yaml.load(text, Loader=_Loader) if text.strip() else None
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError, RecursionError):
                 raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it") from None
             _assign(data, key.strip().split("."), value)
         return type(self).parse(data)
@@ -116,8 +117,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}; give a preset name or a readable YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, dates that are none
         raise ConfigError(f"config file {path} is not plain YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"config file {path} is nested too deeply to be a configuration") from None
     if not isinstance(data, dict):
         raise ConfigError(f"config file {path} holds {type(data).__name__}, not a mapping of settings")
     return data
@@ -161,7 +164,9 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    shown = reprlib.Repr()  # walks little of the value: one written as aliases of aliases has no end
+    shown.maxlevel, shown.maxstring, shown.maxother = 3, 100, 100
+    text = shown.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -2,8 +2,9 @@
 
     UNILATENT_FAULT=point:action[:rank[:step]]      e.g. save.before_rename:kill, step.gradients:nan:1:7
 
-Actions: kill (SIGKILL), term (SIGTERM), exit (code 1), raise (RuntimeError), full (no space left), hang, nan. Without
-the variable `reach` is an empty function.
+Actions: kill (SIGKILL), term (SIGTERM), exit (code 1), raise (RuntimeError), full (no space left), hang, nan and
+zero (what the caller holds). A fault belongs to the first start of a job: processes that torchrun has started again are
+left alone. Without the variable `reach` is an empty function.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-ACTIONS = ("kill", "term", "exit", "raise", "full", "hang", "nan")
+ACTIONS = ("kill", "term", "exit", "raise", "full", "hang", "nan", "zero")
+POISONS = ("nan", "zero")
 
 
 @dataclass
@@ -41,16 +43,17 @@ class Fault:
 
     def happens(self, point: str, step: int | None) -> bool:
         rank = int(os.environ.get("RANK", "0"))
-        here = point == self.point and self.rank in (None, rank) and self.step in (None, step)
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        here = not again and point == self.point and self.rank in (None, rank) and self.step in (None, step)
         return here and not self.spent
 
 
-def _act(point: str, step: int | None = None) -> bool:
-    """Whether the caller should poison what it holds (action nan); the other actions happen here."""
+def _act(point: str, step: int | None = None) -> str:
+    """How the caller should poison what it holds, "" for not at all; the other actions happen here."""
     assert ARMED is not None
     if not ARMED.happens(point, step):
-        return False
-    ARMED.spent = ARMED.action != "nan" or ARMED.step is not None
+        return ""
+    ARMED.spent = ARMED.action not in POISONS or ARMED.step is not None
     match ARMED.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -64,12 +67,12 @@ def _act(point: str, step: int | None = None) -> bool:
             raise OSError(errno.ENOSPC, "No space left on device")
         case "hang":
             time.sleep(1000)
-    return ARMED.action == "nan"
+    return ARMED.action if ARMED.action in POISONS else ""
 
 
-def _nothing(point: str, step: int | None = None) -> bool:
+def _nothing(point: str, step: int | None = None) -> str:
     """No fault is armed."""
-    return False
+    return ""
 
 
 ARMED = Fault.parse(os.environ["UNILATENT_FAULT"]) if os.environ.get("UNILATENT_FAULT") else None

@@ -6,7 +6,7 @@ latents_00000.safetensors   {"latents": (n, K, D)}, n = shard_size in all but th
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import write_json
+from .files import read_json, write_json
 from .methods.base import LatentModel, read_weights
 from .types import move, take
 
 INDEX = "index.json"
+FIELDS = {"model": str, "seed": int, "precision": str, "shard_size": int, "names": list, "shards": list}
+SHARD = re.compile(r"latents_\d{5,}\.safetensors")
 
 
 def encode_to_shards(
@@ -62,14 +64,14 @@ def decode_shards(model: LatentModel, folder: Path, batch_size: int = 64) -> Ite
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(f"{folder}: no {INDEX} in it; give a folder written by `unilatent encode`")
-    index = json.loads(path.read_text())
+    index = _read_index(path)
     if index["model"] != model.fingerprint():
         raise ValueError(
             f"{folder}: latents of another model (fingerprint {index['model'][:12]}); decode with that one"
         )
     start = 0
     for shard in index["shards"]:
-        for batch in read_weights(folder / shard)["latents"].split(batch_size):
+        for batch in _read_shard(folder / shard).split(batch_size):
             yield move(model.decode(batch.to(model.device), seed=index["seed"], start=start), "cpu")
             start += len(batch)
 
@@ -78,13 +80,33 @@ def _open_index(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         return {**header, "names": [], "shards": []}
-    index = json.loads(path.read_text())
+    index = _read_index(path)
     for field, value in header.items():
         if index.get(field) != value:
             raise ValueError(f"{folder}: holds latents with another {field}; choose another folder or delete it")
     size = header["shard_size"]
     whole = len(index["names"]) // size  # a shorter last shard is made again: more data may have come
     return {**index, "names": index["names"][: whole * size], "shards": index["shards"][:whole]}
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """ValueError unless every field is there and of its type, and no shard lies elsewhere."""
+    way_out = "make the latents again with `unilatent encode`"
+    index = read_json(path, way_out)
+    for field, kind in FIELDS.items():
+        if type(index.get(field)) is not kind:
+            raise ValueError(f"{path}: {field} is {index.get(field)!r:.40}, not {kind.__name__}; {way_out}")
+    for name in index["shards"]:
+        if not isinstance(name, str) or not SHARD.fullmatch(name):
+            raise ValueError(f"{path}: shards: {name!r:.80} is no name of a shard; {way_out}")
+    return index
+
+
+def _read_shard(path: Path) -> Tensor:
+    tensors = read_weights(path)
+    if "latents" not in tensors or tensors["latents"].ndim != 3:
+        raise ValueError(f"{path}: holds no latents (B, K, D); make them again with `unilatent encode`")
+    return tensors["latents"]
 
 
 def _flush(folder: Path, index: dict[str, Any], pending: list[Tensor], size: int, last: bool) -> list[Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .devices import pick_device
-from .methods.base import CONFIG, WEIGHTS, LatentModel, load_weights, read_config, read_model, read_weights
+from .methods.base import CONFIG, WEIGHTS, LatentModel, assemble, download, read_config, read_model, read_weights
 from .training.checkpoint import newest, verify
 
 
@@ -22,10 +22,13 @@ def load(source: str | Path, *, device: str | torch.device | None = None, revisi
     if path.is_dir():
         return _load_folder(path, device)
     if path.exists():
-        raise ValueError(f"{source}: is a file; give its folder, or convert a .pt file with `unilatent convert`")
+        raise ValueError(
+            f"{source}: is a file, which is never unpickled; give a run or a model folder, or convert a .pt file of "
+            "the UNITE authors with `unilatent convert`"
+        )
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise ValueError(f"{source}: no such folder; give a run, a model folder or a hub id like owner/name")
-    return _load_hub(str(source), revision, device)
+    return read_model(download(str(source), revision=revision), device)
 
 
 def _load_folder(path: Path, device: torch.device) -> LatentModel:
@@ -46,20 +49,5 @@ def _load_folder(path: Path, device: torch.device) -> LatentModel:
 
 def _load_checkpoint(path: Path, device: torch.device) -> LatentModel:
     """A verified training checkpoint, with its averaged weights."""
-    model = LatentModel.build(read_config(path)).to(device)
-    weights = read_weights(path / "model.safetensors", device) | read_weights(path / "ema.safetensors", device)
-    load_weights(model, weights, path)
-    return model.eval()
-
-
-def _load_hub(name: str, revision: str | None, device: torch.device) -> LatentModel:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise ValueError(
-            f"{name}: no such folder here, and no model of that name on the hub within reach ({type(error).__name__})"
-        ) from None
-    return read_model(Path(folder), device)
+    weights = read_weights(path / WEIGHTS, device) | read_weights(path / "ema.safetensors", device)
+    return assemble(read_config(path), weights, path, device)

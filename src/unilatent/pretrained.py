@@ -6,15 +6,19 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
+import safetensors.torch
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from torch import Tensor
 
 OFFLINE_VARIABLES = ("UNILATENT_OFFLINE", "HF_HUB_OFFLINE")
 CHUNK = 1 << 20
@@ -70,12 +74,37 @@ def fetch(weights: Weights, path: str | None = None) -> Path:
     cached = cache_folder() / weights.file
     if cached.exists():
         return _verified(weights, cached)
-    if variable := _offline():
+    if variable := offline():
         raise ValueError(
             f"{weights.name}: not found at {cached}, and {variable}={os.environ[variable]} forbids downloading it; "
             f"put {weights.url} there, or: {weights.way_out}"
         )
     return _download(weights, cached)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a .safetensors or torch file; ValueError if it holds anything else."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state: Any = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # SafetensorError, UnpicklingError, and whatever else a crafted file can provoke
+        raise ValueError(f"not a readable weight file ({type(error).__name__})") from None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"holds a {type(state).__name__}, not tensors by name")
+    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def fitted(given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], network: str) -> dict[str, Tensor]:
+    """The given tensors as float32, in the order wanted; ValueError unless names and shapes are the network's."""
+    if missing := [key for key in wanted if key not in given]:
+        raise ValueError(f"no tensor {missing[0]} ({len(missing)} of {len(wanted)} missing): not {network}'s layout")
+    if unknown := [key for key in given if key not in wanted]:
+        raise ValueError(f"unknown tensor {unknown[0]} ({len(unknown)} in all): not {network}'s layout")
+    for key, shape in wanted.items():
+        if tuple(given[key].shape) != shape:
+            raise ValueError(f"tensor {key} has shape {tuple(given[key].shape)}, {network}'s is {shape}")
+    return {key: given[key].float() for key in wanted}
 
 
 def _explicit(weights: Weights, path: Path) -> Path:
@@ -106,7 +135,7 @@ def _expected(weights: Weights) -> str:
     return weights.sha256 + ("" if len(weights.sha256) == 64 else "...")
 
 
-def _offline() -> str | None:
+def offline() -> str | None:
     """The variable that forbids downloads, if one does."""
     said = {name: os.environ.get(name, "").lower() for name in OFFLINE_VARIABLES}
     return next((name for name, value in said.items() if value in ("1", "true", "yes", "on")), None)

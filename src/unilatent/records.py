@@ -51,6 +51,11 @@ class Rows(ABC):
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
+    @property
+    def known_moments(self) -> list[str]:
+        """Tensors of which moments are known already."""
+        return sorted(self._moments)
+
     def __getitem__(self, name: str) -> Tensor:
         """All rows of a tensor, in memory."""
         return self.first(name, self.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,9 +62,8 @@ def sample_batches(
     progress: Progress | None = None, **settings: Any,
 ) -> Iterator[Samples]:  # fmt: skip
     """The same, batch by batch from sample `start` up to `stop` (None: `num`); memory does not grow with `num`."""
-    for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("start", start, 0)):
-        if value < least:
-            raise ValueError(f"{name}: {value} must be at least {least}")
+    num, batch_size, start = whole("num", num, 1), whole("batch_size", batch_size, 1), whole("start", start, 0)
+    seed = whole("seed", seed, 0)
     chosen, given = split_settings(model.config.sampling, settings)
     values = model.conditions.parse(num, given)
     stop = num if stop is None else min(stop, num)
@@ -87,13 +87,18 @@ def sample_latents(
     layout: of the data tokens.
     """
     latent_layout = model.latent_layout(layout)
-    noise = streams.normal(model.max_latents, model.latent_channels)[:, : latent_layout.num_tokens].to(model.device)
-    n = len(noise)
+    n = len(streams)
     cond = model.conditions(values) if values else model.conditions.null(n)
     seen = Counter[str]()
     denoise = guided_denoiser(model, cond, latent_layout, settings, seen)
     grid = times.grid(settings.num_inference_steps, settings.time_shift)
-    return find_solver(settings.solver)(denoise, noise, grid, model.path), seen["rows"] / n
+
+    def noise() -> Tensor:
+        """Drawn for the largest K, so that padding moves none of it."""
+        drawn = streams.normal(model.max_latents, model.latent_channels)
+        return drawn[:, : latent_layout.num_tokens].to(model.device)
+
+    return find_solver(settings.solver)(denoise, noise(), grid, model.path, noise), seen["rows"] / n
 
 
 def guided_denoiser(
@@ -121,8 +126,8 @@ def guided_denoiser(
 @torch.no_grad()
 def reconstruct(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0) -> Any:
     """Data through `encode` and `decode` in its own layout, on the CPU; `start` is the index of its first sample."""
-    parts = []
-    for first in range(0, count(data), batch_size):
+    data, parts, seed = model.modality.check(data), [], whole("seed", seed, 0)
+    for first in range(0, count(data), whole("batch_size", batch_size, 1)):
         batch = take(data, slice(first, first + batch_size))
         latents = model.encode(batch, seed=seed, start=start + first)
         layout = model.modality.pack(batch).layout
@@ -132,16 +137,29 @@ def reconstruct(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int
 
 def encode(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64) -> Tensor:
     """Data to latents (B, K, D) in batches, on the CPU."""
-    parts = range(0, count(data), batch_size)
+    data, seed = model.modality.check(data), whole("seed", seed, 0)
+    parts = range(0, count(data), whole("batch_size", batch_size, 1))
     return torch.cat([model.encode(take(data, slice(i, i + batch_size)), seed=seed, start=i).cpu() for i in parts])
 
 
 def decode(model: LatentModel, latents: Tensor, *, seed: int = 0, batch_size: int = 64) -> Any:
     """Latents (B, K, D) to data in batches, on the CPU."""
-    parts = range(0, len(latents), batch_size)
-    return model.modality.join(
-        [move(model.decode(latents[i : i + batch_size], seed=seed, start=i), "cpu") for i in parts]
-    )
+    seed, size = whole("seed", seed, 0), whole("batch_size", batch_size, 1)
+    if not isinstance(latents, Tensor) or not latents.ndim or not len(latents):
+        return model.decode(latents, seed=seed)  # which says what is wrong with them
+    parts = range(0, len(latents), size)
+    return model.modality.join([move(model.decode(latents[i : i + size], seed=seed, start=i), "cpu") for i in parts])
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number from `least` up; numpy's count, which would otherwise seed other streams. ValueError names it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: {value!r} is not a whole number; give {least} or more") from None
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name}: {value} must be at least {least}")
+    return number
 
 
 def split_settings(defaults: SamplingConfig, settings: dict[str, Any]) -> tuple[SamplingConfig, dict[str, Any]]:

@@ -21,22 +21,31 @@ class Layout:
 
     positions: (B, N, A), or (1, N, A) when every sample has the same ones; float32, in grid units.
     mask: (B, N) bool, True at real tokens; None when there is no padding at all.
+    grid: tokens fill this grid in row-major order, last axis fastest; None: they are a set.
     """
 
     positions: Tensor
     mask: Tensor | None = None
+    grid: tuple[int, ...] | None = None
 
     @property
     def num_tokens(self) -> int:
         return self.positions.shape[1]
 
     def to(self, device: torch.device | str) -> Layout:
-        return Layout(self.positions.to(device), None if self.mask is None else self.mask.to(device))
+        return Layout(self.positions.to(device), None if self.mask is None else self.mask.to(device), self.grid)
 
     def repeat(self, times: int) -> Layout:
         """The same layouts `times` times over along the batch; a shared one stays shared."""
         positions = self.positions if self.positions.shape[0] == 1 else self.positions.repeat(times, 1, 1)
-        return Layout(positions, None if self.mask is None else self.mask.repeat(times, 1))
+        return Layout(positions, None if self.mask is None else self.mask.repeat(times, 1), self.grid)
+
+
+def grid_layout(grid: tuple[int, ...], device: torch.device | str = "cpu") -> Layout:
+    """Tokens that fill a grid: positions (1, N, A) are its indices, shared by all samples; no padding."""
+    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
+    positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (N, A)
+    return Layout(positions[None], grid=tuple(grid))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ def test_parts_of_the_loss(modality: str, method: str):
         assert part.terms and all(term.isfinite() for term in part.terms.values())
         logs = part.logs()
         assert "loss/total" in logs and not any(value.requires_grad for value in logs.values())
+        assert part.title and "/" not in part.title
+    (z, mask), *others = [(part.latents, part.latent_mask) for part in parts if part.latents is not None]
+    assert not others and not z.requires_grad  # the clean latents, once
+    assert z.shape == (B, model.latent_layout(model.modality.pack(batch.data).layout).num_tokens, model.latent_channels)
+    assert mask is None or mask.shape == z.shape[:2]
     again = list(model.loss(batch, streams(range(B))))
     assert [part.value.item() for part in parts] == [part.value.item() for part in again]
     other = list(model.loss(batch, streams(range(B, 2 * B))))
@@ -135,7 +140,7 @@ def test_samples_repeat_and_do_not_know_their_company(modality: str, method: str
 @every_pair
 def test_guided_samples_and_every_fixed_step_solver(modality: str, method: str):
     model = model_of(modality, method, awake=True).eval()
-    for solver in ("euler", "heun", "ddim", "dpmpp_2m"):
+    for solver in ("euler", "heun", "ddim", "dpmpp_2m", "ancestral"):
         for norm in ("norm_first", "guidance_first"):
             model.modality.check(sample(model, 2, solver=solver, guidance_scale=2.0, guidance_norm=norm, **FAST))
     if len(model.conditions):
@@ -156,6 +161,7 @@ def test_wrong_settings_of_a_sample_are_refused(modality: str, method: str):
             sample(model, **wrong)
 
 
+@pytest.mark.covers("F39")
 @every_pair
 def test_a_saved_model_is_the_same_model(modality: str, method: str, tmp_path):
     model, data = model_of(modality, method, awake=True).eval(), batch_of(modality, B).data

@@ -72,3 +72,22 @@ def test_global_random_state_is_left_alone():
     before = torch.get_rng_state()
     Streams(KEYS).normal(3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_stratified_times_know_nothing_of_batch_mates_and_leave_the_streams_alone():
+    streams = Streams(KEYS)
+    first, second = streams.stratified(), streams.stratified()
+    assert first.shape == (6,) and not torch.equal(first, second)
+    others = Streams([KEYS[4], ("sample", 1, 3), KEYS[0]])
+    t = others.stratified()
+    assert torch.equal(t[[0, 2]], first[[4, 0]]) and torch.equal(others.stratified()[[0, 2]], second[[4, 0]])
+    assert t[1] != first[3], "another seed shifts them all"
+    assert torch.equal(streams.normal(3), Streams(KEYS).normal(3))
+
+
+def test_stratified_times_of_a_batch_are_more_even_than_chance():
+    size, mean = 64, []
+    for step in range(50):
+        keys = [("train", 3, position) for position in range(step * size, (step + 1) * size)]
+        mean.append(Streams(keys).stratified().double().mean())
+    assert (torch.stack(mean) - 0.5).abs().max() < 0.02, "chance gives 0.036 as the standard deviation"

@@ -94,6 +94,7 @@ def test_encode_resumes_and_decodes(cli: Command, run_folder: Path, tmp_path: Pa
     assert refused.code == 2 and "another seed" in refused.err
 
 
+@pytest.mark.covers("F31")
 def test_decode_refuses_the_latents_of_another_model(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     model = unilatent.load(run_folder, device="cpu")
@@ -188,6 +189,7 @@ def test_sample_refuses(
     assert refused.err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.covers("F18")
 def test_broken_models_are_named(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     def refusal(name: str) -> str:
         done = cli("sample", tmp_path / name, "--out", tmp_path / "out")
@@ -210,6 +212,7 @@ def test_broken_models_are_named(cli: Command, run_folder: Path, tmp_path: Path)
     assert "no such folder" in refusal("nowhere/at/all")
 
 
+@pytest.mark.covers("F05")
 def test_out_folders_are_protected(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     assert "holds a run already" in cli("train", "digits", *QUICK, "--out", run_folder).err
     (tmp_path / "file").write_text("")
@@ -220,6 +223,7 @@ def test_out_folders_are_protected(cli: Command, run_folder: Path, tmp_path: Pat
     assert changed.code == 2 and "method.decoder.width: 32, but the checkpoint was made with 64" in changed.err
 
 
+@pytest.mark.covers("F39")
 def test_load_takes_runs_models_and_checkpoints(run_folder: Path, tmp_path: Path) -> None:
     whole = unilatent.load(run_folder, device="cpu")
     part = unilatent.load(run_folder / "checkpoints" / "step_00000012", device="cpu")

@@ -1,12 +1,11 @@
 """Runs that are killed, starved and poisoned at exact places, and what is left of them.
 
 Ids are those of the fault table in docs/reliability.md. Tests in this process run with every `make test`; those that
-need processes of their own carry the marker `faults`, the long one `soak`.
+need processes of their own carry the marker `faults`; the long ones are in test_soak.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -243,32 +242,6 @@ def test_f28_a_hung_process_ends_the_job_within_the_timeout(tmp_path: Path) -> N
     process = start(tmp_path / "run", "training.timeout=6", fault="step.before_optimizer:hang:1:6", processes=2)
     code, _ = finish(process, within=90)
     assert code != 0 and time.monotonic() - started < 75
-
-
-@pytest.mark.soak
-def test_f02_a_hundred_random_kills(tmp_path: Path) -> None:
-    """Kill -9 at random moments, each followed by --resume auto: the final weights are the unbroken run's."""
-    settings = ("training.steps=400", "training.checkpoint_every=7", "training.log_every=50")
-    code, out = finish(start(tmp_path / "whole", *settings), within=300)
-    assert code == 0, out
-    rng, kills = random.Random(0), 0
-    while kills < 100:
-        process = start(tmp_path / "killed", *settings)
-        try:
-            process.wait(timeout=rng.uniform(0.5, 6.0))
-            assert process.returncode == 0, process.stdout.read()
-            shutil.rmtree(tmp_path / "killed")
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    code, out = finish(start(tmp_path / "killed", *settings), within=300)
-    assert code == 0, out
-    assert digest(tmp_path / "killed" / "model") == digest(tmp_path / "whole" / "model")
-
-
-def digest(model: Path) -> str:
-    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
 
 
 def wait_for_step(run: Path, step: int, within: float = 60) -> None:

@@ -38,6 +38,7 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss/total"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.covers("F25")
 @pytest.mark.parametrize("overrides", [(), ("training.micro_batch_size=3",)])
 def test_two_processes_are_one_optimisation(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     common = ("training.log_every=1", "training.optimizer.muon=false")

@@ -33,6 +33,7 @@ def workplace(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(run_folder, tmp_path / "runs" / "digits")
     pictures(tmp_path / "pictures", size=16)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 

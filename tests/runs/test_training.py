@@ -65,6 +65,7 @@ def test_the_first_step_moves_the_weights(tmp_path: Path) -> None:
     assert len(moved) > 10
 
 
+@pytest.mark.covers("F24")
 @pytest.mark.parametrize("overrides", [(), ("training.micro_batch_size=6",)])
 def test_resume_is_bitwise(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -81,6 +82,7 @@ def test_resume_is_bitwise(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     assert steps == [4, 8, 12]
 
 
+@pytest.mark.covers("F07", "F24")
 def test_a_stop_signal_saves_and_resumes_bitwise(
     tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ def test_an_epoch_visits_every_sample_once() -> None:
     assert permutation(0, 0, 50) != permutation(1, 0, 50) != permutation(1, 1, 50)
 
 
+@pytest.mark.covers("F24")
 def test_workers_and_memory_settings_change_nothing(tmp_path: Path, run_folder: Path) -> None:
     Trainer(digits("training.workers=2"), tmp_path / "workers").fit()
     assert_same(state(tmp_path / "workers", 12), state(run_folder, 12))
@@ -159,6 +162,7 @@ def test_bf16_autocast_steps(tmp_path: Path) -> None:
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.model.parameters())
 
 
+@pytest.mark.covers("F24")
 def test_a_finished_run_says_so(tmp_path: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
@@ -167,6 +171,7 @@ def test_a_finished_run_says_so(tmp_path: Path, run_folder: Path, capsys: pytest
     assert_same(state(copy, 12), state(run_folder, 12))
 
 
+@pytest.mark.covers("F14")
 def test_resume_auto_passes_over_damage_and_a_path_does_not(tmp_path: Path, run_folder: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
@@ -179,6 +184,7 @@ def test_resume_auto_passes_over_damage_and_a_path_does_not(tmp_path: Path, run_
         Trainer(digits(), copy, resume=str(last))
 
 
+@pytest.mark.covers("F23", "F26")
 @pytest.mark.parametrize(
     ("override", "field"),
     [("method.generative_encoder.width=32", "method.generative_encoder.width"), ("seed=3", "seed"),
@@ -192,6 +198,7 @@ def test_resume_refuses_another_run(tmp_path: Path, run_folder: Path, override: 
         Trainer(digits(override), copy, resume="auto")
 
 
+@pytest.mark.covers("F04")
 def test_a_failed_save_leaves_the_old_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4):
@@ -214,6 +221,7 @@ def test_schedule_in_epochs_ignores_accumulation_and_names_what_is_never_reached
     assert "decay to 0.1 is not reached" in unreachable(schedule, 30, 10)[0]
 
 
+@pytest.mark.covers("F11")
 def test_a_diverged_step_never_reaches_weights_or_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(digits("training.log_every=10", "training.checkpoint_every=1"), tmp_path / "nan")
     original = trainer._backward
@@ -242,6 +250,7 @@ def test_going_back_to_an_older_step_keeps_what_it_saves(tmp_path: Path, run_fol
     assert_same(state(copy, 12), state(run_folder, 12))
 
 
+@pytest.mark.covers("F15")
 def test_a_run_without_a_sound_checkpoint_is_not_started_over(tmp_path: Path, run_folder: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
@@ -251,6 +260,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_over(tmp_path: Path, ru
         Trainer(digits(), copy, resume="auto")
 
 
+@pytest.mark.covers("F15")
 def test_saving_a_step_again_keeps_one_of_the_two_at_every_moment(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     ckpt.save(folder, 1, lambda f: (f / "a").write_bytes(b"old"), keep=2)

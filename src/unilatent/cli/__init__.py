@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -10,7 +11,7 @@ from typing import Any
 
 import typer
 
-from . import ckpt, config, convert, decode, doctor, encode, evaluate, presets, reconstruct, runs, sample, train
+from . import ckpt, config, convert, data, decode, doctor, encode, evaluate, presets, reconstruct, runs, sample, train
 
 ClickException: Any = typer.BadParameter.__mro__[2]
 """Typer brings its own copy of click in some versions, and uses the installed one in others."""
@@ -28,6 +29,7 @@ for verb in (train, sample, reconstruct, encode, decode, evaluate, convert, pres
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(config.app, name="config")
 app.add_typer(ckpt.app, name="ckpt")
+app.add_typer(data.app, name="data")
 
 
 @app.callback(invoke_without_command=True)
@@ -41,13 +43,16 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line (None: this process's) and exit; UNILATENT_DEBUG=1 shows tracebacks of bad input too."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, standalone_mode=False)
     except ClickException as error:
         _refuse(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _refuse("stopped", 130)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, MemoryError) as error:
         if os.environ.get("UNILATENT_DEBUG") or not _is_ours(error):
             raise
         _refuse(" ".join(str(error).split()), 2 if isinstance(error, ValueError) else 1)

@@ -7,7 +7,18 @@ import os
 import platform
 import shutil
 
-CORE = ("torch", "numpy", "safetensors", "huggingface_hub", "accelerate", "pydantic", "scikit-learn", "pillow")
+CORE = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+    "accelerate",
+    "pydantic",
+    "scikit-learn",
+    "pillow",
+    "matplotlib",
+)
+OPTIONAL = ("tensorboard", "wandb")
 
 
 def run() -> None:
@@ -21,7 +32,7 @@ def run() -> None:
     from ..pretrained import cache_folder
 
     print(f"unilatent   {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for name in CORE:
+    for name in (*CORE, *OPTIONAL):
         print(f"  {name:<16} {_version(name)}")
     print(f"devices     cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count()):

@@ -12,7 +12,6 @@ from .options import BatchSize, Device, Precision, Seed, autocast, load, make_fo
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, Evaluator
-    from ..training.processes import Processes
 
 SHOWN = 100
 """Samples in the report's grid."""

@@ -34,6 +34,9 @@ def run(
             help="'auto' continues from the newest sound checkpoint (or starts); a path, from exactly that one.",
         ),
     ] = None,
+    allow_data_change: Annotated[
+        bool, typer.Option("--allow-data-change", help="Resume although samples were added, removed or changed.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print what would run, write nothing.")
     ] = False,
@@ -43,7 +46,8 @@ def run(
 
     config = read_run(preset, overrides)
     folder = out or Path("runs") / config.preset
-    trainer = Trainer(config, folder, resume="auto" if resume == "latest" else resume)
+    resume = "auto" if resume == "latest" else resume
+    trainer = Trainer(config, folder, resume=resume, allow_data_change=allow_data_change)
     if dry_run:
         print(describe(trainer))
     else:
@@ -75,17 +79,15 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def describe(trainer: Trainer) -> str:
     """What a run would do, in a few lines."""
     t, model = trainer.training, trainer.model
-    optimizer = 4 * (1 if t.optimizer.muon else 2)
-    memory = model.num_trainable * (4 + 4 + 4 + optimizer) / 2**30
     at = f"continues at step {trainer.step:,}" if trainer.step else "starts anew"
     return "\n".join(
         [
             f"run        {trainer.config.preset} in {trainer.out} ({at})",
-            f"data       {trainer.samples:,} training samples, {len(trainer.splits.held_out):,} held out",
+            f"data       {trainer.amount} training samples, {len(trainer.splits.held_out):,} held out",
             f"parameters {model.num_trainable:,} trainable",
             f"length     {trainer.steps:,} steps of {t.batch_size} samples, "
             f"{trainer.steps * t.batch_size / trainer.samples:.1f} epochs",
-            f"memory     at least {memory:.2f} GiB for weights, gradients, optimizer and average, before activations",
+            f"memory     {trainer.memory}",
             f"device     {trainer.device}, {t.precision}",
             *trainer.notes(),
         ]

@@ -83,7 +83,7 @@ class ClassLabel(Condition):
 
     def _labels(self, part: Any) -> list[int]:
         names = list(self.config.class_names or ())
-        if isinstance(part, int):
+        if isinstance(part, int) and not isinstance(part, bool):
             return [self._in_range(part)]
         text = str(part).strip()
         if text in names:

@@ -221,7 +221,9 @@ class Evaluator:
         name = hashlib.sha256(json.dumps({"rows": count, **about}, sort_keys=True).encode()).hexdigest()[:16]
         return open_records(root / f"{what}-{name}", count, about)
 
-    def _complete(self, what: str, records: Records, make: Callable[[range], dict[str, Tensor]], says: bool = True) -> None:
+    def _complete(
+        self, what: str, records: Records, make: Callable[[range], dict[str, Tensor]], says: bool = True
+    ) -> None:
         def told(rows: range) -> dict[str, Tensor]:
             tensors = make(rows)
             if says:

@@ -7,15 +7,17 @@ shows, follows from its width. Nothing is unpickled but tensors and plain contai
 from __future__ import annotations
 
 import math
-import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from ..conditions.class_label import ClassLabelConfig
-from ..methods.base import ModelConfig, SamplingConfig, load_weights
+from ..methods.base import ModelConfig, SamplingConfig, assemble
 from ..methods.unite import UNITE, DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..modalities.image import ImageConfig
 
@@ -56,43 +58,76 @@ def read_checkpoint(path: Path, weights: Literal["ema", "model"] = "ema") -> dic
     """One of the two sets of weights, `_orig_mod.` stripped; ValueError names the file and what is wrong."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the .pt file of a UNITE checkpoint")
+    if is_unsafe(torch.__version__):
+        warnings.warn(
+            f"torch {torch.__version__} reads damaged .pt files unsafely (CVE-2026-24747); update to torch 2.10 or "
+            f"newer, or convert only files you trust: {path}",
+            stacklevel=2,
+        )
+    _refuse_compressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = "holds objects other than tensors, which are not loaded" if "weights_only" in str(error) else "damaged"
-        raise ValueError(f"{path}: {reason} or not a torch checkpoint; download it again from its authors") from None
+    except Exception as error:  # UnpicklingError, and whatever else a crafted file can provoke
+        if "weights_only" in str(error):
+            raise ValueError(
+                f"{path}: holds objects other than tensors, which are never loaded (they can run code); ask its "
+                "authors for plain tensors or safetensors, or re-save it where it was made"
+            ) from None
+        raise ValueError(f"{path}: damaged or not a torch checkpoint; download it again from its authors") from None
     if not isinstance(content, dict) or not isinstance(content.get(weights), dict):
         keys = ", ".join(map(str, list(content)[:6])) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: no {weights!r} weights in it (found {keys}); is it a UNITE checkpoint?")
+    for key, value in content[weights].items():
+        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise ValueError(f"{path}: {key!r:.80} of {weights!r} is no plain tensor; is it a UNITE checkpoint?")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {key!r:.80} claims {value.numel():,} numbers that are not in the file")
     return {key.replace("_orig_mod.", "").removeprefix("module."): value for key, value in content[weights].items()}
+
+
+def is_unsafe(version: str) -> bool:
+    """Whether this torch's weights_only reader has CVE-2026-24747 (fixed in 2.10)."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return (major, minor) < (2, 10)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save never compresses; an archive much larger inside than outside is made to fill memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(member.file_size for member in archive.infolist())
+    except Exception:  # not a zip, which older files are not; or a damaged one, which torch.load names
+        return
+    if inside > 2 * path.stat().st_size + 2**20:
+        raise ValueError(f"{path}: unpacks to {inside / 2**30:.2f} GiB, which no file of torch.save does; not loaded")
 
 
 def recognise(state: dict[str, Tensor], image_size: int | tuple[int, int] | None = None) -> ModelConfig:
     """The configuration whose shapes these are. image_size: None for a square of as many patches as latents."""
-    width, _, patch, _ = _shape(state, "patch_embed.patch_embeddings.projection.weight")
-    _, num_latents, _ = _shape(state, "latent_tokens")
+    width, _, patch, _ = _shape(state, "patch_embed.patch_embeddings.projection.weight", 4)
+    _, num_latents, _ = _shape(state, "latent_tokens", 3)
     side = math.isqrt(num_latents)
     if image_size is None and side * side != num_latents:
         raise ValueError(f"image size: {num_latents} latents form no square; give image_size=(height, width)")
-    decoder_width, stem_width = _shape(state, "decoder.decoder_embed.weight")
-    rows, _ = _shape(state, TABLE)
+    decoder_width, stem_width = _shape(state, "decoder.decoder_embed.weight", 2)
+    rows, _ = _shape(state, TABLE, 2)
     return ModelConfig(
         modality=ImageConfig(size=image_size or side * patch, patch_size=patch, perceptual_weight=1.0),
         conditions={"class_label": ClassLabelConfig(num_classes=rows - 2, reserved_rows=2)},
         method=UNITEConfig(
-            latent_channels=_shape(state, "encoder.up_sample.weight")[1],
+            latent_channels=_shape(state, "encoder.up_sample.weight", 2)[1],
             generative_encoder=GenerativeEncoderConfig(
                 width=width,
                 depth=_count(state, "encoder.blocks."),
-                heads=width // _shape(state, "encoder.blocks.0.attn.q_norm.weight")[0],
-                in_context_tokens=_shape(state, "encoder.in_context_posemb")[1],
+                heads=width // _shape(state, "encoder.blocks.0.attn.q_norm.weight", 1)[0],
+                in_context_tokens=_shape(state, "encoder.in_context_posemb", 3)[1],
                 block_norm="encoder.blocks.0.norm3.weight" in state,
             ),
             decoder=DecoderConfig(
                 width=decoder_width,
                 depth=_count(state, "decoder.decoder_layers."),
                 heads=_heads(decoder_width),
-                mlp_width=_shape(state, "decoder.decoder_layers.0.ffn_up.weight")[0],
+                mlp_width=_shape(state, "decoder.decoder_layers.0.ffn_up.weight", 2)[0],
                 stem_width=stem_width,
             ),
         ),
@@ -112,9 +147,19 @@ def convert(
 ) -> UNITE:
     """The model of a checkpoint file, in evaluation mode; every trained tensor of the file is in it."""
     state = read_checkpoint(path, weights)
-    model = UNITE(recognise(state, image_size))
-    load_weights(model, rename(state), path)
-    return model.eval()
+    try:
+        config = recognise(state, image_size)
+        renamed = rename(state)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{path}: its tensors have the shapes of no UNITE model ({reason})") from None
+    except RuntimeError as error:  # tensors that cannot be joined
+        raise ValueError(f"{path}: its tensors do not belong together ({str(error).splitlines()[0]})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    model = assemble(config, renamed, path)
+    assert isinstance(model, UNITE)
+    return model
 
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,14 +196,19 @@ def _reshape(key: str, value: Tensor) -> Tensor:
     return value[0] if key == "latent_tokens" else value
 
 
-def _shape(state: dict[str, Tensor], key: str) -> Any:
+def _shape(state: dict[str, Tensor], key: str, axes: int) -> Any:
     if key not in state:
         raise ValueError(f"{key}: missing; is it a UNITE checkpoint?")
+    if state[key].ndim != axes or not state[key].numel():
+        raise ValueError(f"{key}: shape {tuple(state[key].shape)}, expected {axes} axes; is it a UNITE checkpoint?")
     return state[key].shape
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
-    return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
+    numbers = [key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)]
+    if not numbers or not all(number.isascii() and number.isdigit() and len(number) < 6 for number in numbers):
+        raise ValueError(f"{prefix}N: found {', '.join(numbers)[:80] or 'none'}; is it a UNITE checkpoint?")
+    return 1 + max(map(int, numbers))
 
 
 def _heads(width: int) -> int:

@@ -44,9 +44,17 @@ class NoisePath(ABC):
     def feature(self, t: Tensor) -> Tensor:
         """The number a network is told about the noise level."""
 
+    @abstractmethod
+    def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(c, s) of the velocity c eps - s x that networks predict, dz/dt up to a factor; alpha c + sigma s = 1."""
+
     def logsnr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2); decreases in t, infinite where one of them is 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def dlogsnr(self, t: Tensor) -> Tensor:
+        """d logsnr / dt, negative everywhere."""
+        return 2 * (self.dalpha(t) / self.alpha(t) - self.dsigma(t) / self.sigma(t))
 
     def add_noise(self, x: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """z_t for x and eps (B, ...) at t scalar or (B,)."""
@@ -90,6 +98,10 @@ class LinearPath(NoisePath):
         """1 - t: the signal share, which is the time of UNITE's paper."""
         return 1 - t
 
+    def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """eps - x."""
+        return torch.ones_like(t), torch.ones_like(t)
+
     def velocity(self, z: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         return (z - x) / expand(t, z).clamp(min=self.min_time).to(z.dtype)
 
@@ -122,7 +134,6 @@ class LogSNRPath(NoisePath):
         return -2 * torch.tan(a0 + (a1 - a0) * t).log()
 
     def dlogsnr(self, t: Tensor) -> Tensor:
-        """d logsnr / dt, negative everywhere."""
         if self.shape == "linear":
             return torch.full_like(t, self.end - self.start)
         a0, a1 = self._angles()
@@ -143,3 +154,7 @@ class LogSNRPath(NoisePath):
     def feature(self, t: Tensor) -> Tensor:
         """logsnr / 8."""
         return self.logsnr(t) / 8
+
+    def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha eps - sigma x (Salimans & Ho 2022)."""
+        return self.alpha(t), self.sigma(t)

@@ -1,11 +1,16 @@
-"""Samplers as free functions: (denoise, z, times, path) -> z.
+"""Samplers as free functions: (denoise, z, times, path, noise) -> z.
 
 denoise(z, t) returns the clean estimate at the float time t; z (B, ...) starts as noise at times[0]; times is a
 decreasing float64 CPU tensor. All but `dopri5` take fixed steps, so a sample never depends on its batch mates.
+noise() returns a fresh N(0, 1) like z, from each sample's own stream; only `ancestral` asks for any.
+
+What is returned is z at times[-1]. On a path whose clean end keeps noise (sigma(0) > 0), that is a noisy z_0.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
 
@@ -15,21 +20,25 @@ from torch import Tensor
 from .guidance import Denoise
 from .paths import NoisePath
 
+Noise = Callable[[], Tensor]
+
 
 class Solver(Protocol):
     """What every function below is."""
 
-    def __call__(self, denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor: ...
+    def __call__(
+        self, denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None
+    ) -> Tensor: ...
 
 
-def euler(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
+def euler(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
     """First order in t; one evaluation a step."""
     for t, s in _pairs(times):
         z = z + (s - t) * path.velocity(z, denoise(z, t), t)
     return z
 
 
-def heun(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
+def heun(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
     """Second order (trapezium); two evaluations a step, one in a last step that ends without noise."""
     for t, s in _pairs(times):
         v = path.velocity(z, denoise(z, t), t)
@@ -41,14 +50,14 @@ def heun(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
     return z
 
 
-def ddim(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
+def ddim(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
     """First order, exact when the clean estimate is constant over a step (Song et al. 2021a)."""
     for t, s in _pairs(times):
         z = _towards(z, denoise(z, t), t, s, path)
     return z
 
 
-def dpmpp_2m(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Tensor:
+def dpmpp_2m(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order in log-SNR; one evaluation a step.
 
     Steps that start from pure noise or end without noise, where log-SNR is infinite, are first order.
@@ -65,9 +74,32 @@ def dpmpp_2m(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath) -> Ten
     return z
 
 
+def ancestral(
+    denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None,
+    share: float = 0.2, end_with_noise: bool = True,
+) -> Tensor:  # fmt: skip
+    """Steps drawn from p(z_s | z_t, x = the clean estimate) (Ho et al. 2020); one evaluation a step.
+
+    share: the log-variance goes that far from its lower bound, right when x is certain, to its upper bound, right
+        when x ~ N(0, 1); Hoogeboom et al. 2023 take 0.2.
+    end_with_noise: False returns the mean of the last step, which on a path with sigma(0) > 0 has too little noise.
+    """
+    assert noise is not None, "this solver draws noise at every step"
+    logsnr = path.logsnr(times).tolist()
+    alpha, sigma = path.alpha(times).tolist(), path.sigma(times).tolist()
+    for i, (t, _) in enumerate(_pairs(times)):
+        news = -math.expm1(logsnr[i] - logsnr[i + 1])  # 1 - SNR_t / SNR_s
+        kept = alpha[i] * sigma[i + 1] ** 2 / (alpha[i + 1] * sigma[i] ** 2)
+        z = kept * z + alpha[i + 1] * news * denoise(z, t)
+        if end_with_noise or i + 2 < len(times):
+            z = z + math.sqrt(news) * sigma[i] ** share * sigma[i + 1] ** (1 - share) * noise().to(z)
+    return z
+
+
 def dopri5(
-    denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, rtol: float = 1e-3, atol: float = 1e-6
-) -> Tensor:
+    denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None,
+    rtol: float = 1e-3, atol: float = 1e-6,
+) -> Tensor:  # fmt: skip
     """Adaptive Dormand-Prince through torchdiffeq; `times` gives only the ends, which no evaluation passes.
 
     Step sizes come from the whole batch: a sample changes slightly with its batch mates.
@@ -82,7 +114,7 @@ def dopri5(
 
 
 SOLVERS: dict[str, Solver] = {
-    "euler": euler, "heun": heun, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "dopri5": dopri5,
+    "euler": euler, "heun": heun, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "ancestral": ancestral, "dopri5": dopri5,
 }  # fmt: skip
 
 

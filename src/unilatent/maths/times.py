@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -21,13 +24,16 @@ def logit_normal(normals: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor
     return torch.sigmoid(mean + std * normals.double()).float()
 
 
-def stratified(uniforms: Tensor, offset: Tensor) -> Tensor:
-    """Low-discrepancy times: (offset + rank / B) mod 1 over a batch, ranks given by the order of `uniforms` (B,).
+def stratified(positions: Iterable[int], shift: int, draw: int = 0) -> Tensor:
+    """Low-discrepancy times (B,) in [0, 1): (shift / 2^64 + position m) mod 1, a function of each position alone.
 
-    Each time is U[0, 1) when `offset` (scalar) is; together they cover [0, 1) evenly (Kingma et al. 2021).
+    Any run of positions covers [0, 1) evenly, whatever its length, and so any batch, however it is cut among
+    processes; each time is U[0, 1) when shift is uniform below 2^64. m is a metallic mean: the golden ratio for draw 0,
+    1 + sqrt(2) for draw 1, ...: two draws at one position are evenly spread over the square. Float32, 24 bits.
     """
-    ranks = uniforms.argsort().argsort().to(uniforms.dtype)
-    return (offset + ranks / len(uniforms)) % 1.0
+    metallic = (draw + 1 + math.sqrt((draw + 1) ** 2 + 4)) / 2
+    step = int(metallic % 1 * 2**64)
+    return torch.tensor([((shift + position * step) % 2**64 >> 40) / 2**24 for position in positions])
 
 
 def grid(num_inference_steps: int, factor: float = 1.0) -> Tensor:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..conditions.base import Conditions
 from ..config import Config, ConfigError, component
 from ..config import Config as Settings
+from ..files import read_json, write_json
 from ..maths.paths import NoisePath
 from ..maths.solvers import find_solver
 from ..maths.streams import Streams
@@ -30,6 +34,8 @@ from ..types import Batch, Conditioning, Layout
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How a file of torch.save (a zip archive) or of pickle begins; no safetensors header of a sane size does."""
 
 
 class SamplingConfig(Config):
@@ -100,11 +106,21 @@ class LossPart:
     """A share of the loss that can be differentiated on its own.
 
     terms: its named terms, unweighted by the method; monitors: other numbers worth logging.
+    name: what the norm of its gradient is logged under; None takes the first term's. Parts may share one.
+    latents: the clean ones (B, K, D) of the batch's samples, in one of the parts, and which of them are real (B, K),
+        for the statistics that every method is watched by.
     """
 
     value: Tensor
     terms: dict[str, Tensor]
     monitors: dict[str, Tensor] = field(default_factory=dict)
+    name: str | None = None
+    latents: Tensor | None = None
+    latent_mask: Tensor | None = None
+
+    @property
+    def title(self) -> str:
+        return self.name or next(iter(self.terms))
 
     def logs(self) -> dict[str, Tensor]:
         """Detached, under the names that are logged."""
@@ -174,6 +190,33 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
     def latent_layout(self, layout: Layout) -> Layout:
         """Layout of the K latents of samples whose N data tokens are laid out so."""
 
+    def laid_out(self, latents: Any, layout: Layout | None, seed: int, start: int) -> tuple[Tensor, Layout]:
+        """What `decode` starts from: its latents and the layout of their data, drawn if None, on the model's device.
+
+        ValueError unless the latents are what `encode` gives for data laid out so.
+        """
+        if not isinstance(latents, Tensor):
+            raise ValueError(
+                f"latents: expected a tensor (B, K, D), got {type(latents).__name__}; give what encode gave"
+            )
+        if latents.ndim != 3 or not len(latents):
+            raise ValueError(
+                f"latents: expected shape (B, K, D), B > 0, got {tuple(latents.shape)}; give what encode gave"
+            )
+        if layout is None:
+            rows = range(start, start + len(latents))
+            layout = self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
+        k, d = self.latent_layout(layout).num_tokens, self.latent_channels
+        if tuple(latents.shape[1:]) != (k, d):
+            raise ValueError(
+                f"latents: expected shape (B, {k}, {d}), got {tuple(latents.shape)}; give what this model's encode gave"
+            )
+        if not latents.is_floating_point():
+            raise ValueError(f"latents: expected floats, got {latents.dtype}; give what encode gave")
+        if not latents.isfinite().all():
+            raise ValueError("latents: expected finite values, got NaN or infinity; leave those samples out")
+        return latents.to(self.device).float(), layout.to(self.device)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -204,17 +247,20 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, save_directory / WEIGHTS)
 
     @classmethod
-    def _from_pretrained(
-        cls, *, model_id: str, revision: str | None = None, cache_dir: Any = None, force_download: bool = False,
-        local_files_only: bool = False, token: Any = None, map_location: str = "cpu", **unknown: Any,
+    def from_pretrained(  # type: ignore[override]
+        cls, source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None,
+        force_download: bool = False, local_files_only: bool = False, token: str | bool | None = None,
+        map_location: str | torch.device = "cpu",
     ) -> Self:  # fmt: skip
-        folder = Path(model_id)
+        """A model folder or a hub id, in evaluation mode; ValueError names what is missing, damaged or another class.
+
+        Not the mixin's, which would parse the configuration before anything has checked it.
+        """
+        folder = Path(source)
         if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
-                    local_files_only=local_files_only, allow_patterns=[CONFIG, WEIGHTS],
-                )
+            folder = download(
+                str(source), revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
+                local_files_only=local_files_only,
             )  # fmt: skip
         model = read_model(folder, device=map_location)
         if not isinstance(model, cls):
@@ -225,7 +271,7 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
 def write_config(config: ModelConfig, path: Path) -> None:
     """A model's configuration as JSON."""
     content = {"format_version": FORMAT_VERSION, **ModelConfig.model_validate(config).plain()}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -233,11 +279,10 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: no {CONFIG} in it; give a run or a model folder written by save_pretrained")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format_version")
-    except (ValueError, KeyError, AttributeError):
-        raise ValueError(f"{path}: not a model configuration (JSON with a format_version); was it edited?") from None
+    content = read_json(path, "not a model configuration; was it edited?")
+    version = content.pop("format_version", None)
+    if type(version) is not int:
+        raise ValueError(f"{path}: not a model configuration (JSON with a format_version); was it edited?")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version {version}, this package reads {FORMAT_VERSION}; update unilatent")
     try:
@@ -250,33 +295,104 @@ def read_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
     """Tensors of a safetensors file; ValueError names the file when it is missing or damaged."""
     if not path.is_file():
         raise ValueError(f"{path}: missing; the folder is incomplete, copy or convert it again")
+    with path.open("rb") as file:
+        if file.read(4).startswith(PICKLED):
+            raise ValueError(
+                f"{path}: is a pickled file under this name, which is never loaded (it can run code); "
+                "have it saved as safetensors, or convert a .pt file of the UNITE authors with `unilatent convert`"
+            )
     try:
         return load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy or convert it again") from None
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
-    """Strictly; ValueError lists the first keys and shapes that differ."""
-    own = model.state_dict()
+def load_weights(
+    model: nn.Module, weights: dict[str, Tensor], source: Path | str, place: Callable[[], object] | None = None
+) -> None:
+    """Strictly; ValueError as of `check_weights`.
+
+    place: called once everything fits, before the weights are copied (gives a model without storage its memory).
+    """
+    check_weights(model.state_dict(), weights, source)
+    if place is not None:
+        place()
+    model.load_state_dict(weights)
+
+
+def check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], source: Path | str) -> None:
+    """ValueError lists the first keys, shapes and types in which weights differ from `own`, or names one not finite."""
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    common = sorted(own.keys() & weights.keys())
     shapes = [
         f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & weights.keys()
+        for key in common
         if weights[key].shape != own[key].shape
     ]
-    for fault, keys in (("lacks", missing), ("has unknown", extra), ("has other shapes:", sorted(shapes))):
+    types = [
+        f"{key} {weights[key].dtype} instead of {own[key].dtype}"
+        for key in common
+        if weights[key].is_floating_point() != own[key].is_floating_point() or weights[key].is_complex()
+    ]
+    found = {"lacks": missing, "has unknown": extra, "has other shapes:": shapes, "has other types:": types}
+    faults = []
+    for fault, keys in found.items():
         if keys:
             rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"{source}: does not fit this model: {fault} {', '.join(keys[:3])}{rest}")
-    model.load_state_dict(weights)
+            faults.append(f"{fault} {', '.join(key[:120] for key in keys[:3])}{rest}")
+    if faults:
+        raise ValueError(f"{source}: does not fit this model: {'; '.join(faults)}")
+    for key in common:
+        value = weights[key]
+        if own[key].is_floating_point() and not value.to(own[key].dtype).sum(dtype=torch.float64).isfinite():
+            raise ValueError(f"{source}: {key} is not finite (NaN or infinity in it); use an older checkpoint")
 
 
 def read_model(folder: Path, device: str | torch.device = "cpu") -> LatentModel:
     """The model of a folder, in evaluation mode."""
     config = read_config(folder)
-    weights = read_weights(folder / WEIGHTS, device)
-    with torch.device("meta"):  # no initialisation that the weights would replace
-        model = LatentModel.build(config)
-    load_weights(model.to_empty(device=device), weights, folder / WEIGHTS)
+    return assemble(config, read_weights(folder / WEIGHTS, device), folder / WEIGHTS, device)
+
+
+def assemble(
+    config: ModelConfig, weights: dict[str, Tensor], source: Path | str, device: str | torch.device = "cpu"
+) -> LatentModel:
+    """A configuration and its weights as a model, in evaluation mode; `source` is whose fault a difference is.
+
+    Nothing is initialised that the weights would replace, and sizes which the weights do not have cost no memory.
+    """
+    try:
+        with torch.device("meta"), _at_most(max(4 * len(weights), 2000)):
+            model = LatentModel.build(config)
+    except Exception as error:  # whatever sizes that no field forbids can provoke
+        raise ValueError(f"{source}: its configuration describes no model: {error}") from error
+    load_weights(model, weights, source, place=lambda: model.to_empty(device=device))
     return model.eval()
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Ends the building of a network of more tensors than that: a depth of a billion would never end by itself."""
+    made = 0
+
+    def counted(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > count:
+            raise ValueError("it has far more tensors than the weights")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def download(name: str, **options: Any) -> Path:
+    """The folder with a hub model's two files, and nothing else of its repository; options: of `snapshot_download`."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(
+            f"{name}: no such folder here, and no model of that name on the hub within reach ({type(error).__name__})"
+        ) from None

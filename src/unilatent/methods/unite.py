@@ -14,6 +14,7 @@ Losses are means over samples, real tokens and channels; the flow term is summed
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -224,10 +225,8 @@ class UNITE(LatentModel):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0) -> Any:
-        rows = range(start, start + len(latents))
-        layout = layout or self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
-        layout = layout.to(self.device)
-        values = self.decoder(latents.to(self.device), layout)
+        latents, layout = self.laid_out(latents, layout, seed, start)
+        values = self.decoder(latents, layout)
         return self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
 
     def denoise(
@@ -288,7 +287,7 @@ class UNITE(LatentModel):
         part = self._reconstruction(z, batch.data, tokens.layout, draws)
         if not self.method.stop_gradient:
             flow = self._flow(z, batch, tokens.layout, draws, slice(None))
-            yield LossPart(part.value + flow.value, part.terms | flow.terms, part.monitors)
+            yield replace(part, value=part.value + flow.value, terms=part.terms | flow.terms, name="joint")
             return
         yield part
         z = z.detach()
@@ -301,8 +300,8 @@ class UNITE(LatentModel):
         prediction = Tokens(self.decoder(noisy, layout), layout)
         terms = self.modality.reconstruction_loss(prediction, data)
         value = self.method.reconstruction_weight * torch.stack(list(terms.values())).sum()
-        monitors = {"latent_std": z.detach().var(0).mean().sqrt()} if len(z) > 1 else {}
-        return LossPart(value, terms, monitors)
+        mask = self.latent_layout(layout).mask
+        return LossPart(value, terms, name="reconstruction", latents=z.detach(), latent_mask=mask)
 
     def add_reconstruction_noise(self, z: Tensor, draws: Draws) -> Tensor:
         """With probability one half a sample's latents move to t ~ U[0, reconstruction_noise]."""
@@ -321,7 +320,7 @@ class UNITE(LatentModel):
         latents = self.latent_layout(layout).repeat(f)
         estimate = self.denoise(self.path.add_noise(clean, eps, t), t, cond, latents)
         mean = denoising_loss(clean, estimate, weightings.velocity(t, MIN_TIME), latents.mask)
-        return LossPart(self.method.flow_weight * f * mean, {"flow": f * mean})
+        return LossPart(self.method.flow_weight * f * mean, {"flow": f * mean}, name="flow")
 
     def _tokens(self, data: Any) -> Tokens:
         tokens = self.modality.pack(data)

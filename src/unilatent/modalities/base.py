@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +63,39 @@ class Dataset(ABC):
         """A hash that changes when the samples or their order do."""
 
 
+class Stream(Dataset):
+    """Samples that can only be read in order, in `lanes` rows side by side, each without end.
+
+    Position p of the endless row of epochs is place p // lanes of lane p % lanes. The number of lanes belongs to the
+    data and never depends on how many processes read them; one that reads every n-th position meets only its own
+    lanes where n divides their number, and otherwise passes over what is not its own.
+    """
+
+    lanes: int
+    size: int | None
+    """Samples of an epoch, where somebody counted them."""
+
+    @abstractmethod
+    def read(self, seed: int, lane: int, place: int) -> Iterator[tuple[int, Callable[[], tuple[Any, dict[str, Any]]]]]:
+        """A lane's samples from a place on, a pure function of its arguments: a number that stays the sample's own,
+        and what makes the sample (and may raise BadSample), so that passing over one costs little."""
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise ValueError(
+                "data.num_samples: not set, and the stream does not say how many samples an epoch has; set it, or "
+                "count in steps (training.steps, training.schedule.unit=steps)"
+            )
+        return self.size
+
+    def index_at(self, seed: int, position: int) -> int:
+        """A stream's samples are known by when they come."""
+        return position
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        raise TypeError("a stream is read in order")
+
+
 @dataclass(frozen=True)
 class Splits:
     """Training samples, and samples no training step ever sees (possibly none)."""
@@ -91,13 +124,14 @@ class Row:
 class Space(ABC):
     """A fixed view of samples that evaluation keeps of each one. It never sees the model."""
 
-    name: str
+    name: ClassVar[str]
     weights: str | None = None
-    """SHA-256 of the weights that make it; None without any."""
-    needs_download: bool = False
+    """SHA-256 of the weights that make it, known once it is prepared and fitted; numbers compare only where these are
+    equal. None without any."""
+    needs_download: ClassVar[bool] = False
 
     def prepare(self, device: torch.device) -> None:
-        """Loads its weights; ValueError names what is missing. Default: nothing."""
+        """Loads its weights, before it is used; ValueError names what is missing. Default: nothing."""
         return None
 
     def fit(self, train: Rows) -> None:
@@ -106,7 +140,11 @@ class Space(ABC):
 
     @abstractmethod
     def __call__(self, data: Any) -> dict[str, Tensor]:
-        """Named tensors (B, ...) of a batch of data, on the CPU."""
+        """A batch of Data, wherever it is, to what is kept of each sample: name -> (B, ...) on the CPU.
+
+        A sample's values do not depend on its batch, rounding aside. Nothing where it has nothing to say. ValueError on
+        samples that hold NaN.
+        """
 
     def against(self, made: Any, data: Any) -> dict[str, Tensor]:
         """Named tensors (B,) of reconstructions beside their originals. Default: none."""
@@ -140,6 +178,27 @@ class Metric(ABC):
     def __call__(self, evidence: Evidence) -> list[Row]: ...
 
 
+class Raw(ABC):
+    """Samples in files as people have them, to be checked or brought into shards (`shards.writing.Samples`)."""
+
+    names: Sequence[str]
+    labels: Sequence[int] | None
+    class_names: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @abstractmethod
+    def check(self, number: int) -> None:
+        """ValueError if the sample cannot be used."""
+
+    @abstractmethod
+    def encode(self, number: int) -> tuple[str, bytes]:
+        """Suffix and content of a sample as it goes into a shard; ValueError if it cannot be used."""
+
+    @abstractmethod
+    def stamp(self, number: int) -> str:
+        """What is known of a sample without reading it."""
+
+
 class Modality(ABC):
     """A kind of sample, without weights: to tokens and back, how wrong, how drawn, where it comes from.
 
@@ -148,6 +207,8 @@ class Modality(ABC):
 
     Config: ClassVar[type[Settings]]
     DataConfig: ClassVar[type[Settings]]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Of files that hold a sample, without the dot: what `unilatent data` works on. None where there are no such."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -206,6 +267,11 @@ class Modality(ABC):
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> Any:
         """Samples of a Dataset to a batch of data."""
+
+    @classmethod
+    def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
+        """The samples of a folder or archive of files, as they are to be stored; only with `suffixes`."""
+        raise AssertionError(f"{cls.__name__} has no suffixes")
 
     @abstractmethod
     def splits(self, data: Any) -> Splits:

@@ -36,8 +36,9 @@ def linear(in_features: int, out_features: int, xavier: bool = True) -> nn.Linea
     return layer
 
 
-def zero_init(layer: nn.Linear) -> nn.Linear:
+def zero_init(layer: M) -> M:
     """The layer with zero weight and bias."""
+    assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -88,7 +89,8 @@ def in_compute_dtype(x: Tensor) -> Tensor:
     At the entrance of a network this keeps the residual stream, and so everything elementwise, in that precision.
     """
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if casts else x
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

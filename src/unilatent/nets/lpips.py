@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..pretrained import Weights, fetch
+from ..pretrained import Weights, fetch, fitted, read
 
 VGG16 = Weights(
     name="VGG16 weights for LPIPS",
@@ -75,7 +71,7 @@ class LPIPS(nn.Module):
         cache, downloaded once. ValueError when they cannot be had or the file is not VGG16."""
         path = fetch(VGG16, weights)
         try:
-            return cls(_read(path))
+            return cls(read(path))
         except ValueError as error:
             raise ValueError(f"{VGG16.name}: {path}: {error}; the original is {VGG16.url}; {VGG16.way_out}") from None
 
@@ -131,34 +127,12 @@ def published_linear() -> dict[str, Tensor]:
     return safetensors.torch.load(resources.files(__package__).joinpath("lpips_vgg_v01.safetensors").read_bytes())
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """A file's tensors by name; ValueError if it holds anything else."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"not a readable weight file ({type(error).__name__})") from None
-    if not isinstance(state, Mapping):
-        raise ValueError(f"holds a {type(state).__name__}, not tensors by name")
-    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-
-
 def _checked(features: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state's `features.` tensors as float32 under the module's own names; ValueError unless they fit exactly."""
     prefix = "features."
-    given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    wanted = {key: tuple(value.shape) for key, value in features.state_dict().items()}
-    if missing := [key for key in wanted if key not in given]:
-        raise ValueError(
-            f"no tensor {prefix}{missing[0]} ({len(missing)} of {len(wanted)} missing): not VGG16's layout"
-        )
-    if unknown := [key for key in given if key not in wanted]:
-        raise ValueError(f"unknown tensor {prefix}{unknown[0]} ({len(unknown)} in all): not VGG16's layout")
-    for key, shape in wanted.items():
-        if tuple(given[key].shape) != shape:
-            raise ValueError(f"tensor {prefix}{key} has shape {tuple(given[key].shape)}, VGG16's is {shape}")
-    return {key: given[key].float() for key in wanted}
+    given = {key: value for key, value in state.items() if key.startswith(prefix)}
+    wanted = {prefix + key: tuple(value.shape) for key, value in features.state_dict().items()}
+    return {key.removeprefix(prefix): value for key, value in fitted(given, wanted, "VGG16").items()}
 
 
 def _check_pictures(a: Tensor, b: Tensor) -> None:

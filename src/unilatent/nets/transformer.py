@@ -16,9 +16,10 @@ class Block(Repeated):
     """AdaLN-zero block: attention and SwiGLU on RMS-normalised, modulated tokens, gated residuals.
 
     block_norm: RMSNorm of the residual stream after every block (UNITE; Table 7 "no block norm" is False).
+    dropout: of both branches' outputs, in training; drawn from torch's global generator.
     """
 
-    def __init__(self, dim: int, heads: int, block_norm: bool = True):
+    def __init__(self, dim: int, heads: int, block_norm: bool = True, dropout: float = 0.0):
         super().__init__()
         self.norm1 = RMSNorm(dim)
         self.attn = Attention(dim, heads, qk_norm=True, xavier=True)
@@ -26,11 +27,14 @@ class Block(Repeated):
         self.mlp = SwiGLU(dim, int(2 / 3 * 4 * dim))
         self.norm3 = RMSNorm(dim) if block_norm else nn.Identity()
         self.modulation = zero_init(linear(dim, 6 * dim))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, h: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=-1)  # (B, D) each
-        h = gate(h, self.attn(modulate(self.norm1(h), shift1, scale1), rotation, mask), gate1)  # (B, N, D)
-        h = gate(h, self.mlp(modulate(self.norm2(h), shift2, scale2)), gate2)
+        h = gate(
+            h, self.dropout(self.attn(modulate(self.norm1(h), shift1, scale1), rotation, mask)), gate1
+        )  # (B, N, D)
+        h = gate(h, self.dropout(self.mlp(modulate(self.norm2(h), shift2, scale2))), gate2)
         return self.norm3(h)
 
 
@@ -51,6 +55,7 @@ class Transformer(nn.Module):
         in_context_tokens: int = 0,
         in_context_start: int = 0,
         block_norm: bool = True,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if in_context_tokens and not 0 <= in_context_start < depth:
@@ -58,7 +63,7 @@ class Transformer(nn.Module):
         self.head_dim = dim // heads
         self.in_context_tokens, self.in_context_start = in_context_tokens, in_context_start
         self.time = TimeEmbedding(dim)
-        self.blocks = nn.ModuleList([Block(dim, heads, block_norm) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(dim, heads, block_norm, dropout) for _ in range(depth)])
         self.out_norm = RMSNorm(dim)
         self.out_modulation = zero_init(nn.Linear(dim, 2 * dim))
         self.out = zero_init(nn.Linear(dim, out_channels))

@@ -1,16 +1,48 @@
-"""Which sample comes when: a pure function of (seed, position), so a resumed run sees what an unbroken one sees."""
+"""Which sample comes when: a pure function of (seed, position), so a resumed run sees what an unbroken one sees.
+
+A sample that cannot be used is replaced by one that is as much a function of (seed, position), and named beside the
+batch it is missing from.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..modalities.base import Dataset, Modality
+from ..faults import reach
+from ..maths.streams import seed_of
+from ..modalities.base import BadSample, Dataset, Modality, Stream
 from ..types import Batch
+
+ATTEMPTS = 16
+"""How many samples are tried for one position; so many bad ones in a row are no chance."""
+
+Sample = tuple[Any, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that could not be used: its index in the data set, the position it was wanted at, and what is wrong."""
+
+    index: int
+    position: int
+    message: str
+
+
+Found = tuple[Sample | None, list[Bad]]
+"""What is used at a position (None when every attempt failed), and what was not."""
+
+
+class WorkerError(RuntimeError):
+    """A process that reads data died or hangs."""
 
 
 def micro_batches(steps: range, batch_size: int, micro: int | None, rank: int = 0, world: int = 1) -> Iterator[range]:
@@ -25,10 +57,27 @@ def micro_batches(steps: range, batch_size: int, micro: int | None, rank: int = 
             yield own[first : first + size]
 
 
-class _Indices:
-    """A batch sampler; a class so that a loader may start over."""
+@dataclass(frozen=True)
+class Plan:
+    """All micro-batches of one process; starts over when it is iterated again, and travels to workers."""
 
-    def __init__(self, dataset: Dataset, seed: int, batches: list[range] | Iterator[range]):
+    steps: range
+    batch_size: int
+    micro: int | None = None
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[range]:
+        return micro_batches(self.steps, self.batch_size, self.micro, self.rank, self.world)
+
+
+# ---- one position --------------------------------------------------------------------------------------------------
+
+
+class _Keys:
+    """Batches of (index, position); made in the training process, as an epoch's order is long."""
+
+    def __init__(self, dataset: Dataset, seed: int, batches: Iterable[range]):
         self.dataset, self.seed, self.batches = dataset, seed, batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -39,49 +88,171 @@ class _Indices:
 class _Views:
     """A data set whose keys are (index, position)."""
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
-        return self.dataset.view(*key)
+    def __getitem__(self, key: tuple[int, int]) -> Found:
+        """That sample; for a bad one, the first usable of a row drawn from (seed, position, attempt)."""
+        index, position = key
+        reach("data.read", position)
+        bad: list[Bad] = []
+        for attempt in range(ATTEMPTS):
+            try:
+                return self.dataset.view(index, position), bad
+            except BadSample as error:
+                bad.append(Bad(index, position, str(error)))
+            index = seed_of("replacement", self.seed, position, attempt) % len(self.dataset)
+        return None, bad
+
+
+class _Lane:
+    """One lane of a stream, from a place on. A bad sample's place is taken by the next usable one of its lane, which
+    is seen at its own place as well: that stays a function of (seed, position), and no later place moves."""
+
+    def __init__(self, stream: Stream, seed: int, lane: int, place: int):
+        self.samples, self.place = stream.read(seed, lane, place), place
+        self.ahead: deque[tuple[int, Sample | BadSample]] = deque()
+
+    def take(self, place: int, position: int) -> Found:
+        while self.place < place:
+            if self.ahead:
+                self.ahead.popleft()
+            else:
+                next(self.samples)
+            self.place += 1
+        bad: list[Bad] = []
+        for attempt in range(ATTEMPTS):
+            if attempt == len(self.ahead):
+                index, load = next(self.samples)
+                self.ahead.append((index, _made(load)))
+            index, sample = self.ahead[attempt]
+            if not isinstance(sample, BadSample):
+                return sample, bad
+            bad.append(Bad(index, position, str(sample)))
+        return None, bad
+
+
+def _made(load: Callable[[], Sample]) -> Sample | BadSample:
+    try:
+        return load()
+    except BadSample as error:
+        return error
+
+
+class _Row(IterableDataset[Found]):
+    """A stream's samples at a row of positions; each of n workers makes every n-th."""
+
+    def __init__(self, stream: Stream, seed: int, batches: Iterable[range]):
+        self.stream, self.seed, self.batches = stream, seed, batches
+
+    def __iter__(self) -> Iterator[Found]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        lanes: dict[int, _Lane] = {}
+        for position in islice(chain.from_iterable(self.batches), first, None, every):
+            reach("data.read", position)
+            place, lane = divmod(position, self.stream.lanes)
+            if lane not in lanes:
+                lanes[lane] = _Lane(self.stream, self.seed, lane, place)
+            yield lanes[lane].take(place, position)
+
+
+# ---- batches -------------------------------------------------------------------------------------------------------
 
 
 def loader(
-    dataset: Dataset, modality: Modality, batches: Iterator[range] | list[range], seed: int, workers: int = 0,
-    pin_memory: bool = False,
-) -> Iterator[Batch]:  # fmt: skip
-    """Batches of a shuffled data set at those positions, read ahead by `workers` processes."""
-    reader: DataLoader[Any] = DataLoader(
-        _Views(dataset),  # type: ignore[arg-type]
-        batch_sampler=_Indices(dataset, seed, batches),
-        collate_fn=_Collate(modality),
-        num_workers=workers,
-        worker_init_fn=_quiet_worker if workers else None,
-        persistent_workers=bool(workers),
-        pin_memory=pin_memory,
-    )
-    return iter(reader)
+    dataset: Dataset, modality: Modality, batches: Iterable[range], seed: int, workers: int = 0,
+    pin_memory: bool = False, timeout: float = 0,
+) -> Iterator[tuple[Batch, list[Bad]]]:  # fmt: skip
+    """Batches of a shuffled data set at those positions, read ahead by `workers` processes, and what was replaced.
+
+    timeout: seconds after which a worker that gives nothing is an error; 0 waits for ever.
+    """
+    gather = _Collate(modality)
+    found: Iterator[tuple[Batch | None, list[Bad]]]
+    common: dict[str, Any] = {
+        "num_workers": workers, "worker_init_fn": _quiet_worker if workers else None,
+        "persistent_workers": bool(workers), "timeout": timeout if workers else 0,
+    }  # fmt: skip
+    if isinstance(dataset, Stream):
+        largest = max(1, max(map(len, islice(batches, 64)), default=1))
+        if workers:
+            common["prefetch_factor"] = max(2, -(-2 * largest // workers))
+        row, common["collate_fn"] = _Row(dataset, seed, batches), _as_it_is
+        reader: DataLoader[Any] = DataLoader(row, batch_size=None, **common)
+        read = _answers(reader, timeout)
+        found = (gather(list(islice(read, len(positions)))) for positions in batches)
+    else:
+        reader = DataLoader(
+            _Views(dataset, seed),  # type: ignore[arg-type]
+            batch_sampler=_Keys(dataset, seed, batches),
+            collate_fn=gather, pin_memory=pin_memory, **common,
+        )  # fmt: skip
+        found = _answers(reader, timeout)
+    for batch, bad in found:
+        if batch is None:
+            raise ValueError(
+                f"data.path: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}. Are the data "
+                "still where they were? Put them back, then --resume auto"
+            )
+        yield batch, bad
+
+
+def _answers(reader: DataLoader[Any], timeout: float) -> Iterator[Any]:
+    """What the workers give; one that hangs, and ignores signals as all do, is ended with an error."""
+    answers = iter(reader)
+    while True:
+        try:
+            answer = next(answers)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            for process in getattr(answers, "_workers", ()):
+                process.kill()
+            raise WorkerError(
+                f"training.worker_timeout: a data worker gave nothing for {timeout:g} seconds; is the storage slow or "
+                "gone? Allow more, or set training.workers=0 to see where it hangs, then --resume auto"
+            ) from error
+        yield answer
+
+
+@contextlib.contextmanager
+def worker_deaths() -> Iterator[None]:
+    """The death of a worker, which torch raises wherever the program happens to be, as one clear error."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not text.startswith("DataLoader worker (pid"):
+            raise
+        raise WorkerError(
+            f"training.workers: a data worker died ({text.rstrip('.')}). Often memory or /dev/shm is full: set fewer "
+            "workers (0 reads in the training process and shows the cause), then --resume auto"
+        ) from error
 
 
 class _Collate:
     def __init__(self, modality: Modality):
         self.modality = modality
 
-    def __call__(self, samples: list[tuple[Any, dict[str, Any]]]) -> Batch:
-        return collate(samples, self.modality)
+    def __call__(self, found: list[Found]) -> tuple[Batch | None, list[Bad]]:
+        samples = [sample for sample, _ in found if sample is not None]
+        bad = [each for _, some in found for each in some]
+        if len(samples) < len(found):
+            return None, next(some for sample, some in found if sample is None)
+        return collate(samples, self.modality), bad
 
 
-def collate(samples: list[tuple[Any, dict[str, Any]]], modality: Modality) -> Batch:
+def _as_it_is(found: Found) -> Found:
+    return found
+
+
+def collate(samples: list[Sample], modality: Modality) -> Batch:
     """Items of a Dataset to a Batch."""
     values = {key: torch.as_tensor([value[key] for _, value in samples]) for key in samples[0][1]}
     return Batch(modality.collate([data for data, _ in samples]), values)
-
-
-def whole(dataset: Dataset, modality: Modality, limit: int | None = None) -> Batch:
-    """A whole data set in one batch, or `limit` samples spread evenly over it."""
-    size = len(dataset)
-    count = size if limit is None else min(limit, size)
-    return collate([dataset[i * size // count] for i in range(count)], modality)
 
 
 def _quiet_worker(_: int) -> None:
@@ -89,3 +260,43 @@ def _quiet_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+# ---- without a loader ----------------------------------------------------------------------------------------------
+
+
+def whole(
+    dataset: Dataset, modality: Modality, limit: int | None = None, say: Callable[[str], object] | None = None
+) -> Batch:
+    """A whole data set in one batch, or `limit` samples spread evenly over it; of a stream, its first ones.
+
+    What cannot be used is left out, and named to `say`; ValueError when nothing is left.
+    """
+    size = len(dataset) if limit is None or not isinstance(dataset, Stream) else dataset.size or limit
+    count = size if limit is None else min(limit, size)
+    if isinstance(dataset, Stream):
+        found = [sample for sample, _ in _Row(dataset, 0, [range(count)])]
+        samples: list[Sample | BadSample] = [sample for sample in found if sample is not None]
+    else:
+        samples = [_made(lambda i=i: dataset[i * size // count]) for i in range(count)]  # type: ignore[misc]
+    bad = [sample for sample in samples if isinstance(sample, BadSample)]
+    good = [sample for sample in samples if not isinstance(sample, BadSample)]
+    if bad and say is not None:
+        named = "; ".join(map(str, bad[:3])) + ("; ..." if len(bad) > 3 else "")
+        say(f"left out {len(bad)} of {count} samples that cannot be used: {named}")
+    if not good:
+        raise ValueError(f"data: none of {count} samples can be used, the first is: {bad[0] if bad else 'missing'}")
+    return collate(good, modality)
+
+
+def try_samples(dataset: Dataset, seed: int, count: int) -> list[Sample]:
+    """Those of a run's first samples that can be used; ValueError, with the first one's fault, if there are none."""
+    found: list[Found]
+    if isinstance(dataset, Stream):
+        found = list(_Row(dataset, seed, [range(count)]))
+    else:
+        found = [_Views(dataset, seed)[dataset.index_at(seed, position), position] for position in range(count)]
+    usable = [sample for sample, _ in found if sample is not None]
+    if not usable:
+        raise ValueError(found[0][1][0].message)
+    return usable

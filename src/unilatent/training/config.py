@@ -64,10 +64,19 @@ class TrainingConfig(Config):
     compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
     num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
-    workers: processes that read data. threads: CPU threads of one process; None leaves torch's choice. A small network
+    background_saving: go on training while a checkpoint is written; its state is first copied to CPU memory.
+    bad_samples: share of the training set that may turn out unusable (and is replaced) before the run stops; one sample
+        always may, unless it is 0.
+    log_gradients: also log the gradient norm of each part of the loss (not with `shard`); keeps a copy of the gradients
+        a part meanwhile.
+    loggers: "tensorboard" and "wandb" beside metrics.jsonl, which is always written. wandb_project, wandb_name: where
+        the latter files the run; the name is the run folder's unless given.
+    workers: processes that read data; worker_timeout: seconds after which one that gives nothing ends the run (0:
+        never). threads: CPU threads of one process; None leaves torch's choice. A small network
         loses little with one, and is not stalled by other work on the machine as several waiting for each other are.
     device: cpu, cuda, cuda:1; None takes a GPU if there is one.
     timeout: seconds that processes wait for each other before the job ends.
+    shard: cut parameters, gradients and optimizer state over the processes (FSDP2), for models that do not fit in one.
     """
 
     steps: int | None = Field(default=None, ge=1)
@@ -83,15 +92,23 @@ class TrainingConfig(Config):
     compile: bool = False
     activation_checkpointing: bool = False
     log_every: int = Field(default=20, ge=1)
+    log_gradients: bool = True
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    wandb_project: str = Field(default="unilatent", min_length=1)
+    wandb_name: str | None = None
     sample_every: int = Field(default=500, ge=0)
     checkpoint_every: int = Field(default=500, ge=0)
     keep_checkpoints: int = Field(default=3, ge=2)
     num_samples: int = Field(default=40, ge=1)
     evaluate_samples: int = Field(default=0, ge=0)
+    background_saving: bool = True
+    bad_samples: float = Field(default=0.001, ge=0, le=1)
     workers: int = Field(default=0, ge=0)
+    worker_timeout: float = Field(default=600, ge=0)
     threads: int | None = Field(default=None, ge=1)
     device: str | None = None
     timeout: float = Field(default=1800, gt=0)
+    shard: bool = False
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -104,7 +121,7 @@ class TrainingConfig(Config):
         """Steps in a row that may be left out."""
         return 0 if self.non_finite == "stop" else int(self.non_finite.removeprefix("skip:"))
 
-    def num_steps(self, samples: int) -> int:
+    def num_steps(self, samples: float) -> int:
         """Optimiser steps of the whole run over a training set of that many samples."""
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * samples / self.batch_size))
 

@@ -9,17 +9,34 @@ from pathlib import Path
 from typing import Any
 
 
-def write_report(run: Path, rank: int, error: BaseException, config: str, env: dict[str, Any]) -> Path:
-    """crash/TIME.rankN.txt: traceback, configuration, environment, the last numbers."""
-    folder = run / "crash"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.rank{rank}.txt"
+def write_report(run: Path, rank: int, error: BaseException, config: str, env: dict[str, Any]) -> str:
+    """crash/TIME.rankN.txt: traceback, configuration, environment, the last numbers; returns where it is.
+
+    What keeps it from being written (a full disk) is said there instead: the error itself must still be seen.
+    """
     trace = "".join(traceback.format_exception(error))
     parts = {"traceback": trace, "environment": json.dumps(env, indent=2), "last metrics": _tail(run), "config": config}
-    path.write_text("\n".join(f"== {title}\n{text.rstrip()}\n" for title, text in parts.items()), encoding="utf-8")
-    return path
+    folder, stamp, number = run / "crash", time.strftime("%Y%m%d-%H%M%S"), 1
+    path = folder / f"{stamp}.rank{rank}.txt"
+    while path.exists():  # two within a second, or a clock that was set back
+        number += 1
+        path = folder / f"{stamp}-{number}.rank{rank}.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "\n".join(f"== {title}\n{text.rstrip()}\n" for title, text in parts.items())
+        path.write_text(text, "utf-8", "backslashreplace")
+    except OSError as failure:
+        return f"none ({path}: {failure.strerror})"
+    return str(path)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what it adds below."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _tail(run: Path, lines: int = 5) -> str:
     metrics = run / "metrics.jsonl"
-    return "\n".join(metrics.read_text().splitlines()[-lines:]) if metrics.is_file() else ""
+    if not metrics.is_file():
+        return ""
+    return "\n".join(metrics.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

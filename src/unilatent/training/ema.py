@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..methods.base import check_weights
+from .sharding import local, spread
+
 
 class EMA:
-    """Starts as a copy; after each optimiser step, ema = decay ema + (1 - decay) weight, in float32."""
+    """Starts as a copy, cut over processes as the weights are; after each optimiser step,
+    ema = decay ema + (1 - decay) weight, in float32."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
@@ -18,12 +23,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        live = [p.detach().float() for p in model.parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), live, 1 - self.decay)
+        live = [local(p.detach()).float() for p in model.parameters()]
+        torch._foreach_lerp_([local(own) for own in self.weights.values()], live, 1 - self.decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model with averaged weights and in evaluation mode, inside the block."""
+        """A model that is not sharded, with averaged weights and in evaluation mode, inside the block."""
         live = {name: p.data for name, p in model.named_parameters()}
         training = model.training
         for name, parameter in model.named_parameters():
@@ -36,6 +41,8 @@ class EMA:
                 parameter.data = live[name]
             model.train(training)
 
-    def load(self, weights: dict[str, Tensor]) -> None:
+    def load(self, weights: dict[str, Tensor], source: Path | str = "averaged weights") -> None:
+        """ValueError naming `source` unless they are this model's."""
+        check_weights(self.weights, weights, source)
         for name, own in self.weights.items():
-            own.copy_(weights[name])
+            own.copy_(spread(weights[name], own))

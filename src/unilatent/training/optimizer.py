@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from ..nets.layers import muon_parameters
 from .config import OptimizerConfig
+from .sharding import is_sharded, local, spread
 
 
 class Optimizers:
@@ -20,10 +24,13 @@ class Optimizers:
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
         rate = config.learning_rate
         self.all: list[Optimizer] = []
-        if rest:
-            self.all.append(
-                AdamW(rest, lr=rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True)
-            )
+        for sharded in (False, True):  # one call updates either kind, not both
+            if own := [p for p in rest if is_sharded(p) == sharded]:
+                self.all.append(
+                    AdamW(
+                        own, lr=rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True
+                    )
+                )
         if matrices:
             self.all.append(
                 Muon(
@@ -47,7 +54,7 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that must survive a restart: "parameter name|state name" -> tensor."""
+        """Everything that must survive a restart: "parameter name|state name" -> tensor, cut as the parameter is."""
         return {
             f"{self.names[id(parameter)]}|{key}": value
             for optimizer in self.all
@@ -56,8 +63,17 @@ class Optimizers:
             if isinstance(value, Tensor)
         }
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`, exactly; ValueError names a parameter this model has not."""
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state once a step was taken: two moments for AdamW, one for Muon."""
+        return sum(
+            p.nbytes * (1 if isinstance(optimizer, Muon) else 2)
+            for optimizer in self.all
+            for p in optimizer.param_groups[0]["params"]
+        )
+
+    def load_state(self, state: dict[str, Tensor], source: Path | str = "optimizer state") -> None:
+        """The inverse of `state`, exactly; ValueError names `source` and what is not of this model or not finite."""
         entries: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             name, _, entry = key.rpartition("|")
@@ -65,17 +81,28 @@ class Optimizers:
         for optimizer in self.all:
             for parameter in optimizer.param_groups[0]["params"]:
                 found = entries.pop(self.names[id(parameter)], {})
+                for key, value in found.items():
+                    fits = value.is_floating_point() and value.shape in (parameter.shape, ())
+                    if not fits or not value.isfinite().all():
+                        fault = "not finite" if fits else f"{value.dtype} {tuple(value.shape)}"
+                        raise ValueError(
+                            f"{source}: {key} of {self.names[id(parameter)]} is {fault}; use an older checkpoint"
+                        )
                 optimizer.state[parameter] = {
-                    key: value if value.ndim == 0 else value.to(parameter.device) for key, value in found.items()
+                    key: value if value.ndim == 0 else spread(value, parameter) for key, value in found.items()
                 }
         if entries:
-            raise ValueError(f"optimizer state for {next(iter(entries))}: no such trainable parameter in this model")
+            raise ValueError(f"{source}: {next(iter(entries))!r:.80} is no trainable parameter of this model")
 
 
 def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
-    """Global gradient norm before clipping to `largest` (None: no clipping). Scalar."""
+    """Global gradient norm before clipping to `largest` (None: no clipping). Scalar, the same in every process."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    if largest is not None:
-        torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], largest, norm)
+    norm = torch.nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)], foreach=True)
+    if parts := [local(g) for g in gradients if is_sharded(g)]:
+        squares = torch.nn.utils.get_total_norm(parts, foreach=True).square()
+        dist.all_reduce(squares)
+        norm = (squares + norm.to(squares.device).square()).sqrt()
+    if largest is not None and gradients:
+        torch._foreach_mul_([local(g) for g in gradients], torch.clamp(largest / (norm + 1e-6), max=1.0))
     return norm

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from ..devices import pick_device
+from .sharding import is_sharded
 
 BUCKET = 32 * 2**20
 """Gradients travel in pieces of about so many numbers."""
@@ -35,15 +37,21 @@ class Processes:
         self.device = pick_device(device) if self.world == 1 else state.device
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Each gradient becomes its sum over all processes; what is not finite in one is not finite in all."""
+        """Each gradient becomes its sum over all processes; what is not finite in one is not finite in all.
+
+        Those of sharded parameters are sums already, made while they were computed.
+        """
+        self.sum_tensors([p.grad for p in model.parameters() if p.grad is not None and not is_sharded(p.grad)])
+
+    def sum_tensors(self, tensors: list[Tensor]) -> None:
+        """Each of these, alike in shape in every process, becomes its sum over all processes."""
         if self.world == 1:
             return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.all_reduce(flat)
-            for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
+            for tensor, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
 
     def sum(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars under the same names in every process, summed over processes."""
@@ -60,6 +68,14 @@ class Processes:
         largest = torch.tensor(number, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every process's plain data, by rank."""
+        if self.world == 1:
+            return [item]
+        items: list[Any] = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
 
     def same_weights(self, model: nn.Module) -> None:
         """All processes take the first one's parameters and buffers."""

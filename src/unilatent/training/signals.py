@@ -6,8 +6,12 @@ import signal
 from types import FrameType
 from typing import Any
 
-NOTHING, SAVE, STOP = 0, 1, 2
-"""What may be asked for; of several processes' requests the highest counts."""
+NOTHING, SAVE, STOP, FAILED = 0, 1, 2, 3
+"""What may be asked for, or have happened: of several processes' answers the highest counts."""
+
+
+class StopAsked(Exception):
+    """Work that can be given up was, since a stop has been asked for."""
 
 
 class StopRequest:
@@ -27,6 +31,11 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def between_batches(self, _: int = 0) -> None:
+        """Progress of work that can be given up: StopAsked if it should be."""
+        if self.received is not None:
+            raise StopAsked
 
     def take(self) -> int:
         """What has been asked for; asking to save counts once."""

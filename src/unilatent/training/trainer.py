@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,25 +26,33 @@ from .. import __version__
 from ..config import ConfigError
 from ..evaluation.judging import as_json, judge, table
 from ..faults import reach
-from ..files import write_json, write_text
+from ..files import read_json, write_json, write_text
 from ..maths.streams import Streams, seed_of
 from ..methods.base import LatentModel, LossPart, load_weights, read_weights, write_config
-from ..modalities.base import Modality, Splits
+from ..modalities.base import Modality, Splits, Stream
 from ..nets.layers import Repeated
 from ..registry import find
 from ..sampling import reconstruct, sample
 from ..types import Batch
 from . import checkpoint as ckpt
 from . import lock
-from .batches import loader, micro_batches, whole
+from .alarms import Alarms, Change
+from .bad_samples import BadSamples
+from .batches import Plan, collate, loader, micro_batches, try_samples, whole, worker_deaths
 from .config import RunConfig
-from .crash import write_report
+from .crash import first_line, write_report
+from .curves import draw_curves
 from .ema import EMA
-from .journal import Journal, trim
+from .journal import Journal, Lines, trim
+from .loggers import LoggedRun, Logger, Loggers, check_loggers, open_logger
+from .measuring import Measurement
+from .memory import OUT_OF_MEMORY, Memory, estimate, is_out_of_memory, micro_batch
 from .optimizer import Optimizers, clip_gradients
 from .processes import Processes
+from .saving import Saving, Snapshot
 from .schedule import factor, unreachable
-from .signals import SAVE, STOP, StopRequest
+from .sharding import local, shard, twin
+from .signals import FAILED, SAVE, STOP, StopAsked, StopRequest
 
 
 class Trainer:
@@ -51,17 +61,23 @@ class Trainer:
     Building a Trainer checks everything that can be checked and writes nothing; `fit` trains.
     """
 
-    def __init__(self, config: RunConfig, out: Path, resume: str | None = None, console: Console | None = None):
+    def __init__(
+        self, config: RunConfig, out: Path, resume: str | None = None, console: Console | None = None,
+        allow_data_change: bool = False,
+    ):  # fmt: skip
         """resume: None starts anew (and refuses a folder that holds a run), "auto" continues from the newest sound
-        checkpoint if there is one, a path from exactly that checkpoint."""
+        checkpoint if there is one, a path from exactly that checkpoint.
+
+        allow_data_change: go on from a checkpoint although the data are no longer those it was made with."""
         self.out, self.console = out, console or Console(stderr=True)
+        self.allow_data_change, self.data_changed = allow_data_change, False
         modality: Modality = find("modalities", config.modality.name)(config.modality)
         self.splits: Splits = modality.splits(config.data)
-        if not len(self.splits.train):
-            raise ConfigError("data.held_out leaves nothing to train on; make it smaller")
         self.config = config.with_data(self.splits.train.facts)
         self.training = self.config.training
-        self.samples = len(self.splits.train)
+        self.samples = self._count()
+        if not self.samples:
+            raise ConfigError("data.held_out leaves nothing to train on; make it smaller")
         self.steps = self.training.num_steps(self.samples)
         if self.training.threads:
             torch.set_num_threads(self.training.threads)
@@ -72,17 +88,28 @@ class Trainer:
                 f"training.batch_size: {self.training.batch_size} is less than the {self.processes.world} processes; "
                 "it counts the samples of all of them together"
             )
+        self.sharded = self.training.shard and self.processes.world > 1
+        self._refuse_uneven_shards()
+        check_loggers(self.training.loggers)
         self.checkpoint = self._find_checkpoint(resume)
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
         self.model = LatentModel.build(self.config.model()).to(self.device)
+        if self.checkpoint is not None:
+            self._refuse_other_run(self.checkpoint)
+            weights = self.checkpoint / "model.safetensors"
+            load_weights(self.model, read_weights(weights), weights)
+        self.processes.same_weights(self.model)
+        self._specialise()
         self.optimizers = Optimizers(self.model, self.training.optimizer)
         self.ema = EMA(self.model, self.training.ema_decay)
         self.step, self.saved, self.skipped = 0, -1, 0
+        self.stop, self.saving, self.snapshot = StopRequest(), Saving(), Snapshot()
+        self.bad = BadSamples(self.training.bad_samples, self.samples, out, self.processes)
         if self.checkpoint is not None:
             self._load(self.checkpoint)
-        self.processes.same_weights(self.model)
-        self._specialise()
+            if reason := self.bad.refusal(self.step * self.training.batch_size):
+                raise ConfigError(reason)
         self.processes.wait()  # nobody writes before everybody has looked
 
     # Training.
@@ -91,11 +118,16 @@ class Trainer:
         """Train to the end and return the folder of the finished model; stopped early, the run can be resumed."""
         self.processes.on_main(self._open_folder)
         try:
-            return self._fit()
+            with worker_deaths():
+                return self._fit()
         except Exception as error:
+            if (unsaved := self.saving.settle()) is not None and unsaved is not error:
+                error.add_note(f"besides: {unsaved}")
             env = environment(self.device, self.processes.world)
             report = write_report(self.out, self.processes.rank, error, self.config.to_yaml(), env)
             self.console.print(f"crash report: {report}", highlight=False, markup=False, soft_wrap=True)
+            if is_out_of_memory(error):
+                raise MemoryError(self._way_out_of_memory(error)) from error
             raise
         finally:
             if self.processes.is_main:
@@ -104,70 +136,118 @@ class Trainer:
     def _fit(self) -> Path:
         with (
             Journal(self.out, self.steps, self.step, self.console, quiet=not self.processes.is_main) as self.journal,
-            StopRequest() as stop,
+            Loggers(self._open_loggers(), self.journal.warn) as self.loggers,
+            self.stop,
         ):
+            self.alarms = Alarms(self.steps, min(self.model.latent_channels, self.training.batch_size - 1))
+            self.alarms.replay(self.out / "metrics.jsonl")
             self._announce()
-            for _ in self._steps(stop):
+            for _ in self._steps():
                 self._once_in_a_while()
-            if self.step < self.steps:
-                self._save()
-                name = stop.received.name if stop.received else "stop"
-                self.journal.say(f"{name}: saved step {self.step}; go on with --resume auto")
-                return self.out
-            self._finish()
-        return self.out / "model"
+            self._save()
+            self.processes.on_main(self.saving.wait)
+            if self.step == self.steps and self._finish():
+                return self.out / "model"
+            name = self.stop.received.name if self.stop.received else "stop"
+            self.journal.say(f"{name}: saved step {self.step}; go on with --resume auto")
+        return self.out
 
-    def _steps(self, stop: StopRequest) -> Iterator[None]:
+    def _open_loggers(self) -> dict[str, Callable[[], Logger]]:
+        """What opens each logger that was asked for; the first process alone logs."""
+        if not self.processes.is_main:
+            return {}
+        run = LoggedRun(self.out, self.step, self.training.wandb_project, self.training.wandb_name, self.config.plain())
+        return {name: partial(open_logger, name, run) for name in self.training.loggers}
+
+    def _way_out_of_memory(self, error: BaseException) -> str:
+        micro = micro_batch(self.training, self.processes.world)
+        smaller = f"training.micro_batch_size={micro // 2} (the optimisation stays the same)" if micro > 1 else ""
+        ways = [smaller, "" if self.training.activation_checkpointing else "training.activation_checkpointing=true"]
+        saved = f"the checkpoint of step {self.saved} is intact" if self.saved > 0 else "no checkpoint was written yet"
+        return (
+            f"out of memory after step {self.step} on {self.device} with micro-batches of {micro}: resume with "
+            f"{' or '.join(filter(None, ways)) or 'a smaller model'}; {saved} ({first_line(error)})"
+        )
+
+    def _steps(self) -> Iterator[None]:
         """Optimiser steps until the end or until asked to stop."""
         t = self.training
         batches = loader(
             self.splits.train, self.model.modality, self._positions(), self.config.seed, t.workers,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.device.type == "cuda", timeout=t.worker_timeout,
         )  # fmt: skip
-        micro = zip(self._positions(), batches, strict=True)
+        micro = zip(self._positions(), self.bad.passing(batches), strict=True)
         since, done = time.perf_counter(), 0
-        while self.step < self.steps and (asked := self.processes.highest(stop.take())) != STOP:
+        while self.step < self.steps and (asked := self.processes.highest(self._asked())) != STOP:
+            if asked == FAILED:
+                self.processes.on_main(self.saving.wait)
             if asked == SAVE:
                 self._save()
+                self.processes.on_main(self.saving.wait)
                 self.journal.say(f"asked to save: step {self.step} is saved, training goes on")
             reach("step.start", self.step)
+            due = self._log_is_due
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.step += 1
+            if logs.pop("bad_samples"):
+                self._settle_bad_samples()
             done += t.batch_size
             self.journal.advance(self.step)
-            if self.step % t.log_every == 0 or self.step == self.steps:
+            self._raise_alarms(self.alarms.after_step(self.step, float(logs["grad_norm"])))
+            if due:
                 self._log(logs, done / (time.perf_counter() - since))
                 since, done = time.perf_counter(), 0
             yield
 
-    def _positions(self) -> Iterator[range]:
+    def _asked(self) -> int:
+        """What this process has been asked to do, or has to report."""
+        return FAILED if self.saving.failed else self.stop.take()
+
+    def _positions(self) -> Plan:
         """Places in the endless row of samples of each micro-batch still to come in this process."""
         t, p = self.training, self.processes
-        steps = range(self.step, self.steps)
-        return micro_batches(steps, t.batch_size, t.micro_batch_size, p.rank, p.world)
+        return Plan(range(self.step, self.steps), t.batch_size, t.micro_batch_size, p.rank, p.world)
+
+    def _settle_bad_samples(self) -> None:
+        """Every process counts alike; too many end the run, which is saved so that it can go on once they may."""
+        self.bad.settle(self.step, self.journal.say)
+        if reason := self.bad.refusal(self.step * self.training.batch_size):
+            self._save()
+            raise ConfigError(reason)
 
     @property
     def _micro_batches_per_step(self) -> int:
         t, p = self.training, self.processes
         return len(list(micro_batches(range(1), t.batch_size, t.micro_batch_size, p.rank, p.world)))
 
+    @property
+    def _log_is_due(self) -> bool:
+        """Whether the step about to be taken is logged."""
+        return (self.step + 1) % self.training.log_every == 0 or self.step + 1 == self.steps
+
     def _one_step(self, micro: list[tuple[range, Batch]]) -> dict[str, Tensor]:
         """One optimiser step over its micro-batches; returns what is to be logged, still on the device."""
         torch.manual_seed(seed_of("net", self.config.seed, self.step, self.processes.rank))
         logs: dict[str, Tensor] = {}
+        measurement = (
+            Measurement(self.model, self.training.log_gradients and not self.sharded) if self._log_is_due else None
+        )
         for positions, batch in micro:
             keys = (("train", self.config.seed, position) for position in positions)
             streams = Streams(keys, self.device)
             batch = batch.to(self.device)
             batch = replace(batch, data=self.model.modality.augment(batch.data, streams))
             share = len(positions) / self.training.batch_size
-            for part in self._backward(batch, streams, share):
+            for part in self._backward(batch, streams, share, measurement):
                 for key, value in part.logs().items():
                     logs[key] = logs.get(key, 0) + share * value
-        if reach("step.gradients", self.step):
-            next(p.grad for p in self.model.parameters() if p.grad is not None).view(-1)[0] = float("nan")
+        if poison := reach("step.gradients", self.step):
+            _poison([local(p.grad) for p in self.model.parameters() if p.grad is not None], poison)
         self.processes.sum_gradients(self.model)
+        logs["bad_samples"] = torch.tensor(float(len(self.bad.met)), device=self.device)
         logs = self.processes.sum(logs)
+        if measurement is not None:
+            logs |= measurement.numbers(self.processes)
         logs["grad_norm"] = clip_gradients(self.model, self.training.gradient_clip)
         if not self._is_finite(logs, micro):
             self.optimizers.zero_grad()
@@ -181,7 +261,9 @@ class Trainer:
         self.ema.update(self.model)
         return logs
 
-    def _backward(self, batch: Batch, streams: Streams, share: float) -> Iterator[LossPart]:
+    def _backward(
+        self, batch: Batch, streams: Streams, share: float, measurement: Measurement | None = None
+    ) -> Iterator[LossPart]:
         """Each part of the loss is made under autocast and differentiated outside it, before the next exists."""
         parts = iter(self.model.loss(batch, streams))
         while True:
@@ -189,7 +271,8 @@ class Trainer:
                 part = next(parts, None)
             if part is None:
                 return
-            (share * part.value).backward()
+            with measurement.of(part) if measurement is not None else contextlib.nullcontext():
+                (share * part.value).backward()
             yield part
 
     def _autocast(self) -> torch.autocast:
@@ -222,66 +305,114 @@ class Trainer:
         """Which samples made a step that is not finite, for whoever looks for the cause."""
         indices = [self.splits.train.index_at(self.config.seed, p) for positions, _ in micro for p in positions]
         record = {"step": self.step + 1, "rank": self.processes.rank, "not_finite": named, "samples": indices}
-        with (self.out / f"bad_batches.rank{self.processes.rank}.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        Lines(self.out / f"bad_batches.rank{self.processes.rank}.jsonl", self.journal.warn).write(json.dumps(record))
 
     def _log(self, logs: dict[str, Tensor], speed: float) -> None:
         numbers = {key: float(value) for key, value in logs.items() if torch.isfinite(value)}
         at = factor(self.training.schedule, self.step, self.samples / self.training.batch_size)
         seen = self.step * self.training.batch_size
-        self.journal.log(
-            self.step,
-            {
-                **numbers,
-                "learning_rate": at * self.training.optimizer.learning_rate,
-                "samples": seen,
-                "epoch": seen / self.samples,
-                "samples_per_second": speed,
-            },
-        )
+        numbers |= {
+            "learning_rate": at * self.training.optimizer.learning_rate,
+            "samples": seen,
+            "epoch": seen / self.samples,
+            "samples_per_second": speed,
+            "bad_samples": len(self.bad.indices),
+        }
+        self.journal.log(self.step, numbers)
+        self.loggers.numbers(self.step, numbers)
+        self._raise_alarms(self.alarms.after_log(self.step, numbers))
+
+    def _raise_alarms(self, changes: list[Change]) -> None:
+        for change in changes:
+            self.journal.alarm(change)
 
     def _once_in_a_while(self) -> None:
         t = self.training
         if t.sample_every and self.step % t.sample_every == 0 and self.step < self.steps:
-            self.processes.on_main(self._draw)
+            self._until_stopped(self._draw_if_possible)
         if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
             self._save()
 
     # What is looked at.
 
-    def _draw(self) -> None:
+    def _until_stopped(self, work: Callable[[LatentModel], None]) -> bool:
+        """Work of the first process on a model with averaged weights, whether it was done: asked to stop, given up
+        between two of its batches."""
+        done = True
+
+        def attempt(model: LatentModel) -> None:
+            nonlocal done
+            try:
+                work(model)
+            except StopAsked:
+                done = False
+
+        with self._averaged() as model:
+            self.processes.on_main(lambda: attempt(model))
+        return not self.processes.highest(not done)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[LatentModel]:
+        """A whole model with averaged weights, in the first process; all processes come here together."""
+        if not self.sharded:
+            with self.ema.applied(self.model):
+                yield self.model
+            return
+        weights = {**self.model.state_dict(), **self.ema.weights}
+        yield twin(self.config.model(), weights, self.device, keep=self.processes.is_main) or self.model
+
+    def _draw_if_possible(self, model: LatentModel) -> None:
+        """Pictures are worth no run: a full disk or memory costs them, and one warning."""
+        try:
+            self._draw(model)
+        except (OSError, *OUT_OF_MEMORY) as error:
+            if not (isinstance(error, OSError) or is_out_of_memory(error)):
+                raise
+            self.journal.warn("pictures", f"pictures of step {self.step} not drawn: {first_line(error)}")
+        try:
+            draw_curves(self.out / "metrics.jsonl", self.out / "curves.png")
+        except Exception as error:  # whatever a plotting library comes up with
+            self.journal.warn("curves", f"curves of step {self.step} not drawn: {first_line(error)}")
+
+    def _draw(self, model: LatentModel) -> None:
         """A grid of samples and one of reconstructions under them, with averaged weights."""
         name = f"step_{self.step:08d}.png"
         modality, t = self.model.modality, self.training
         shown = self.splits.held_out if len(self.splits.held_out) else self.splits.train
         real = whole(shown, modality, limit=min(t.num_samples, 16)).data
-        with self.ema.applied(self.model), self._autocast():
-            made = sample(self.model, t.num_samples, seed=self.config.seed)
-            again = reconstruct(self.model, real, seed=self.config.seed)
+        self.stop.between_batches()
+        with self._autocast():
+            made = sample(model, t.num_samples, seed=self.config.seed, progress=self.stop.between_batches)
+            again = reconstruct(model, real, seed=self.config.seed)
         modality.draw_grid([made], self.out / "samples" / name, columns=self.model.conditions.columns)
         modality.draw_grid([real, again], self.out / "recon" / name)
+        for kind in ("samples", "recon"):
+            self.loggers.picture(self.step, kind, self.out / kind / name)
 
-    def _finish(self) -> None:
-        self._save()
-        self.processes.on_main(self._publish)
+    def _finish(self) -> bool:
+        """The finished model, its pictures and its table; whether all of it was done before a stop was asked for."""
+        if self.bad.indices:
+            self.journal.say(self.bad.summary())
+        return self._until_stopped(self._publish)
 
-    def _publish(self) -> None:
-        """The finished model, its pictures and its table."""
+    def _publish(self, model: LatentModel) -> None:
+        temporary = self.out / "model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        shutil.rmtree(self.out / "model", ignore_errors=True)
+        temporary.rename(self.out / "model")
         if self.training.sample_every:
-            self._draw()
-        with self.ema.applied(self.model):
-            temporary = self.out / "model.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            self.model.save_pretrained(temporary)
-            shutil.rmtree(self.out / "model", ignore_errors=True)
-            temporary.rename(self.out / "model")
-            if self.training.evaluate_samples and len(self.splits.held_out):
-                self._judge()
+            self._draw_if_possible(model)
+        if self.training.evaluate_samples and len(self.splits.held_out):
+            self._judge(model)
         self.journal.say(f"finished: {self.out / 'model'}")
 
-    def _judge(self) -> None:
+    def _judge(self, model: LatentModel) -> None:
         self.journal.say(f"judging {self.training.evaluate_samples} new samples and the held-out ones")
-        rows = judge(self.model, self.splits, self.training.evaluate_samples, seed=self.config.seed)
+        rows = judge(
+            model, self.splits, self.training.evaluate_samples, seed=self.config.seed, say=self.journal.say,
+            progress=self.stop.between_batches,
+        )  # fmt: skip
         path = self.out / "eval" / f"step_{self.step:08d}.json"
         path.parent.mkdir(exist_ok=True)
         write_json(path, {"step": self.step, "samples": self.training.evaluate_samples, "rows": as_json(rows)})
@@ -295,8 +426,18 @@ class Trainer:
     def _try_data(self, modality: Modality) -> None:
         """Reads the run's first samples and weights of its losses: what is missing is refused before a folder is."""
         modality.prepare(self.device)
-        for position in range(min(self.training.batch_size, 8)):
-            self.splits.train[self.splits.train.index_at(self.config.seed, position)]
+        self.examples = try_samples(self.splits.train, self.config.seed, min(self.training.batch_size, 8))
+
+    def _count(self) -> float:
+        """Training samples of an epoch; infinite for a stream that nobody counted, where nothing asks for epochs."""
+        train, t = self.splits.train, self.training
+        in_steps = t.epochs is None and t.schedule.unit == "steps"
+        return math.inf if in_steps and isinstance(train, Stream) and train.size is None else len(train)
+
+    @property
+    def amount(self) -> str:
+        """Of training samples, in words."""
+        return f"{self.samples:,}" if math.isfinite(self.samples) else "uncounted"
 
     def _open_folder(self) -> None:
         for sub in ("samples", "recon", "checkpoints"):
@@ -305,19 +446,28 @@ class Trainer:
         ckpt.clean(self.out / "checkpoints", self.step)
         write_text(self.out / "config.yaml", self.config.to_yaml())
         write_json(self.out / "env.json", environment(self.device, self.processes.world))
-        trim(self.out / "metrics.jsonl", self.step)
+        logs = (self.out / "metrics.jsonl", self.out / "alarms.jsonl", *self.out.glob("bad_samples.rank*.jsonl"))
+        for path in logs:
+            trim(path, self.step)
+        self.fingerprint = self.splits.train.fingerprint  # of the data as they are now
 
     def _announce(self) -> None:
         t = self.training
         say = self.journal.say
         say(
-            f"{self.config.preset}: {self.model.num_trainable:,} parameters, {self.samples:,} training samples, "
+            f"{self.config.preset}: {self.model.num_trainable:,} parameters, {self.amount} training samples, "
             f"{len(self.splits.held_out):,} held out, {self.steps:,} steps of {t.batch_size}, {self.device}, "
             f"{t.precision}"
         )
         if self.checkpoint is not None:
             done = "; the run is complete, nothing is left to train" if self.step >= self.steps else ""
             say(f"resumed from {self.checkpoint} at step {self.step}{done}")
+        if self.data_changed:
+            say(
+                "the data are not those the checkpoint was made with: from here on other samples come, in another order"
+            )
+        if self.processes.is_main:
+            say(f"memory: {self.memory}")
         for line in self.notes():
             say(line)
 
@@ -333,8 +483,18 @@ class Trainer:
         if t.ema_decay and 1 / (1 - t.ema_decay) > self.steps:
             lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
         if t.batch_size > self.samples:
-            lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.samples} training samples")
+            lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.amount} training samples")
+        if t.shard and not self.sharded:
+            lines.append("note: training.shard does nothing in a single process; start several with torchrun")
+        if self.processes.is_main and (warning := self.memory.warning()):
+            lines.append(f"note: {warning}")
         return lines
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What a step of this run will need, measured without allocating it."""
+        example = collate(self.examples, self.model.modality)
+        return estimate(self.config, example, self.device, self.processes.world)
 
     def _find_checkpoint(self, resume: str | None) -> Path | None:
         folder = self.out / "checkpoints"
@@ -357,34 +517,49 @@ class Trainer:
     def _save(self) -> None:
         if self.saved == self.step:
             return
-        self.saved = self.step
-        folder = self.out / "checkpoints"
-        self.processes.on_main(lambda: ckpt.save(folder, self.step, self._write, self.training.keep_checkpoints))
+        self.saved = step = self.step
+        self.processes.on_main(self.saving.wait)
+        state = self._state()
 
-    def _write(self, folder: Path) -> None:
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
-        reach("save.after_model", self.step)
-        save_file({k: v.cpu().contiguous() for k, v in self.ema.weights.items()}, folder / "ema.safetensors")
-        save_file(
-            {k: v.cpu().contiguous() for k, v in self.optimizers.state().items()}, folder / "optimizer.safetensors"
-        )
+        def write() -> None:
+            ckpt.save(
+                self.out / "checkpoints", step, lambda at: self._write(at, step, state), self.training.keep_checkpoints
+            )
+
+        self.processes.on_main(lambda: self.saving.start(write) if self.training.background_saving else write())
+
+    def _state(self) -> dict[str, dict[str, Tensor]]:
+        """File name -> whole tensors, which later steps do not change; of the first process. All come here together."""
+        kinds = {"model": self.model.state_dict(), "ema": self.ema.weights, "optimizer": self.optimizers.state()}
+        flat = {f"{kind}/{key}": value for kind, tensors in kinds.items() for key, value in tensors.items()}
+        copies = self.snapshot.take(flat, keep=self.processes.is_main)
+        return {kind: {key: copies[f"{kind}/{key}"] for key in kinds[kind] if copies} for kind in kinds}
+
+    def _write(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+        save_file(tensors["model"], folder / "model.safetensors")
+        reach("save.after_model", step)
+        save_file(tensors["ema"], folder / "ema.safetensors")
+        save_file(tensors["optimizer"], folder / "optimizer.safetensors")
         write_config(self.model.config, folder / "config.json")
         state = {
-            "step": self.step,
+            "step": step,
             "seed": self.config.seed,
             "batch_size": self.training.batch_size,
             "muon": self.training.optimizer.muon,
-            "data": self.splits.train.fingerprint,
+            "data": self.fingerprint,
+            "bad_samples": self.bad.state(),
             "unilatent": __version__,
             "torch": torch.__version__,
         }
         (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
 
-    def _load(self, checkpoint: Path) -> None:
-        """Everything a step depends on; a checkpoint of another model, seed, batch size or data is refused by field."""
+    def _refuse_other_run(self, checkpoint: Path) -> None:
+        """A checkpoint of another model, seed, batch size or data is refused by field."""
         self._refuse_other_model(checkpoint)
-        state = json.loads((checkpoint / "state.json").read_text())
+        state = read_json(checkpoint / "state.json", "use an older checkpoint")
+        step = state.get("step")
+        if type(step) is not int or step < 0:
+            raise ConfigError(f"{checkpoint / 'state.json'}: step is {step!r:.40}; use an older checkpoint")
         own = {
             "seed": self.config.seed,
             "training.batch_size": self.training.batch_size,
@@ -392,32 +567,65 @@ class Trainer:
             "data": self.splits.train.fingerprint,
         }
         for field, value in own.items():
-            was = state[field.rpartition(".")[2]]
-            if was != value:
+            was = state.get(field.rpartition(".")[2])
+            if field == "data" and was != value:
+                if not self.allow_data_change:
+                    raise ConfigError(
+                        f"data: {value!r}, but the checkpoint was made with {was!r}: samples were added, removed or "
+                        "changed. Put them back, start anew, or go on with --allow-data-change"
+                    )
+                self.data_changed = True
+            elif was != value:
                 raise ConfigError(
                     f"{field}: {value!r}, but the checkpoint was made with {was!r}; keep it, or start anew"
                 )
-        load_weights(self.model, read_weights(checkpoint / "model.safetensors"), checkpoint)
-        self.ema.load(read_weights(checkpoint / "ema.safetensors"))
-        self.optimizers.load_state(read_weights(checkpoint / "optimizer.safetensors"))
+
+    def _load(self, checkpoint: Path) -> None:
+        """Everything but the weights that a step depends on."""
+        averages, optimizer = checkpoint / "ema.safetensors", checkpoint / "optimizer.safetensors"
+        self.ema.load(read_weights(averages), averages)
+        self.optimizers.load_state(read_weights(optimizer), optimizer)
+        state = read_json(checkpoint / "state.json", "use an older checkpoint")
         self.step = state["step"]
+        if not self.data_changed:
+            self.bad.load(state.get("bad_samples"))
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
             self.saved = self.step
 
     def _refuse_other_model(self, checkpoint: Path) -> None:
-        was = json.loads((checkpoint / "config.json").read_text())
+        was = read_json(checkpoint / "config.json", "use an older checkpoint")
         for field in ("modality", "conditions", "method"):
-            if found := first_difference(self.config.model().plain()[field], was[field], field):
+            if found := first_difference(self.config.model().plain()[field], was.get(field), field):
                 key, new, old = found
                 raise ConfigError(f"{key}: {new!r}, but the checkpoint was made with {old!r}; keep it, or start anew")
 
     def _specialise(self) -> None:
-        """Recomputation and compilation of the repeated blocks; neither changes a name or a weight."""
+        """Recomputation, compilation and sharding of the repeated blocks; none changes a name or a weight."""
         for module in self.model.modules():
             if isinstance(module, Repeated):
                 module.recompute = self.training.activation_checkpointing
                 if self.training.compile:
                     module.compile()
+        if self.sharded:
+            shard(self.model, self.device, self.processes.world)
+
+    def _refuse_uneven_shards(self) -> None:
+        """Processes that pass unlike numbers of micro-batches would wait for each other's blocks for ever."""
+        t, world = self.training, self.processes.world
+        passes = {len(list(micro_batches(range(1), t.batch_size, t.micro_batch_size, r, world))) for r in range(world)}
+        if self.sharded and len(passes) > 1:
+            raise ConfigError(
+                f"training.batch_size: {t.batch_size} gives the {world} processes {min(passes)} to {max(passes)} "
+                f"micro-batches, training.shard needs as many in each; make it a multiple of {world}"
+            )
+
+
+def _poison(gradients: list[Tensor], how: str) -> None:
+    """What an armed fault does to gradients: one element not a number, or all of them zero."""
+    if how == "nan":
+        gradients[0].view(-1)[0] = float("nan")
+    else:
+        torch._foreach_zero_(gradients)
 
 
 def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | None:

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ...config import Config
 from ...maths.streams import Streams
-from ...types import Layout, Tokens
-from ..base import Metric, Modality, Splits
+from ...shards.places import is_shards
+from ...types import Layout, Tokens, grid_layout
+from ..base import Metric, Modality, Raw, Space, Splits
 from . import data as files
-from . import losses, render
+from . import fidelity, losses, render, shards, spaces
 from . import tokens as patches
 from .data import Frame, ImageData
 from .metrics import Judge, Reconstruction, psnr
+from .ssim import WINDOW, ssim
 
 SMALLEST_PERCEPTUAL = 32
 """Pixels a side below which VGG16's four poolings leave nothing to compare."""
@@ -38,6 +40,12 @@ class ImageConfig(Config):
     """Weight of LPIPS-VGG; needs three channels and sides of at least 32."""
     perceptual_weights: str | None = None
     """A local file with LPIPS's VGG16 weights; None downloads them once."""
+    inception_weights: str | None = None
+    """A local file with the FID Inception network of 2015-12-05; None downloads it once, when it is asked for."""
+    dinov2: str | None = None
+    """A local folder or hub id of the DINOv2 that evaluation may look through; None is the large one."""
+    clip: str | None = None
+    """A local folder or hub id of the CLIP that evaluation may look through; None is ViT-L/14 at 336."""
     flip: bool = True
     """Mirror training pictures left to right with probability 1/2; false where left and right differ (digits)."""
 
@@ -97,6 +105,7 @@ class Image(Modality):
 
     Config = ImageConfig
     DataConfig = ImageData
+    suffixes = shards.SUFFIXES
     config: ImageConfig
 
     @property
@@ -153,14 +162,49 @@ class Image(Modality):
         return torch.stack(list(samples))
 
     def splits(self, data: ImageData) -> Splits:
-        return files.splits(data, self.frame)
+        source = shards if data.path is not None and is_shards(data.path, shards.SUFFIXES) else files
+        return source.splits(data, self.frame)
+
+    @classmethod
+    def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
+        """Pictures of a folder or zip; `format` is jpg (default), png or webp, `quality` for those that have one."""
+        if (chosen := format or "jpg") not in shards.FORMATS:
+            raise ValueError(f"--format: {chosen!r} is unknown; use {', '.join(shards.FORMATS)}")
+        return shards.Pictures(source, shards.Encoding(size, chosen, quality))
+
+    def spaces(self) -> list[Space]:
+        """Every view of pictures; local weight files come from the evaluation settings of the configuration."""
+        c = self.config
+        return [
+            spaces.Pixels(),
+            spaces.ClassifierSpace(),
+            spaces.Perceptual(c.perceptual_weights),
+            spaces.Inception(c.inception_weights),
+            spaces.DINOv2(*[c.dinov2] if c.dinov2 else []),
+            spaces.CLIP(*[c.clip] if c.clip else []),
+        ]
 
     def metrics(self) -> list[Metric]:
-        return [Reconstruction(), Judge()]
+        return [
+            Reconstruction(), fidelity.PerceptualDistance(), fidelity.ReconstructionFidelity(), Judge(),
+            fidelity.Classifier(), fidelity.Fidelity(), fidelity.Semantic("dinov2", "DINOv2"),
+            fidelity.Semantic("clip", "CLIP"),
+        ]  # fmt: skip
+
+    @property
+    def preprocessing(self) -> str:
+        return "adm centre crop, 8 bits"
+
+    @property
+    def resolution(self) -> tuple[int, ...]:
+        return self.config.height, self.config.width, self.config.channels
 
     def errors(self, made: Tensor, data: Tensor) -> dict[str, list[float]]:
-        """Per picture: `psnr` in dB and `l1`, for data in [0, 1]."""
-        return {"psnr": psnr(made, data).tolist(), "l1": (made - data).abs().mean((1, 2, 3)).tolist()}
+        """Per picture: `psnr` in dB and `l1`, for data in [0, 1]; `ssim` where its window fits."""
+        found = {"psnr": psnr(made, data).tolist(), "l1": (made - data).abs().mean((1, 2, 3)).tolist()}
+        if min(data.shape[-2:]) >= WINDOW:
+            found["ssim"] = ssim(made, data).tolist()
+        return found
 
     def draw_grid(self, rows: Sequence[Tensor], path: Path, columns: int | None = None) -> None:
         """One PNG; rows longer than `columns` continue below, rows that belong together staying together."""
@@ -175,8 +219,11 @@ class Image(Modality):
         return {"arr_0": render.to_uint8(data)}
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
-        """Batches of all pictures of a folder, zip archive or file, in the order of their names."""
-        return files.read(path, self.frame, batch_size)
+        """Batches of all pictures of a folder, zip archive or file, in the order of their names; or of shards, as
+        they lie in them."""
+        source = shards if is_shards(str(path), shards.SUFFIXES) else files
+        return source.read(path, self.frame, batch_size)
 
     def _layout(self, device: torch.device) -> Layout:
-        return Layout(patches.positions(self.config.height, self.config.width, self.config.patch_size, device))
+        patch = self.config.patch_size
+        return grid_layout((self.config.height // patch, self.config.width // patch), device)

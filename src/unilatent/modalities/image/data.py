@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,15 +18,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...config import Config
 from ...maths.streams import seed_of
-from ..base import Dataset, Splits
+from ..base import BadSample, Dataset, Splits
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_BYTES = 256 * 2**20
+MEMBER_BYTES = 256 * 2**20
+"""What one picture of an archive may unpack to: a small archive can hold terabytes of nothing."""
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -33,18 +36,56 @@ DIGITS = "digits"
 """The path that means scikit-learn's 1,797 handwritten digits."""
 
 
+HUB = "hf:"
+"""Starts the path of a Hugging Face data set: "hf:OWNER/NAME", or "hf:FOLDER" of parquet or arrow files."""
+HUB_FIELDS = (
+    "split", "held_out_split", "image_column", "label_column", "revision", "streaming", "num_samples", "lanes",
+    "shuffle_buffer",
+)  # fmt: skip
+
+
 class ImageData(Config):
-    """path: a folder or zip of class folders, or of pictures without classes; or "digits", the embedded 8 x 8 ones."""
+    """path: a folder or zip of class folders, or of pictures without classes; "digits", the embedded 8 x 8 ones; tar
+    shards: a folder, a pattern such as `name-{000..099}.tar`, or the URL of either; or "hf:OWNER/NAME" or "hf:FOLDER",
+    a data set that the library `datasets` reads, to which the fields from `split` to `shuffle_buffer` belong.
+    """
 
     path: str | None = None
     held_out: float = Field(default=0, ge=0)
     """How many pictures no training step sees, or below 1 which share of them, in equal numbers of every class."""
     cache: bool = True
     """Keep decoded pictures in memory when all of them take at most 256 MB."""
+    split: str = "train"
+    held_out_split: str | None = None
+    """Where the held-out pictures come from; None takes them out of `split`, which a stream cannot."""
+    image_column: str | None = None
+    """None: the only column of pictures."""
+    label_column: str | None = None
+    """None: the only column of class labels, if there is one."""
+    revision: str | None = None
+    """A branch, tag or commit of a data set on the hub."""
+    streaming: bool = False
+    """Read in order while training, without a local copy; shuffled by shards and within a buffer."""
+    num_samples: int | None = Field(default=None, ge=1)
+    """Pictures of a stream's epoch, where the data set does not say."""
+    lanes: int | None = Field(default=None, ge=1)
+    """Rows that a stream is read in side by side; None: the largest power of two up to 64 and the number of files."""
+    shuffle_buffer: int = Field(default=4096, ge=1)
+    """Pictures of a stream held for shuffling, over all lanes."""
 
     @classmethod
     def small(cls) -> Self:
         return cls(path=DIGITS)
+
+    @model_validator(mode="after")
+    def _fields_of_the_path(self) -> Self:
+        plain = type(self).model_fields
+        given = [name for name in HUB_FIELDS if getattr(self, name) != plain[name].default]
+        if given and not (self.path or "").startswith(HUB):
+            raise ValueError(
+                f"{given[0]}: for a data.path that starts with {HUB!r}, not for {self.path!r}; leave it out"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -61,18 +102,23 @@ class Frame:
 
 
 def decode(raw: bytes, frame: Frame, where: str) -> Tensor:
-    """A picture file's bytes as (C, H, W) uint8; ValueError names `where` it came from."""
+    """A picture file's bytes as (C, H, W) uint8; BadSample names `where` it came from."""
+    picture = open_picture(raw, frame.channels, where)
+    if min(picture.size) < frame.patch:
+        size = f"{picture.height} x {picture.width}"
+        raise BadSample(f"picture {where}: {size} (height x width) is smaller than a patch ({frame.patch}); remove it")
+    pixels = np.asarray(fit(picture, frame.height, frame.width)).reshape(frame.height, frame.width, -1)  # (H, W, C)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def open_picture(raw: bytes, channels: int, where: str) -> Image.Image:
+    """Upright, 8 bits, on white where transparent, grey (1 channel) or RGB (3); BadSample names `where`."""
     try:
-        picture = _open(raw, frame.channels)
+        return _open(raw, channels)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
         known = not isinstance(error, UnidentifiedImageError)
         reason = " ".join(str(error).split()) or type(error).__name__ if known else "it is in no known picture format"
-        raise ValueError(f"picture {where}: cannot be decoded ({reason}); remove it or save it anew") from error
-    if min(picture.size) < frame.patch:
-        size = f"{picture.height} x {picture.width}"
-        raise ValueError(f"picture {where}: {size} (height x width) is smaller than a patch ({frame.patch}); remove it")
-    pixels = np.asarray(fit(picture, frame.height, frame.width)).reshape(frame.height, frame.width, -1)  # (H, W, C)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        raise BadSample(f"picture {where}: cannot be decoded ({reason}); remove it or save it anew") from error
 
 
 def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
@@ -87,8 +133,14 @@ def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _open(raw: bytes, channels: int) -> Image.Image:
-    """Upright, 8 bits, on white where transparent, grey (1 channel) or RGB (3)."""
-    with Image.open(io.BytesIO(raw)) as opened:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, before a pixel is decoded
+        opened = Image.open(io.BytesIO(raw))
+    with opened:
+        if (Image.MAX_IMAGE_PIXELS or 0) < opened.width * opened.height:
+            raise ValueError(
+                f"{opened.height} x {opened.width} pixels are more than the {Image.MAX_IMAGE_PIXELS:,} that are decoded"
+            )
         picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith(("I", "F")):
         picture = _eight_bits(picture)
@@ -146,7 +198,7 @@ class _Folder(_Files):
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise ValueError(f"picture {self.where(name)}: {error.strerror}; make it readable or remove it") from error
+            raise BadSample(f"picture {self.where(name)}: {error.strerror}; make it readable or remove it") from error
 
     def stamp(self, name: str) -> str:
         return str((self.path / name).stat().st_size)
@@ -167,11 +219,16 @@ class _Zip(_Files):
         return sorted({name for name in self._archive.namelist() if _is_picture(name)})
 
     def read(self, name: str) -> bytes:
+        if (size := self._archive.getinfo(name).file_size) > MEMBER_BYTES:
+            raise ValueError(
+                f"picture {self.where(name)}: unpacks to {size / 2**20:,.0f} MiB, more than {MEMBER_BYTES >> 20}; "
+                "remove it or save it smaller"
+            )
         try:
             return self._archive.read(name)
         except Exception as error:  # BadZipFile, zlib.error, RuntimeError when encrypted, NotImplementedError, ...
             reason = " ".join(str(error).split())
-            raise ValueError(f"picture {self.where(name)}: cannot be unpacked ({reason}); make the zip anew") from error
+            raise BadSample(f"picture {self.where(name)}: cannot be unpacked ({reason}); make the zip anew") from error
 
     def stamp(self, name: str) -> str:
         member = self._archive.getinfo(name)
@@ -205,7 +262,7 @@ def _is_loop(folder: Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
-def _locate(path: Path, field: str) -> _Files:
+def locate(path: Path, field: str) -> _Files:
     """The folder or zip at a path; ValueError when it is neither."""
     path = path.expanduser()
     if not path.exists():
@@ -221,7 +278,7 @@ def _locate(path: Path, field: str) -> _Files:
     return _Zip(path)
 
 
-def _names(source: _Files, field: str) -> list[str]:
+def picture_names(source: _Files, field: str) -> list[str]:
     names = source.names()
     if not names:
         raise ValueError(f"{field}: {source.path} holds no pictures; accepted are {', '.join(EXTENSIONS)}")
@@ -231,7 +288,7 @@ def _names(source: _Files, field: str) -> list[str]:
 # ---- collections and their splits ----------------------------------------------------------------------------------
 
 
-class _Collection(ABC):
+class Collection(ABC):
     """Pictures by index. names: what identifies each, wherever the collection lies; labels: None without classes."""
 
     frame: Frame
@@ -248,7 +305,7 @@ class _Collection(ABC):
         """Part of the fingerprint."""
 
 
-class _Digits(_Collection):
+class _Digits(Collection):
     def __init__(self, frame: Frame):
         from sklearn.datasets import load_digits
 
@@ -270,13 +327,13 @@ class _Digits(_Collection):
         return hashlib.sha256(self.levels[index].tobytes()).hexdigest()
 
 
-class _Pictures(_Collection):
+class _Pictures(Collection):
     def __init__(self, source: _Files, frame: Frame, cache: bool):
-        names = _names(source, "data.path")
+        names = picture_names(source, "data.path")
         self.source, self.frame = source, frame
-        self.root = _class_root(names)
+        self.root = class_root(names)
         self.names = [name.removeprefix(self.root) for name in names]
-        self.class_names = _class_names(self.names, source.path / self.root)
+        self.class_names = class_names(self.names, source.path / self.root, "data.path")
         indices = {name: i for i, name in enumerate(self.class_names)}
         self.labels = [indices[name.split("/", 1)[0]] for name in self.names] if indices else None
         self.keep = cache and len(names) * frame.channels * frame.height * frame.width <= CACHE_BYTES
@@ -298,7 +355,7 @@ class _Pictures(_Collection):
 class View(Dataset):
     """Some of a collection's pictures: (C, H, W) float32 in [0, 1], with {"labels": int} where there are classes."""
 
-    def __init__(self, collection: _Collection, indices: Sequence[int]):
+    def __init__(self, collection: Collection, indices: Sequence[int]):
         self.collection, self.indices = collection, indices
         self.facts = {"labels": {"class_names": collection.class_names}} if collection.labels is not None else {}
 
@@ -323,20 +380,34 @@ class View(Dataset):
 
 def splits(config: ImageData, frame: Frame) -> Splits:
     """Training and held-out pictures; ValueError names the path, what is wrong with it and the way out."""
-    collection: _Collection
+    collection: Collection
     if config.path is None:
         raise ValueError(f"data.path: not set; give a folder or .zip of pictures, or {DIGITS!r} for the embedded ones")
+    if config.path.startswith(HUB):
+        from .hub import splits as hub_splits
+
+        return hub_splits(config, frame)
     if config.path == DIGITS:
         collection = _Digits(frame)
     else:
-        collection = _Pictures(_locate(Path(config.path), "data.path"), frame, config.cache)
+        collection = _Pictures(locate(Path(config.path), "data.path"), frame, config.cache)
+    return divide(collection, config.held_out)
+
+
+def divide(collection: Collection, held_out: float) -> Splits:
+    """`held_out` pictures (below 1: a share) against the rest; ValueError when nothing would be left."""
     total = len(collection.names)
-    count = round(config.held_out * total) if config.held_out < 1 else int(config.held_out)
+    indices = held_out_indices(collection.names, collection.labels or [0] * total, held_out_count(held_out, total))
+    kept_out = set(indices)
+    return Splits(View(collection, [i for i in range(total) if i not in kept_out]), View(collection, indices))
+
+
+def held_out_count(held_out: float, total: int) -> int:
+    """How many of `total` pictures are held out; ValueError when none is left to train on."""
+    count = round(held_out * total) if held_out < 1 else int(held_out)
     if count >= total:
-        raise ValueError(f"data.held_out: {config.held_out:g}, but there are only {total} pictures; hold out fewer")
-    held_out = held_out_indices(collection.names, collection.labels or [0] * total, count)
-    kept_out = set(held_out)
-    return Splits(View(collection, [i for i in range(total) if i not in kept_out]), View(collection, held_out))
+        raise ValueError(f"data.held_out: {held_out:g}, but there are only {total} pictures; hold out fewer")
+    return count
 
 
 def held_out_indices(names: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
@@ -353,7 +424,7 @@ def held_out_indices(names: Sequence[str], labels: Sequence[int], count: int) ->
     return sorted(turn[-1] for turn in sorted(turns)[:count])
 
 
-def _class_root(names: Sequence[str]) -> str:
+def class_root(names: Sequence[str]) -> str:
     """The folder that holds the class folders, as a prefix: down while there is one folder and no picture."""
     root = ""
     while True:
@@ -364,19 +435,19 @@ def _class_root(names: Sequence[str]) -> str:
         root += tops.pop() + "/"
 
 
-def _class_names(names: Sequence[str], where: Path) -> tuple[str, ...]:
+def class_names(names: Sequence[str], where: Path, field: str) -> tuple[str, ...]:
     """The folders that pictures lie in, sorted; none where the pictures lie side by side."""
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
         return ()
     if loose:
         raise ValueError(
-            f"data.path: {where} holds {len(loose)} pictures ({loose[0]}, ...) beside its class folders; "
+            f"{field}: {where} holds {len(loose)} pictures ({loose[0]}, ...) beside its class folders; "
             "move them into class folders, or give a folder of pictures alone"
         )
     found = sorted({name.split("/", 1)[0] for name in names})
     if SPLIT_NAMES.issuperset(name.lower() for name in found):
-        raise ValueError(f"data.path: {where} holds {', '.join(found)}, which are no classes; give one of them alone")
+        raise ValueError(f"{field}: {where} holds {', '.join(found)}, which are no classes; give one of them alone")
     return tuple(found)
 
 
@@ -392,8 +463,8 @@ def read(path: Path, frame: Frame, batch_size: int) -> Iterator[tuple[Tensor, li
     path = path.expanduser()
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
         return _batches(_Folder(path.parent), [path.name], frame, batch_size)
-    source = _locate(path, "input")
-    return _batches(source, _names(source, "input"), frame, batch_size)
+    source = locate(path, "input")
+    return _batches(source, picture_names(source, "input"), frame, batch_size)
 
 
 def _batches(source: _Files, names: list[str], frame: Frame, size: int) -> Iterator[tuple[Tensor, list[str]]]:

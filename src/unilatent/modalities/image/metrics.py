@@ -35,11 +35,15 @@ class Reconstruction(Metric):
             mean = evidence.train.moments("pixels")[0] / 255  # (D,)
             held_out = evidence.held_out["pixels"].double() / 255
             beside = {"training mean picture": float((-10 * (held_out - mean).square().mean(1).log10()).mean())}
-        psnr, ssim, l1 = (float(made[key].double().mean()) for key in self.gives)
+        names = {
+            "psnr": ("PSNR of held-out reconstructions", "dB", "higher", beside),
+            "ssim": ("SSIM of held-out reconstructions", "", "higher", {}),
+            "l1": ("absolute error of held-out reconstructions", "", "lower", {}),
+        }
         return [
-            Row("psnr", "PSNR of held-out reconstructions", psnr, "dB", "higher", beside),
-            Row("ssim", "SSIM of held-out reconstructions", ssim, "", "higher"),
-            Row("l1", "absolute error of held-out reconstructions", l1, "", "lower"),
+            Row(key, name, float(made[key].double().mean()), *rest)
+            for key, (name, *rest) in names.items()
+            if key in made
         ]
 
 
@@ -132,7 +136,9 @@ def _frechet_row(
         copies = torch.stack([means[int(c)] for c in asked])
         beside["class means"] = frechet_distance_of(copies, held_out)
     beside[f"train + noise {NOISE}"] = frechet_distance_of(some + NOISE * noise, held_out)
-    return Row("frechet_pixels", "Frechet distance (raw pixels)", frechet_distance_of(samples, held_out), "", "lower", beside)
+    return Row(
+        "frechet_pixels", "Frechet distance (raw pixels)", frechet_distance_of(samples, held_out), "", "lower", beside
+    )
 
 
 def _nearest_row(train: Tensor, held_out: Tensor, samples: Tensor) -> Row:

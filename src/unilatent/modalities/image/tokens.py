@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 TOLERANCE = 1e-3
@@ -24,15 +23,8 @@ def unpack(values: Tensor, height: int, width: int, patch: int) -> Tensor:
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(values), -1, height, width)  # (B, C, h, p, w, q) -> (B, C, H, W)
 
 
-def positions(height: int, width: int, patch: int, device: torch.device | str = "cpu") -> Tensor:
-    """(1, N, 2) float32: (row, column) of each patch, row-major."""
-    rows = torch.arange(height // patch, device=device, dtype=torch.float32)
-    columns = torch.arange(width // patch, device=device, dtype=torch.float32)
-    return torch.cartesian_prod(rows, columns)[None]
-
-
 def check(images: Any, channels: int, height: int, width: int) -> Tensor:
-    """The pictures if they are (B, channels, height, width) floats in [0, 1], else ValueError with what they are."""
+    """The pictures in float32 if they are (B, channels, height, width) floats in [0, 1]; ValueError says what else."""
     want = f"(B, {channels}, {height}, {width})"
     if not isinstance(images, Tensor):
         raise ValueError(f"images: expected a tensor {want} in [0, 1], got {type(images).__name__}")
@@ -51,4 +43,4 @@ def check(images: Any, channels: int, height: int, width: int) -> Tensor:
         way_out = "map [-1, 1] with (images + 1) / 2" if low >= -1 - TOLERANCE and high <= 1 + TOLERANCE else "rescale"
         way_out = "divide by 255" if low >= 0 and high <= 255 else way_out
         raise ValueError(f"images: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; {way_out}")
-    return images
+    return images.float()

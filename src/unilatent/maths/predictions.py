@@ -1,0 +1,53 @@
+"""What a network may predict at z_t = alpha x + sigma eps, to the clean estimate and back.
+
+    clean       x
+    noise       eps
+    velocity    c eps - s x, (c, s) the path's `direction`: alpha eps - sigma x on LogSNRPath, eps - x on LinearPath
+    score       -eps / sigma, the gradient of log p(z_t | x)
+
+Shares below SMALLEST are divided by as if they were SMALLEST: noise says nothing of x where there is only noise, and
+the other way round; velocities lose nothing anywhere. Results are at least float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .paths import NoisePath, expand
+
+Prediction = Literal["clean", "noise", "velocity", "score"]
+SMALLEST = 1e-5
+
+
+def to_clean(kind: Prediction, prediction: Tensor, z: Tensor, t: Tensor | float, path: NoisePath) -> Tensor:
+    """The clean estimate (B, ...) from a prediction (B, ...) at z (B, ...) and t, scalar or (B,)."""
+    prediction, z = _precise(prediction), _precise(z)
+    s = expand(t, z)
+    alpha, sigma = path.alpha(s).to(z.dtype), path.sigma(s).to(z.dtype)
+    if kind == "clean":
+        return prediction
+    if kind == "velocity":
+        return path.direction(s)[0].to(z.dtype) * z - sigma * prediction
+    noise = prediction if kind == "noise" else -sigma * prediction
+    return (z - sigma * noise) / alpha.clamp(min=SMALLEST)
+
+
+def from_clean(kind: Prediction, clean: Tensor, z: Tensor, t: Tensor | float, path: NoisePath) -> Tensor:
+    """What a network would have predicted for this clean estimate: the inverse of `to_clean`."""
+    clean, z = _precise(clean), _precise(z)
+    s = expand(t, z)
+    alpha, sigma = path.alpha(s).to(z.dtype), path.sigma(s).to(z.dtype)
+    if kind == "clean":
+        return clean
+    noise = (z - alpha * clean) / sigma.clamp(min=SMALLEST)
+    if kind == "velocity":
+        on_noise, on_clean = (share.to(z.dtype) for share in path.direction(s))
+        return on_noise * noise - on_clean * clean
+    return noise if kind == "noise" else -noise / sigma.clamp(min=SMALLEST)
+
+
+def _precise(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,40 @@
+"""Structural similarity of pictures (Wang et al. 2004, IEEE TIP 13(4))."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WINDOW, SIGMA = 11, 1.5
+"""Pixels a side of the Gaussian window, and its deviation."""
+K1, K2 = 0.01, 0.03
+
+
+def ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean SSIM of each picture (B, C, H, W) in [0, 1] with the other one's, (B,) float64, at most 1.
+
+    Eq. 13 at every window that lies inside the picture, per channel, then the mean over windows and channels.
+    ValueError where no window fits or the shapes differ.
+    """
+    if prediction.shape != target.shape or prediction.ndim != 4:
+        raise ValueError(f"SSIM compares equal (B, C, H, W); got {tuple(prediction.shape)} and {tuple(target.shape)}")
+    if min(prediction.shape[2:]) < WINDOW:
+        raise ValueError(f"SSIM needs sides of at least {WINDOW} pixels, got {tuple(prediction.shape[2:])}")
+    a, b = prediction.detach().double(), target.detach().double()
+    mean_a, mean_b = _blurred(a), _blurred(b)  # (B, C, H - 10, W - 10)
+    var_a, var_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
+    shared = _blurred(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
+    structure = (2 * shared + K2**2) / (var_a + var_b + K2**2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """The Gaussian-weighted mean of every window, along one axis and then the other."""
+    offsets = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
+    weights = (-(offsets**2) / (2 * SIGMA**2)).exp()
+    weights = weights / weights.sum()
+    flat = x.flatten(0, 1)[:, None]  # (B * C, 1, H, W)
+    flat = F.conv2d(F.conv2d(flat, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
+    return flat.view(*x.shape[:2], *flat.shape[2:])

@@ -1,0 +1,276 @@
+"""Where shards lie: a folder, a brace pattern or a URL; the manifest that vouches for them; downloads, kept.
+
+shards.json   {"format", "total", "class_names", "made", "shards": [{"name", "bytes", "sha256", "count"}], "sha256"};
+              the last is a hash of the rest. Without it, any WebDataset folder or pattern is taken as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+from ..pretrained import CHUNK, TIMEOUT, offline
+
+MANIFEST = "shards.json"
+FORMAT = 1
+ATTEMPTS = 4
+"""Of a download, with pauses of 1, 2 and 4 seconds between them."""
+SCHEMES = {"http": "", "https": "", "s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
+"""Of URLs that shards are read from, and the package that opens them. Never `pipe:`, which runs a shell command."""
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+NAME = re.compile(r"[A-Za-z0-9_-][\w .+@=-]*\.tar")
+MANY = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar. name: of the file. place: its path or URL. The rest is what the manifest says, None without one."""
+
+    name: str
+    place: str
+    count: int | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was written: samples in all, names of classes (none without), settings, and every shard."""
+
+    total: int
+    class_names: tuple[str, ...]
+    made: dict[str, Any]
+    shards: tuple[dict[str, Any], ...]
+
+    def text(self) -> str:
+        """Its exact text, which ends with a hash of the rest."""
+        body = {"format": FORMAT, **asdict(self)}
+        own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**body, "sha256": own}, indent=1) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        return str(json.loads(self.text())["sha256"])
+
+    @staticmethod
+    def parse(text: str, where: str) -> Manifest:
+        """ValueError when it is damaged, or was written by something newer."""
+        try:
+            content = json.loads(text)
+            version = content["format"]
+            if type(version) is int and version > FORMAT:
+                raise ValueError(f"{where}: format {version}, this version reads up to {FORMAT}; update unilatent")
+            shards = tuple(dict(shard) for shard in content["shards"])
+            found = Manifest(content["total"], tuple(content["class_names"]), dict(content["made"]), shards)
+            sound = found.text() == text and sum(shard["count"] for shard in shards) == found.total
+            sound = sound and all(NAME.fullmatch(shard["name"]) and shard["count"] >= 0 for shard in shards)
+            sound = sound and all(shard.keys() == {"name", "bytes", "sha256", "count"} for shard in shards)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+            sound = False
+        if not sound:
+            raise ValueError(f"{where}: damaged; copy it again, or delete it to read the shards without it")
+        return found
+
+
+# ---- what a path means ---------------------------------------------------------------------------------------------
+
+
+def is_shards(path: str, suffixes: Collection[str]) -> bool:
+    """Whether a path names shards of such data: a URL, a brace pattern, a tar, a folder with a manifest or with tars.
+
+    A folder that holds folders or such data beside its tars is none.
+    """
+    local = Path(path).expanduser()
+    if os.path.isdir(local):
+        return (local / MANIFEST).is_file() or _only_tars(local, suffixes)
+    if os.path.exists(local):
+        return local.suffix.lower() == ".tar" or local.name == MANIFEST
+    return SCHEME.match(path) is not None or path.lower().endswith(".tar") or local.name == MANIFEST
+
+
+def _only_tars(folder: Path, suffixes: Collection[str]) -> bool:
+    found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    ends = {"/" if entry.is_dir() else entry.name.lower().rpartition(".")[2] for entry in found}
+    return "tar" in ends and ends.isdisjoint({"/", *suffixes})
+
+
+def find(path: str, field: str) -> tuple[list[Shard], Manifest | None]:
+    """The shards at a path, in order; ValueError names the field, what is missing and the way out."""
+    if os.path.exists(Path(path).expanduser()) or not (scheme := SCHEME.match(path)):
+        return _local(path, field)
+    if scheme[1].lower() not in SCHEMES:
+        refused = "runs a shell command and is refused" if scheme[1].lower() == "pipe" else "is no address of shards"
+        raise ValueError(f"{field}: {path!r} {refused}; give a folder, a .tar, or a URL: {', '.join(SCHEMES)}")
+    if urlsplit(path).path.lower().endswith(".tar"):
+        return [Shard(_name(url, field), url) for url in expand(path)], None
+    base = path.removesuffix(MANIFEST).rstrip("/")
+    manifest = Manifest.parse(_text(f"{base}/{MANIFEST}", field), f"{base}/{MANIFEST}")
+    return [Shard(place=f"{base}/{shard['name']}", **shard) for shard in manifest.shards], manifest
+
+
+def _local(path: str, field: str) -> tuple[list[Shard], Manifest | None]:
+    folder = Path(path).expanduser()
+    if folder.name == MANIFEST:
+        folder = folder.parent
+    if (folder / MANIFEST).is_file():
+        manifest = Manifest.parse((folder / MANIFEST).read_text(encoding="utf-8"), str(folder / MANIFEST))
+        shards = [Shard(place=str(folder / shard["name"]), **shard) for shard in manifest.shards]
+    else:
+        manifest = None
+        found = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(p) for p in expand(str(folder))]
+        shards = [Shard(each.name, str(each)) for each in found]
+    missing = [shard.place for shard in shards if not Path(shard.place).is_file()]
+    if missing or not shards:
+        what = f"{missing[0]} does not exist" if missing else f"{path} holds no .tar"
+        more = f" ({len(missing)} of {len(shards)} shards are missing)" if len(missing) > 1 else ""
+        raise ValueError(f"{field}: {what}{more}; copy the shards again, or make them with `unilatent data prepare`")
+    return shards, manifest
+
+
+def expand(pattern: str) -> list[str]:
+    """`a-{000..003}.tar` and `{train,val}-0.tar` written out, as a shell does."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices: list[list[str]] = []
+    for i, piece in enumerate(pieces):
+        span = re.fullmatch(r"(\d+)\.\.(\d+)", piece) if i % 2 else None
+        if span:
+            first, last = int(span[1]), int(span[2])
+            if not 0 <= last - first < MANY:
+                raise ValueError(f"{pattern}: {{{piece}}} is no range of shards; write {{000000..000099}}")
+            choices.append([str(n).zfill(len(span[1])) for n in range(first, last + 1)])
+        else:
+            choices.append(piece.split(",") if i % 2 else [piece])
+    return ["".join(parts) for parts in product(*choices)]
+
+
+def _name(url: str, field: str) -> str:
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{field}: {url!r} does not end in the name of a .tar")
+    return name
+
+
+# ---- downloads -----------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where downloaded shards and indices lie: `shards` in $UNILATENT_CACHE, or in ~/.cache/unilatent."""
+    chosen = os.environ.get("UNILATENT_CACHE")
+    return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "unilatent") / "shards"
+
+
+def fetch(shard: Shard) -> Path:
+    """The shard's local file; one at a URL is downloaded once, whole, and checked where the manifest has its hash.
+
+    Several processes may ask at once. ValueError when it cannot be had.
+    """
+    if not SCHEME.match(shard.place) or os.path.exists(shard.place):
+        return Path(shard.place)
+    from filelock import FileLock
+
+    folder = cache_folder() / hashlib.sha256(shard.place.rpartition("/")[0].encode()).hexdigest()[:16]
+    kept = folder / (f"{shard.sha256[:16]}-{shard.name}" if shard.sha256 else shard.name)
+    if kept.exists():
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            _download(shard, kept)
+    return kept
+
+
+def _download(shard: Shard, target: Path) -> None:
+    """To a name of our own beside `target`, checked, then moved into place."""
+    part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        actual = _receive(shard.place, part)
+        if shard.sha256 not in (None, actual):
+            raise ValueError(
+                f"shard {shard.place}: what came was thrown away, its SHA-256 is {actual} and the manifest says "
+                f"{shard.sha256}; upload the shard anew, or its manifest"
+            )
+        os.replace(part, target)
+    except OSError as error:
+        raise ValueError(f"shard {shard.place}: not kept at {target} ({error.strerror}); make room there") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _receive(url: str, part: Path) -> str:
+    """The SHA-256 of what was written to `part`; tries again where trying again may help."""
+    for attempt in range(ATTEMPTS):
+        digest = hashlib.sha256()
+        try:
+            with part.open("wb") as out:
+                for chunk in _chunks(url):
+                    digest.update(chunk)
+                    out.write(chunk)
+            return digest.hexdigest()
+        except _Failed as error:
+            if attempt == ATTEMPTS - 1 or not error.passing:
+                raise ValueError(f"shard {url}: download failed ({error}); resume when it can be reached") from None
+        time.sleep(2**attempt)
+    raise AssertionError
+
+
+def _text(url: str, field: str) -> str:
+    try:
+        return b"".join(_chunks(url)).decode("utf-8", "replace")
+    except _Failed as error:
+        way_out = "shards without a manifest are given as a pattern, URL/name-{000000..000099}.tar"
+        raise ValueError(f"{field}: {url} cannot be read ({error}); {way_out}") from None
+
+
+class _Failed(Exception):
+    """passing: another attempt may succeed."""
+
+    def __init__(self, error: Exception, passing: bool = True):
+        super().__init__(" ".join(str(error).split()) or type(error).__name__)
+        self.passing = passing
+
+
+def _chunks(url: str) -> Iterator[bytes]:
+    """What a URL sends; _Failed if it cannot be opened, or breaks off."""
+    scheme = urlsplit(url).scheme.lower()
+    if variable := offline():
+        raise ValueError(f"{url}: {variable}={os.environ[variable]} forbids downloading it; unset it, or give a copy")
+    try:
+        yield from _from_web(url) if not SCHEMES[scheme] else _from_store(url)
+    except ImportError as error:
+        raise ValueError(f"{url}: needs {SCHEMES[scheme]}; pip install 'unilatent[data]'") from error
+    except HTTPError as error:
+        raise _Failed(error, passing=error.code >= 500 or error.code in (408, 429)) from None
+    except FileNotFoundError as error:
+        raise _Failed(error, passing=False) from None
+    except Exception as error:  # clients of stores raise their own
+        raise _Failed(error) from None
+
+
+def _from_web(url: str) -> Iterator[bytes]:
+    with urlopen(url, timeout=TIMEOUT) as response:
+        announced, received = response.headers.get("Content-Length"), 0
+        while chunk := response.read(CHUNK):
+            received += len(chunk)
+            yield chunk
+    if announced is not None and received < int(announced):
+        raise ConnectionError(f"broke off after {received:,} of {int(announced):,} bytes")
+
+
+def _from_store(url: str) -> Iterator[bytes]:
+    import fsspec
+
+    with fsspec.open(url, "rb") as response:
+        while chunk := response.read(CHUNK):
+            yield chunk

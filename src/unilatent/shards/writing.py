@@ -1,0 +1,326 @@
+"""Samples into shards, in parallel: the same bytes for any number of workers, and after any interruption.
+
+While it goes on the folder holds `plan.json` (what is being made) and a `.done` beside each finished tar; at the end
+`shards.json` takes their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..faults import reach
+from ..files import write_json, write_text
+from ..maths.streams import generator
+from .index import index
+from .places import MANIFEST, Manifest, Shard, fetch
+
+BAD = "bad_samples.jsonl"
+PLAN = "plan.json"
+LONGEST = 200
+"""Characters of a key."""
+
+
+class Samples(Protocol):
+    """Raw samples by number. They travel to the workers."""
+
+    names: Sequence[str]
+    labels: Sequence[int] | None
+    class_names: tuple[str, ...]
+    settings: dict[str, Any]
+    """How they are encoded; goes into the manifest."""
+
+    def encode(self, number: int) -> tuple[str, bytes]:
+        """Suffix and content of a sample's data; ValueError if it is damaged."""
+
+    def stamp(self, number: int) -> str:
+        """What is known of a sample without reading it."""
+
+    def check(self, number: int) -> None:
+        """ValueError if it is damaged."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """samples, shards and bad ones; how many shards were there before."""
+
+    total: int
+    shards: int
+    bad: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    samples: Samples
+    keys: list[str]
+    order: list[int]
+    shard_size: int
+    folder: Path
+    sha256: str
+
+    @property
+    def shards(self) -> range:
+        return range(-(-len(self.order) // self.shard_size))
+
+    def name(self, shard: int) -> str:
+        return f"shard-{shard:06d}.tar"
+
+
+def write(
+    samples: Samples, folder: Path, shard_size: int, seed: int | None, workers: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:  # fmt: skip
+    """Shards of `shard_size` samples and their manifest; what an interrupted call finished is kept.
+
+    seed: of the order, None for that of the names. progress: called with how many samples of how many are done.
+    ValueError if the folder holds something else.
+    """
+    plan = _plan(samples, folder, shard_size, seed)
+    if done := _finished(plan):
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / PLAN, {"sha256": plan.sha256})
+    for leftover in folder.glob("*.tmp-*"):
+        leftover.unlink()
+    records = {shard: record for shard in plan.shards if (record := _done(plan, shard))}
+    kept = len(records)
+    count = sum(record["samples"] for record in records.values())
+    if progress:
+        progress(count, len(plan.order))
+    missing = [shard for shard in plan.shards if shard not in records]
+    for shard, record in _each(plan, missing, workers):
+        records[shard] = record
+        count += record["samples"]
+        if progress:
+            progress(count, len(plan.order))
+    return _close(plan, seed, [records[shard] for shard in plan.shards], kept)
+
+
+def _plan(samples: Samples, folder: Path, shard_size: int, seed: int | None) -> _Plan:
+    number = len(samples.names)
+    order = list(range(number))
+    if seed is not None:
+        order = torch.randperm(number, generator=generator("prepare", seed)).tolist()
+    digest = hashlib.sha256(json.dumps([samples.settings, shard_size, seed, samples.class_names]).encode())
+    for i, name in enumerate(samples.names):
+        label = samples.labels[i] if samples.labels else ""
+        digest.update(f"{name}\0{samples.stamp(i)}\0{label}\0".encode("utf-8", "surrogateescape"))
+    return _Plan(samples, keys(samples.names), order, shard_size, folder, digest.hexdigest())
+
+
+def keys(names: Sequence[str]) -> list[str]:
+    """A key for each: its name without suffix, without what would end a key early, and unlike all others."""
+    used: set[str] = set()
+    found = []
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        stem = file.rpartition(".")[0] or file
+        key = f"{folder}/{stem.replace('.', '_')}".lstrip("/")[-LONGEST:].lstrip("/")
+        unique, again = key, 1
+        while unique in used:
+            again += 1
+            unique = f"{key}~{again}"
+        used.add(unique)
+        found.append(unique)
+    return found
+
+
+def _finished(plan: _Plan) -> Summary | None:
+    """What an earlier call made to the end; ValueError if something else lies in the folder."""
+    folder, hint = plan.folder, "choose another --out, or delete it"
+    if (folder / MANIFEST).is_file():
+        path = folder / MANIFEST
+        made = Manifest.parse(path.read_text(encoding="utf-8"), str(path))
+        if made.made.get("plan") != plan.sha256:
+            raise ValueError(f"{folder}: holds shards of other pictures or settings; {hint}")
+        return Summary(made.total, len(made.shards), len(plan.order) - made.total, len(made.shards))
+    with suppress(OSError, ValueError, KeyError):
+        if json.loads((folder / PLAN).read_text())["sha256"] == plan.sha256:
+            return None
+        raise ValueError
+    if (folder / PLAN).exists() or any(folder.glob("*.tar")):
+        raise ValueError(f"{folder}: holds unfinished shards of other samples or settings; {hint}")
+    return None
+
+
+def _done(plan: _Plan, shard: int) -> dict[str, Any] | None:
+    """The record of a shard that is there whole."""
+    path = plan.folder / plan.name(shard)
+    with suppress(OSError, ValueError, KeyError):
+        record: dict[str, Any] = json.loads(path.with_suffix(".done").read_text())
+        if _sha256(path) == record["shard"]["sha256"]:
+            return record
+    return None
+
+
+def _each(plan: _Plan, shards: list[int], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records as shards get finished."""
+    if workers <= 1 or len(shards) <= 1:
+        for shard in shards:
+            yield shard, _write_shard(plan, shard)
+        return
+    with ProcessPoolExecutor(min(workers, len(shards)), initializer=_start, initargs=(plan, os.getpid())) as pool:
+        futures = {pool.submit(_write_in_worker, shard): shard for shard in shards}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+_WORKING_ON: list[Any] = []
+"""What a worker process was given at its start."""
+
+
+def _start(work: Any, parent: int) -> None:
+    threading.Thread(target=_leave_after, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
+    torch.set_num_threads(1)
+    _WORKING_ON[:] = [work]
+
+
+def _leave_after(parent: int) -> None:
+    """The pool's workers would wait for ever for a first process that was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _write_in_worker(shard: int) -> dict[str, Any]:
+    return _write_shard(_WORKING_ON[0], shard)
+
+
+def _write_shard(plan: _Plan, shard: int) -> dict[str, Any]:
+    """One tar, whole or not at all, and beside it the record of what it holds."""
+    path = plan.folder / plan.name(shard)
+    members = plan.order[shard * plan.shard_size : (shard + 1) * plan.shard_size]
+    bad: list[dict[str, str]] = []
+    with _appearing(path) as tar:
+        for i in members:
+            try:
+                suffix, raw = plan.samples.encode(i)
+            except ValueError as error:
+                bad.append({"sample": plan.samples.names[i], "reason": " ".join(str(error).split())})
+                continue
+            if plan.samples.labels is not None:
+                _add(tar, f"{plan.keys[i]}.cls", str(plan.samples.labels[i]).encode())
+            _add(tar, f"{plan.keys[i]}.{suffix}", raw)
+    facts = {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    record = {"shard": {**facts, "count": len(members) - len(bad)}, "samples": len(members), "bad": bad}
+    write_json(path.with_suffix(".done"), record)
+    return record
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[tarfile.TarFile]:
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                yield tar
+            file.flush()
+            os.fsync(file.fileno())
+        reach("shards.before_rename")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _add(tar: tarfile.TarFile, name: str, raw: bytes) -> None:
+    """Its header says nothing of when and by whom."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(raw), 0o444
+    tar.addfile(member, io.BytesIO(raw))
+
+
+def _close(plan: _Plan, seed: int | None, records: list[dict[str, Any]], kept: int) -> Summary:
+    """The manifest last; then what only an interrupted call needs goes."""
+    shards = tuple(record["shard"] for record in records)
+    total = sum(shard["count"] for shard in shards)
+    bad = [line for record in records for line in record["bad"]]
+    if not total:
+        raise ValueError(f"{plan.folder}: not one of {len(bad):,} samples could be read; the first: {bad[0]['reason']}")
+    if bad:
+        write_text(plan.folder / BAD, "".join(json.dumps(line) + "\n" for line in bad))
+    made = {**plan.samples.settings, "shard_size": plan.shard_size, "seed": seed, "plan": plan.sha256}
+    write_text(plan.folder / MANIFEST, Manifest(total, plan.samples.class_names, made, shards).text())
+    for path in (plan.folder / PLAN, *plan.folder.glob("shard-*.done")):
+        path.unlink()
+    return Summary(total, len(shards), len(bad), kept)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- checking ------------------------------------------------------------------------------------------------------
+
+
+def check_all(samples: Samples, workers: int) -> Iterator[str]:
+    """What is wrong with each raw sample, in order; "" if nothing is."""
+    if workers <= 1:
+        yield from (_checked(samples, number) for number in range(len(samples.names)))
+        return
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=(samples, os.getpid())) as pool:
+        yield from pool.map(_check_in_worker, range(len(samples.names)), chunksize=32)
+
+
+def _check_in_worker(number: int) -> str:
+    return _checked(_WORKING_ON[0], number)
+
+
+def _checked(samples: Samples, number: int) -> str:
+    try:
+        samples.check(number)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def verify(shards: Sequence[Shard], labelled: bool, suffixes: frozenset[str]) -> Iterator[tuple[Shard, list[str]]]:
+    """Each shard with all that is wrong with it: against its manifest, and in itself.
+
+    labelled: whether every sample must have a class.
+    """
+    for shard in shards:
+        yield shard, _faults(shard, labelled, suffixes)
+
+
+def _faults(shard: Shard, labelled: bool, suffixes: frozenset[str]) -> list[str]:
+    found: list[str] = []
+    try:
+        path = fetch(shard)
+        size, content = path.stat().st_size, index(path, suffixes)
+        if shard.sha256 and (actual := _sha256(path)) != shard.sha256:
+            found.append(f"SHA-256 is {actual}, the manifest says {shard.sha256}")
+    except OSError as error:
+        return [error.strerror or str(error)]
+    if shard.bytes not in (None, size):
+        found.append(f"{size:,} bytes, the manifest says {shard.bytes:,}")
+    if shard.count not in (None, len(content.keys)):
+        found.append(f"{len(content.keys):,} samples, the manifest says {shard.count:,}")
+    found += [content.end] if content.end else []
+    found += content.refused
+    found += [fault for fault in dict.fromkeys(content.faults) if fault and fault not in content.refused]
+    if labelled:
+        rows = zip(content.keys, content.labels, content.faults, strict=True)
+        found += [f"{key}: no class beside it" for key, label, fault in rows if label < 0 and not fault]
+    found += [f"{name}: a pickle, left alone" for name in content.pickles]
+    return found
