@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests python -m pytest -p fault_table --fault-table docs/reliability.md -m "not slow and not soak"
 
-Ids are F01 to F42. A test shows those in its name (`test_f27_f28_a_dead_process...`) and in `@pytest.mark.covers("F05")`;
-what it does is the first line of its docstring, else its name. Rows of tests that a session leaves out keep their last
-outcome. The command fails when a test does, and when an id has neither a test nor a reason in `REASONS`.
+Ids are F01 to F42. A test shows those in its name (`test_f27_f28_a_dead_process`) and in `@pytest.mark.covers("F05")`;
+what it does is the first paragraph of its docstring, else its name. Rows of tests that a session leaves out keep their
+last outcome. The command fails when a test does, and when an id has neither a test nor a reason in `REASONS`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,6 @@ BEGIN, END = "<!-- fault table: begin -->", "<!-- fault table: end -->"
 IDS = tuple(f"F{number:02d}" for number in range(1, 43))
 TIERS = ("faults", "soak", "slow")
 REASONS = {
-    "F06": "not yet: a full disk under metrics and pictures",
-    "F08": "not yet: signals while judging, encoding and saving",
-    "F13": "not yet: an alarm when latents collapse",
-    "F20": "not yet: tar archives cannot be read",
-    "F21": "not yet: the whole list of odd pictures",
-    "F22": "not yet: files that change during training",
-    "F29": "not yet: torchrun --max-restarts",
-    "F30": "not yet: fewer samples than processes",
-    "F32": "not yet: out of memory",
-    "F33": "not yet: data workers that die and hang",
-    "F36": "not yet: loggers that fail",
     "F37": "not yet: comes with the evaluation against reference statistics",
     "F38": "not yet: comes with the evaluation against reference statistics",
     "F40": "not applicable: the package serves no web page",
@@ -73,11 +62,10 @@ def _in_file(path: Path) -> Iterator[Shown]:
         for name in _attributes(node.value)
     }
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            if ids := _ids(node):
-                marks = everywhere | {name for one in node.decorator_list for name in _attributes(one)}
-                tier = next((tier for tier in TIERS if tier in marks), "test")
-                yield Shown(ids, path.relative_to(TESTS).as_posix(), node.name, _what(node), tier)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and (ids := _ids(node)):
+            marks = everywhere | {name for one in node.decorator_list for name in _attributes(one)}
+            tier = next((tier for tier in TIERS if tier in marks), "test")
+            yield Shown(ids, path.relative_to(TESTS).as_posix(), node.name, _what(node), tier)
 
 
 def _attributes(node: ast.AST) -> set[str]:
@@ -121,10 +109,7 @@ def listed_ids(document: Path) -> tuple[set[str], set[str]]:
 
 def _rows(document: Path) -> list[list[str]]:
     inside = document.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in inside.splitlines() if line[:3] == "| F"
-    ]
-    return [[cell.strip(" |") for cell in row] for row in rows]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in inside.splitlines() if line.startswith("| F")]
 
 
 @dataclass
@@ -138,7 +123,7 @@ class Table:
     def note(self, report: pytest.TestReport) -> None:
         """A setup, call or teardown; of passes only the call counts."""
         if report.when == "call" or not report.passed:
-            path, name = report.nodeid.partition("[")[0].split("::")[0::1][:2]
+            path, name = report.nodeid.partition("[")[0].split("::")[:2]
             where = f"`{Path(path).relative_to('tests').as_posix()}` `{name}`"
             self.outcomes.setdefault(where, Counter())[report.outcome] += 1
 

@@ -179,7 +179,7 @@ def test_f01_f03_kill_at_each_point_of_a_save(tmp_path: Path, run_folder: Path, 
     assert code == -signal.SIGKILL
     folder = tmp_path / "run" / "checkpoints"
     sound = [p for p in ckpt.published(folder) if not _damaged(p)]
-    assert len(sound) >= 2
+    assert len(sound) >= (1 if point.startswith("step") else 2)  # a kill in a step may meet the save of step 8
     code, out = finish(start(tmp_path / "run"))
     assert code == 0 and "resumed from" in out, out
     assert_same(state(tmp_path / "run", 12), state(run_folder, 12))

@@ -113,3 +113,13 @@ def test_f29_torchrun_restarts_and_the_run_is_the_unbroken_one(tmp_path: Path, r
     together([command(start, tmp_path / "whole", 2, *FIFTY, at=port())])
     assert "resumed from" in (tmp_path / "broken" / "log.txt").read_text()
     assert_same(state(tmp_path / "broken", 50), state(tmp_path / "whole", 50))
+
+
+@pytest.mark.faults
+def test_f29_two_nodes_restart_together(tmp_path: Path, alone: Path) -> None:
+    """Only one agent has seen a process die; both start theirs again, and they find each other."""
+    line = command("torchrun --nnodes 2", tmp_path / "run", 1, *FIFTY, at=port())
+    line[line.index("-m", 3) : line.index("-m", 3)] = ["--max-restarts", "3"]
+    together([line, line], UNILATENT_FAULT="step.before_optimizer:kill:1:33")
+    assert "resumed from" in (tmp_path / "run" / "log.txt").read_text()
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)

@@ -52,7 +52,7 @@ def test_f35_crashes_at_one_time_keep_their_reports(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
     reports = [write_report(tmp_path, 0, RuntimeError(str(i)), "", {}) for i in range(3)]
     assert len(set(reports)) == 3
-    assert [f"RuntimeError: {i}" in path.read_text() for i, path in enumerate(reports)] == [True] * 3
+    assert [f"RuntimeError: {i}" in Path(path).read_text() for i, path in enumerate(reports)] == [True] * 3
 
 
 def test_f35_names_in_any_script_go_round(cli: Command, tmp_path: Path) -> None:

@@ -248,19 +248,19 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None,
-        force_download: bool = False, local_files_only: bool = False, token: str | bool | None = None,
-        map_location: str | torch.device = "cpu",
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None,
+        cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
+        token: str | bool | None = None, map_location: str | torch.device = "cpu",
     ) -> Self:  # fmt: skip
         """A model folder or a hub id, in evaluation mode; ValueError names what is missing, damaged or another class.
 
         Not the mixin's, which would parse the configuration before anything has checked it.
         """
-        folder = Path(source)
+        folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = download(
-                str(source), revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
-                local_files_only=local_files_only,
+                str(pretrained_model_name_or_path), revision=revision, cache_dir=cache_dir, token=token,
+                force_download=force_download, local_files_only=local_files_only,
             )  # fmt: skip
         model = read_model(folder, device=map_location)
         if not isinstance(model, cls):

@@ -90,8 +90,10 @@ class Manifest:
 def is_shards(path: str, suffixes: Collection[str]) -> bool:
     """Whether a path names shards of such data: a URL, a brace pattern, a tar, a folder with a manifest or with tars.
 
-    A folder that holds folders or such data beside its tars is none.
+    A folder that holds folders or such data beside its tars is none, and neither is a data set "hf:OWNER/NAME".
     """
+    if path.startswith("hf:") and not path.startswith("hf://"):
+        return False
     local = Path(path).expanduser()
     if os.path.isdir(local):
         return (local / MANIFEST).is_file() or _only_tars(local, suffixes)

@@ -88,5 +88,6 @@ class BadSamples:
             self.indices, self.examples = set(state["indices"]), list(state["examples"])
 
     def _write(self, step: int, bad: dict[str, Any]) -> None:
-        with (self.folder / f"bad_samples.rank{self.processes.rank}.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / f"bad_samples.rank{self.processes.rank}.jsonl"
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps({"step": step, **bad}, ensure_ascii=False) + "\n")

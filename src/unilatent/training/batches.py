@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -163,9 +163,10 @@ class _Row(IterableDataset[Found]):
 def loader(
     dataset: Dataset, modality: Modality, batches: Iterable[range], seed: int, workers: int = 0,
     pin_memory: bool = False, timeout: float = 0,
-) -> Iterator[tuple[Batch, list[Bad]]]:  # fmt: skip
+) -> Generator[tuple[Batch, list[Bad]], None, None]:  # fmt: skip
     """Batches of a shuffled data set at those positions, read ahead by `workers` processes, and what was replaced.
 
+    Close it (`contextlib.closing`) to end the workers: they ignore signals, and a process that ends waits for them.
     timeout: seconds after which a worker that gives nothing is an error; 0 waits for ever.
     """
     gather = _Collate(modality)
@@ -188,34 +189,39 @@ def loader(
             batch_sampler=_Keys(dataset, seed, batches),
             collate_fn=gather, pin_memory=pin_memory, **common,
         )  # fmt: skip
-        found = _answers(reader, timeout)
-    for batch, bad in found:
-        if batch is None:
-            raise ValueError(
-                f"data.path: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}. Are the data "
-                "still where they were? Put them back, then --resume auto"
-            )
-        yield batch, bad
+        found = read = _answers(reader, timeout)
+    with contextlib.closing(read):
+        for batch, bad in found:
+            if batch is None:
+                raise ValueError(
+                    f"data.path: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}. Are the "
+                    "data still where they were? Put them back, then --resume auto"
+                )
+            yield batch, bad
 
 
-def _answers(reader: DataLoader[Any], timeout: float) -> Iterator[Any]:
-    """What the workers give; one that hangs, and ignores signals as all do, is ended with an error."""
+def _answers(reader: DataLoader[Any], timeout: float) -> Generator[Any, None, None]:
+    """What the workers give; one that hangs is ended with an error, all of them when this is closed."""
     answers = iter(reader)
-    while True:
-        try:
-            answer = next(answers)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "timed out" not in str(error):
-                raise
-            for process in getattr(answers, "_workers", ()):
-                process.kill()
-            raise WorkerError(
-                f"training.worker_timeout: a data worker gave nothing for {timeout:g} seconds; is the storage slow or "
-                "gone? Allow more, or set training.workers=0 to see where it hangs, then --resume auto"
-            ) from error
-        yield answer
+    try:
+        while True:
+            try:
+                answer = next(answers)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                for process in getattr(answers, "_workers", ()):
+                    process.kill()
+                raise WorkerError(
+                    f"training.worker_timeout: a data worker gave nothing for {timeout:g} seconds; is the storage slow "
+                    "or gone? Allow more, or set training.workers=0 to see where it hangs, then --resume auto"
+                ) from error
+            yield answer
+    finally:
+        if shut := getattr(answers, "_shutdown_workers", None):
+            shut()
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class Lines:
         """Append it, or warn (what, why) and return False."""
         try:
             with self.path.open("ab", buffering=0) as file:
-                self._append(file.fileno(), (line + "\n").encode())
+                self._append(file.fileno(), (line + "\n").encode("utf-8", "backslashreplace"))
             return True
         except OSError as error:
             self.warn(self.path.name, f"{self.path.name} cannot be written ({error.strerror}); training goes on")

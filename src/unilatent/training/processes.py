@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -32,6 +34,8 @@ class Processes:
         timeout: seconds after which waiting for another process is an error that ends the job.
         """
         cpu = device == "cpu" or not torch.cuda.is_available()
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not dist.is_initialized():
+            _meet("gloo" if cpu else "nccl", timedelta(seconds=timeout))
         state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
         self.rank, self.world, self.is_main = state.process_index, state.num_processes, state.is_main_process
         self.device = pick_device(device) if self.world == 1 else state.device
@@ -115,6 +119,36 @@ class Processes:
             raise error
         if failure[0] is not None:
             raise RuntimeError(f"the first process failed: {failure[0]}")
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    """The process group, in a corner of torchrun's store that no earlier start of this job has used.
+
+    The store outlives restarts, and with it the addresses of processes that are gone: without this, about every third
+    restart waits for them for ever (torch 2.13). The first process makes the corner's name and tells it to all who
+    ask under a name of their own; it goes on once all have answered under the corner's.
+    """
+    store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    if rank == 0:
+        corner, until = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+        missing = set(range(1, world))
+        while missing:
+            for other in sorted(missing):
+                if store.check([f"ask/{other}"]):
+                    store.set(f"told/{store.get(f'ask/{other}').decode()}", corner)
+                if store.check([f"{corner}/{other}"]):
+                    missing.remove(other)
+            if time.monotonic() > until:
+                raise TimeoutError(f"processes {sorted(missing)} of {world} did not come within {timeout}")
+            time.sleep(0.01)
+    else:
+        own = uuid.uuid4().hex
+        store.set(f"ask/{rank}", own)
+        corner = store.get(f"told/{own}").decode()
+        store.set(f"{corner}/{rank}", "here")
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(corner, store), rank=rank, world_size=world, timeout=timeout
+    )
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

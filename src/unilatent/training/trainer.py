@@ -142,8 +142,9 @@ class Trainer:
             self.alarms = Alarms(self.steps, min(self.model.latent_channels, self.training.batch_size - 1))
             self.alarms.replay(self.out / "metrics.jsonl")
             self._announce()
-            for _ in self._steps():
-                self._once_in_a_while()
+            with self._data() as micro:
+                for _ in self._steps(micro):
+                    self._once_in_a_while()
             self._save()
             self.processes.on_main(self.saving.wait)
             if self.step == self.steps and self._finish():
@@ -169,14 +170,20 @@ class Trainer:
             f"{' or '.join(filter(None, ways)) or 'a smaller model'}; {saved} ({first_line(error)})"
         )
 
-    def _steps(self) -> Iterator[None]:
-        """Optimiser steps until the end or until asked to stop."""
+    @contextlib.contextmanager
+    def _data(self) -> Iterator[Iterator[tuple[range, Batch]]]:
+        """Every micro-batch still to come in this process, with its positions; the readers end with the block."""
         t = self.training
         batches = loader(
             self.splits.train, self.model.modality, self._positions(), self.config.seed, t.workers,
             pin_memory=self.device.type == "cuda", timeout=t.worker_timeout,
         )  # fmt: skip
-        micro = zip(self._positions(), self.bad.passing(batches), strict=True)
+        with contextlib.closing(batches):
+            yield zip(self._positions(), self.bad.passing(batches), strict=True)
+
+    def _steps(self, micro: Iterator[tuple[range, Batch]]) -> Iterator[None]:
+        """Optimiser steps until the end or until asked to stop."""
+        t = self.training
         since, done = time.perf_counter(), 0
         while self.step < self.steps and (asked := self.processes.highest(self._asked())) != STOP:
             if asked == FAILED:
@@ -336,8 +343,8 @@ class Trainer:
     # What is looked at.
 
     def _until_stopped(self, work: Callable[[LatentModel], None]) -> bool:
-        """Work of the first process on a model with averaged weights, whether it was done: asked to stop, given up
-        between two of its batches."""
+        """Work of the first process on a model with averaged weights; whether it was done, and not given up between two
+        of its batches since a stop was asked for."""
         done = True
 
         def attempt(model: LatentModel) -> None:
