@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -166,11 +166,6 @@ class Records(Rows):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.replace(path)
-
-    def complete(self, make: Callable[[range], dict[str, Tensor]], rank: int = 0, world: int = 1) -> None:
-        """Makes the missing pieces that fall to a process; `make` gives every tensor of some rows."""
-        for rows in self.missing(rank, world):
-            self.add(rows, make(rows))
 
     def _path(self, rows: range) -> Path:
         return self.folder / f"rows_{rows.start:08d}_{rows.stop:08d}.safetensors"

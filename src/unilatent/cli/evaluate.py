@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,9 +69,10 @@ def run(
         return
     if model is None:
         raise ValueError("MODEL: missing; give a run or a model folder, or --compare A.json B.json")
-    from ..evaluation.evaluate import Evaluator, Request
+    from ..evaluation.evaluate import Evaluator, Interrupted, Request
     from ..evaluation.reference import find_reference, splits_of
     from ..training.processes import Processes
+    from ..training.signals import StopRequest
 
     network = load(model, device)
     processes = Processes(str(network.device))
@@ -87,14 +89,20 @@ def run(
         "solver": solver, "labels": labels,
     }  # fmt: skip
     started = time.perf_counter()
-    with progress_of(quiet=not processes.is_main) as progress:
+    with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
         evaluator = Evaluator(
             network, splits, folder / "records", request,
             reference=None if reference is None else find_reference(network.modality, reference),
-            processes=processes, progress=progress, autocast=lambda: autocast(network.device, precision), **settings,
+            processes=processes, progress=progress, autocast=lambda: autocast(network.device, precision),
+            stop=lambda: stop.received is not None, **settings,
         )  # fmt: skip
         processes.on_main(lambda: make_folder(folder))
-        evaluation = evaluator.run()
+        try:
+            evaluation = evaluator.run()
+        except Interrupted as what:
+            print(f"stopped while making {what}: finished pieces are kept, the same command goes on", file=sys.stderr)
+            processes.leave()
+            raise typer.Exit(130) from None
     processes.on_main(lambda: _finish(evaluator, evaluation, folder, model, report, time.perf_counter() - started))
     processes.leave()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import ConfigError
 from .evaluate import Measured
-from .table import FORMAT, from_json
+from .table import FORMAT, from_json, is_better
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Comparison:
             field, a, b = self.differences[0]
             more = f" and {len(self.differences) - 1} more" if len(self.differences) > 1 else ""
             return f"not comparable: {field} is {a!r} and {b!r}{more}"
-        a, b, better = self.a.row.value, self.b.row.value, self.a.row.better
-        if a == b or better == "same":
-            return "equal" if a == b else "neither is better by itself"
-        return "A is better" if (a > b) == (better == "higher") else "B is better"
+        a, b = self.a.row, self.b.row
+        if a.value == b.value or a.better == "same":
+            return "equal" if a.value == b.value else "neither is better by itself"
+        return "A is better" if is_better(a, b.value) else "B is better"
 
 
 def read_evaluation(path: Path) -> list[Measured]:

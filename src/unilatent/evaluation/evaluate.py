@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ Progress = Callable[[str, int, int], None]
 
 def silent(what: str, more: int, total: int) -> None:
     """No progress."""
+
+
+class Interrupted(Exception):
+    """Asked to stop: what was finished is kept, and the same call goes on from there."""
 
 
 class Request(Config):
@@ -83,11 +88,11 @@ class Evaluation:
     numbers: list[Measured]
     evidence: Evidence = field(repr=False)
 
-    def value(self, metric: str) -> float:
+    def find(self, metric: str) -> Measured:
         """The number with a short key ("fid"); ValueError if there is none."""
         for measured in self.numbers:
             if measured.row.key == metric:
-                return measured.row.value
+                return measured
         raise ValueError(f"metric: {metric!r} was not measured; there are {', '.join(m.row.key for m in self.numbers)}")
 
 
@@ -97,17 +102,20 @@ class Evaluator:
     def __init__(
         self, model: LatentModel, splits: Splits | None, folder: Path, request: Request, *,
         reference: Reference | None = None, processes: Processes | None = None, progress: Progress = silent,
+        stop: Callable[[], bool] = lambda: False,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext, **settings: Any,
     ):  # fmt: skip
         """splits: the data the model was trained on, None where it is not known; settings: as for `sample`.
 
-        ValueError if a metric is unknown, or asks for data or weights that are not there.
+        processes: share the work, each making some of the pieces. stop: asked between batches; once any process says
+        yes, all raise Interrupted. ValueError if a metric is unknown, or asks for data or weights that are not there.
         """
         self.model, self.modality, self.splits = model, model.modality, splits
         self.folder, self.request, self.reference = folder, request, reference
-        self.rank, self.world = (processes.rank, processes.world) if processes else (0, 1)
-        self.wait = processes.wait if processes else lambda: None
-        self.progress, self.autocast, self.settings = progress, autocast, settings
+        self.rank = processes.rank if processes else 0
+        self.world = processes.world if processes else 1
+        self.highest: Callable[[int], int] = processes.highest if processes else int
+        self.stop, self.progress, self.autocast, self.settings = stop, progress, autocast, settings
         self.sampling, self.given = split_settings(model.config.sampling, settings)
         self.metrics = choose_metrics(self.modality, request.metrics)
         wanted = {metric.space for metric in self.metrics}
@@ -120,8 +128,8 @@ class Evaluator:
     def identity(self) -> str:
         """A hash of everything that decides the numbers, the model apart."""
         data = self.splits and [self.splits.train.fingerprint, self.splits.held_out.fingerprint]
-        about = [self.request.plain(), self.sampling.plain(), str(self.given), data]
-        about.append(self.reference and self.reference.data_hash)
+        reference = self.reference and self.reference.data_hash
+        about = [self.request.plain(), self.sampling.plain(), str(self.given), data, reference]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     @torch.no_grad()
@@ -138,6 +146,12 @@ class Evaluator:
             wanted = self.request.metrics or metric.gives
             numbers += [Measured(row, protocol) for row in metric(evidence) if row.key in wanted]
         return Evaluation(numbers, evidence)
+
+    def clear(self, *sets: str) -> None:
+        """Removes what lies on disk of these sets: nothing needs it once the numbers are known."""
+        for name in sets:
+            for folder in self.folder.glob(f"{name}-*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     # The four sets.
 
@@ -212,6 +226,7 @@ class Evaluator:
                         tensors |= space(part.data)
                     parts.append(tensors)
                     self.progress("samples", part.count, num)
+                    self._may_go_on()
             return _joined(parts)
 
         self._complete("samples", records, make, says=False)
@@ -224,14 +239,21 @@ class Evaluator:
     def _complete(
         self, what: str, records: Records, make: Callable[[range], dict[str, Tensor]], says: bool = True
     ) -> None:
-        def told(rows: range) -> dict[str, Tensor]:
-            tensors = make(rows)
-            if says:
-                self.progress(what, len(rows), len(records))
-            return tensors
+        """Every process comes here, and leaves when all pieces are there."""
+        stopped = False
+        try:
+            for rows in records.missing(self.rank, self.world):
+                records.add(rows, make(rows))
+                if says:
+                    self.progress(what, len(rows), len(records))
+        except Interrupted:
+            stopped = True
+        if self.highest(stopped):
+            raise Interrupted(what)
 
-        records.complete(told, self.rank, self.world)
-        self.wait()
+    def _may_go_on(self) -> None:
+        if self.stop():
+            raise Interrupted
 
     def _about(self) -> dict[str, Any]:
         spaces = {space.name: space.weights for space in self.spaces}
@@ -239,6 +261,7 @@ class Evaluator:
 
     def _batches(self, dataset: Dataset, rows: range, size: int, count: int) -> Iterable[Batch]:
         for first in range(rows.start, rows.stop, self.request.batch_size):
+            self._may_go_on()
             chosen = range(first, min(first + self.request.batch_size, rows.stop))
             yield collate([dataset[i * size // count] for i in chosen], self.modality)
 

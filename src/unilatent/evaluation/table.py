@@ -47,6 +47,13 @@ def markdown(numbers: list[Measured]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(cells(measured)) + " |" for measured in numbers)]) + "\n"
 
 
+def is_better(row: Row, other: float) -> bool:
+    """Whether a number is better than another of its kind; ValueError where neither direction is."""
+    if row.better == "same":
+        raise ValueError(f"training.best: {row.key!r} is neither better high nor low; choose another metric")
+    return row.value > other if row.better == "higher" else row.value < other
+
+
 def number(value: float) -> str:
     """Four digits."""
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

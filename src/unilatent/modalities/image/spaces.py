@@ -169,7 +169,8 @@ class CLIP(Transformer):
 
 
 class ClassifierSpace(Space):
-    """`hidden` (B, 64), `probabilities` (B, classes) and the `chosen` label of a small perceptron that knows real labelled pictures.
+    """`hidden` (B, 64), `probabilities` (B, classes) and the `chosen` label of a small perceptron that knows real
+    labelled pictures.
 
     For data sets of small pictures, where Inception has nothing to say. It depends on the training data, so its
     numbers compare only under the same `weights`, the SHA-256 of the fitted coefficients: other processors and
