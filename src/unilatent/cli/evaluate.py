@@ -14,9 +14,6 @@ from .options import BatchSize, Device, Precision, Seed, autocast, load, make_fo
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, Evaluator
 
-SHOWN = 100
-"""Samples in the report's grid."""
-
 
 def run(
     model: Annotated[
@@ -51,7 +48,9 @@ def run(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two files of earlier evaluations to hold against each other.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write one self-contained page, report.html.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write one self-contained page (.html), or Markdown with pictures (.md).")
+    ] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
@@ -71,9 +70,12 @@ def run(
         raise ValueError("MODEL: missing; give a run or a model folder, or --compare A.json B.json")
     from ..evaluation.evaluate import Evaluator, Interrupted, Request
     from ..evaluation.reference import find_reference, splits_of
+    from ..evaluation.report import check_report
     from ..training.processes import Processes
     from ..training.signals import StopRequest
 
+    if report is not None:
+        check_report(report)
     network = load(model, device)
     processes = Processes(str(network.device))
     run_folder = Path(model) if (Path(model) / "config.yaml").is_file() else None
@@ -123,8 +125,8 @@ def _finish(
     if report is not None:
         from ..evaluation.report import write_report
 
-        write_report(report, evaluator, evaluation, name)
-        print(f"report: {report}")
+        files = write_report(report, evaluator, evaluation, name, source=model)
+        print(f"report: {files[-1]}")
 
 
 def _compare(a: Path, b: Path) -> None:
