@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..files import read_json
 from ..methods.base import LatentModel
 from ..sampling import reconstruct, sample_batches
 from ..training.batches import collate
-from ..training.curves import Panel, Points, panels, read_points
+from ..training.curves import Panel, Points, draw_curves, panels, read_points
 from ..types import count, take
 from .evaluate import Evaluation, Evaluator
 
@@ -47,12 +47,22 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A number of a search: the setting searched over, the value, the metric's full name and what must be said."""
+
+    at: float
+    value: float
+    key: str
+    cautions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Search:
-    """Evaluations of one model that differ in one setting: (setting, value, key of the metric), by setting."""
+    """Evaluations of one model that differ in one setting, `over`, in its order."""
 
     metric: str
     over: str
-    points: list[tuple[float, float, str]]
+    points: list[Point]
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class Contents:
     samples: Grid | None
     reconstructions: Grid | None
     curves: list[Panel]
+    curves_png: bytes | None
     searches: list[Search]
     notes: list[str]
 
@@ -74,9 +85,8 @@ class Contents:
 def gather(evaluator: Evaluator, evaluation: Evaluation, title: str, source: str | None) -> Contents:
     """Draws the first samples and reconstructions of an evaluation again, and reads what lies beside it."""
     notes: list[str] = []
-    run = Path(source) if source is not None else None
-    metrics = run / "metrics.jsonl" if run is not None else None
-    points = read_points(metrics) if metrics is not None and metrics.is_file() else {}
+    metrics = Path(source or "") / "metrics.jsonl"
+    curves = [_thinned(panel) for panel in panels(read_points(metrics)) if _has_line(panel)] if source else []
     searches = find_searches(evaluator.folder.parent, evaluator.fingerprint, notes)
     return Contents(
         title=title,
@@ -86,7 +96,8 @@ def gather(evaluator: Evaluator, evaluation: Evaluation, title: str, source: str
         command=command(evaluator, source),
         samples=draw_samples(evaluator) if evaluator.request.num_samples else None,
         reconstructions=draw_reconstructions(evaluator, evaluation),
-        curves=[_thinned(panel) for panel in panels(points) if _has_line(panel)],
+        curves=curves,
+        curves_png=_drawn(lambda path: draw_curves(metrics, path)) if curves else None,
         searches=searches,
         notes=notes,
     )
@@ -169,9 +180,13 @@ def find_searches(folder: Path, fingerprint: str, notes: list[str]) -> list[Sear
                 notes.append(f"{name} is left out: it searched another model")
                 continue
             over = str(content["over"])
-            points = sorted((float(p[over]), float(p["value"]), str(p["key"])) for p in content["points"])
-            search = Search(str(content["metric"]), over, [p for p in points if all(map(math.isfinite, p[:2]))])
-        except (ValueError, KeyError, TypeError):
+            points = [
+                Point(float(p[over]), float(p["value"]), str(p["key"]), tuple(map(str, p.get("cautions", ()))))
+                for p in content["points"]
+            ]
+            finite = [point for point in points if math.isfinite(point.at) and math.isfinite(point.value)]
+            search = Search(str(content["metric"]), over, sorted(finite, key=lambda point: point.at))
+        except (ValueError, KeyError, TypeError, AttributeError):
             notes.append(f"{name} is left out: it is no search that can be drawn")
             continue
         if search.points:
@@ -203,9 +218,13 @@ def _grid(model: LatentModel, rows: Sequence[Any], asked: list[str], places: Seq
 
 
 def _png(modality: Any, rows: Sequence[Any], columns: int | None) -> bytes:
+    return _drawn(lambda path: modality.draw_grid(rows, path, columns))
+
+
+def _drawn(draw: Callable[[Path], None]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "drawn.png"
-        modality.draw_grid(rows, path, columns)
+        draw(path)
         return path.read_bytes()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1r
 dl.facts dt { color: var(--soft); }
 dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; margin: .75rem 0; }
-th, td { text-align: left; vertical-align: baseline; padding: .5rem .75rem .5rem 0;
+th, td { text-align: left; vertical-align: baseline; padding: .5rem 1.1rem .5rem 0;
   border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 500; font-size: .85rem; }
 tbody th { font-weight: 500; }
@@ -60,10 +60,10 @@ details:target { border-color: var(--link); }
 summary { cursor: pointer; font-size: .93rem; }
 figure { margin: 0; }
 ol.grid { list-style: none; margin: .75rem 0; padding: 0; display: grid; gap: .5rem .4rem;
-  grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
+  grid-template-columns: repeat(var(--columns), minmax(0, 6rem)); }
 ol.grid img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem; }
 ol.grid figcaption { font-size: .75rem; line-height: 1.3; display: flex; justify-content: space-between; gap: .3rem;
-  flex-wrap: wrap; overflow-wrap: anywhere; margin-top: .1rem; }
+  flex-wrap: wrap; overflow-wrap: anywhere; padding: .05rem .2rem 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1rem;
   margin: .75rem 0; }
 .plots figure { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
@@ -125,7 +125,7 @@ def _numbers(numbers: list[Measured]) -> str:
     rows = []
     for measured in numbers:
         row, protocol = measured.row, measured.protocol
-        cautions = "".join(f'<span class="caution">{escape(caution)}</span>' for caution in protocol.cautions())
+        cautions = _cautions(protocol.cautions())
         place = listed.index(protocol) + 1
         rows.append(
             f'<tr><th scope="row">{escape(row.name)} <span class="soft">{ARROWS[row.better]}</span></th>'
@@ -201,17 +201,22 @@ def _search(search: Search) -> str:
     title = f"{search.metric} over {search.over.replace('_', ' ')}"
 
     def draw(axes: Axes) -> None:
-        axes.plot([x for x, _, _ in search.points], [y for _, y, _ in search.points], "o-", linewidth=1.3, markersize=5)
+        points = [(point.at, point.value) for point in search.points]
+        axes.plot(*zip(*points, strict=True), "o-", linewidth=1.3, markersize=5)
         axes.set_xlabel(search.over.replace("_", " "), parse_math=False)
         axes.set_ylabel(search.metric, parse_math=False)
         axes.grid(alpha=0.25)
 
     rows = "\n".join(
-        f'<tr><td>{x:g}</td><td class="value">{escape(number(y))}</td><td><code>{escape(key)}</code></td></tr>'
-        for x, y, key in search.points
+        f'<tr><td>{point.at:g}</td><td class="value">{number(point.value)}</td>'
+        f"<td>{_cautions(point.cautions)}<code>{escape(point.key)}</code></td></tr>"
+        for point in search.points
     )
+    first, last = escape(search.points[0].key), escape(search.points[-1].key)
+    said = _cautions(dict.fromkeys(caution for point in search.points for caution in point.cautions))
     return (
         f"<section>\n<h2>Search: {escape(title)}</h2>\n"
+        f"<p>{said}From <code>{first}</code> to <code>{last}</code>.</p>\n"
         f'<div class="plots one">{_figure(title, svg(draw, title))}</div>\n'
         f"<details><summary>every evaluated point ({len(search.points)})</summary>\n<table><thead><tr>"
         f'<th scope="col">{escape(search.over.replace("_", " "))}</th><th scope="col" class="value">value</th>'
@@ -238,6 +243,10 @@ def _plain(protocol: Protocol) -> str:
     return json.dumps(protocol.plain(), indent=2, ensure_ascii=False)
 
 
+def _cautions(cautions: Iterable[str]) -> str:
+    return "".join(f'<span class="caution">{escape(caution)}</span>' for caution in cautions)
+
+
 def _figure(title: str, drawing: str) -> str:
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>\n"
 
@@ -259,7 +268,7 @@ def svg(draw: Callable[[Axes], None], about: str) -> str:
         "axes.spines.right": False,
     }
     with matplotlib.rc_context({**colours, **clear, **own}):
-        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         draw(figure.subplots())
         out = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

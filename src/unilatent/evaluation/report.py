@@ -85,6 +85,8 @@ def _pictures(contents: Contents, stem: str) -> dict[str, tuple[bytes, str]]:
     if contents.reconstructions is not None:
         about = "Uncurated: the first held-out originals, each above its reconstruction"
         found[f"{stem}-reconstructions.png"] = (contents.reconstructions.png, about)
+    if contents.curves_png is not None:
+        found[f"{stem}-curves.png"] = (contents.curves_png, "Training")
     return found
 
 
