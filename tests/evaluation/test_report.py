@@ -139,7 +139,7 @@ def test_grids_hold_the_first_of_the_judged_samples(made: Made, reader: Reader):
     assert samples is not None and pixels is not None
     kept = samples["pixels"][:64].reshape(64, 8, 8)
     drawn = torch.stack([cell(png) for png in pictures[:64]])
-    assert torch.equal(drawn, kept) and len(drawn.unique()) > 9
+    assert torch.equal(drawn, kept) and not torch.equal(drawn[1:], kept[:-1])
     originals = torch.stack([cell(png) for png in pictures[64:]])
     assert torch.equal(originals, pixels["pixels"][:16].reshape(16, 8, 8))
     text = " ".join(reader.texts)
@@ -171,7 +171,7 @@ def test_no_number_without_its_caution(made: Made, reader: Reader):
         rows = [row for row in reader.rows if f" {measured.row.name} " in row and shown in row]
         assert len(rows) == 1 and measured.key in rows[0]
         assert f"n = {measured.protocol.num_samples}" in rows[0]
-        lines = [line for line in card if line.startswith(f"| {measured.row.name} ")]
+        lines = [line for line in card if line.startswith(f"| {ARROWS[measured.row.better]} {measured.row.name} |")]
         assert len(lines) == 1 and shown in lines[0] and measured.key in lines[0]
         for caution in cautions:
             assert caution in rows[0] and caution in lines[0] and caution in terminal
@@ -299,7 +299,7 @@ def test_a_browser_without_network_shows_grids_and_curves(made: Made, tmp_path: 
     text = made.page.read_text(encoding="utf-8")
     bare.write_text(re.sub(r"<svg.*?</svg>|<img[^>]*>", "", text, flags=re.DOTALL), encoding="utf-8")
     shown, missing = (screen(page, width, tmp_path) for page in (made.page, bare))
-    assert shown[0] > 100 and missing[0] == 0, "no curves"
+    assert shown[0] > missing[0] + 100, "no curves"
     assert shown[1] > missing[1] + 80 * 30 * 30, "no grids"
 
 
@@ -316,4 +316,4 @@ def screen(page: Path, width: int, folder: Path) -> tuple[int, int]:
     assert pixels.shape[1] == width
     red, blue = pixels[..., 0], pixels[..., 2]
     spread, most = pixels.max(-1) - pixels.min(-1), pixels.max(-1)
-    return int(((red > 220) & (blue < 120)).sum()), int(((spread < 4) & (most > 40) & (most < 200)).sum())
+    return int(((red > 200) & (red - blue > 100)).sum()), int(((spread < 4) & (most > 40) & (most < 200)).sum())

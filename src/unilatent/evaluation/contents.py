@@ -25,6 +25,8 @@ from .evaluate import Evaluation, Evaluator
 
 SAMPLES = 64
 PAIRS = 16
+WIDE = 10
+"""Columns of a grid, or a few less: a multiple of the number of classes, where that is small."""
 MOST_POINTS = 1000
 
 
@@ -142,7 +144,9 @@ def draw_samples(evaluator: Evaluator) -> Grid:
                 break
     shown = take(model.modality.join(data), slice(SAMPLES))
     asked = {key: torch.cat([part[key] for part in values]) for key in (values[0] if values else {})}
-    return _grid(model, [shown], captions(model, asked, count(shown)), range(SAMPLES), model.conditions.columns)
+    columns = model.conditions.columns
+    columns *= max(1, WIDE // columns)
+    return _grid(model, [shown], captions(model, asked, count(shown)), range(SAMPLES), columns)
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ ol.grid figcaption { font-size: .75rem; line-height: 1.3; display: flex; justify
 .plots figcaption { font-size: .88rem; font-weight: 500; }
 .plots svg { display: block; width: 100%; height: auto; }
 .plots svg text { font-family: inherit !important; }
-.plots.one { grid-template-columns: minmax(0, 36rem); }
+.plots.one { grid-template-columns: minmax(0, 27rem); }
 @media (max-width: 44rem) {
   body { padding-top: 1.25rem; }
   ol.grid { grid-template-columns: repeat(auto-fill, minmax(3.6rem, 1fr)); }
@@ -128,7 +128,7 @@ def _numbers(numbers: list[Measured]) -> str:
         cautions = _cautions(protocol.cautions())
         place = listed.index(protocol) + 1
         rows.append(
-            f'<tr><th scope="row">{escape(row.name)} <span class="soft">{ARROWS[row.better]}</span></th>'
+            f'<tr><th scope="row"><span class="soft">{ARROWS[row.better]}</span> {escape(row.name)}</th>'
             f'<td class="value">{escape(value(row))}</td><td class="beside">{escape(beside(row))}</td>'
             f'<td class="of">{cautions or escape(counts(protocol))}'
             f'<a class="key" href="#protocol-{place}"><code>{escape(measured.key)}</code></a></td></tr>'

@@ -64,7 +64,7 @@ def markdown(contents: Contents, pictures: dict[str, str] | None = None) -> str:
 def _row(measured: Measured, place: int) -> str:
     row, protocol = measured.row, measured.protocol
     how_many = "; ".join(protocol.cautions()) or counts(protocol)
-    parts = [f"{row.name} {ARROWS[row.better]}", value(row), beside(row), how_many]
+    parts = [f"{ARROWS[row.better]} {row.name}", value(row), beside(row), how_many]
     return "| " + " | ".join([*map(_text, parts), f"`{measured.key}` ({place})"]) + " |"
 
 

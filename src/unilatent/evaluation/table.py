@@ -33,7 +33,7 @@ def table(numbers: list[Measured], title: str) -> Group:
     shown.add_column("by", no_wrap=True)
     listed = protocols(numbers)
     for measured in numbers:
-        name = Text(f"{measured.row.name} {ARROWS[measured.row.better]}")
+        name = Text(f"{ARROWS[measured.row.better]} {measured.row.name}")
         if cautions := measured.protocol.cautions():
             name.append("\n" + ", ".join(cautions), style="yellow")
         place = Text(f"[{listed.index(measured.protocol) + 1}]")
