@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,21 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples `start` to `start + B` of a request: their data, condition values and latents (B, K, D)."""
+    """Samples `start` to `start + B` of a request: their data, condition values and latents (B, K, D).
+
+    evaluations: how often the denoiser looked at each of them.
+    """
 
     start: int
     data: Any
     values: dict[str, Tensor]
     latents: Tensor
+    evaluations: float
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return len(self.latents)
 
 
 def sample(
@@ -48,35 +58,39 @@ def sample(
 
 @torch.no_grad()
 def sample_batches(
-    model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0,
+    model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0, stop: int | None = None,
     progress: Progress | None = None, **settings: Any,
 ) -> Iterator[Samples]:  # fmt: skip
-    """The same, batch by batch from sample `start` on; memory does not grow with `num`."""
+    """The same, batch by batch from sample `start` up to `stop` (None: `num`); memory does not grow with `num`."""
     num, batch_size, start = whole("num", num, 1), whole("batch_size", batch_size, 1), whole("start", start, 0)
     seed = whole("seed", seed, 0)
     chosen, given = split_settings(model.config.sampling, settings)
     values = model.conditions.parse(num, given)
-    for first in range(start, num, batch_size):
-        rows = range(first, min(first + batch_size, num))
+    stop = num if stop is None else min(stop, num)
+    for first in range(start, stop, batch_size):
+        rows = range(first, min(first + batch_size, stop))
         own = {key: value[rows.start : rows.stop].to(model.device) for key, value in values.items()}
         streams = Streams(("sample", seed, i) for i in rows)
         layout = model.modality.sample_layout(streams).to(model.device)
-        latents = sample_latents(model, own, layout, streams, chosen)
-        yield Samples(
-            first, move(model.decode(latents, layout, seed=seed, start=first), "cpu"), move(own, "cpu"), latents.cpu()
-        )
+        latents, evaluations = sample_latents(model, own, layout, streams, chosen)
+        data = move(model.decode(latents, layout, seed=seed, start=first), "cpu")
+        yield Samples(first, data, move(own, "cpu"), latents.cpu(), evaluations)
         if progress:
             progress(len(rows))
 
 
 def sample_latents(
     model: LatentModel, values: dict[str, Tensor], layout: Layout, streams: Streams, settings: SamplingConfig
-) -> Tensor:
-    """Latents (B, K, D) integrated from each stream's noise; layout: of the data tokens."""
+) -> tuple[Tensor, float]:
+    """Latents (B, K, D) integrated from each stream's noise, and how often the denoiser looked at each of them.
+
+    layout: of the data tokens.
+    """
     latent_layout = model.latent_layout(layout)
     n = len(streams)
     cond = model.conditions(values) if values else model.conditions.null(n)
-    denoise = guided_denoiser(model, cond, latent_layout, settings)
+    seen = Counter[str]()
+    denoise = guided_denoiser(model, cond, latent_layout, settings, seen)
     grid = times.grid(settings.num_inference_steps, settings.time_shift)
 
     def noise() -> Tensor:
@@ -84,16 +98,19 @@ def sample_latents(
         drawn = streams.normal(model.max_latents, model.latent_channels)
         return drawn[:, : latent_layout.num_tokens].to(model.device)
 
-    return find_solver(settings.solver)(denoise, noise(), grid, model.path, noise)
+    return find_solver(settings.solver)(denoise, noise(), grid, model.path, noise), seen["rows"] / n
 
 
-def guided_denoiser(model: LatentModel, cond: Conditioning, layout: Layout, settings: SamplingConfig) -> Denoise:
-    """denoise(z, t) under the settings' guidance."""
+def guided_denoiser(
+    model: LatentModel, cond: Conditioning, layout: Layout, settings: SamplingConfig, seen: Counter[str]
+) -> Denoise:
+    """denoise(z, t) under the settings' guidance; `seen` counts the rows that went through the network."""
     raw_first = settings.guidance_norm == "guidance_first"
     n = len(cond)
     layouts = {n: layout, 2 * n: layout.repeat(2)}
 
     def denoise(z: Tensor, t: float, cond: Conditioning) -> Tensor:
+        seen["rows"] += len(z)
         return model.denoise(z, t, cond, layouts[len(z)], finish=not raw_first)
 
     return classifier_free(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import Config as Settings
 from ..maths.streams import Streams, generator
+from ..records import Rows
 from ..types import Layout, Tokens, join
 
 
@@ -105,27 +106,73 @@ class Splits:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an evaluation table: a number, its unit and what to hold it against (name -> number)."""
+    """One number of an evaluation.
 
+    key: its short name for machines ("fid"); name: its name for people. better: "higher", "lower" or "same" (as what
+    stands beside it). beside: what to hold it against, name -> number. spread: standard deviation, where it has one.
+    """
+
+    key: str
     name: str
     value: float
     unit: str = ""
     better: str = "higher"
     beside: dict[str, float] = field(default_factory=dict)
+    spread: float | None = None
+
+
+class Space(ABC):
+    """A fixed view of samples that evaluation keeps of each one. It never sees the model."""
+
+    name: ClassVar[str]
+    weights: str | None = None
+    """SHA-256 of the weights that make it, known once it is prepared and fitted; numbers compare only where these are
+    equal. None without any."""
+    needs_download: ClassVar[bool] = False
+
+    def prepare(self, device: torch.device) -> None:
+        """Loads its weights, before it is used; ValueError names what is missing. Default: nothing."""
+        return None
+
+    def fit(self, train: Rows) -> None:
+        """Learns from what the spaces before it kept of real training samples. Default: nothing."""
+        return None
+
+    @abstractmethod
+    def __call__(self, data: Any) -> dict[str, Tensor]:
+        """A batch of Data, wherever it is, to what is kept of each sample: name -> (B, ...) on the CPU.
+
+        A sample's values do not depend on its batch, rounding aside. Nothing where it has nothing to say. ValueError on
+        samples that hold NaN.
+        """
+
+    def against(self, made: Any, data: Any) -> dict[str, Tensor]:
+        """Named tensors (B,) of reconstructions beside their originals. Default: none."""
+        return {}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a metric judges. Every set is (data, condition values); reconstructions pair with `held_out` row by row."""
+    """What a metric judges: what spaces kept of four sets, with condition values as tensors under their argument.
 
-    train: tuple[Any, dict[str, Tensor]]
-    held_out: tuple[Any, dict[str, Tensor]]
-    reconstructions: Any
-    samples: tuple[Any, dict[str, Tensor]]
+    train: real samples, the reference of distances; held_out: real ones that no training step saw; samples: new ones;
+    reconstructions: of `held_out`, row by row, with `Modality.errors` as tensors. Any of them may be missing.
+    """
+
+    train: Rows | None = None
+    held_out: Rows | None = None
+    samples: Rows | None = None
+    reconstructions: Rows | None = None
 
 
 class Metric(ABC):
-    """One judgement of a model's outputs by something the model never saw."""
+    """Numbers of one kind, by something the model never saw. Silent about what the evidence cannot show."""
+
+    space: str | None = None
+    """The Space whose tensors it reads; None: only `Modality.errors`."""
+    gives: tuple[str, ...] = ()
+    """Keys of its rows, some of which may be left out."""
+    track: str = "generation"
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> list[Row]: ...
@@ -150,26 +197,6 @@ class Raw(ABC):
     @abstractmethod
     def stamp(self, number: int) -> str:
         """What is known of a sample without reading it."""
-
-
-class Space(ABC):
-    """A fixed view of samples that evaluation keeps of each one: it never sees the model."""
-
-    name: ClassVar[str]
-    weights: str = "none"
-    """SHA-256 of its weights, known once it is prepared; numbers compare only where these are equal."""
-
-    def prepare(self, device: torch.device) -> None:
-        """Loads what it needs, to be called before it is used; ValueError names what is missing. Default: nothing."""
-        return None
-
-    @abstractmethod
-    def __call__(self, data: Any) -> dict[str, Tensor]:
-        """A batch of Data, wherever it is, to what is kept of each sample: name -> (B, ...) on the CPU.
-
-        A sample's values do not depend on its batch, rounding aside. ValueError on samples that hold NaN or that it is
-        not made for.
-        """
 
 
 class Modality(ABC):
@@ -251,8 +278,23 @@ class Modality(ABC):
         """The data that a DataConfig describes; ValueError names the path and the way out."""
 
     @abstractmethod
+    def spaces(self) -> list[Space]:
+        """Every view of samples that metrics of this modality read; each is prepared only when it is asked for."""
+
+    @abstractmethod
     def metrics(self) -> list[Metric]:
-        """Judges that need no download, run at the end of training when there is held-out data."""
+        """Every metric; those whose space needs no download run at the end of training."""
+
+    @property
+    @abstractmethod
+    def preprocessing(self) -> str:
+        """How samples from files are brought to the model, one word first ("adm centre crop, ..."): part of a
+        number's protocol."""
+
+    @property
+    @abstractmethod
+    def resolution(self) -> tuple[int, ...]:
+        """The size of a sample (pictures: height, width, channels)."""
 
     @abstractmethod
     def errors(self, made: Any, data: Any) -> dict[str, list[float]]:

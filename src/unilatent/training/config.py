@@ -63,7 +63,9 @@ class TrainingConfig(Config):
         steps out until there are more than N in a row. Either way it never reaches the weights.
     compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
     log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
-    num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation).
+    num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation), and every
+        evaluate_every steps (0: never) with evaluate_steps solver steps (None: the model's own).
+    best: key of the metric by which the best evaluated model is kept in best/; None keeps none.
     background_saving: go on training while a checkpoint is written; its state is first copied to CPU memory.
     bad_samples: share of the training set that may turn out unusable (and is replaced) before the run stops; one sample
         always may, unless it is 0.
@@ -101,6 +103,9 @@ class TrainingConfig(Config):
     keep_checkpoints: int = Field(default=3, ge=2)
     num_samples: int = Field(default=40, ge=1)
     evaluate_samples: int = Field(default=0, ge=0)
+    evaluate_every: int = Field(default=0, ge=0)
+    evaluate_steps: int | None = Field(default=None, ge=1)
+    best: str | None = None
     background_saving: bool = True
     bad_samples: float = Field(default=0.001, ge=0, le=1)
     workers: int = Field(default=0, ge=0)

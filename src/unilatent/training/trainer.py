@@ -24,7 +24,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..config import ConfigError
-from ..evaluation.judging import as_json, judge, table
+from ..evaluation.evaluate import Evaluation, Evaluator, Interrupted, Request
+from ..evaluation.table import is_better, table, write
 from ..faults import reach
 from ..files import read_json, write_json, write_text
 from ..maths.streams import Streams, seed_of
@@ -339,6 +340,8 @@ class Trainer:
             self._until_stopped(self._draw_if_possible)
         if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
             self._save()
+        if t.evaluate_every and self.step % t.evaluate_every == 0 and self.step < self.steps and self._can_evaluate:
+            self._evaluate(final=False)
 
     # What is looked at.
 
@@ -400,33 +403,88 @@ class Trainer:
         """The finished model, its pictures and its table; whether all of it was done before a stop was asked for."""
         if self.bad.indices:
             self.journal.say(self.bad.summary())
-        return self._until_stopped(self._publish)
+        if not self._until_stopped(self._publish):
+            return False
+        return not self._can_evaluate or self._evaluate(final=True)
+
+    @property
+    def _can_evaluate(self) -> bool:
+        return bool(self.training.evaluate_samples and len(self.splits.held_out))
 
     def _publish(self, model: LatentModel) -> None:
-        temporary = self.out / "model.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary)
-        shutil.rmtree(self.out / "model", ignore_errors=True)
-        temporary.rename(self.out / "model")
+        self._save_model(model, "model")
         if self.training.sample_every:
             self._draw_if_possible(model)
-        if self.training.evaluate_samples and len(self.splits.held_out):
-            self._judge(model)
         self.journal.say(f"finished: {self.out / 'model'}")
 
-    def _judge(self, model: LatentModel) -> None:
-        self.journal.say(f"judging {self.training.evaluate_samples} new samples and the held-out ones")
-        rows = judge(
-            model, self.splits, self.training.evaluate_samples, seed=self.config.seed, say=self.journal.say,
-            progress=self.stop.between_batches,
-        )  # fmt: skip
-        path = self.out / "eval" / f"step_{self.step:08d}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {"step": self.step, "samples": self.training.evaluate_samples, "rows": as_json(rows)})
-        title = f"{self.config.preset}, step {self.step}: {self.training.evaluate_samples} samples, " \
-                f"{len(self.splits.held_out)} held-out"  # fmt: skip
-        self.journal.bar.stop()
-        Console().print(table(rows, title))
+    def _evaluate(self, final: bool) -> bool:
+        """New samples and the held-out ones before every judge that needs no download; whether it was done before a
+        stop was asked for. All processes share the work, unless the model is cut up over them."""
+        t = self.training
+        self.journal.say(f"evaluating {t.evaluate_samples} new samples and the held-out ones")
+        request = Request(num_samples=t.evaluate_samples, num_reference=20_000, seed=self.config.seed, batch_size=250)
+        steps = None if final else t.evaluate_steps
+        done = True
+
+        def work(model: LatentModel) -> None:
+            nonlocal done
+            started = time.perf_counter()
+            evaluator = Evaluator(
+                model, self.splits, self.out / "eval" / "records", request, autocast=self._autocast,
+                processes=None if self.sharded else self.processes, num_inference_steps=steps,
+                stop=lambda: self.stop.received is not None,
+            )  # fmt: skip
+            try:
+                evaluation = evaluator.run()
+            except Interrupted:
+                done = False
+                return
+            finally:
+                if self.processes.is_main:
+                    evaluator.clear("samples", "reconstructions")
+            if self.processes.is_main:
+                self._tell(model, evaluation, final, time.perf_counter() - started)
+
+        with self._averaged() as model:
+            if self.sharded:
+                self.processes.on_main(lambda: work(model))
+            else:
+                work(model)
+        return not self.processes.highest(not done)
+
+    def _tell(self, model: LatentModel, evaluation: Evaluation, final: bool, seconds: float) -> None:
+        """An evaluation's file, table and numbers; and the model, if it is the best so far."""
+        about = {"preset": self.config.preset, "step": self.step, "fingerprint": model.fingerprint()}
+        write(evaluation, self.out / "eval" / f"step_{self.step:08d}.json", about, seconds)
+        numbers = {f"eval/{measured.key}": measured.row.value for measured in evaluation.numbers}
+        self.journal.log(self.step, numbers)
+        self.loggers.numbers(self.step, numbers)
+        if self.training.best is not None:
+            self._keep_best(model, evaluation, self.training.best)
+        if final:
+            self.journal.bar.stop()
+            title = f"{self.config.preset}, step {self.step}: {self.training.evaluate_samples} samples, " \
+                    f"{len(self.splits.held_out)} held-out"  # fmt: skip
+            Console().print(table(evaluation.numbers, title))
+
+    def _keep_best(self, model: LatentModel, evaluation: Evaluation, metric: str) -> None:
+        """best/, a model folder, and best.json: which step it is of, and the number that says so."""
+        measured = evaluation.find(metric)
+        path = self.out / "best.json"
+        if path.is_file():
+            before = read_json(path, "delete it")
+            if not is_better(measured.row, float(before["value"])):
+                return
+        self._save_model(model, "best")
+        write_json(path, {"step": self.step, "key": measured.key, "value": measured.row.value})
+        self.journal.say(f"best so far: {measured.key} {measured.row.value:.4g} at step {self.step}")
+
+    def _save_model(self, model: LatentModel, name: str) -> None:
+        temporary = self.out / f"{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        shutil.rmtree(self.out / name, ignore_errors=True)
+        temporary.rename(self.out / name)
 
     # The run folder.
 

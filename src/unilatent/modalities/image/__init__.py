@@ -15,12 +15,13 @@ from ...config import Config
 from ...maths.streams import Streams
 from ...shards.places import is_shards
 from ...types import Layout, Tokens, grid_layout
-from ..base import Metric, Modality, Raw, Splits
+from ..base import Metric, Modality, Raw, Space, Splits
 from . import data as files
-from . import losses, render, shards
+from . import fidelity, losses, render, shards, spaces
 from . import tokens as patches
 from .data import Frame, ImageData
 from .metrics import Judge, Reconstruction, psnr
+from .ssim import WINDOW, ssim
 
 SMALLEST_PERCEPTUAL = 32
 """Pixels a side below which VGG16's four poolings leave nothing to compare."""
@@ -39,6 +40,12 @@ class ImageConfig(Config):
     """Weight of LPIPS-VGG; needs three channels and sides of at least 32."""
     perceptual_weights: str | None = None
     """A local file with LPIPS's VGG16 weights; None downloads them once."""
+    inception_weights: str | None = None
+    """A local file with the FID Inception network of 2015-12-05; None downloads it once, when it is asked for."""
+    dinov2: str | None = None
+    """A local folder or hub id of the DINOv2 that evaluation may look through; None is the large one."""
+    clip: str | None = None
+    """A local folder or hub id of the CLIP that evaluation may look through; None is ViT-L/14 at 336."""
     flip: bool = True
     """Mirror training pictures left to right with probability 1/2; false where left and right differ (digits)."""
 
@@ -165,12 +172,39 @@ class Image(Modality):
             raise ValueError(f"--format: {chosen!r} is unknown; use {', '.join(shards.FORMATS)}")
         return shards.Pictures(source, shards.Encoding(size, chosen, quality))
 
+    def spaces(self) -> list[Space]:
+        """Every view of pictures; local weight files come from the evaluation settings of the configuration."""
+        c = self.config
+        return [
+            spaces.Pixels(),
+            spaces.ClassifierSpace(),
+            spaces.Perceptual(c.perceptual_weights),
+            spaces.Inception(c.inception_weights),
+            spaces.DINOv2(*[c.dinov2] if c.dinov2 else []),
+            spaces.CLIP(*[c.clip] if c.clip else []),
+        ]
+
     def metrics(self) -> list[Metric]:
-        return [Reconstruction(), Judge()]
+        return [
+            Reconstruction(), fidelity.PerceptualDistance(), fidelity.ReconstructionFidelity(), Judge(),
+            fidelity.Classifier(), fidelity.Fidelity(), fidelity.Semantic("dinov2", "DINOv2"),
+            fidelity.Semantic("clip", "CLIP"),
+        ]  # fmt: skip
+
+    @property
+    def preprocessing(self) -> str:
+        return "adm centre crop, 8 bits"
+
+    @property
+    def resolution(self) -> tuple[int, ...]:
+        return self.config.height, self.config.width, self.config.channels
 
     def errors(self, made: Tensor, data: Tensor) -> dict[str, list[float]]:
-        """Per picture: `psnr` in dB and `l1`, for data in [0, 1]."""
-        return {"psnr": psnr(made, data).tolist(), "l1": (made - data).abs().mean((1, 2, 3)).tolist()}
+        """Per picture: `psnr` in dB and `l1`, for data in [0, 1]; `ssim` where its window fits."""
+        found = {"psnr": psnr(made, data).tolist(), "l1": (made - data).abs().mean((1, 2, 3)).tolist()}
+        if min(data.shape[-2:]) >= WINDOW:
+            found["ssim"] = ssim(made, data).tolist()
+        return found
 
     def draw_grid(self, rows: Sequence[Tensor], path: Path, columns: int | None = None) -> None:
         """One PNG; rows longer than `columns` continue below, rows that belong together staying together."""

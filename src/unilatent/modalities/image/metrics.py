@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ...maths.frechet import frechet_distance_of
 from ...maths.streams import generator
 from ..base import Evidence, Metric, Row
-from .render import to_uint8
 
 MAX_VALUES = 3072
 """Largest C * H * W (32 x 32 RGB) at which distances between raw pixels still say something."""
 MAX_JUDGED_VALUES = 1024
 """Largest C * H * W (32 x 32 grey) that the kernel classifier is asked about: natural pictures are beyond it."""
+MAX_ROWS = 20_000
+"""Most pictures of a set that are compared pixel by pixel."""
 MAX_TRAINING = 5_000
 """Most training pictures that it is fitted to."""
 NOISE = 0.2
 
 
 class Reconstruction(Metric):
-    """PSNR of held-out pictures through the tokenizer, beside predicting the training pictures' mean for each."""
+    """PSNR, SSIM and absolute error of held-out pictures through the tokenizer, beside predicting the training mean."""
+
+    track = "reconstruction"
+    gives = ("psnr", "ssim", "l1")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        held_out = evidence.held_out[0]
-        if len(held_out) == 0:
+        made = evidence.reconstructions
+        if made is None or not len(made):
             return []
-        mean = evidence.train[0].float().mean(0, keepdim=True)
-        beside = {"training mean picture": float(psnr(mean.expand_as(held_out), held_out).mean())}
-        value = psnr(evidence.reconstructions, held_out).mean()
-        return [Row("PSNR of held-out reconstructions", float(value), "dB", "higher", beside)]
+        beside = {}
+        if evidence.train is not None and evidence.held_out is not None and "pixels" in evidence.train:
+            mean = evidence.train.moments("pixels")[0] / 255  # (D,)
+            held_out = evidence.held_out["pixels"].double() / 255
+            beside = {"training mean picture": float((-10 * (held_out - mean).square().mean(1).log10()).mean())}
+        rows = [
+            Row("psnr", "PSNR of held-out reconstructions", 0.0, "dB", "higher", beside),
+            Row("ssim", "SSIM of held-out reconstructions", 0.0, "", "higher"),
+            Row("l1", "absolute error of held-out reconstructions", 0.0, "", "lower"),
+        ]
+        return [replace(row, value=float(made[row.key].double().mean())) for row in rows if row.key in made]
 
 
 class Judge(Metric):
-    """Generated pictures against real ones: a classifier, spread, distances. Silent where pixels cannot tell."""
+    """Generated pictures against real ones, in pixels: a classifier, spread, distances."""
+
+    space = "pixels"
+    gives = ("judge_accuracy", "recognised", "spread", "frechet_pixels", "nearest", "identical_pairs")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        train, held_out, samples = (_flat(part[0]) for part in (evidence.train, evidence.held_out, evidence.samples))
-        if train.shape[1] > MAX_VALUES or min(len(train), len(held_out), len(samples)) < 2:
+        sets = (evidence.train, evidence.held_out, evidence.samples)
+        if any(rows is None or len(rows) < 2 or "pixels" not in rows for rows in sets):
             return []
-        if not samples.isfinite().all():
-            raise ValueError("samples: some hold NaN or infinity; the model that made them has diverged")
-        labels = [_labels(part[1]) for part in (evidence.train, evidence.held_out, evidence.samples)]
+        train, held_out, samples = (rows.first("pixels", MAX_ROWS).float() / 255 for rows in sets if rows is not None)
+        labels = [rows.first("labels", MAX_ROWS) if "labels" in rows else None for rows in sets if rows is not None]
         train_labels, held_out_labels, asked = labels
         rows = []
         if train_labels is not None and held_out_labels is not None and asked is not None:
@@ -52,7 +67,9 @@ class Judge(Metric):
         rows.append(_frechet_row(train, train_labels, held_out, samples, asked))
         rows.append(_nearest_row(train, held_out, samples))
         pairs = {"held-out real": float(identical_pairs(held_out))}
-        rows.append(Row("identical pairs among samples", float(identical_pairs(samples)), "", "lower", pairs))
+        rows.append(
+            Row("identical_pairs", "identical pairs among samples", float(identical_pairs(samples)), "", "lower", pairs)
+        )
         return rows
 
 
@@ -72,8 +89,8 @@ def recognition(
     real = 100 * float((judge.predict(held_out.numpy()) == held_out_labels.numpy()).mean())
     agreed = 100 * float((judge.predict(samples.numpy()) == asked.numpy()).mean())
     return [
-        Row("judge accuracy on held-out real", real, "%"),
-        Row("recognised as the class asked for", agreed, "%", "higher", {"held-out real": real}),
+        Row("judge_accuracy", "judge accuracy on held-out real", real, "%"),
+        Row("recognised", "recognised as the class asked for", agreed, "%", "higher", {"held-out real": real}),
     ]
 
 
@@ -84,7 +101,7 @@ def spread(train: Tensor, train_labels: Tensor, samples: Tensor, asked: Tensor) 
     if real == 0:
         return []
     value = 100 * within_class_std(samples, asked, classes) / real
-    return [Row("within-class std / real", value, "%", "same", {"real": 100.0})]
+    return [Row("spread", "within-class std / real", value, "%", "same", {"real": 100.0})]
 
 
 def within_class_std(pixels: Tensor, labels: Tensor, classes: list[Tensor]) -> float:
@@ -94,8 +111,7 @@ def within_class_std(pixels: Tensor, labels: Tensor, classes: list[Tensor]) -> f
 
 def identical_pairs(pixels: Tensor) -> int:
     """How many pairs of rows (N, D) are the same picture once written with 8 bits."""
-    levels = torch.from_numpy(to_uint8(pixels[:, None, None])[:, 0, :, 0].copy())
-    counts = levels.unique(dim=0, return_counts=True)[1]
+    counts = (pixels * 255).round().to(torch.uint8).unique(dim=0, return_counts=True)[1]
     return int((counts * (counts - 1) // 2).sum())
 
 
@@ -118,17 +134,12 @@ def _frechet_row(
         copies = torch.stack([means[int(c)] for c in asked])
         beside["class means"] = frechet_distance_of(copies, held_out)
     beside[f"train + noise {NOISE}"] = frechet_distance_of(some + NOISE * noise, held_out)
-    return Row("Frechet distance (raw pixels)", frechet_distance_of(samples, held_out), "", "lower", beside)
+    return Row(
+        "frechet_pixels", "Frechet distance (raw pixels)", frechet_distance_of(samples, held_out), "", "lower", beside
+    )
 
 
 def _nearest_row(train: Tensor, held_out: Tensor, samples: Tensor) -> Row:
     beside = {"held-out real": nearest_distance(held_out, train)}
-    return Row("nearest training picture, distance", nearest_distance(samples, train), "", "same", beside)
-
-
-def _flat(data: Tensor) -> Tensor:
-    return data.detach().float().cpu().flatten(1)  # (B, D)
-
-
-def _labels(values: dict[str, Tensor]) -> Tensor | None:
-    return values["labels"].detach().cpu() if "labels" in values else None
+    value = nearest_distance(samples, train)
+    return Row("nearest", "nearest training picture, distance", value, "", "same", beside)

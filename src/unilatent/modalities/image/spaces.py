@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ...maths.streams import generator
 from ...nets.inception import PUBLISHED, InceptionV3
 from ...pretrained import fetch, offline
+from ...records import Rows
 from ..base import Space
+from . import losses
 from .metrics import MAX_VALUES
 from .render import to_uint8
 
@@ -39,15 +41,14 @@ def levels(pictures: Tensor) -> Tensor:
 
 
 class Pixels(Space):
-    """`pixels` (B, C * H * W) uint8, in (channel, row, column) order. Only for small pictures, where distances between
-    them still say something: ValueError beyond 3072 values."""
+    """`pixels` (B, C * H * W) uint8, in (channel, row, column) order. Only of pictures of at most 3072 values, where
+    distances between them still say something."""
 
     name = "pixels"
 
     def __call__(self, data: Tensor) -> dict[str, Tensor]:
-        values = data[0].numel() if len(data) else 0
-        if values > MAX_VALUES:
-            raise ValueError(f"the space {self.name} is for pictures of at most {MAX_VALUES} values, got {values}")
+        if len(data) and data[0].numel() > MAX_VALUES:
+            return {}
         return {"pixels": levels(data).flatten(1)}
 
 
@@ -58,6 +59,7 @@ class Inception(Space):
     """
 
     name = "inception"
+    needs_download = True
 
     def __init__(self, weights: str | None = None, resize: str = "tf1"):
         """weights: a local file, or None for the cached download. resize: "tf1", as the original graph and
@@ -82,6 +84,7 @@ class Transformer(Space):
     own mean and deviation. `weights` is the SHA-256 of the network's tensors, whatever files they came in.
     """
 
+    needs_download = True
     network_class: ClassVar[str]
     feature: ClassVar[str]
     """The output that is kept, (B, D)."""
@@ -166,7 +169,8 @@ class CLIP(Transformer):
 
 
 class ClassifierSpace(Space):
-    """`hidden` (B, 64) and `probabilities` (B, classes) of a small perceptron that knows real labelled pictures.
+    """`hidden` (B, 64), `probabilities` (B, classes) and the `chosen` label of a small perceptron that knows real
+    labelled pictures.
 
     For data sets of small pictures, where Inception has nothing to say. It depends on the training data, so its
     numbers compare only under the same `weights`, the SHA-256 of the fitted coefficients: other processors and
@@ -175,25 +179,19 @@ class ClassifierSpace(Space):
 
     name = "classifier"
 
-    def __init__(self, pictures: Tensor, labels: Tensor):
-        """pictures: real training ones (N, C, H, W) in [0, 1]; labels: (N,) integers, at least two different ones.
-        Beyond 10,000 a fixed random choice of them is used."""
-        if len(pictures) != len(labels):
-            raise ValueError(f"the space {self.name}: {len(pictures)} pictures, {len(labels)} labels")
-        if len(pictures) and pictures[0].numel() > MAX_VALUES:
-            raise ValueError(
-                f"the space {self.name} is for pictures of at most {MAX_VALUES} values, got {pictures[0].numel()}"
-            )
-        if len(labels.unique()) < 2:
-            raise ValueError(f"the space {self.name} needs pictures of at least 2 classes, got {len(labels.unique())}")
-        chosen = torch.randperm(len(pictures), generator=generator(self.name, "subset"))[:MAX_FITTED]
-        self.pictures, self.labels = pictures[chosen], labels[chosen]
+    classes: Tensor | None = None
+    """The label of each column of `probabilities`; None before it is fitted."""
 
-    def prepare(self, device: torch.device) -> None:
-        """Fits it, on the CPU."""
+    def fit(self, train: Rows) -> None:
+        """To real `pixels` and `labels`, on the CPU; where there are none, or of one class, it stays silent. Beyond
+        10,000 pictures a fixed random choice of them is used."""
+        if "pixels" not in train or "labels" not in train or len(train["labels"].unique()) < 2:
+            return
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
+        chosen = torch.randperm(len(train), generator=generator(self.name, "subset"))[:MAX_FITTED]
+        pictures, labels = train["pixels"][chosen].float() / 255, train["labels"][chosen]
         classifier = MLPClassifier(
             hidden_layer_sizes=(HIDDEN,), activation="relu", solver="adam", alpha=1e-4, batch_size=200,
             learning_rate_init=1e-3, max_iter=100, tol=1e-4, n_iter_no_change=10, random_state=0,
@@ -201,9 +199,8 @@ class ClassifierSpace(Space):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # 100 passes are the setting, not a failure
             warnings.filterwarnings("ignore", message="Got `batch_size` less than 1 or larger than sample size")
-            classifier.fit(_unit(self.pictures).numpy(), self.labels.cpu().numpy())
+            classifier.fit(pictures.numpy(), labels.numpy())
         self.classes = torch.from_numpy(classifier.classes_)
-        """The label of each column of `probabilities`."""
         self.hidden, self.output = (
             _linear(*pair) for pair in zip(classifier.coefs_, classifier.intercepts_, strict=True)
         )
@@ -211,11 +208,14 @@ class ClassifierSpace(Space):
 
     @torch.no_grad()
     def __call__(self, data: Tensor) -> dict[str, Tensor]:
+        if self.classes is None or (len(data) and data[0].numel() > MAX_VALUES):
+            return {}
         hidden = self.hidden(_unit(data).double()).relu()  # (B, 64)
         scores = self.output(hidden)  # (B, classes); of two classes, only the second one's
         if scores.shape[1] == 1:
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
-        return {"hidden": hidden.float(), "probabilities": scores.softmax(1).float()}
+        chosen = self.classes[scores.argmax(1)]
+        return {"hidden": hidden.float(), "probabilities": scores.softmax(1).float(), "chosen": chosen}
 
 
 def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
@@ -245,3 +245,27 @@ def fingerprint(network: nn.Module) -> str:
 def _unit(pictures: Tensor) -> Tensor:
     """8-bit pictures in [0, 1], flattened, (B, C * H * W) float32."""
     return levels(pictures).flatten(1).float() / 255
+
+
+class Perceptual(Space):
+    """`lpips` (B,) of reconstructions beside their originals, by LPIPS-VGG."""
+
+    name = "lpips"
+    needs_download = True
+
+    def __init__(self, weights: str | None = None):
+        """weights: a local file with VGG16's, or None for the cached download."""
+        self.file = weights
+
+    def prepare(self, device: torch.device) -> None:
+        self.network = losses.lpips(self.file, device)
+        self.weights = fingerprint(self.network)
+        self.device = device
+
+    def __call__(self, data: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    @torch.no_grad()
+    def against(self, made: Tensor, data: Tensor) -> dict[str, Tensor]:
+        a, b = (colours(levels(x)).to(self.device).float() / 127.5 - 1 for x in (made, data))
+        return {"lpips": self.network(a, b).float().cpu().flatten()}

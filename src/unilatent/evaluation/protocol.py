@@ -1,0 +1,87 @@
+"""How a number was made: everything that could make it differ between two models that are equally good."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from ..config import Config
+
+ENOUGH = 10_000
+"""Samples below which a distance between distributions says mostly how many samples there were."""
+Track = Literal["generation", "reconstruction"]
+
+
+class Balance(Config):
+    """How often each condition value was asked for. counts: smallest and largest, over `values` different ones."""
+
+    values: int
+    smallest: int
+    largest: int
+
+    @property
+    def even(self) -> bool:
+        return self.largest - self.smallest <= 1
+
+
+class Protocol(Config):
+    """The protocol of one number.
+
+    reference: what it is held against; reference_data: a hash of it. preprocessing: how pictures came to their size.
+    space, weights: the feature space and the checksum of its weights; None where there is no network.
+    sampling: solver, steps, guidance; None for a reconstruction. nfe: evaluations of the denoiser for each sample.
+    """
+
+    track: Track
+    num_samples: int
+    reference: str
+    reference_data: str
+    num_reference: int
+    preprocessing: str
+    resolution: tuple[int, ...]
+    space: str | None = None
+    weights: str | None = None
+    balance: dict[str, Balance] = Field(default_factory=dict)
+    sampling: dict[str, Any] | None = None
+    nfe: float | None = None
+    seed: int = 0
+    precision: str = "fp32"
+
+    def key(self, metric: str) -> str:
+        """The metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; time as in this package, t = 1 noise."""
+        parts = [f"{metric}{_count(self.num_samples)}", self.preprocessing.split(" ")[0]]
+        if self.sampling is not None:
+            s = self.sampling
+            parts.append(f"{s['solver']}-{s['num_inference_steps']}")
+            low, high = s["guidance_interval"]
+            interval = "" if (low, high) == (0, 1) else f"[{low:g},{high:g}]"
+            parts.append(f"cfg{s['guidance_scale']:g}{interval}" if s["guidance_scale"] != 1 else "cfg1")
+        return "/".join(parts)
+
+    def cautions(self) -> list[str]:
+        """What must be said wherever the number is shown."""
+        lines = []
+        if self.space is not None and self.num_samples < ENOUGH:
+            lines.append(f"n = {self.num_samples:,}")
+        if self.space is not None and 0 < self.num_reference < ENOUGH:
+            lines.append(f"reference n = {self.num_reference:,}")
+        lines += [f"{name} not evenly drawn" for name, balance in self.balance.items() if not balance.even]
+        return lines
+
+    def differences(self, other: Self) -> list[tuple[str, Any, Any]]:
+        """(field, own, other) wherever two protocols differ, the seed apart."""
+        a, b = _flat(self.plain()), _flat(other.plain())
+        keys = [key for key in {**a, **b} if key not in ("seed", "nfe")]
+        return [(key, a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def _count(n: int) -> str:
+    return f"{n // 1000}k" if n >= 1000 and n % 1000 == 0 else str(n)

@@ -1,0 +1,130 @@
+"""Distances between generated and real pictures in a feature space (`spaces`)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...maths.fidelity import density_coverage, inception_score, kernel_distance, precision_recall
+from ...maths.frechet import frechet_distance
+from ...records import Rows
+from ..base import Evidence, Metric, Row
+
+MANIFOLD = 10_000
+"""First samples and first real ones whose neighbourhoods precision, recall, density and coverage compare."""
+KERNEL = 10_000
+"""First ones of both sets that the subsets of the kernel distance are drawn from."""
+
+
+class Fidelity(Metric):
+    """FID, sFID, KID, Inception Score, precision, recall, density and coverage, against the reference."""
+
+    space = "inception"
+    gives = ("fid", "sfid", "kid", "is", "precision", "recall", "density", "coverage")
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        real, made = evidence.train, evidence.samples
+        if real is None or made is None or len(made) < 2:
+            return []
+        rows = [Row("fid", "FID", distance(real, made, "pool"), "", "lower")]
+        if knows(real, "spatial"):
+            rows.append(Row("sfid", "sFID", distance(real, made, "spatial"), "", "lower"))
+        probabilities = made["logits_unbiased"].double().softmax(1)
+        score = inception_score(probabilities) if len(made) >= 10 else None
+        if score is not None:
+            rows.append(Row("is", "Inception Score", score.mean, "", "higher", {}, score.std))
+        if "pool" in real:
+            kernel = kernel_distance(real.first("pool", KERNEL), made.first("pool", KERNEL))
+            rows.append(Row("kid", "KID", kernel.mean, "", "lower", {}, kernel.std))
+            rows += manifold(real.first("pool", MANIFOLD), made.first("pool", MANIFOLD))
+        return rows
+
+
+class ReconstructionFidelity(Metric):
+    """rFID: the Frechet distance of reconstructions to their own originals."""
+
+    space = "inception"
+    track = "reconstruction"
+    gives = ("rfid",)
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        real, made = evidence.held_out, evidence.reconstructions
+        if real is None or made is None or len(made) < 2:
+            return []
+        return [Row("rfid", "rFID", distance(real, made, "pool"), "", "lower")]
+
+
+class Classifier(Metric):
+    """Distances in the hidden units of a small classifier of this data set, and what it says of the samples. Its
+    numbers compare only within one data set: none of them is an Inception number."""
+
+    space = "classifier"
+    gives = ("frechet_classifier", "classified")
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        train, held_out, made = evidence.train, evidence.held_out, evidence.samples
+        if train is None or made is None or len(made) < 2 or "hidden" not in made:
+            return []
+        beside, agreed = {}, {}
+        if held_out is not None and len(held_out) > 1 and "hidden" in held_out:
+            beside = {"held-out real": distance(train, held_out, "hidden")}
+            agreed = {"held-out real": agreement(held_out)}
+        value = distance(train, made, "hidden")
+        rows = [Row("frechet_classifier", "Frechet distance (classifier features)", value, "", "lower", beside)]
+        if "labels" in made:
+            name = "the perceptron agrees with the class asked for"
+            rows.append(Row("classified", name, agreement(made), "%", "higher", agreed))
+        return rows
+
+
+class Semantic(Metric):
+    """The Frechet distance in another network's features."""
+
+    def __init__(self, space: str, title: str):
+        self.space, self.title = space, title
+        self.gives = (f"fd_{space}",)
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        assert self.space is not None
+        if evidence.train is None or evidence.samples is None or len(evidence.samples) < 2:
+            return []
+        value = distance(evidence.train, evidence.samples, self.space)
+        return [Row(self.gives[0], f"Frechet distance ({self.title})", value, "", "lower")]
+
+
+class PerceptualDistance(Metric):
+    """LPIPS of held-out pictures through the tokenizer."""
+
+    space = "lpips"
+    track = "reconstruction"
+    gives = ("lpips",)
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        made = evidence.reconstructions
+        if made is None or not len(made):
+            return []
+        return [Row("lpips", "LPIPS (VGG) of held-out reconstructions", float(made["lpips"].mean()), "", "lower")]
+
+
+def distance(real: Rows, made: Rows, name: str) -> float:
+    """Frechet distance from moments, which are read in pieces."""
+    return frechet_distance(real.moments(name), made.moments(name))
+
+
+def knows(rows: Rows, name: str) -> bool:
+    """Whether a set's moments of a tensor can be had."""
+    return name in rows or name in rows.known_moments
+
+
+def manifold(real: Tensor, made: Tensor) -> list[Row]:
+    """Precision and recall (k = 3), density and coverage (k = 5); nothing for sets too small to have neighbours."""
+    if min(len(real), len(made)) < 6:
+        return []
+    precision, recall = precision_recall(real, made)
+    density, coverage = density_coverage(real, made)
+    values = {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
+    return [Row(key, key, float(value), "", "higher") for key, value in values.items()]
+
+
+def agreement(rows: Rows) -> float:
+    """Percent of pictures that the classifier takes for what they should be."""
+    return 100 * float((rows["chosen"] == rows["labels"]).double().mean())
