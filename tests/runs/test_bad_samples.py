@@ -409,4 +409,4 @@ def test_f30_fewer_samples_than_a_batch_or_than_processes_do_not_hang(tmp_path: 
         "training.micro_batch_size=2", "training.evaluate_samples=3", "training.sample_every=3", "conditions={}",
     )  # fmt: skip
     assert code == 0, out[-3000:]
-    assert json.loads((tmp_path / "run" / "eval" / "step_00000006.json").read_text())["rows"]
+    assert json.loads((tmp_path / "run" / "eval" / "step_00000006.json").read_text())["numbers"]

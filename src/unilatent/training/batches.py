@@ -312,3 +312,30 @@ def try_samples(dataset: Dataset, seed: int, count: int, all_usable: bool = Fals
     if bad and (all_usable or not usable):
         raise ValueError(bad[0])
     return usable
+
+
+def spread_evenly(dataset: Dataset, rows: range, count: int) -> Iterator[tuple[Sample, str | None]]:
+    """Samples `rows` of `count` that lie evenly over a data set (of a stream: its first ones), each a function of its
+    number alone.
+
+    One that cannot be used gives its place to the next usable one, and comes with what was wrong with it (else None).
+    ValueError where 16 in a row cannot be used.
+    """
+    size = count if isinstance(dataset, Stream) else len(dataset)
+    stream = iter(_Row(dataset, 0, [rows])) if isinstance(dataset, Stream) else None
+    for row in rows:
+        sample, bad = next(stream) if stream is not None else _next_usable(dataset, row * size // count)
+        if sample is None:
+            raise ValueError(f"data: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}")
+        yield sample, bad[0].message if bad else None
+
+
+def _next_usable(dataset: Dataset, index: int) -> Found:
+    bad: list[Bad] = []
+    for attempt in range(ATTEMPTS):
+        at = (index + attempt) % len(dataset)
+        try:
+            return dataset[at], bad
+        except BadSample as error:
+            bad.append(Bad(at, index, str(error)))
+    return None, bad

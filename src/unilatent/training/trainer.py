@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..config import ConfigError
-from ..evaluation.evaluate import Evaluation, Evaluator, Interrupted, Request
+from ..evaluation.evaluate import Evaluation, Evaluator, Interrupted, Request, choose_metrics
 from ..evaluation.table import is_better, table, write
 from ..faults import reach
 from ..files import read_json, write_json, write_text
@@ -92,6 +92,7 @@ class Trainer:
         self.sharded = self.training.shard and self.processes.world > 1
         self._refuse_uneven_shards()
         check_loggers(self.training.loggers)
+        self._refuse_unknown_best(modality)
         self.checkpoint = self._find_checkpoint(resume)
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
@@ -143,6 +144,8 @@ class Trainer:
             self.alarms = Alarms(self.steps, min(self.model.latent_channels, self.training.batch_size - 1))
             self.alarms.replay(self.out / "metrics.jsonl")
             self._announce()
+            if self.processes.highest(self._was_cut_short):
+                self._evaluate(final=False)
             with self._data() as micro:
                 for _ in self._steps(micro):
                     self._once_in_a_while()
@@ -340,7 +343,7 @@ class Trainer:
             self._until_stopped(self._draw_if_possible)
         if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
             self._save()
-        if t.evaluate_every and self.step % t.evaluate_every == 0 and self.step < self.steps and self._can_evaluate:
+        if self._evaluation_is_due:
             self._evaluate(final=False)
 
     # What is looked at.
@@ -411,6 +414,21 @@ class Trainer:
     def _can_evaluate(self) -> bool:
         return bool(self.training.evaluate_samples and len(self.splits.held_out))
 
+    @property
+    def _evaluation_is_due(self) -> bool:
+        """Between two steps; the one at the end is another matter."""
+        every = self.training.evaluate_every
+        return bool(every and 0 < self.step < self.steps and self.step % every == 0 and self._can_evaluate)
+
+    @property
+    def _was_cut_short(self) -> bool:
+        """Whether the run was stopped after saving this step and before evaluating it."""
+        return self._evaluation_is_due and not self._numbers_file.is_file()
+
+    @property
+    def _numbers_file(self) -> Path:
+        return self.out / "eval" / f"step_{self.step:08d}.json"
+
     def _publish(self, model: LatentModel) -> None:
         self._save_model(model, "model")
         if self.training.sample_every:
@@ -439,10 +457,8 @@ class Trainer:
             except Interrupted:
                 done = False
                 return
-            finally:
-                if self.processes.is_main:
-                    evaluator.clear("samples", "reconstructions")
             if self.processes.is_main:
+                evaluator.clear("samples", "reconstructions")
                 self._tell(model, evaluation, final, time.perf_counter() - started)
 
         with self._averaged() as model:
@@ -455,7 +471,7 @@ class Trainer:
     def _tell(self, model: LatentModel, evaluation: Evaluation, final: bool, seconds: float) -> None:
         """An evaluation's file, table and numbers; and the model, if it is the best so far."""
         about = {"preset": self.config.preset, "step": self.step, "fingerprint": model.fingerprint()}
-        write(evaluation, self.out / "eval" / f"step_{self.step:08d}.json", about, seconds)
+        write(evaluation, self._numbers_file, about, seconds)
         numbers = {f"eval/{measured.key}": measured.row.value for measured in evaluation.numbers}
         self.journal.log(self.step, numbers)
         self.loggers.numbers(self.step, numbers)
@@ -469,12 +485,16 @@ class Trainer:
 
     def _keep_best(self, model: LatentModel, evaluation: Evaluation, metric: str) -> None:
         """best/, a model folder, and best.json: which step it is of, and the number that says so."""
-        measured = evaluation.find(metric)
         path = self.out / "best.json"
-        if path.is_file():
-            before = read_json(path, "delete it")
-            if not is_better(measured.row, float(before["value"])):
-                return
+        try:
+            measured = evaluation.find(metric)
+            before = read_json(path, "delete it") if path.is_file() and (self.out / "best").is_dir() else None
+            better = before is None or is_better(measured.row, float(before["value"]))
+        except (ValueError, KeyError, TypeError) as error:
+            self.journal.warn("best", f"the best model is not kept: {first_line(error)}")
+            return
+        if not better or not math.isfinite(measured.row.value):
+            return
         self._save_model(model, "best")
         write_json(path, {"step": self.step, "key": measured.key, "value": measured.row.value})
         self.journal.say(f"best so far: {measured.key} {measured.row.value:.4g} at step {self.step}")
@@ -548,6 +568,8 @@ class Trainer:
         lines += [f"note: {line}" for line in unreachable(t.schedule, self.steps, self.samples / t.batch_size)]
         if t.ema_decay and 1 / (1 - t.ema_decay) > self.steps:
             lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
+        if t.best is not None and not self._can_evaluate:
+            lines.append("note: training.best does nothing without training.evaluate_samples and data.held_out")
         if t.batch_size > self.samples:
             lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.amount} training samples")
         if t.shard and not self.sharded:
@@ -674,6 +696,13 @@ class Trainer:
                     module.compile()
         if self.sharded:
             shard(self.model, self.device, self.processes.world)
+
+    def _refuse_unknown_best(self, modality: Modality) -> None:
+        """A metric that no evaluation of this run will measure."""
+        best = self.training.best
+        known = [key for metric in choose_metrics(modality, ()) for key in metric.gives]
+        if best is not None and best not in known:
+            raise ConfigError(f"training.best: {best!r} is not measured while training; there are {', '.join(known)}")
 
     def _refuse_uneven_shards(self) -> None:
         """Processes that pass unlike numbers of micro-batches would wait for each other's blocks for ever."""
