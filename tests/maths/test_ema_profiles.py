@@ -109,7 +109,7 @@ WANTED = [
 
 @pytest.mark.parametrize("wanted", WANTED)
 def test_others_are_put_together(wanted: Profile) -> None:
-    """The error that is said is the one of the summed profiles, integrated; it is small; weights that stood still do."""
+    """The error that is said is that of the summed profiles, integrated; it is small."""
     found, error = coefficients(STORED, wanted)
     t = midpoints(END)
     target = density(wanted, t)
@@ -150,7 +150,7 @@ def tracked_exponential(weights: Tensor, decay: float) -> Tensor:
 
 
 def test_a_trajectory_of_weights_end_to_end() -> None:
-    """From float32 snapshots of two profiles, other averages of the same weights to within 1 % of directly kept ones."""
+    """From float32 snapshots of two profiles, other averages to within 1 % of directly kept ones."""
     weights = trajectory()
     kept = {length: tracked(weights, gamma_of(length)) for length in LENGTHS}
     snapshots = torch.stack([kept[s][at - 1] for at in range(100, END + 1, 100) for s in LENGTHS]).double()

@@ -137,7 +137,8 @@ class Evaluator:
         """Every number; each process computes all of them from the same records."""
         train = self._reference()
         held_out = self._real(self.splits.held_out, self.request.num_held_out) if self.splits else None
-        reconstructions = self._reconstructions(held_out) if held_out is not None and len(held_out) else None
+        reconstructs = any(metric.track == "reconstruction" for metric in self.metrics)
+        reconstructions = self._reconstructions(held_out) if reconstructs and held_out else None
         samples, nfe = self._samples() if self.request.num_samples else (None, None)
         evidence = Evidence(train, held_out, samples, reconstructions)
         numbers = []

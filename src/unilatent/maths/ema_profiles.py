@@ -2,8 +2,8 @@
 "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696, section 3 and appendix C).
 
 A profile is a density over training time in steps, zero after its `end`; the average it stands for is the integral of
-the weights under it, those of step i being held over (i - 1, i]. Averages of some profiles, snapshots of them at several
-ends, and a little algebra give the average of nearly any other. All in float64.
+the weights under it, those of step i being held over (i - 1, i]. Snapshots of the averages of some profiles at several
+ends, and a little algebra, give the average of nearly any other. All in float64.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def gamma_of(sigma_rel: float) -> float:
     """
     if not 0 < sigma_rel <= LONGEST:
         raise ValueError(
-            f"sigma_rel: {sigma_rel!r} is no relative length of a power profile; give more than 0, at most {LONGEST:.4f}"
+            f"sigma_rel: {sigma_rel!r} is no power profile's relative length; give more than 0, at most {LONGEST:.4f}"
         )
     s = sigma_rel**-2
     p = (16 - s) - 49 / 3

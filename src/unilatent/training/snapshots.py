@@ -87,13 +87,13 @@ class Snapshots:
         Sums in float64 and holds one file at a time.
         """
         found, error = coefficients([stored.profile for stored in self.stored], wanted)
+        shares = {(stored.path, stored.length): float(c) for c, stored in zip(found, self.stored, strict=True)}
         total: dict[str, Tensor] = {}
         for path in dict.fromkeys(stored.path for stored in self.stored):
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():
+                for name in list(file.keys()):
                     length, _, parameter = name.partition("/")
-                    share = self._share(found, path, length)
-                    if share:
+                    if share := shares[path, length]:
                         tensor = file.get_tensor(name).double() * share
                         total[parameter] = total[parameter].add_(tensor) if parameter in total else tensor
         return {name: tensor.float() for name, tensor in total.items()}, error
@@ -109,13 +109,6 @@ class Snapshots:
                 parameter.copy_(weights[name])
         return error
 
-    def _share(self, found: Tensor, path: Path, length: str) -> float:
-        return sum(
-            float(c)
-            for c, stored in zip(found, self.stored, strict=True)
-            if stored.path == path and stored.length == length
-        )
-
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_").partition(".")[0])
@@ -125,6 +118,6 @@ def _lengths(path: Path) -> list[str]:
     """Of a snapshot; ValueError names a file that is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return sorted({name.partition("/")[0] for name in file.keys()})
+            return sorted({name.partition("/")[0] for name in list(file.keys())})
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error}); delete it, the others can do without") from None
