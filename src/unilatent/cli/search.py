@@ -223,7 +223,9 @@ def _finish(search: Search, model: str) -> None:
     from ..evaluation.table import number
 
     best = search.best
-    table = Table(search.over, f"{search.metric} ({search.better} is better)", "", title=best.key, title_justify="left")
+    table = Table(
+        search.over, f"{search.metric} ({search.better} is better)", "", title=search.title, title_justify="left"
+    )
     for point in sorted(search.points, key=lambda point: point.at if isinstance(point.at, tuple) else (point.at,)):
         spread = "" if point.spread is None else f" ± {number(point.spread)}"
         notes = ["best"] if point is best else []

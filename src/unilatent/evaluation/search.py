@@ -168,6 +168,15 @@ class Search:
         return min(self.points, key=lambda point: point.value if self.better == "lower" else -point.value)
 
     @property
+    def title(self) -> str:
+        """The best number's full name, with what must be said wherever it is shown."""
+        return "; ".join([self.best.key, *self._cautions])
+
+    @property
+    def _cautions(self) -> list[str]:
+        return Protocol.parse(self.protocol).cautions()
+
+    @property
     def at_the_end(self) -> bool:
         """Whether the best is the lowest or highest value looked at, beyond which there may be a better one."""
         values = sorted(point.at for point in self.points if isinstance(point.at, float))
@@ -197,6 +206,7 @@ class Search:
         write_json(self.path, {
             "format_version": FORMAT, **self.about, "better": self.better, "protocol": self.protocol,
             "points": [self._plain(point) for point in self.points], "best": self._plain(self.best),
+            "cautions": self._cautions,
             "seconds": round(sum(point.seconds for point in self.points), 2),
         })  # fmt: skip
 
@@ -258,7 +268,7 @@ def draw(search: Search, path: Path) -> None:
     panel.margins(x=0.08, y=0.12)
     panel.grid(alpha=0.25)
     panel.set_ylabel(f"{search.metric} ({search.better} is better)")
-    panel.set_title(best.key, fontsize=9, loc="left")
+    panel.set_title(search.title, fontsize=9, loc="left")
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     FigureCanvasAgg(figure).print_figure(temporary, dpi=110)
     temporary.replace(path)
