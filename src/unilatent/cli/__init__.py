@@ -18,6 +18,7 @@ from . import (
     data,
     decode,
     doctor,
+    ema,
     encode,
     evaluate,
     presets,
@@ -25,6 +26,7 @@ from . import (
     reference,
     runs,
     sample,
+    search,
     train,
 )
 
@@ -40,7 +42,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (train, sample, reconstruct, encode, decode, evaluate, reference, convert, presets, runs, doctor):
+for verb in (
+    train, sample, reconstruct, encode, decode, evaluate, search, reference, ema, convert, presets, runs, doctor,
+):  # fmt: skip
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(config.app, name="config")
 app.add_typer(ckpt.app, name="ckpt")

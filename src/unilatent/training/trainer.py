@@ -43,7 +43,7 @@ from .batches import Plan, collate, loader, micro_batches, try_samples, whole, w
 from .config import RunConfig
 from .crash import first_line, write_report
 from .curves import draw_curves
-from .ema import EMA
+from .ema import EMA, PowerEMAs
 from .journal import Journal, Lines, trim
 from .loggers import LoggedRun, Logger, Loggers, check_loggers, open_logger
 from .measuring import Measurement
@@ -53,7 +53,9 @@ from .processes import Processes
 from .saving import Saving, Snapshot
 from .schedule import factor, unreachable
 from .sharding import local, shard, twin
+from .sharding import whole as put_together
 from .signals import FAILED, SAVE, STOP, StopAsked, StopRequest
+from .snapshots import trim_snapshots, write_snapshot
 
 
 class Trainer:
@@ -105,6 +107,7 @@ class Trainer:
         self._specialise()
         self.optimizers = Optimizers(self.model, self.training.optimizer)
         self.ema = EMA(self.model, self.training.ema_decay)
+        self.profiles = PowerEMAs(self.model, self.training.ema_profiles)
         self.step, self.saved, self.skipped = 0, -1, 0
         self.stop, self.saving, self.snapshot = StopRequest(), Saving(), Snapshot()
         self.bad = BadSamples(self.training.bad_samples, self.samples, out, self.processes)
@@ -200,6 +203,7 @@ class Trainer:
             due = self._log_is_due
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.step += 1
+            self.profiles.update(self.model, self.step)
             if logs.pop("bad_samples"):
                 self._settle_bad_samples()
             done += t.batch_size
@@ -341,10 +345,31 @@ class Trainer:
         t = self.training
         if t.sample_every and self.step % t.sample_every == 0 and self.step < self.steps:
             self._until_stopped(self._draw_if_possible)
+        every = t.ema_snapshot_every or t.checkpoint_every
+        if t.ema_profiles and (self.step == self.steps or (every and self.step % every == 0)):
+            self._keep_profiles()
         if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
             self._save()
         if self._evaluation_is_due:
             self._evaluate(final=False)
+
+    def _keep_profiles(self) -> None:
+        """A snapshot of the power averages, before the checkpoint of this step, which then never lacks it."""
+        weights: dict[str, Tensor] = {}
+        for name, tensor in self.profiles.weights.items():
+            joined = put_together(tensor)
+            if self.processes.is_main:
+                weights[name] = joined.cpu()
+
+        def keep() -> None:
+            try:
+                write_snapshot(self.out, self.step, weights)
+            except OSError as error:
+                self.journal.warn(
+                    "ema", f"averages of step {self.step} not kept: {first_line(error)}; training goes on"
+                )
+
+        self.processes.on_main(keep)
 
     # What is looked at.
 
@@ -535,6 +560,7 @@ class Trainer:
         logs = (self.out / "metrics.jsonl", self.out / "alarms.jsonl", *self.out.glob("bad_samples.rank*.jsonl"))
         for path in logs:
             trim(path, self.step)
+        trim_snapshots(self.out, self.step)
         self.fingerprint = self.splits.train.fingerprint  # of the data as they are now
 
     def _announce(self) -> None:
@@ -619,6 +645,8 @@ class Trainer:
     def _state(self) -> dict[str, dict[str, Tensor]]:
         """File name -> whole tensors, which later steps do not change; of the first process. All come here together."""
         kinds = {"model": self.model.state_dict(), "ema": self.ema.weights, "optimizer": self.optimizers.state()}
+        if self.training.ema_profiles:
+            kinds["ema_profiles"] = self.profiles.weights
         flat = {f"{kind}/{key}": value for kind, tensors in kinds.items() for key, value in tensors.items()}
         copies = self.snapshot.take(flat, keep=self.processes.is_main)
         return {kind: {key: copies[f"{kind}/{key}"] for key in kinds[kind] if copies} for kind in kinds}
@@ -628,12 +656,15 @@ class Trainer:
         reach("save.after_model", step)
         save_file(tensors["ema"], folder / "ema.safetensors")
         save_file(tensors["optimizer"], folder / "optimizer.safetensors")
+        if "ema_profiles" in tensors:
+            save_file(tensors["ema_profiles"], folder / "ema_profiles.safetensors")
         write_config(self.model.config, folder / "config.json")
         state = {
             "step": step,
             "seed": self.config.seed,
             "batch_size": self.training.batch_size,
             "muon": self.training.optimizer.muon,
+            "ema_profiles": list(self.training.ema_profiles),
             "data": self.fingerprint,
             "bad_samples": self.bad.state(),
             "unilatent": __version__,
@@ -644,7 +675,7 @@ class Trainer:
     def _refuse_other_run(self, checkpoint: Path) -> None:
         """A checkpoint of another model, seed, batch size or data is refused by field."""
         self._refuse_other_model(checkpoint)
-        state = read_json(checkpoint / "state.json", "use an older checkpoint")
+        state = {"ema_profiles": [], **read_json(checkpoint / "state.json", "use an older checkpoint")}
         step = state.get("step")
         if type(step) is not int or step < 0:
             raise ConfigError(f"{checkpoint / 'state.json'}: step is {step!r:.40}; use an older checkpoint")
@@ -652,6 +683,7 @@ class Trainer:
             "seed": self.config.seed,
             "training.batch_size": self.training.batch_size,
             "training.optimizer.muon": self.training.optimizer.muon,
+            "training.ema_profiles": list(self.training.ema_profiles),
             "data": self.splits.train.fingerprint,
         }
         for field, value in own.items():
@@ -673,6 +705,9 @@ class Trainer:
         averages, optimizer = checkpoint / "ema.safetensors", checkpoint / "optimizer.safetensors"
         self.ema.load(read_weights(averages), averages)
         self.optimizers.load_state(read_weights(optimizer), optimizer)
+        if self.training.ema_profiles:
+            profiles = checkpoint / "ema_profiles.safetensors"
+            self.profiles.load(read_weights(profiles), profiles)
         state = read_json(checkpoint / "state.json", "use an older checkpoint")
         self.step = state["step"]
         if not self.data_changed:
