@@ -132,9 +132,14 @@ class TrainingConfig(Config):
 
 
 class RunConfig(ModelConfig):
-    """A model and how it is trained. A preset is a function that returns one."""
+    """A model and how it is trained. A preset is a function that returns one.
+
+    tokenizer: a run to be finished first, in the folder `tokenizer` inside this one's; `method.tokenizer` then names
+    its model. It takes seed and data from here.
+    """
 
     preset: str = "custom"
+    tokenizer: RunConfig | None = None
     seed: int = Field(default=0, ge=0)
     data: SerializeAsAny[Config]
     training: TrainingConfig
@@ -151,6 +156,14 @@ class RunConfig(ModelConfig):
             return {**content, "data": Config()}  # the modality's own fault is the one to report
         data = resolve_as(find("modalities", name).DataConfig, content.get("data", {}), prefix="data.")
         return {**content, "data": data}
+
+    @model_validator(mode="after")
+    def _one_data_set(self) -> Self:
+        if self.tokenizer is None:
+            return self
+        own = {"seed": self.seed, "data": self.data, "preset": f"{self.preset}-tokenizer"}
+        first = self.tokenizer.model_copy(update=own)
+        return self if first == self.tokenizer else self.model_copy(update={"tokenizer": first})
 
     def model(self) -> ModelConfig:
         """The part that describes the model alone."""
