@@ -73,7 +73,7 @@ def sample_batches(
         streams = Streams(("sample", seed, i) for i in rows)
         layout = model.modality.sample_layout(streams).to(model.device)
         latents, evaluations = sample_latents(model, own, layout, streams, chosen)
-        data = move(model.decode(latents, layout, seed=seed, start=first), "cpu")
+        data = move(model.decode(latents, layout, seed=seed, start=first, settings=chosen), "cpu")
         yield Samples(first, data, move(own, "cpu"), latents.cpu(), evaluations)
         if progress:
             progress(len(rows))

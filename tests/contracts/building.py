@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unilatent.methods.base import LatentModel, ModelConfig
 from unilatent.modalities.base import Modality, Splits
-from unilatent.registry import find
+from unilatent.registry import available, find
 from unilatent.training.batches import collate
 from unilatent.types import Batch, Tokens
 
@@ -41,14 +41,20 @@ def model_config(modality: str, method: str, **fields: Any) -> ModelConfig:
     facts = splits_of(modality).train.facts
     conditions = {name: find("conditions", name).Config.small() for name in conditions_for(facts)}
     own = find("methods", method).Config.small()
+    if "tokenizer_model" in type(own).model_fields:
+        fields = {"tokenizer_model": model_config(modality, first_tokenizer()).plain(), **fields}
     own = type(own).parse({**own.plain(), **fields})
     config = ModelConfig(modality=modality_of(modality).config, conditions=conditions, method=own)
     return config.with_data(facts)
 
 
-def conditions_for(facts: dict[str, Any]) -> list[str]:
-    from unilatent.registry import available
+def first_tokenizer() -> str:
+    """A method that needs no other's tokenizer."""
+    names = available("methods")
+    return next(name for name in names if "tokenizer_model" not in find("methods", name).Config.model_fields)
 
+
+def conditions_for(facts: dict[str, Any]) -> list[str]:
     return [name for name in available("conditions") if find("conditions", name).argument in facts]
 
 

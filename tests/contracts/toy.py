@@ -33,13 +33,16 @@ def toy_of(modality: str) -> tuple[Batch, str | None]:
 
 
 def train(model: LatentModel, data: Batch, steps: int, rate: float = 5e-3, size: int = 24) -> None:
-    """The method's own loss and optimizers; leaves averaged weights in the model."""
+    """The method's own loss and optimizers; leaves averaged weights in the model. A tokenizer of its own comes first."""
+    if (tokenizer := getattr(model, "tokenizer", None)) is not None:
+        train(tokenizer.requires_grad_(True).train(), data, steps, rate, size)
+        tokenizer.requires_grad_(False)
     optimizers, ema = Optimizers(model, OptimizerConfig(learning_rate=rate)), EMA(model, 0.98)
     count = len(tensors(data.data)[0])
     for step in range(steps):
         which = torch.randint(count, (size,), generator=generator("toy", step))
         for part in model.loss(pick(data, which), Streams(("toy", step, i) for i in range(size))):
-            part.value.backward()
+            part.value.backward(retain_graph=part.retain)
         clip_gradients(model, 3.0)
         cooling = max(0.0, step / steps - 0.6) / 0.4
         optimizers.set_factor(min(1, (step + 1) / 30) * (0.525 + 0.475 * math.cos(math.pi * cooling)))

@@ -47,7 +47,7 @@ def allocated(step: Step) -> int:
     """Most bytes that torch's allocator handed out at once in a step, as its profiler saw it."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         for part in step.model.loss(step.batch, step.streams):
-            part.value.backward()
+            part.value.backward(retain_graph=part.retain)
     now = most = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":

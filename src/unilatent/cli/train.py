@@ -47,6 +47,17 @@ def run(
     config = read_run(preset, overrides)
     folder = out or Path("runs") / config.preset
     resume = "auto" if resume == "latest" else resume
+    if config.first is not None:
+        first = folder / "tokenizer"
+        if not (first / "model").is_dir():
+            trainer = Trainer(config.first, first, resume=resume, allow_data_change=allow_data_change)
+            if dry_run:
+                print(describe(trainer))
+                print(f"then       {config.preset} in {folder}, on its latents")
+            if dry_run or trainer.fit() == first:
+                trainer.processes.leave()
+                return
+        config = config.override(f"method.tokenizer={first}")
     trainer = Trainer(config, folder, resume=resume, allow_data_change=allow_data_change)
     if dry_run:
         print(describe(trainer))

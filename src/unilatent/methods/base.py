@@ -43,17 +43,20 @@ class SamplingConfig(Config):
 
     time_shift: factor of `times.shift` on the grid (UNITE: 2).
     guidance_interval: guide only where low < t < high, t = 1 being noise and 0 clean.
+    decoder_solver, decoder_steps: of a decoder that is a diffusion model itself; any other has no steps.
     guidance_norm: "norm_first" combines finished estimates, "guidance_first" raw ones.
     """
 
     solver: str = "heun"
     num_inference_steps: int = Field(default=50, ge=1)
     time_shift: float = Field(default=1.0, gt=0)
+    decoder_solver: str = "ddim"
+    decoder_steps: int = Field(default=50, ge=1)
     guidance_scale: float = Field(default=1.0, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_norm: Literal["norm_first", "guidance_first"] = "norm_first"
 
-    @field_validator("solver")
+    @field_validator("solver", "decoder_solver")
     @classmethod
     def _known(cls, name: str) -> str:
         find_solver(name)
@@ -87,6 +90,10 @@ class ModelConfig(Config):
     def example(self) -> Self:
         return self.model_copy(update={"conditions": {name: c.example() for name, c in self.conditions.items()}})
 
+    def with_sources(self) -> Self:
+        """With what the method must read from other runs filled in (a frozen tokenizer's configuration, say)."""
+        return self.model_copy(update={"method": self.method.with_sources()})
+
     def with_data(self, facts: dict[str, dict[str, Any]]) -> Self:
         """With what the data knows about each condition filled in (a class condition's names, say)."""
         filled = {}
@@ -99,6 +106,14 @@ class ModelConfig(Config):
                 )
             filled[name] = condition.with_data(**facts[argument])
         return self.model_copy(update={"conditions": filled})
+
+
+class MethodConfig(Settings):
+    """Base of a method's configuration."""
+
+    def with_sources(self) -> Self:
+        """With what must be read from other runs filled in; ConfigError names one that cannot be read."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,8 @@ class LossPart:
     name: str | None = None
     latents: Tensor | None = None
     latent_mask: Tensor | None = None
+    retain: bool = False
+    """The next part shares activations with this one, which must survive its backward pass."""
 
     @property
     def title(self) -> str:
@@ -157,10 +174,14 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         """
 
     @abstractmethod
-    def decode(self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0) -> Any:
+    def decode(
+        self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
+        settings: SamplingConfig | None = None,
+    ) -> Any:  # fmt: skip
         """Latents (B, K, D) to data; layout: of the data tokens, None draws one (where there is only one, that one).
 
-        Its noise, if any, is a function of (seed, start + row).
+        Its noise, if any, is a function of (seed, start + row). settings: `decoder_solver` and `decoder_steps` of a
+        decoder that has any; None takes the model's own.
         """
 
     @abstractmethod
@@ -181,6 +202,16 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         """
 
     # What follows from them.
+
+    def encode_clean(self, data: Any, streams: Streams) -> Tensor:
+        """The latents (B, K, D) that a generator on this model's latents learns: without the noise, if any, that
+        `encode` adds for the decoder. Random numbers of the encoder come from `streams`."""
+        return self.encode(data)
+
+    def start(self, method: MethodConfig) -> None:
+        """Weights that come from another run, loaded before the first step; method: as the user gave it, before
+        `with_sources`. Default: none."""
+        return None
 
     def finish_latents(self, latents: Tensor) -> Tensor:
         """Raw estimates to clean ones (UNITE: the output norm)."""

@@ -31,7 +31,7 @@ from ..nets.embeddings import sincos
 from ..nets.layers import linear
 from ..nets.transformer import PlainTransformer, Transformer
 from ..types import Batch, Conditioning, Layout, Tokens
-from .base import LatentModel, LossPart, ModelConfig
+from .base import LatentModel, LossPart, MethodConfig, ModelConfig, SamplingConfig
 
 MIN_TIME = 0.05
 REGISTER_TIME = 0.01
@@ -65,7 +65,7 @@ class DecoderConfig(Config):
     stem_width: int | None = Field(default=None, ge=1)
 
 
-class UNITEConfig(Config):
+class UNITEConfig(MethodConfig):
     """UNITE and the ablations of its Table 7.
 
     num_latents: K registers for every sample; None gives each data token one (the paper's images and atoms).
@@ -217,14 +217,14 @@ class UNITE(LatentModel):
     @torch.no_grad()
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         tokens = self._tokens(self.modality.check(data))
-        k = self.latent_layout(tokens.layout).num_tokens
         rows = range(start, start + len(tokens.values))
-        streams = Streams(("encode", seed, row) for row in rows)
-        time, registers = streams.uniform(), streams.normal(self.max_latents, self.latent_channels)[:, :k]
-        return self.tokenize(tokens, registers.to(self.device), time.to(self.device))
+        return self._encoded(tokens, Streams(("encode", seed, row) for row in rows))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0) -> Any:
+    def decode(
+        self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
+        settings: SamplingConfig | None = None,
+    ) -> Any:  # fmt: skip
         latents, layout = self.laid_out(latents, layout, seed, start)
         values = self.decoder(latents, layout)
         return self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
@@ -242,6 +242,15 @@ class UNITE(LatentModel):
         return self.loss_from(batch, tokens, self.draw(streams, self.latent_layout(tokens.layout).num_tokens))
 
     # Their parts.
+
+    @torch.no_grad()
+    def encode_clean(self, data: Any, streams: Streams) -> Tensor:
+        return self._encoded(self._tokens(data), streams)
+
+    def _encoded(self, tokens: Tokens, streams: Streams) -> Tensor:
+        k = self.latent_layout(tokens.layout).num_tokens
+        time, registers = streams.uniform(), streams.normal(self.max_latents, self.latent_channels)[:, :k]
+        return self.tokenize(tokens, registers.to(self.device), time.to(self.device))
 
     def tokenize(self, tokens: Tokens, registers: Tensor, register_time: Tensor) -> Tensor:
         """Data tokens (B, N, C) to finished latents (B, K, D), from register noise and uniforms (B,) in [0, 1)."""

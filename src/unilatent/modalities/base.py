@@ -227,6 +227,15 @@ class Modality(ABC):
     def max_tokens(self) -> int:
         """The largest N."""
 
+    token_shift: float = 0.0
+    token_scale: float = 1.0
+    """(tokens - shift) / scale is about as wide as N(0, 1): what noise is added to, where it is added to data."""
+
+    @property
+    def units(self) -> dict[str, int]:
+        """What a rate is divided by: name -> how many of them the largest sample has. Default: values of tokens."""
+        return {"value": self.max_tokens * self.channels}
+
     @property
     @abstractmethod
     def axes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..types import Conditioning, Layout
@@ -16,16 +17,18 @@ class ViT(nn.Module):
     them in attention and MLPs, and takes 120 G multiply-adds.
 
     context_channels: D' of context tokens (B, N, D') that are added to the input, one to each; None: no context.
+    out_channels: of the output; None: as many as of the input.
     """
 
     def __init__(
         self, in_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
-        context_channels: int | None = None,
+        context_channels: int | None = None, out_channels: int | None = None,
     ):  # fmt: skip
         super().__init__()
         self.values_in = nn.Linear(in_channels, width)
         self.context_in = None if context_channels is None else linear(context_channels, width)
-        self.transformer = Transformer(width, depth, heads, in_channels, block_norm=False, dropout=dropout)
+        out = in_channels if out_channels is None else out_channels
+        self.transformer = Transformer(width, depth, heads, out, block_norm=False, dropout=dropout)
 
     def forward(
         self, values: Tensor, layout: Layout, time: Tensor, cond: Conditioning, context: Tensor | None = None
@@ -38,3 +41,24 @@ class ViT(nn.Module):
                 raise ValueError(f"context: expected {values.shape[1]} tokens, one per token, got {found}")
             h = h + self.context_in(context)
         return self.transformer(h, layout, time, cond)
+
+
+class TokenEncoder(nn.Module):
+    """Data tokens to as many latents: a `ViT` without time or condition, in any layout."""
+
+    def __init__(
+        self, in_channels: int, latent_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.vit = ViT(in_channels, width, depth, heads, dropout, out_channels=latent_channels)
+        self.width = width
+        nn.init.xavier_uniform_(self.vit.transformer.out.weight)  # not zero: latents that say nothing teach nothing
+
+    def latent_layout(self, layout: Layout) -> Layout:
+        """One latent where each data token sits."""
+        return layout
+
+    def forward(self, values: Tensor, layout: Layout) -> Tensor:
+        """values (B, N, C) -> latents (B, N, D)."""
+        nothing = values.new_zeros(len(values), dtype=torch.float32)
+        return self.vit(values, layout, nothing, Conditioning(nothing[:, None].expand(-1, self.width)))

@@ -144,9 +144,14 @@ class TrainingConfig(Config):
 
 
 class RunConfig(ModelConfig):
-    """A model and how it is trained. A preset is a function that returns one."""
+    """A model and how it is trained. A preset is a function that returns one.
+
+    tokenizer: a run to be finished first, in the folder `tokenizer` inside this one's; `method.tokenizer` then names
+    its model. It takes seed and data from here.
+    """
 
     preset: str = "custom"
+    tokenizer: RunConfig | None = None
     seed: int = Field(default=0, ge=0)
     data: SerializeAsAny[Config]
     training: TrainingConfig
@@ -163,6 +168,14 @@ class RunConfig(ModelConfig):
             return {**content, "data": Config()}  # the modality's own fault is the one to report
         data = resolve_as(find("modalities", name).DataConfig, content.get("data", {}), prefix="data.")
         return {**content, "data": data}
+
+    @property
+    def first(self) -> RunConfig | None:
+        """The run to be finished before this one, on this one's data and with its seed; None if there is none."""
+        if self.tokenizer is None or getattr(self.method, "tokenizer", None) is not None:
+            return None
+        own = {"seed": self.seed, "data": self.data, "preset": f"{self.preset}-tokenizer"}
+        return self.tokenizer.model_copy(update=own)
 
     def model(self) -> ModelConfig:
         """The part that describes the model alone."""

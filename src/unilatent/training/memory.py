@@ -218,7 +218,7 @@ def held_in_step(model: LatentModel, training: TrainingConfig, batch: Batch, str
                 part = next(parts, None)
             if part is None:
                 break
-            part.value.backward()
+            part.value.backward(retain_graph=part.retain)
             titles.add(part.title)
         most = held.most
     for parameter in model.parameters():

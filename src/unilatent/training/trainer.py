@@ -76,7 +76,7 @@ class Trainer:
         self.allow_data_change, self.data_changed = allow_data_change, False
         modality: Modality = find("modalities", config.modality.name)(config.modality)
         self.splits: Splits = modality.splits(config.data)
-        self.config = config.with_data(self.splits.train.facts)
+        self.config = config.with_data(self.splits.train.facts).with_sources()
         self.training = self.config.training
         self.samples = self._count()
         if not self.samples:
@@ -99,7 +99,9 @@ class Trainer:
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
         self.model = LatentModel.build(self.config.model()).to(self.device)
-        if self.checkpoint is not None:
+        if self.checkpoint is None:
+            self.model.start(config.method)
+        else:
             self._refuse_other_run(self.checkpoint)
             weights = self.checkpoint / "model.safetensors"
             load_weights(self.model, read_weights(weights), weights)
@@ -287,7 +289,7 @@ class Trainer:
             if part is None:
                 return
             with measurement.of(part) if measurement is not None else contextlib.nullcontext():
-                (share * part.value).backward()
+                (share * part.value).backward(retain_graph=part.retain)
             yield part
 
     def _autocast(self) -> torch.autocast:

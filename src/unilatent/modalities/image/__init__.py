@@ -121,6 +121,12 @@ class Image(Modality):
         return 2
 
     @property
+    def units(self) -> dict[str, int]:
+        """Pixels, H W; and their channels apart, C H W."""
+        pixels = self.config.height * self.config.width
+        return {"pixel": pixels, "subpixel": pixels * self.config.channels}
+
+    @property
     def frame(self) -> Frame:
         """What pictures from files are cropped to."""
         return Frame(self.config.height, self.config.width, self.config.channels, self.config.patch_size)
