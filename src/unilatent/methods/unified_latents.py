@@ -146,9 +146,8 @@ class UnifiedLatents(LatentModel):
     ) -> Any:  # fmt: skip
         """From z_0 (B, K, D), through `decoder_steps` of `decoder_solver`; the result is the last clean estimate."""
         settings = settings or self.config.sampling
+        latents, layout = self.laid_out(latents, layout, seed, start)
         rows = range(start, start + len(latents))
-        layout = layout or self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
-        layout, latents = layout.to(self.device), latents.to(self.device)
         cond = self._no_condition(len(latents))
 
         def denoise(x: Tensor, t: Tensor | float, _: Conditioning | None = None) -> Tensor:
