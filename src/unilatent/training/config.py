@@ -177,6 +177,14 @@ class RunConfig(ModelConfig):
         own = {"seed": self.seed, "data": self.data, "preset": f"{self.preset}-tokenizer"}
         return self.tokenizer.model_copy(update=own)
 
+    def example(self) -> Self:
+        """Also with the tokenizer that the first run would make."""
+        own = super().example()
+        if self.first is None:
+            return own
+        method = self.method.model_copy(update={"tokenizer_model": self.first.example().model().plain()})
+        return own.model_copy(update={"method": method})
+
     def model(self) -> ModelConfig:
         """The part that describes the model alone."""
         return ModelConfig(
