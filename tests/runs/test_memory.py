@@ -15,9 +15,8 @@ from test_processes import environment
 from test_training import assert_same, digits, state
 
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.methods.base import LatentModel
 from unilatent.presets import preset
-from unilatent.registry import available, find
 from unilatent.training import checkpoint as ckpt
 from unilatent.training import memory
 from unilatent.training.batches import collate
@@ -130,23 +129,6 @@ def test_a_dry_run_says_what_is_needed_and_what_is_free(cli: Command, tmp_path: 
         "free",
     ):
         assert words in line
-
-
-@pytest.mark.parametrize(
-    ("modality", "method"), [(a, b) for a in available("modalities") for b in available("methods")]
-)
-def test_an_estimate_leaves_nothing_fake_behind(modality: str, method: str) -> None:
-    """What a modality or method keeps between calls must not have been made of fake tensors."""
-    from building import batch_of, model_config, model_of
-
-    config: ModelConfig = model_config(modality, method)
-    data = find("modalities", modality).DataConfig.small().plain()
-    run = RunConfig.parse({**config.plain(), "data": data, "training": {"steps": 1, "batch_size": 4}})
-    memory._measured.cache_clear()
-    found = estimate(run, batch_of(modality, 4), CPU)
-    assert found.activations is not None and found.activations > 0
-    parts = list(model_of(modality, method).loss(batch_of(modality, 4), Streams(("a", i) for i in range(4))))
-    assert all(type(part.value) is torch.Tensor and part.value.isfinite() for part in parts)
 
 
 def test_f32_out_of_memory_names_the_way_out_and_keeps_the_checkpoint(
