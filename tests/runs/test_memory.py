@@ -15,9 +15,8 @@ from test_processes import environment
 from test_training import assert_same, digits, state
 
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.methods.base import LatentModel
 from unilatent.presets import preset
-from unilatent.registry import available, find
 from unilatent.training import checkpoint as ckpt
 from unilatent.training import memory
 from unilatent.training.batches import collate
@@ -132,23 +131,6 @@ def test_a_dry_run_says_what_is_needed_and_what_is_free(cli: Command, tmp_path: 
         assert words in line
 
 
-@pytest.mark.parametrize(
-    ("modality", "method"), [(a, b) for a in available("modalities") for b in available("methods")]
-)
-def test_an_estimate_leaves_nothing_fake_behind(modality: str, method: str) -> None:
-    """What a modality or method keeps between calls must not have been made of fake tensors."""
-    from building import batch_of, model_config, model_of
-
-    config: ModelConfig = model_config(modality, method)
-    data = find("modalities", modality).DataConfig.small().plain()
-    run = RunConfig.parse({**config.plain(), "data": data, "training": {"steps": 1, "batch_size": 4}})
-    memory._measured.cache_clear()
-    found = estimate(run, batch_of(modality, 4), CPU)
-    assert found.activations is not None and found.activations > 0
-    parts = list(model_of(modality, method).loss(batch_of(modality, 4), Streams(("a", i) for i in range(4))))
-    assert all(type(part.value) is torch.Tensor and part.value.isfinite() for part in parts)
-
-
 def test_f32_out_of_memory_names_the_way_out_and_keeps_the_checkpoint(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,10 +177,12 @@ def test_f32_the_same_when_the_kernel_says_no(tmp_path: Path) -> None:
     settings = (*QUICK, "training.batch_size=256")
     done = subprocess.run(
         [sys.executable, "-c", HUNGRY, "train", "digits", *settings, "--out", str(run)],
-        env=environment(MALLOC_ARENA_MAX="1"), capture_output=True, text=True, timeout=120,
+        env=environment(MALLOC_MMAP_THRESHOLD_="65536"),  # freed tensors go back: none is made from what is left over
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr[-2000:]
-    assert "error: out of memory after step 6" in done.stderr and "training.micro_batch_size=128" in done.stderr
+    assert "error: out of memory after step 6" in done.stderr, done.stderr[-2000:]
+    assert "training.micro_batch_size=128" in done.stderr
     ckpt.verify(run / "checkpoints" / "step_00000004")
 
 

@@ -6,6 +6,7 @@ been made is counted while it would have been held. Nothing is guessed but what 
 
 from __future__ import annotations
 
+import errno
 import json
 import weakref
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whatever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     words = ("can't allocate memory", "out of memory", "not enough memory")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
