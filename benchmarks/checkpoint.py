@@ -94,7 +94,7 @@ def saving(trainer: Trainer, stepper: Stepper) -> float:
 
     ckpt.describe = timed(ckpt.describe)
     print(
-        "| save | training stands still s | written after s | manifest s/GB | of it CPU | step meanwhile s | step alone s |"
+        "| save | training stands still s | written after s | manifest s/GB | of it CPU | step then s | step alone s |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     size = 0.0
