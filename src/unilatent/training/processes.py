@@ -124,9 +124,9 @@ class Processes:
 def _meet(backend: str, timeout: timedelta) -> None:
     """The process group, in a corner of torchrun's store that no earlier start of this job has used.
 
-    The store outlives restarts, and with it the addresses of processes that are gone: without this, about every third
-    restart waits for them for ever (torch 2.13). The first process makes the corner's name and tells it to all who
-    ask under a name of their own; it goes on once all have answered under the corner's.
+    The store outlives restarts, and with it the addresses of processes that are gone: without this, a restart may wait
+    for them for ever (seen with torch 2.13 and gloo). The first process makes the corner's name and tells it to all
+    who ask under a name of their own; it goes on once all have answered under the corner's.
     """
     store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
     if rank == 0:
