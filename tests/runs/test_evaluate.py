@@ -25,7 +25,7 @@ from unilatent.evaluation.reference import splits_of
 from unilatent.modalities.base import BadSample, Dataset, Splits
 from unilatent.training.trainer import Trainer
 
-FAST = ("--num", 150, "--steps", 2, "--num-held-out", 70, "--num-reference", 300)
+FAST = ("--num-samples", 150, "--steps", 2, "--num-held-out", 70, "--num-reference", 300)
 KEYS = {"psnr", "l1", "judge_accuracy", "recognised", "spread", "frechet_pixels", "nearest", "identical_pairs",
         "frechet_classifier", "classified"}  # fmt: skip
 
@@ -235,8 +235,8 @@ def changed(source: Path, to: Path, change: Callable[[dict[str, Any]], object]) 
 UNLIKE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "num_samples": ("num_samples is 150 and 151", lambda p: p.update(num_samples=151)),
     "solver": ("sampling.solver is 'heun' and 'euler'", lambda p: p["sampling"].update(solver="euler")),
-    "steps": ("num_inference_steps is 2 and 50", lambda p: p["sampling"].update(num_inference_steps=50)),
-    "guidance": ("guidance_scale is 1.0 and 4.0", lambda p: p["sampling"].update(guidance_scale=4.0)),
+    "steps": ("sampling.num_inference_steps is 2 and 50", lambda p: p["sampling"].update(num_inference_steps=50)),
+    "guidance": ("sampling.guidance_scale is 1.0 and 4.0", lambda p: p["sampling"].update(guidance_scale=4.0)),
     "preprocessing": ("preprocessing is 'adm centre", lambda p: p.update(preprocessing="squashed")),
     "reference": ("reference is 'training data' and 'val'", lambda p: p.update(reference="val")),
     "reference_data": ("reference_data is ", lambda p: p.update(reference_data="0" * 64)),
@@ -269,7 +269,11 @@ def test_unlike_numbers_are_not_ranked(cli: Command, evaluated: Path, tmp_path: 
     assert refused.code == 2 and f"frechet_classifier: not comparable: {message}" in refused.err, refused.err
 
 
-def test_like_numbers_are_ranked_by_what_is_better(cli: Command, evaluated: Path, tmp_path: Path) -> None:
+def test_like_numbers_are_ranked_by_what_is_better(
+    cli: Command, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+
     def worse(number: dict[str, Any]) -> None:
         number["value"] += 1
         number["protocol"].update(seed=5)

@@ -25,7 +25,9 @@ def run(
     metrics: Annotated[
         str | None, typer.Option(help="Comma-separated keys, e.g. fid,kid,psnr; default: all without a download.")
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", help="New samples; 0 leaves out generation.", min=0)] = 1000,
+    num: Annotated[
+        int, typer.Option("--num", "--num-samples", "-n", help="New samples; 0 leaves out generation.", min=0)
+    ] = 1000,
     num_held_out: Annotated[
         int | None, typer.Option(help="Held-out samples to reconstruct; default: all.", min=1)
     ] = None,
@@ -89,7 +91,8 @@ def run(
     from ..training.processes import Processes
     from ..training.signals import StopRequest
 
-    network = None if model is None else load(model, device)
+    with autocast("cpu", precision):
+        network = None if model is None else load(model, device)
     processes = Processes(str(network.device) if network is not None else device)
     if network is not None:
         network.to(processes.device)  # each of several its own
