@@ -89,7 +89,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     assert stop.value.code == 0
     model = unilatent.load(str(run))
     request = Request(num_samples=70, seed=SEED, batch_size=30, metrics=("psnr", "frechet_pixels"))
-    evaluator = Evaluator(model, splits_of(model, run, None), run / "eval" / "records", request, **SETTINGS)
+    evaluator = Evaluator(model, splits_of(model.modality, run, None), run / "eval" / "records", request, **SETTINGS)
     evaluation = evaluator.run()
     points = [{"guidance_scale": x, "value": 5 - x, "key": f"fid70/adm/<b>cfg{x}", "cautions": ["n = 70"]} for x in
               (2.0, 1.0, 1.5)]  # fmt: skip

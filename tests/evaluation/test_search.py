@@ -100,7 +100,7 @@ def test_points_are_kept_and_not_measured_again(tmp_path: Path) -> None:
     assert [point["guidance_scale"] for point in content["points"]] == [1.5, 1.7, 1.3, 1.9, 2.1, 2.5]
     assert content["best"]["guidance_scale"] in (1.9, 2.1) and content["best"]["key"].startswith("fid500/none/heun-25")
     assert "guidance_scale" not in content["protocol"]["sampling"] and content["protocol"]["num_samples"] == 500
-    assert content["cautions"] == ["n = 500", "reference n = 9"] and "n = 500" in found.title
+    assert content["cautions"][:2] == ["n = 500", "reference n = 9"] and "n = 500" in found.title
     assert len(list(tmp_path.glob("search-*.json"))) == 1
 
 

@@ -187,7 +187,9 @@ def test_search_over_averages(averaged: Path, tmp_path: Path, cli: Command) -> N
 
     model = unilatent.load(tmp_path / "model")
     request = Request(metrics=("frechet_pixels",), num_samples=20)
-    evaluator = Evaluator(model, splits_of(model, averaged, None), tmp_path / "r", request, num_inference_steps=2)
+    evaluator = Evaluator(
+        model, splits_of(model.modality, averaged, None), tmp_path / "r", request, num_inference_steps=2
+    )
     again = evaluator.run().find("frechet_pixels")
     assert again.row.value == pytest.approx(content["points"][1]["value"], rel=1e-5)
     before = path.read_text()

@@ -203,7 +203,7 @@ def test_f08_a_stop_during_judging_is_made_up_for(tmp_path: Path, monkeypatch: p
     trainer = Trainer(settings, tmp_path / "run")
     sizes = interrupt_sampling(trainer, monkeypatch)
     assert trainer.fit() == tmp_path / "run"
-    assert sizes == [250] and not (tmp_path / "run" / "eval").exists()
+    assert len(sizes) == 1 and not list((tmp_path / "run" / "eval").glob("*.json"))
     monkeypatch.undo()
     assert Trainer(settings, tmp_path / "run", resume="auto").fit() == tmp_path / "run" / "model"
     report = json.loads((tmp_path / "run" / "eval" / "step_00000002.json").read_text())

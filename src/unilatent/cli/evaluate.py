@@ -25,7 +25,9 @@ def run(
     metrics: Annotated[
         str | None, typer.Option(help="Comma-separated keys, e.g. fid,kid,psnr; default: all without a download.")
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", help="New samples; 0 leaves out generation.", min=0)] = 1000,
+    num: Annotated[
+        int, typer.Option("--num", "--num-samples", "-n", help="New samples; 0 leaves out generation.", min=0)
+    ] = 1000,
     num_held_out: Annotated[
         int | None, typer.Option(help="Held-out samples to reconstruct; default: all.", min=1)
     ] = None,
@@ -94,7 +96,8 @@ def run(
 
     if report is not None:
         check_report(report)
-    network = None if model is None else load(model, device)
+    with autocast("cpu", precision):
+        network = None if model is None else load(model, device)
     processes = Processes(str(network.device) if network is not None else device)
     if network is not None:
         network.to(processes.device)  # each of several its own

@@ -133,6 +133,8 @@ class Evaluator:
         self.world = processes.world if processes else 1
         self.stop, self.progress, self.autocast, self.settings = stop, progress, autocast, settings
         self.sampling, self.given = split_settings(model.config.sampling if model else SamplingConfig(), settings)
+        if model is not None:
+            model.conditions.parse(1, self.given)
         self.metrics = choose_metrics(self.modality, request.metrics)
         self.spaces = _with_needs(self.modality.spaces(), {metric.space for metric in self.metrics})
         own = model or processes

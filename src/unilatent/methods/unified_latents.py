@@ -67,7 +67,7 @@ class UnifiedLatentsConfig(MethodConfig):
             encoder=ViTConfig(width=64, depth=2, heads=4),
             prior=ViTConfig(width=64, depth=3, heads=4),
             decoder=ViTConfig(width=64, depth=3, heads=4),
-            loss_factor=4.0,
+            loss_factor=16.0,
             bias=2.0,
             latent_min_logsnr=-10.0,
         )

@@ -189,8 +189,8 @@ def loader(
             batch_sampler=_Keys(dataset, seed, batches),
             collate_fn=gather, pin_memory=pin_memory, **common,
         )  # fmt: skip
-        found = read = _answers(reader, timeout)
-    with contextlib.closing(read):
+        answers = found = _answers(reader, timeout)
+    with contextlib.closing(answers):
         for batch, bad in found:
             if batch is None:
                 raise ValueError(

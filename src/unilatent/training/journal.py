@@ -102,7 +102,7 @@ class Journal:
         now = time.monotonic()
         if not self.live and not self.quiet and (now >= self.next_line or step == self.total):
             self.next_line = now + SECONDS_A_LINE
-            left = (now - self.started) / (step - self.done) * (self.total - step)
+            left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
             clock = f"{_clock(now - self.started)} gone, {_clock(left)} left"
             print(f"step {step}/{self.total}  {shown}  {clock}", file=sys.stderr, flush=True)
 
