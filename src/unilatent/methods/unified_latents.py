@@ -136,8 +136,11 @@ class UnifiedLatents(LatentModel):
 
     @torch.no_grad()
     def encode_clean(self, data: Any, streams: Streams) -> Tensor:
-        """The encoder's own output z (B, K, D), without noise: what a second stage learns."""
-        return self._encoded(self._tokens(data))[0]
+        """The encoder's own output z (B, K, D), without the fixed noise: what a second stage learns."""
+        z, log_std, _ = self._encoded(self._tokens(data))
+        if log_std is None:
+            return z
+        return self._sampled(z, log_std, streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]].to(z))
 
     @torch.no_grad()
     def decode(
@@ -146,9 +149,8 @@ class UnifiedLatents(LatentModel):
     ) -> Any:  # fmt: skip
         """From z_0 (B, K, D), through `decoder_steps` of `decoder_solver`; the result is the last clean estimate."""
         settings = settings or self.config.sampling
+        latents, layout = self.laid_out(latents, layout, seed, start)
         rows = range(start, start + len(latents))
-        layout = layout or self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
-        layout, latents = layout.to(self.device), latents.to(self.device)
         cond = self._no_condition(len(latents))
 
         def denoise(x: Tensor, t: Tensor | float, _: Conditioning | None = None) -> Tensor:
@@ -212,13 +214,12 @@ class UnifiedLatents(LatentModel):
         z = self._sampled(z, log_std, draws.encoder_noise)
         per_value = self.modality.max_tokens * self.modality.channels
         nats = self.rate_nats(z, batch, layout, draws)  # (B,)
-        value = nats.mean() / per_value
-        if log_std is not None:
-            value = value + self.variance_nats(log_std, layout).mean() / per_value
+        rate = nats if log_std is None else nats + self.variance_nats(log_std, layout)
+        value = rate.mean() / per_value
         if not self.method.prior_gradient:
             value = value + self.method.kl_weight * self._normal_nats(z, layout).mean() / per_value
         counts = {**self.modality.units, "latent_dimension": z[0].numel()}
-        monitors = {name: rate.mean() for name, rate in rates(nats.detach(), **counts).items()}
+        monitors = {name: rate.mean() for name, rate in rates(rate.detach(), **counts).items()}
         yield LossPart(
             value, {"prior": nats.mean() / per_value}, monitors, name="prior", latents=z.detach(),
             latent_mask=layout.mask, retain=True,
