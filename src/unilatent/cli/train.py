@@ -47,10 +47,10 @@ def run(
     config = read_run(preset, overrides)
     folder = out or Path("runs") / config.preset
     resume = "auto" if resume == "latest" else resume
-    if config.tokenizer is not None and config.method.tokenizer is None:
+    if config.first is not None:
         first = folder / "tokenizer"
         if not (first / "model").is_dir():
-            trainer = Trainer(config.tokenizer, first, resume=resume, allow_data_change=allow_data_change)
+            trainer = Trainer(config.first, first, resume=resume, allow_data_change=allow_data_change)
             if dry_run:
                 print(describe(trainer))
                 print(f"then       {config.preset} in {folder}, on its latents")

@@ -82,13 +82,18 @@ def digits_ul() -> RunConfig:
             encoder=ViTConfig(width=64, depth=2, heads=4),
             prior=ViTConfig(width=64, depth=3, heads=4),
             decoder=ViTConfig(width=64, depth=3, heads=4),
-            loss_factor=4.0,
+            loss_factor=8.0,
             bias=2.0,
             latent_min_logsnr=-10.0,
         ),
         sampling=SamplingConfig(solver="ddim", num_inference_steps=50, decoder_steps=50),
         data=data,
-        training=common.model_copy(update={"sample_every": 1000}),
+        training=common.model_copy(
+            update={
+                "steps": 1400,
+                "schedule": ScheduleConfig(warmup=50, decays=(Decay(start=900, end=1400, factor=0.05),)),
+            }
+        ),
     )
     return RunConfig(
         modality=image,

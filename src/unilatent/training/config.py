@@ -157,13 +157,13 @@ class RunConfig(ModelConfig):
         data = resolve_as(find("modalities", name).DataConfig, content.get("data", {}), prefix="data.")
         return {**content, "data": data}
 
-    @model_validator(mode="after")
-    def _one_data_set(self) -> Self:
-        if self.tokenizer is None:
-            return self
+    @property
+    def first(self) -> RunConfig | None:
+        """The run to be finished before this one, on this one's data and with its seed; None if there is none."""
+        if self.tokenizer is None or getattr(self.method, "tokenizer", None) is not None:
+            return None
         own = {"seed": self.seed, "data": self.data, "preset": f"{self.preset}-tokenizer"}
-        first = self.tokenizer.model_copy(update=own)
-        return self if first == self.tokenizer else self.model_copy(update={"tokenizer": first})
+        return self.tokenizer.model_copy(update=own)
 
     def model(self) -> ModelConfig:
         """The part that describes the model alone."""
