@@ -1,4 +1,4 @@
-"""Two stages by one command: a run that trains its tokenizer first, stops and goes on in either, and serves every verb."""
+"""Two stages by one command: trained one after the other, stopped and resumed in either, serving every verb."""
 
 from __future__ import annotations
 

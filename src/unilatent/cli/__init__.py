@@ -11,7 +11,22 @@ from typing import Any
 
 import typer
 
-from . import ckpt, config, convert, data, decode, doctor, encode, evaluate, presets, reconstruct, runs, sample, train
+from . import (
+    analyze,
+    ckpt,
+    config,
+    convert,
+    data,
+    decode,
+    doctor,
+    encode,
+    evaluate,
+    presets,
+    reconstruct,
+    runs,
+    sample,
+    train,
+)
 
 ClickException: Any = typer.BadParameter.__mro__[2]
 """Typer brings its own copy of click in some versions, and uses the installed one in others."""
@@ -25,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (train, sample, reconstruct, encode, decode, evaluate, convert, presets, runs, doctor):
+for verb in (train, sample, reconstruct, encode, decode, evaluate, analyze, convert, presets, runs, doctor):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(config.app, name="config")
 app.add_typer(ckpt.app, name="ckpt")
