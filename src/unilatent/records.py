@@ -2,7 +2,7 @@
 
 On disk:
     header.json                         what made the rows, and how many there will be
-    rows_00000000_00000512.safetensors  rows [0, 512) of every tensor
+    rows_00000000_00000512.safetensors  rows [0, 512) of every tensor, and so on
 
 A piece appears whole or not at all, and which rows it holds depends on neither batch size nor number of processes: an
 interrupted set is completed, piece by piece, by whoever comes next. Reading holds one piece at a time.
@@ -13,20 +13,23 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import write_json
-from .maths.frechet import RunningMoments
+from .faults import reach
+from .files import read_json, write_json
+from .maths.frechet import Moments, RunningMoments
 
 HEADER = "header.json"
-PIECE = 512
-"""Rows of a piece."""
+SMALLEST, LARGEST = 64, 512
+"""Rows of a piece: a 16th of the set between these two, so that several processes find work in a small set."""
+WAY_OUT = "delete the folder, the same command makes it again"
 
 
 class Rows(ABC):
@@ -34,7 +37,7 @@ class Rows(ABC):
 
     def __init__(self, size: int):
         self.size = size
-        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self._moments: dict[str, Moments] = {}
 
     def __len__(self) -> int:
         return self.size
@@ -70,7 +73,7 @@ class Rows(ABC):
                 break
         return torch.cat(parts)[:count]
 
-    def moments(self, name: str) -> tuple[Tensor, Tensor]:
+    def moments(self, name: str) -> Moments:
         """Mean (D,) and covariance (D, D) of a tensor's rows in float64, read in pieces."""
         if name not in self._moments:
             running = RunningMoments()
@@ -98,7 +101,7 @@ class Held(Rows):
 class Statistics(Rows):
     """A set of which only moments are known; `size` is 0 where its number of samples is not."""
 
-    def __init__(self, moments: dict[str, tuple[Tensor, Tensor]], size: int = 0):
+    def __init__(self, moments: dict[str, Moments], size: int = 0):
         super().__init__(size)
         self._moments = moments
 
@@ -111,11 +114,18 @@ class Statistics(Rows):
 
 
 class Joined(Rows):
-    """Several sets of tensors about the same samples; a name comes from the first that has it."""
+    """Several sets of tensors about the same samples; a name comes from the first that has it.
 
-    def __init__(self, parts: Sequence[Rows]):
-        super().__init__(len(parts[0]) if parts else 0)
+    moments: of tensors whose mean and covariance are known better than from these samples.
+    """
+
+    def __init__(
+        self, parts: Sequence[Rows], size: int, moments: Mapping[str, Moments] | None = None
+    ):  # fmt: skip
+        super().__init__(size)
+        assert all(len(part) == size for part in parts)
         self.parts = list(parts)
+        self._moments = dict(moments or {})
 
     @property
     def names(self) -> list[str]:
@@ -124,8 +134,8 @@ class Joined(Rows):
     def pieces(self, name: str) -> Iterator[Tensor]:
         return self._of(name).pieces(name)
 
-    def moments(self, name: str) -> tuple[Tensor, Tensor]:
-        return self._of(name).moments(name)
+    def moments(self, name: str) -> Moments:
+        return self._moments[name] if name in self._moments else self._of(name).moments(name)
 
     def _of(self, name: str) -> Rows:
         return next(part for part in self.parts if name in part)
@@ -135,25 +145,26 @@ class Records(Rows):
     """Rows on disk, in a folder made by `open_records`; it need not be complete yet."""
 
     def __init__(self, folder: Path):
-        super().__init__(json.loads((folder / HEADER).read_text(encoding="utf-8"))["rows"])
-        self.folder = folder
+        header = read_json(folder / HEADER, WAY_OUT)
+        if not all(type(header.get(key)) is int for key in ("rows", "piece")):
+            raise ValueError(f"{folder / HEADER}: does not say how many rows there are; {WAY_OUT}")
+        super().__init__(header["rows"])
+        self.folder, self.piece = folder, header["piece"]
 
     @property
     def names(self) -> list[str]:
         if not self.size:
             return []
-        with safe_open(self._path(self.ranges[0]), framework="pt") as file:
-            return sorted(file.keys())
+        return sorted(self._read(self.ranges[0], lambda file: file.keys()))
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         for rows in self.ranges:
-            with safe_open(self._path(rows), framework="pt") as file:
-                yield file.get_tensor(name)
+            yield self._read(rows, lambda file: file.get_tensor(name))
 
     @property
     def ranges(self) -> list[range]:
         """Rows of every piece."""
-        return [range(first, min(first + PIECE, self.size)) for first in range(0, self.size, PIECE)]
+        return [range(first, min(first + self.piece, self.size)) for first in range(0, self.size, self.piece)]
 
     def missing(self, rank: int = 0, world: int = 1) -> list[range]:
         """Rows of the pieces that fall to a process and that nobody has made yet."""
@@ -162,10 +173,19 @@ class Records(Rows):
     def add(self, rows: range, tensors: dict[str, Tensor]) -> None:
         """A whole piece; every tensor has len(rows) rows."""
         assert rows in self.ranges and all(len(tensor) == len(rows) for tensor in tensors.values())
+        reach("evaluate.piece", rows.start)
         path = self._path(rows)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.replace(path)
+
+    def _read(self, rows: range, what: Callable[[Any], Any]) -> Any:
+        path = self._path(rows)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return what(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); {WAY_OUT}") from None
 
     def _path(self, rows: range) -> Path:
         return self.folder / f"rows_{rows.start:08d}_{rows.stop:08d}.safetensors"
@@ -176,10 +196,11 @@ def open_records(folder: Path, rows: int, made_by: dict[str, object]) -> Records
 
     made_by: everything that decides the rows, as plain data. Several processes may call this at once.
     """
-    header = json.loads(json.dumps({"rows": rows, **made_by}))
+    piece = min(max(rows // 16, SMALLEST), LARGEST)
+    header = json.loads(json.dumps({"rows": rows, "piece": piece, **made_by}))
     path = folder / HEADER
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, WAY_OUT)
         differing = next((key for key in header.keys() | found.keys() if header.get(key) != found.get(key)), None)
         if differing:
             raise ValueError(f"{folder}: holds records with another {differing}; choose another folder or delete it")

@@ -164,6 +164,7 @@ def test_wrong_settings_of_a_sample_are_refused(modality: str, method: str):
 @pytest.mark.covers("F39")
 @every_pair
 def test_a_saved_model_is_the_same_model(modality: str, method: str, tmp_path):
+    """Every method on every modality, saved and loaded: equal weights, latents, samples."""
     model, data = model_of(modality, method, awake=True).eval(), batch_of(modality, B).data
     model.save_pretrained(tmp_path / "model")
     names = {path.name for path in (tmp_path / "model").iterdir()}

@@ -33,7 +33,7 @@ def toy_of(modality: str) -> tuple[Batch, str | None]:
 
 
 def train(model: LatentModel, data: Batch, steps: int, rate: float = 5e-3, size: int = 24) -> None:
-    """The method's own loss and optimizers; leaves averaged weights in the model. A tokenizer of its own comes first."""
+    """The method's own loss and optimizers; leaves averaged weights in the model. Its tokenizer comes first."""
     if (tokenizer := getattr(model, "tokenizer", None)) is not None:
         train(tokenizer.requires_grad_(True).train(), data, steps, rate, size)
         tokenizer.requires_grad_(False)

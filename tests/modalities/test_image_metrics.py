@@ -9,6 +9,7 @@ import torch
 
 from unilatent.modalities.base import Evidence, Row
 from unilatent.modalities.image import Image, ImageConfig, ImageData
+from unilatent.modalities.image.fidelity import Classifier
 from unilatent.modalities.image.metrics import (
     Judge,
     Reconstruction,
@@ -17,6 +18,8 @@ from unilatent.modalities.image.metrics import (
     psnr,
     within_class_std,
 )
+from unilatent.modalities.image.spaces import Pixels
+from unilatent.records import Held
 
 
 def stacked(dataset) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -24,17 +27,24 @@ def stacked(dataset) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return torch.stack([x for x, _ in items]), {"labels": torch.tensor([values["labels"] for _, values in items])}
 
 
+IMAGE = Image(ImageConfig(size=8, patch_size=2, channels=1))
+
+
 @pytest.fixture(scope="module")
 def digits():
     """Training and held-out digits, each (data, values)."""
-    image = Image(ImageConfig(size=8, patch_size=2, channels=1))
-    both = image.splits(ImageData(path="digits", held_out=297))
+    both = IMAGE.splits(ImageData(path="digits", held_out=297))
     return stacked(both.train), stacked(both.held_out)
+
+
+def rows_of(data: torch.Tensor, values: dict[str, torch.Tensor]) -> Held:
+    """What evaluation keeps of pictures."""
+    return Held({**values, **Pixels()(data)})
 
 
 def judge(digits, samples) -> dict[str, Row]:
     train, held_out = digits
-    rows = Judge()(Evidence(train, held_out, held_out[0], samples))
+    rows = Judge()(Evidence(rows_of(*train), rows_of(*held_out), rows_of(*samples)))
     return {row.name: row for row in rows}
 
 
@@ -100,7 +110,7 @@ def test_the_judgement_repeats(digits):
 
 def test_without_labels_only_distances_remain(digits):
     train, held_out = digits
-    rows = Judge()(Evidence((train[0], {}), (held_out[0], {}), held_out[0], (held_out[0], {})))
+    rows = Judge()(Evidence(rows_of(train[0], {}), rows_of(held_out[0], {}), rows_of(held_out[0], {})))
     names = [row.name for row in rows]
     assert names[0] == "Frechet distance (raw pixels)" and len(names) == 3
     assert "class means" not in rows[0].beside
@@ -108,13 +118,15 @@ def test_without_labels_only_distances_remain(digits):
 
 def test_silent_where_pixels_cannot_tell():
     big, few = torch.rand(4, 3, 33, 33), torch.rand(1, 1, 8, 8)
-    for data in (big, few):
-        assert Judge()(Evidence((data, {}), (data, {}), data, (data, {}))) == []
+    values = {"labels": torch.arange(4)}
+    for rows in (rows_of(big, values), rows_of(few, {"labels": torch.zeros(1)})):
+        assert Judge()(Evidence(rows, rows, rows)) == []
+    assert Judge()(Evidence(None, None, rows_of(torch.rand(4, 1, 8, 8), values))) == []
 
 
 def test_samples_that_are_not_numbers_are_named(digits):
     data, values = digits[1]
-    with pytest.raises(ValueError, match="samples: some hold NaN"):
+    with pytest.raises(ValueError, match="NaN or infinity in 297 of 297; the model that made them diverged"):
         judge(digits, (data * math.nan, values))
 
 
@@ -129,12 +141,15 @@ def test_psnr_closed_form():
 
 def test_reconstruction_beside_the_mean_picture(digits):
     train, held_out = digits
-    (row,) = Reconstruction()(Evidence(train, held_out, held_out[0] + 0.1, held_out))
-    assert row.value == pytest.approx(20, abs=1e-3) and row.unit == "dB"
+    made = Held({key: torch.tensor(row) for key, row in IMAGE.errors(held_out[0] + 0.1, held_out[0]).items()})
+    by_psnr, by_error = Reconstruction()(Evidence(rows_of(*train), rows_of(*held_out), None, made))
+    assert by_psnr.value == pytest.approx(20, abs=1e-3) and by_psnr.unit == "dB"
+    assert by_error.value == pytest.approx(0.1, abs=1e-6) and by_error.better == "lower"
     mean = train[0].mean(0, keepdim=True).expand_as(held_out[0])
-    assert row.beside == {"training mean picture": pytest.approx(psnr(mean, held_out[0]).mean().item(), abs=1e-4)}
-    none = (held_out[0][:0], {})
-    assert Reconstruction()(Evidence(train, none, none[0], held_out)) == []
+    expected = psnr(mean, held_out[0]).mean().item()
+    assert by_psnr.beside == {"training mean picture": pytest.approx(expected, abs=1e-2)}  # pixels are kept in 8 bits
+    assert Reconstruction()(Evidence(rows_of(*train), None, None, Held({}))) == []
+    assert [row.beside for row in Reconstruction()(Evidence(None, None, None, made))] == [{}, {}]
 
 
 def test_within_class_std_closed_form():
@@ -151,6 +166,7 @@ def test_distances_and_pairs_closed_form():
     assert identical_pairs(rows) == 3
 
 
-def test_the_modality_offers_both():
-    metrics = Image(ImageConfig(size=8, patch_size=2)).metrics()
-    assert [type(metric) for metric in metrics] == [Reconstruction, Judge]
+def test_small_pictures_are_judged_without_a_download():
+    light = {space.name for space in IMAGE.spaces() if not space.needs_download}
+    kinds = {type(metric) for metric in IMAGE.metrics() if metric.space is None or metric.space in light}
+    assert kinds == {Reconstruction, Judge, Classifier}

@@ -96,6 +96,7 @@ def test_encode_resumes_and_decodes(cli: Command, run_folder: Path, tmp_path: Pa
 
 @pytest.mark.covers("F31")
 def test_decode_refuses_the_latents_of_another_model(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    """Latents of other weights: refused by fingerprint."""
     other = tmp_path / "other"
     model = unilatent.load(run_folder, device="cpu")
     model.decoder.out.bias.data += 1
@@ -143,6 +144,7 @@ TRAIN = [
     (("digits", "data.path={missing}"), "data.path: {missing} does not exist"),
     (("digits", "data.path={empty}"), "data.path: {empty} holds no pictures"),
     (("digits", "data.path={flat}", "data.held_out=0"), "no labels (for pictures: a folder a class)"),
+    (("digits", "data.path={broken}", "data.held_out=0", "training.bad_samples=0"), "x.png: cannot be decoded"),
     (("digits", "data.path={tiny}", "data.held_out=0"), "is smaller than a patch (2)"),
     (("digits", "data.held_out=5000"), "held_out"),
     (("digits", "--resume", "{missing}"), "{missing}: no such checkpoint"),
@@ -190,6 +192,8 @@ def test_sample_refuses(
 
 @pytest.mark.covers("F18")
 def test_broken_models_are_named(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    """Model folders without configuration, truncated, of other sizes, garbled: one line each."""
+
     def refusal(name: str) -> str:
         done = cli("sample", tmp_path / name, "--out", tmp_path / "out")
         assert done.code == 2 and done.err.count("\n") == 1 and not (tmp_path / "out").exists()
@@ -213,6 +217,7 @@ def test_broken_models_are_named(cli: Command, run_folder: Path, tmp_path: Path)
 
 @pytest.mark.covers("F05")
 def test_out_folders_are_protected(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    """An output folder that cannot be written, or holds a run: refused before anything is written."""
     assert "holds a run already" in cli("train", "digits", *QUICK, "--out", run_folder).err
     (tmp_path / "file").write_text("")
     for verb in (("train", "digits", *QUICK), ("sample", run_folder, "--num", 1, "--steps", 1)):
@@ -224,6 +229,7 @@ def test_out_folders_are_protected(cli: Command, run_folder: Path, tmp_path: Pat
 
 @pytest.mark.covers("F39")
 def test_load_takes_runs_models_and_checkpoints(run_folder: Path, tmp_path: Path) -> None:
+    """A run, its model, its checkpoint and an unfinished run load as the same model."""
     whole = unilatent.load(run_folder, device="cpu")
     part = unilatent.load(run_folder / "checkpoints" / "step_00000012", device="cpu")
     assert whole.fingerprint() == part.fingerprint()
@@ -298,6 +304,7 @@ def test_runs_and_checkpoints_are_listed_verified_and_pruned(cli: Command, run_f
 
 
 def test_f34_a_second_run_in_the_same_folder_is_refused(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    """A second process in a run's folder is refused by name; a lock whose owner is gone is not."""
     copy = tmp_path / "run"
     shutil.copytree(run_folder, copy)
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -311,6 +318,7 @@ def test_f34_a_second_run_in_the_same_folder_is_refused(cli: Command, run_folder
 
 
 def test_f42_a_crash_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unhandled error leaves a report with traceback, configuration and environment."""
     trainer = Trainer(preset("digits").override(*QUICK), tmp_path / "run")
     monkeypatch.setattr(trainer.optimizers, "step", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -73,6 +73,7 @@ def test_a_mistyped_fault_is_refused(text: str) -> None:
 
 
 def test_f04_a_full_disk_costs_no_checkpoint(tmp_path: Path, armed) -> None:
+    """No space left while saving: older checkpoints stay and load, the message has the free space."""
     armed("save.after_model:full::8")
     with pytest.raises(OSError, match=r"checkpoint of step 8 not written .* GiB free there\); older .* are untouched"):
         Trainer(digits(), tmp_path / "run").fit()
@@ -81,6 +82,7 @@ def test_f04_a_full_disk_costs_no_checkpoint(tmp_path: Path, armed) -> None:
 
 
 def test_f11_stop_leaves_the_weights_and_names_the_batch(tmp_path: Path, armed) -> None:
+    """A gradient element NaN once, `stop`: weights stay, the batch's samples are written down."""
     armed("step.gradients:nan::6")
     trainer = Trainer(digits(), tmp_path / "run")
     with pytest.raises(FloatingPointError, match=r"step 7: grad_norm is not finite; the weights are those of step 6"):
@@ -92,6 +94,7 @@ def test_f11_stop_leaves_the_weights_and_names_the_batch(tmp_path: Path, armed) 
 
 
 def test_f11_skip_is_a_step_that_did_nothing(tmp_path: Path, armed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`skip:1`: the later state is that of a run whose step was undone."""
     armed("step.gradients:nan::6")
     Trainer(digits("training.non_finite=skip:1"), tmp_path / "skipped").fit()
     monkeypatch.undo()
@@ -116,6 +119,7 @@ def test_f11_skip_is_a_step_that_did_nothing(tmp_path: Path, armed, monkeypatch:
 
 
 def test_f12_too_many_in_a_row_stop(tmp_path: Path, armed) -> None:
+    """More NaN steps in a row than allowed: stops, names the steps, weights unchanged."""
     armed("step.gradients:nan")
     trainer = Trainer(digits("training.non_finite=skip:3"), tmp_path / "run")
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
@@ -145,6 +149,7 @@ def test_f14_every_flipped_bit_is_found_and_named(tmp_path: Path, run_folder: Pa
 
 @pytest.mark.parametrize("harm", ["delete", "truncate", "empty", "zero a page"])
 def test_f14_f15_damaged_files_are_named(tmp_path: Path, run_folder: Path, harm: str) -> None:
+    """Each file of a checkpoint deleted, truncated, emptied, a page zeroed: found and named."""
     for name in ("model.safetensors", "optimizer.safetensors", "state.json", "config.json", "ema.safetensors"):
         copy = tmp_path / name / "step_00000012"
         shutil.copytree(run_folder / "checkpoints" / "step_00000012", copy)
@@ -160,6 +165,7 @@ def test_f14_f15_damaged_files_are_named(tmp_path: Path, run_folder: Path, harm:
 
 
 def test_f15_leftovers_and_stale_pointers_do_not_confuse(tmp_path: Path, run_folder: Path) -> None:
+    """A stale latest.json, a leftover partial and an empty step folder: the newest sound one is taken."""
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     (copy / "latest.json").write_text('{"step": 99, "checkpoint": "checkpoints/step_00000099"}')
@@ -175,6 +181,7 @@ def test_f15_leftovers_and_stale_pointers_do_not_confuse(tmp_path: Path, run_fol
 @pytest.mark.faults
 @pytest.mark.parametrize("point", SAVE_POINTS)
 def test_f01_f03_kill_at_each_point_of_a_save(tmp_path: Path, run_folder: Path, point: str) -> None:
+    """Kill -9 at eight points of saving, pruning, stepping: two sound checkpoints stay, resuming is bitwise."""
     code, _ = finish(start(tmp_path / "run", fault=f"{point}:kill::{11 if point.startswith('step') else 12}"))
     assert code == -signal.SIGKILL
     folder = tmp_path / "run" / "checkpoints"
@@ -197,6 +204,7 @@ def _damaged(checkpoint: Path) -> bool:
 @pytest.mark.faults
 @pytest.mark.parametrize("workers", [0, 2])
 def test_f07_sigterm_to_the_whole_group_saves_the_current_step(tmp_path: Path, workers: int) -> None:
+    """SIGTERM to the whole group, 0 and 2 workers: the current step is saved, no process is left."""
     process = start(tmp_path / "run", "training.steps=100000", f"training.workers={workers}")
     wait_for_step(tmp_path / "run", 8)
     os.killpg(process.pid, signal.SIGTERM)
@@ -209,6 +217,7 @@ def test_f07_sigterm_to_the_whole_group_saves_the_current_step(tmp_path: Path, w
 
 @pytest.mark.faults
 def test_f10_sigterm_to_one_of_two_processes_saves_once_for_both(tmp_path: Path) -> None:
+    """SIGTERM to one of two processes: both stop at the same step."""
     process = start(tmp_path / "run", fault="step.start:term:1:6", processes=2)
     code, out = finish(process)
     assert code == 0 and "saved step 7" in out.replace("\n", " "), out[-2000:]
@@ -217,6 +226,7 @@ def test_f10_sigterm_to_one_of_two_processes_saves_once_for_both(tmp_path: Path)
 
 @pytest.mark.faults
 def test_f11_both_processes_decide_alike_about_a_step_of_one(tmp_path: Path) -> None:
+    """A gradient element NaN on rank 1 only, `skip:1`: both processes leave the step out."""
     process = start(tmp_path / "run", "training.non_finite=skip:1", fault="step.gradients:nan:1:6", processes=2)
     code, out = finish(process)
     assert code == 0 and "step 7: grad_norm is not finite; left out" in out.replace("\n", " "), out[-2000:]
@@ -227,6 +237,7 @@ def test_f11_both_processes_decide_alike_about_a_step_of_one(tmp_path: Path) -> 
     "fault", ["step.before_optimizer:kill:1:6", "step.before_optimizer:raise:1:6", "save.start:raise:0:8"]
 )
 def test_f27_f28_a_dead_process_ends_the_job_and_a_restart_resumes(tmp_path: Path, fault: str) -> None:
+    """One of two killed, raising, or failing to save: the job ends non-zero, a restart resumes."""
     started = time.monotonic()
     code, out = finish(start(tmp_path / "run", fault=fault, processes=2), within=90)
     assert code != 0 and time.monotonic() - started < 75, out[-2000:]
@@ -238,6 +249,7 @@ def test_f27_f28_a_dead_process_ends_the_job_and_a_restart_resumes(tmp_path: Pat
 
 @pytest.mark.faults
 def test_f28_a_hung_process_ends_the_job_within_the_timeout(tmp_path: Path) -> None:
+    """One of two processes hangs: the job ends non-zero within the timeout and torchrun's own."""
     started = time.monotonic()
     process = start(tmp_path / "run", "training.timeout=6", fault="step.before_optimizer:hang:1:6", processes=2)
     code, _ = finish(process, within=90)

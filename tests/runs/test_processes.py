@@ -41,6 +41,7 @@ def losses(out: Path) -> list[float]:
 @pytest.mark.covers("F25")
 @pytest.mark.parametrize("overrides", [(), ("training.micro_batch_size=3",)])
 def test_two_processes_are_one_optimisation(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """Two gloo processes against one, equal global batch: losses within 1e-5 over 12 steps."""
     common = ("training.log_every=1", "training.optimizer.muon=false")
     done = train(tmp_path / "two", *common, *overrides, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]

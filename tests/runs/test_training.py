@@ -68,6 +68,7 @@ def test_the_first_step_moves_the_weights(tmp_path: Path) -> None:
 @pytest.mark.covers("F24")
 @pytest.mark.parametrize("overrides", [(), ("training.micro_batch_size=6",)])
 def test_resume_is_bitwise(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """Resumed at step 4 of 12, whole and in micro-batches: final weights, average and optimizer bitwise."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     Trainer(digits(*overrides), whole).fit()
     Trainer(digits(*overrides), parts).fit()
@@ -86,6 +87,7 @@ def test_resume_is_bitwise(tmp_path: Path, overrides: tuple[str, ...]) -> None:
 def test_a_stop_signal_saves_and_resumes_bitwise(
     tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """SIGTERM in the middle of a step: finished, saved, resumed, bitwise."""
     trainer = Trainer(digits(), tmp_path / "run")
     original = trainer._one_step
 
@@ -102,6 +104,7 @@ def test_a_stop_signal_saves_and_resumes_bitwise(
 
 
 def test_f09_sigusr1_saves_and_goes_on(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGUSR1: saved, training goes on, final weights equal."""
     trainer = Trainer(digits(), tmp_path / "run")
     original = trainer._one_step
 
@@ -149,6 +152,7 @@ def test_an_epoch_visits_every_sample_once() -> None:
 
 @pytest.mark.covers("F24")
 def test_workers_and_memory_settings_change_nothing(tmp_path: Path, run_folder: Path) -> None:
+    """Two data workers: bitwise; recomputed activations: within rounding."""
     Trainer(digits("training.workers=2"), tmp_path / "workers").fit()
     assert_same(state(tmp_path / "workers", 12), state(run_folder, 12))
     Trainer(digits("training.activation_checkpointing=true"), tmp_path / "recompute").fit()
@@ -164,6 +168,7 @@ def test_bf16_autocast_steps(tmp_path: Path) -> None:
 
 @pytest.mark.covers("F24")
 def test_a_finished_run_says_so(tmp_path: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed after its last step: trains nothing and says so."""
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     Trainer(digits(), copy, resume="auto").fit()
@@ -173,6 +178,7 @@ def test_a_finished_run_says_so(tmp_path: Path, run_folder: Path, capsys: pytest
 
 @pytest.mark.covers("F14")
 def test_resume_auto_passes_over_damage_and_a_path_does_not(tmp_path: Path, run_folder: Path) -> None:
+    """A flipped bit in the newest checkpoint: `auto` takes the one before, a path is refused."""
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     last = copy / "checkpoints" / "step_00000012"
@@ -192,6 +198,7 @@ def test_resume_auto_passes_over_damage_and_a_path_does_not(tmp_path: Path, run_
      ("training.optimizer.muon=false", "training.optimizer.muon")],
 )  # fmt: skip
 def test_resume_refuses_another_run(tmp_path: Path, run_folder: Path, override: str, field: str) -> None:
+    """Another width, seed, batch size, optimizer or data on resume: refused by field."""
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     with pytest.raises(ConfigError, match=f"^{field}: .* the checkpoint was made with"):
@@ -200,6 +207,7 @@ def test_resume_refuses_another_run(tmp_path: Path, run_folder: Path, override: 
 
 @pytest.mark.covers("F04")
 def test_a_failed_save_leaves_the_old_checkpoints(tmp_path: Path) -> None:
+    """A save that fails leaves the older checkpoints and no temporary folder."""
     folder = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4):
         ckpt.save(folder, step, lambda f: (f / "a").write_bytes(b"x"), keep=2)
@@ -223,6 +231,7 @@ def test_schedule_in_epochs_ignores_accumulation_and_names_what_is_never_reached
 
 @pytest.mark.covers("F11")
 def test_a_diverged_step_never_reaches_weights_or_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NaN gradient with a save every step: the newest checkpoint is the one before."""
     trainer = Trainer(digits("training.log_every=10", "training.checkpoint_every=1"), tmp_path / "nan")
     original = trainer._backward
 
@@ -252,6 +261,7 @@ def test_going_back_to_an_older_step_keeps_what_it_saves(tmp_path: Path, run_fol
 
 @pytest.mark.covers("F15")
 def test_a_run_without_a_sound_checkpoint_is_not_started_over(tmp_path: Path, run_folder: Path) -> None:
+    """No sound checkpoint left: refused, never started over."""
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     for folder in (copy / "checkpoints").iterdir():
@@ -262,6 +272,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_over(tmp_path: Path, ru
 
 @pytest.mark.covers("F15")
 def test_saving_a_step_again_keeps_one_of_the_two_at_every_moment(tmp_path: Path) -> None:
+    """The same step saved again, killed in between: one of the two is always there."""
     folder = tmp_path / "checkpoints"
     ckpt.save(folder, 1, lambda f: (f / "a").write_bytes(b"old"), keep=2)
     # As if killed between setting the old one aside and publishing the new one.

@@ -13,18 +13,22 @@ import typer
 
 from . import (
     analyze,
+    calibrate,
     ckpt,
     config,
     convert,
     data,
     decode,
     doctor,
+    ema,
     encode,
     evaluate,
     presets,
     reconstruct,
+    reference,
     runs,
     sample,
+    search,
     train,
 )
 
@@ -40,7 +44,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (train, sample, reconstruct, encode, decode, evaluate, analyze, convert, presets, runs, doctor):
+for verb in (
+    train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, reference, ema, convert, presets,
+    runs, doctor,
+):  # fmt: skip
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(config.app, name="config")
 app.add_typer(ckpt.app, name="ckpt")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,18 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..methods.base import LatentModel
-from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits
+from ..methods.base import LatentModel, SamplingConfig
+from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
 from ..pretrained import cache_folder
-from ..records import Joined, Records, Rows, Statistics, open_records
+from ..records import Joined, Moments, Records, Rows, Statistics, open_records
 from ..sampling import reconstruct, sample_batches, split_settings
-from ..training.batches import collate
+from ..training.batches import collate, spread_evenly
 from ..training.processes import Processes
 from ..types import Batch
 from .protocol import Balance, Protocol
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many more are done, and how many there will be."""
+"""Called with what is being made, how many more are done, and how many fall to this process."""
 
 
 def silent(what: str, more: int, total: int) -> None:
@@ -46,7 +47,7 @@ class Request(Config):
 
     metrics: keys of rows ("fid", "psnr"); empty for all that need no download. num_samples: 0 leaves out generation.
     num_reference: real training samples that distances are taken to, evenly over the data; num_held_out: real
-    ones that are reconstructed, None for all.
+    ones that are reconstructed, None for all. batch_size changes nothing but memory and speed.
     """
 
     metrics: tuple[str, ...] = ()
@@ -60,12 +61,19 @@ class Request(Config):
 
 @dataclass(frozen=True)
 class Reference:
-    """Real samples from elsewhere in place of the training data: their name, a hash, and what is known of them."""
+    """A set of samples from elsewhere: its name, a hash, and what is known of it.
+
+    moments: of tensors whose mean and covariance are given; without a dataset they are all there is, of `size` samples
+    (0: nobody knows). preprocessing, resolution: None where they are not known.
+    """
 
     name: str
     data_hash: str
     dataset: Dataset | None = None
-    statistics: Statistics | None = None
+    moments: dict[str, Moments] = field(default_factory=dict)
+    size: int = 0
+    preprocessing: str | None = None
+    resolution: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every number of one evaluation; evidence: what they were computed from."""
+    """Every number of one evaluation; evidence: what they were computed from; missing: keys that were asked for and
+    that the evidence cannot show."""
 
     numbers: list[Measured]
     evidence: Evidence = field(repr=False)
+    missing: tuple[str, ...] = ()
 
     def find(self, metric: str) -> Measured:
         """The number with a short key ("fid"); ValueError if there is none."""
@@ -100,52 +110,67 @@ class Evaluator:
     """Makes the sets that metrics look at, in a folder of records."""
 
     def __init__(
-        self, model: LatentModel, splits: Splits | None, folder: Path, request: Request, *,
-        reference: Reference | None = None, processes: Processes | None = None, progress: Progress = silent,
-        stop: Callable[[], bool] = lambda: False,
+        self, model: LatentModel | None, splits: Splits | None, folder: Path, request: Request, *,
+        modality: Modality | None = None, samples: Reference | None = None, reference: Reference | None = None,
+        processes: Processes | None = None, progress: Progress = silent, stop: Callable[[], bool] = lambda: False,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext, **settings: Any,
     ):  # fmt: skip
         """splits: the data the model was trained on, None where it is not known; settings: as for `sample`.
 
+        modality: in place of the model's own, where only its evaluation settings differ. samples: judged in place of
+        new ones, all of them; then the model may be None. reference: in place of the training samples.
         processes: share the work, each making some of the pieces. stop: asked between batches; once any process says
         yes, all raise Interrupted. ValueError if a metric is unknown, or asks for data or weights that are not there.
         """
-        self.model, self.modality, self.splits = model, model.modality, splits
-        self.folder, self.request, self.reference = folder, request, reference
+        assert model is not None or (modality is not None and samples is not None)
+        if splits is None and reference is None:
+            raise ValueError("reference: neither it nor the data of the model is known; give --reference or --data")
+        self._model, self.made = model, samples
+        self.modality: Modality = modality or self.model.modality
+        self.splits, self.folder, self.request, self.reference = splits, folder, request, reference
+        self.processes = processes
         self.rank = processes.rank if processes else 0
         self.world = processes.world if processes else 1
-        self.highest: Callable[[int], int] = processes.highest if processes else int
         self.stop, self.progress, self.autocast, self.settings = stop, progress, autocast, settings
-        self.sampling, self.given = split_settings(model.config.sampling, settings)
+        self.sampling, self.given = split_settings(model.config.sampling if model else SamplingConfig(), settings)
         self.metrics = choose_metrics(self.modality, request.metrics)
-        wanted = {metric.space for metric in self.metrics}
-        self.spaces = [space for space in self.modality.spaces() if space.name in wanted]
+        self.spaces = _with_needs(self.modality.spaces(), {metric.space for metric in self.metrics})
+        own = model or processes
+        device = torch.device("cpu") if own is None else own.device
         for space in self.spaces:
-            space.prepare(model.device)
-        self.fingerprint = model.fingerprint()
+            space.prepare(device)
+        self.fingerprint = samples.data_hash if model is None and samples is not None else self.model.fingerprint()
+
+    @property
+    def model(self) -> LatentModel:
+        """The one that is evaluated; where only samples are, there is none."""
+        assert self._model is not None
+        return self._model
 
     @property
     def identity(self) -> str:
         """A hash of everything that decides the numbers, the model apart."""
+        request = {key: value for key, value in self.request.plain().items() if key != "batch_size"}
         data = self.splits and [self.splits.train.fingerprint, self.splits.held_out.fingerprint]
-        reference = self.reference and self.reference.data_hash
-        about = [self.request.plain(), self.sampling.plain(), str(self.given), data, reference]
+        others = [other and other.data_hash for other in (self.reference, self.made)]
+        about = [request, self.sampling.plain(), str(self.given), data, others]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     @torch.no_grad()
     def run(self) -> Evaluation:
-        """Every number; each process computes all of them from the same records."""
-        train = self._reference()
-        held_out = self._real(self.splits.held_out, self.request.num_held_out) if self.splits else None
-        reconstructions = self._reconstructions(held_out) if held_out is not None and len(held_out) else None
-        samples, nfe = self._samples() if self.request.num_samples else (None, None)
+        """Every number. All processes come here; the first computes them from the records of all, and tells them."""
+        generation, reconstruction = (self._spaces_of(track) for track in ("generation", "reconstruction"))
+        light = [space for space in self.spaces if not space.needs_download]
+        judged = bool(self.made or self.request.num_samples) and "generation" in self._tracks
+        train = self._reference([s for s in self.spaces if s in generation or s in light]) if judged else None
+        held_out = self._held_out([s for s in self.spaces if s in reconstruction or s in light])
+        samples, nfe = self._samples(generation) if judged else (None, None)
+        rebuilds = self._model is not None and held_out is not None and "reconstruction" in self._tracks
+        reconstructions = self._reconstructions(len(held_out), reconstruction) if rebuilds and held_out else None
         evidence = Evidence(train, held_out, samples, reconstructions)
-        numbers = []
-        for metric in self.metrics:
-            protocol = self._protocol(metric, evidence, nfe)
-            wanted = self.request.metrics or metric.gives
-            numbers += [Measured(row, protocol) for row in metric(evidence) if row.key in wanted]
-        return Evaluation(numbers, evidence)
+        numbers = self._shared(lambda: self._numbers(evidence, nfe))
+        found = {measured.row.key for measured in numbers}
+        return Evaluation(numbers, evidence, tuple(key for key in self.request.metrics if key not in found))
 
     def clear(self, *sets: str) -> None:
         """Removes what lies on disk of these sets: nothing needs it once the numbers are known."""
@@ -153,83 +178,147 @@ class Evaluator:
             for folder in self.folder.glob(f"{name}-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
+    # The numbers.
+
+    def _numbers(self, evidence: Evidence, nfe: float | None) -> list[Measured]:
+        unseen = evidence if not self._only_one_set else replace(evidence, held_out=None)
+        numbers = []
+        for metric in self.metrics:
+            self._may_go_on()
+            protocol = self._protocol(metric, evidence, nfe)
+            wanted = self.request.metrics or metric.gives
+            rows = metric(unseen if metric.track == "generation" else evidence)
+            numbers += [Measured(row, protocol) for row in rows if row.key in wanted]
+        return numbers
+
+    def _shared(self, work: Callable[[], list[Measured]]) -> list[Measured]:
+        """What the first process found, in all of them."""
+        found: list[Measured] | None = []
+        if self.rank == 0:
+            try:
+                found = work()
+            except Interrupted:
+                found = None
+        if self.processes is not None:
+            found = self.processes.gather(found)[0]
+        if found is None:
+            raise Interrupted("the numbers")
+        return found
+
+    @property
+    def _only_one_set(self) -> bool:
+        """Whether what is reconstructed is also what distances are taken to."""
+        s = self.splits
+        return self.reference is None and s is not None and s.train.fingerprint == s.held_out.fingerprint
+
+    @property
+    def _tracks(self) -> set[str]:
+        return {metric.track for metric in self.metrics}
+
+    def _spaces_of(self, track: str) -> list[Space]:
+        return _with_needs(self.spaces, {metric.space for metric in self.metrics if metric.track == track})
+
     # The four sets.
 
-    def _reference(self) -> Rows | None:
-        if self.reference is not None and self.reference.statistics is not None:
-            return self.reference.statistics
-        if self.reference is not None and self.reference.dataset is not None:
-            return self._real(self.reference.dataset, self.request.num_reference, fit=True)
-        return self._real(self.splits.train, self.request.num_reference, fit=True) if self.splits else None
+    def _reference(self, spaces: list[Space]) -> Rows | None:
+        given = self.reference
+        if given is None:
+            return self._real(self.splits.train, self.request.num_reference, spaces, fit=True) if self.splits else None
+        if given.dataset is None:
+            return Statistics(given.moments, given.size)
+        rows = self._real(given.dataset, self.request.num_reference, spaces, fit=True)
+        return Joined(rows.parts, len(rows), given.moments)
 
-    def _real(self, dataset: Dataset, limit: int | None, fit: bool = False) -> Rows:
-        """What each space keeps of at most `limit` real samples, evenly over the data set."""
-        size = len(dataset)
+    def _held_out(self, spaces: list[Space]) -> Rows | None:
+        if self.splits is None or self._model is None or not len(self.splits.held_out):
+            return None
+        return self._real(self.splits.held_out, self.request.num_held_out, spaces)
+
+    def _real(
+        self, dataset: Dataset, limit: int | None, spaces: list[Space], fit: bool = False, what: str = "real"
+    ) -> Joined:  # fmt: skip
+        """What each space keeps of at most `limit` samples, evenly over the data set; `replaced` is 1 where one stands
+        in for a sample that cannot be used."""
+        size = dataset.size or limit if isinstance(dataset, Stream) else len(dataset)
+        if size is None:
+            raise ValueError("data.num_samples: not set, and the stream does not say how many it has; set it")
         count = size if limit is None else min(limit, size)
         parts: list[Rows] = []
-        for space in self.spaces:
-            if fit and parts:
-                space.fit(Joined(parts))
+        for space in spaces:
+            if fit:
+                space.fit(Joined(parts, count))
+            if space.compares:
+                continue
             about = {"data": dataset.fingerprint, "of": size, "space": space.name, "weights": space.weights,
                      "preprocessing": self.modality.preprocessing}  # fmt: skip
-            root = cache_folder().parent / "references" if space.needs_download else self.folder
-            records = self._open(root, "real", count, about)
+            records = self._open(self._root(space), what, count, about)
 
-            def make(rows: range, space: Space = space) -> dict[str, Tensor]:
-                return _joined(self._look(space, batch) for batch in self._batches(dataset, rows, size, count))
+            def make(rows: range, done: Callable[[int], None], space: Space = space) -> dict[str, Tensor]:
+                parts = []
+                for batch, replaced in self._batches(dataset, rows, count):
+                    parts.append({**batch.values, "replaced": replaced, **space(batch.data)})
+                    done(len(replaced))
+                return _joined(parts)
 
-            self._complete(f"real, {space.name}", records, make)
+            self._complete(f"{what}, {space.name}", records, make)
             parts.append(records)
-        return Joined(parts)
+        return Joined(parts, count)
 
-    def _reconstructions(self, held_out: Rows) -> Records:
+    def _root(self, space: Space) -> Path:
+        """Real samples through a large network are worth keeping for every run that is held against them."""
+        return cache_folder() / "references" if space.needs_download else self.folder
+
+    def _reconstructions(self, count: int, spaces: list[Space]) -> Records:
         assert self.splits is not None
-        dataset, count = self.splits.held_out, len(held_out)
-        about = {"model": self.fingerprint, "data": dataset.fingerprint, "of": len(dataset), **self._about()}
+        dataset = self.splits.held_out
+        about = {"model": self.fingerprint, "data": dataset.fingerprint, "of": len(dataset), **self._about(spaces)}
         records = self._open(self.folder, "reconstructions", count, about)
 
-        def make(rows: range) -> dict[str, Tensor]:
+        def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
             parts, first = [], rows.start
-            for batch in self._batches(dataset, rows, len(dataset), count):
+            for batch, replaced in self._batches(dataset, rows, count):
                 with self.autocast():
                     made = reconstruct(
                         self.model, batch.data, seed=self.request.seed, batch_size=self.request.batch_size, start=first
                     )
-                errors = {key: torch.tensor(row) for key, row in self.modality.errors(made, batch.data).items()}
-                for space in self.spaces:
-                    errors |= space(made) | space.against(made, batch.data)
-                parts.append(errors)
-                first += len(next(iter(errors.values())))
+                tensors = {key: torch.tensor(row) for key, row in self.modality.errors(made, batch.data).items()}
+                for space in spaces:
+                    tensors |= space(made) | space.against(made, batch.data)
+                parts.append(tensors)
+                first += len(replaced)
+                done(len(replaced))
             return _joined(parts)
 
         self._complete("reconstructions", records, make)
         return records
 
-    def _samples(self) -> tuple[Records, float]:
-        """New samples, and how often the denoiser looked at each."""
+    def _samples(self, spaces: list[Space]) -> tuple[Rows, float | None]:
+        """New samples, and how often the denoiser looked at each; or those that were made elsewhere."""
+        if self.made is not None:
+            assert self.made.dataset is not None
+            return self._real(self.made.dataset, None, spaces, what="made"), None
         num = self.request.num_samples
         values = self.model.conditions.parse(num, self.given)
         asked = {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in values.items()}
-        about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "values": asked, **self._about()}
+        about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "values": asked, **self._about(spaces)}
         records = self._open(self.folder, "samples", num, about)
 
-        def make(rows: range) -> dict[str, Tensor]:
+        def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
             parts = []
             with self.autocast():
                 for part in sample_batches(
                     self.model, num, seed=self.request.seed, batch_size=self.request.batch_size, start=rows.start,
                     stop=rows.stop, **self.settings,
                 ):  # fmt: skip
-                    tensors = dict(part.values)
-                    tensors["nfe"] = torch.full((part.count,), part.evaluations)
-                    for space in self.spaces:
+                    tensors = {**part.values, "nfe": torch.full((part.count,), part.evaluations)}
+                    for space in spaces:
                         tensors |= space(part.data)
                     parts.append(tensors)
-                    self.progress("samples", part.count, num)
+                    done(part.count)
                     self._may_go_on()
             return _joined(parts)
 
-        self._complete("samples", records, make, says=False)
+        self._complete("samples", records, make)
         return records, float(records.first("nfe", 1))
 
     def _open(self, root: Path, what: str, count: int, about: dict[str, Any]) -> Records:
@@ -237,66 +326,87 @@ class Evaluator:
         return open_records(root / f"{what}-{name}", count, about)
 
     def _complete(
-        self, what: str, records: Records, make: Callable[[range], dict[str, Tensor]], says: bool = True
-    ) -> None:
+        self, what: str, records: Records, make: Callable[[range, Callable[[int], None]], dict[str, Tensor]]
+    ) -> None:  # fmt: skip
         """Every process comes here, and leaves when all pieces are there."""
+        own, missing = records.ranges[self.rank :: self.world], records.missing(self.rank, self.world)
+        total = sum(map(len, own))
+        self.progress(what, total - sum(map(len, missing)), total)
         stopped = False
         try:
-            for rows in records.missing(self.rank, self.world):
-                records.add(rows, make(rows))
-                if says:
-                    self.progress(what, len(rows), len(records))
+            for rows in missing:
+                records.add(rows, make(rows, lambda count: self.progress(what, count, total)))
         except Interrupted:
             stopped = True
-        if self.highest(stopped):
+        if self.processes.highest(stopped) if self.processes is not None else stopped:
             raise Interrupted(what)
 
     def _may_go_on(self) -> None:
         if self.stop():
             raise Interrupted
 
-    def _about(self) -> dict[str, Any]:
-        spaces = {space.name: space.weights for space in self.spaces}
-        return {"seed": self.request.seed, "precision": self.request.precision, "spaces": spaces}
+    def _about(self, spaces: list[Space]) -> dict[str, Any]:
+        weights = {space.name: space.weights for space in spaces}
+        return {"seed": self.request.seed, "precision": self.request.precision, "spaces": weights}
 
-    def _batches(self, dataset: Dataset, rows: range, size: int, count: int) -> Iterable[Batch]:
-        for first in range(rows.start, rows.stop, self.request.batch_size):
+    def _batches(self, dataset: Dataset, rows: range, count: int) -> Iterator[tuple[Batch, Tensor]]:
+        """Samples `rows` of `count`, and of each (B,) whether it stands in for another."""
+        samples = spread_evenly(dataset, rows, count)
+        while some := list(islice(samples, self.request.batch_size)):
             self._may_go_on()
-            chosen = range(first, min(first + self.request.batch_size, rows.stop))
-            yield collate([dataset[i * size // count] for i in chosen], self.modality)
-
-    def _look(self, space: Space, batch: Batch) -> dict[str, Tensor]:
-        return {**batch.values, **space(batch.data)}
+            replaced = torch.tensor([fault is not None for _, fault in some], dtype=torch.uint8)
+            yield collate([sample for sample, _ in some], self.modality), replaced
 
     def _protocol(self, metric: Metric, evidence: Evidence, nfe: float | None) -> Protocol:
         generation = metric.track == "generation"
         rows = evidence.samples if generation else evidence.reconstructions
         against = evidence.train if generation else evidence.held_out
-        held_out = self.splits.held_out.fingerprint if self.splits else ""
-        own = (self.splits.train.fingerprint if self.splits else "") if generation else held_out
-        name = "training data" if generation else "the held-out originals"
+        real = Reference("", "", preprocessing=self.modality.preprocessing, resolution=self.modality.resolution)
+        if generation and self.reference is not None:
+            real = self.reference
+        elif self.splits is not None:
+            part = self.splits.train if generation else self.splits.held_out
+            name = "training data" if generation else "the held-out originals"
+            real = replace(real, name=name, data_hash=part.fingerprint)
         space = next((space for space in self.spaces if space.name == metric.space), None)
-        balance = {}
-        if generation and evidence.samples is not None:
-            for key in self.model.conditions.arguments:
-                counts = evidence.samples[key].unique(dim=0, return_counts=True)[1]
-                balance[key] = Balance(values=len(counts), smallest=int(counts.min()), largest=int(counts.max()))
         return Protocol(
             track="generation" if generation else "reconstruction",
             num_samples=0 if rows is None else len(rows),
-            reference=self.reference.name if self.reference and generation else name,
-            reference_data=self.reference.data_hash if self.reference and generation else own,
+            reference=real.name,
+            reference_data=real.data_hash,
+            reference_preprocessing=real.preprocessing,
+            reference_resolution=real.resolution,
             num_reference=0 if against is None else len(against),
+            replaced=int(against["replaced"].sum()) if against is not None and "replaced" in against else 0,
             preprocessing=self.modality.preprocessing,
             resolution=self.modality.resolution,
             space=space.name if space else None,
             weights=space.weights if space else None,
-            balance=balance,
-            sampling=self.sampling.plain() if generation else None,
+            balance=self._balance(evidence.samples) if generation and evidence.samples is not None else {},
+            sampling=self.sampling.plain() if generation and self.made is None else None,
             nfe=nfe if generation else None,
             seed=self.request.seed,
             precision=self.request.precision,
         )
+
+    def _balance(self, samples: Rows) -> dict[str, Balance]:
+        """Of every condition."""
+        kinds: dict[str, int | None] = {}
+        if self.made is None:
+            kinds = {condition.argument: condition.cycle for condition in self.model.conditions.all}
+        elif self.made.dataset is not None:
+            kinds = dict.fromkeys(self.made.dataset.facts)
+        balance = {}
+        for key, of in kinds.items():
+            counts = samples[key].unique(dim=0, return_counts=True)[1]
+            balance[key] = Balance(values=len(counts), smallest=int(counts.min()), largest=int(counts.max()), of=of)
+        return balance
+
+
+def _with_needs(spaces: Sequence[Space], names: set[str | None]) -> list[Space]:
+    """Those spaces, and those that they are fitted to, in order."""
+    needed = {need for space in spaces if space.name in names for need in space.needs}
+    return [space for space in spaces if space.name in names | needed]
 
 
 def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:

@@ -14,15 +14,17 @@ Track = Literal["generation", "reconstruction"]
 
 
 class Balance(Config):
-    """How often each condition value was asked for. counts: smallest and largest, over `values` different ones."""
+    """How often each condition value was asked for: smallest and largest count over `values` different ones, `of` how
+    many there are (None: unknown, or endless)."""
 
     values: int
     smallest: int
     largest: int
+    of: int | None = None
 
     @property
     def even(self) -> bool:
-        return self.largest - self.smallest <= 1
+        return self.largest - self.smallest <= 1 and self.of in (None, self.values)
 
 
 class Protocol(Config):
@@ -30,7 +32,9 @@ class Protocol(Config):
 
     reference: what it is held against; reference_data: a hash of it. preprocessing: how pictures came to their size.
     space, weights: the feature space and the checksum of its weights; None where there is no network.
-    sampling: solver, steps, guidance; None for a reconstruction. nfe: evaluations of the denoiser for each sample.
+    reference_preprocessing, reference_resolution: how the reference's samples were; None where nobody knows.
+    sampling: solver, steps, guidance; None for a reconstruction, and for samples made elsewhere. nfe: evaluations of
+    the denoiser for each sample. replaced: real samples that could not be used, for which others stand in.
     """
 
     track: Track
@@ -40,6 +44,9 @@ class Protocol(Config):
     num_reference: int
     preprocessing: str
     resolution: tuple[int, ...]
+    reference_preprocessing: str | None = None
+    reference_resolution: tuple[int, ...] | None = None
+    replaced: int = 0
     space: str | None = None
     weights: str | None = None
     balance: dict[str, Balance] = Field(default_factory=dict)
@@ -57,6 +64,8 @@ class Protocol(Config):
             low, high = s["guidance_interval"]
             interval = "" if (low, high) == (0, 1) else f"[{low:g},{high:g}]"
             parts.append(f"cfg{s['guidance_scale']:g}{interval}" if s["guidance_scale"] != 1 else "cfg1")
+        elif self.track == "generation":
+            parts.append("made-elsewhere")
         return "/".join(parts)
 
     def cautions(self) -> list[str]:
@@ -67,6 +76,16 @@ class Protocol(Config):
         if self.space is not None and 0 < self.num_reference < ENOUGH:
             lines.append(f"reference n = {self.num_reference:,}")
         lines += [f"{name} not evenly drawn" for name, balance in self.balance.items() if not balance.even]
+        if self.reference_preprocessing is None or self.reference_resolution is None:
+            lines.append("how the reference was prepared is unknown")
+        elif self.reference_preprocessing != self.preprocessing:
+            lines.append(f"the reference was prepared otherwise ({self.reference_preprocessing})")
+        if self.reference_resolution is not None and self.reference_resolution != self.resolution:
+            lines.append(f"the reference has another size ({' x '.join(map(str, self.reference_resolution))})")
+        if self.track == "generation" and self.sampling is None:
+            lines.append("made elsewhere, it is not known how")
+        if self.replaced:
+            lines.append(f"{self.replaced:,} real samples could not be used, others stand in")
         return lines
 
     def differences(self, other: Self) -> list[tuple[str, Any, Any]]:

@@ -3,79 +3,196 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import zipfile
+import zlib
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from .. import __version__
 from ..config import read_yaml
-from ..methods.base import LatentModel
-from ..modalities.base import Modality, Splits
-from ..records import Statistics
-from ..registry import find
-from .evaluate import Reference
+from ..maths.frechet import Moments, RunningMoments
+from ..modalities.base import Dataset, Modality, Splits
+from ..registry import available, find
+from ..training.batches import collate, spread_evenly
+from .evaluate import Interrupted, Reference
 
-MOMENTS = (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s"))
-"""Tensor of the Inception space, and the names of its moments in ADM's .npz files."""
+MOMENTS = (("pool", "mu", "sigma", 2048), ("spatial", "mu_s", "sigma_s", 2023))
+"""Tensor of the Inception space, the names of its moments in ADM's .npz files, and their D."""
+PROVENANCE = "provenance"
+"""A JSON text beside the moments, where this package wrote them: what they are of."""
 
 
-def splits_of(model: LatentModel, run: Path | None, data_path: str | None) -> Splits | None:
-    """The data a run was trained on, as its config.yaml says, or at another path; None for a model without any."""
-    modality = model.modality
-    settings = find("modalities", model.config.modality.name).DataConfig
-    if run is not None:
-        content = read_yaml(run / "config.yaml")["data"]
-    elif data_path is not None:
-        content = {}
-    else:
-        return None
-    if data_path is not None:
-        content = {**content, "path": data_path}
-    return modality.splits(settings.parse(content))
+def splits_of(modality: Modality, run: Path | None, data_path: str | None) -> Splits | None:
+    """The data a run was trained on, as its config.yaml says, or at another path; None for a model without any.
+
+    Of a model alone nobody knows what it was trained on: what is given is both splits.
+    """
+    settings = find("modalities", modality.config.name).DataConfig
+    if run is None:
+        if data_path is None:
+            return None
+        whole = modality.splits(settings.parse({"path": data_path})).train
+        return Splits(whole, whole)
+    content = read_yaml(run / "config.yaml").get("data")
+    if not isinstance(content, dict):
+        raise ValueError(f"{run / 'config.yaml'}: does not say what the run was trained on; give its model/ folder")
+    return modality.splits(settings.parse(content if data_path is None else {**content, "path": data_path}))
 
 
 def find_reference(modality: Modality, source: str) -> Reference:
-    """Real samples in a folder or archive, or a .npz of ADM's layout; ValueError names the path and what is wrong."""
+    """Real samples in a folder, archive or .npz, or the statistics in a .npz of ADM's layout, or both; ValueError
+    names the path and what is wrong."""
     path = Path(source).expanduser()
-    if path.suffix != ".npz":
-        settings = find("modalities", modality.config.name).DataConfig
-        dataset = modality.splits(settings.parse({"path": str(path), "held_out": 0})).train
-        return Reference(path.name, dataset.fingerprint, dataset=dataset)
-    digest = _hash(path)
-    arrays = _arrays(path)
-    if "mu" in arrays and "sigma" in arrays:
-        return Reference(path.name, digest, statistics=_statistics(arrays, path))
-    raise ValueError(f"--reference {path}: has {', '.join(arrays)}; give mu and sigma, or a folder of samples")
+    if path.suffix.lower() != ".npz":
+        dataset = _dataset(modality, source)
+        return Reference(
+            path.name or source, dataset.fingerprint, dataset, preprocessing=modality.preprocessing,
+            resolution=modality.resolution,
+        )  # fmt: skip
+    names, arrays = _arrays(path)
+    moments = _moments(arrays, path)
+    samples = _dataset(modality, source) if "arr_0" in names else None
+    if not moments and samples is None:
+        raise ValueError(f"--reference {path}: has {', '.join(names) or 'nothing'}; give mu and sigma, or arr_0")
+    about = _provenance(arrays, path)
+    resolution = modality.resolution if samples is not None else about.get("resolution")
+    return Reference(
+        path.name, _hash(path), samples, moments, size=about.get("num_samples", 0),
+        preprocessing=about.get("preprocessing"), resolution=resolution and tuple(resolution),
+    )  # fmt: skip
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def find_samples(modality: Modality, source: str) -> Reference:
+    """Samples that somebody made, to be judged."""
+    dataset = modality.made(Path(source))
+    return Reference(
+        Path(source).name, dataset.fingerprint, dataset, preprocessing=modality.preprocessing,
+        resolution=modality.resolution,
+    )  # fmt: skip
+
+
+def modality_for(samples: Path) -> Modality:
+    """One of the size of samples that somebody made; ValueError where no modality knows them."""
+    for name in available("modalities"):
+        kind = find("modalities", name)
+        if (resolution := kind.resolution_of(samples)) is not None:
+            return kind.of_resolution(resolution)
+    raise ValueError(f"--samples {samples}: holds nothing that can be judged without a model; give MODEL as well")
+
+
+def modality_of_size(size: str) -> Modality:
+    """One for samples of that size: "256", or all of its numbers, "256x128x3"; ValueError where it is none."""
+    numbers = size.lower().split("x")
+    if not all(number.isdigit() for number in numbers):
+        raise ValueError(f"--size: {size!r} is no size; give e.g. 256, or height x width x channels as 256x128x3")
+    for name in available("modalities"):
+        modality = find("modalities", name).of_resolution(tuple(map(int, numbers)))
+        if modality is not None:
+            return modality
+    raise ValueError(f"--size: {size!r}: no modality has samples of a size")
+
+
+def write_reference(
+    path: Path, modality: Modality, source: str, batch_size: int, device: torch.device,
+    progress: Callable[[int, int], None] = lambda more, total: None, stop: Callable[[], bool] = lambda: False,
+    before: Callable[[], object] = lambda: None,
+) -> int:  # fmt: skip
+    """Inception moments of a whole data set, read in a stream, to a .npz with ADM's names; how many samples.
+
+    before: called once everything that can be checked is.
+
+    ValueError if the modality has no such space or a sample cannot be used. Interrupted, without a file, when stopped.
+    """
+    space = next((space for space in modality.spaces() if space.name == "inception"), None)
+    if space is None:
+        raise ValueError("reference: this modality has no Inception statistics")
+    dataset = _dataset(modality, source)
+    space.prepare(device)
+    before()
+    running = {name: RunningMoments() for name, *_ in MOMENTS}
+    total, replaced = len(dataset), 0
+    samples = spread_evenly(dataset, range(total), total)
+    while some := list(islice(samples, batch_size)):
+        if stop():
+            raise Interrupted("the statistics")
+        replaced += sum(fault is not None for _, fault in some)
+        kept = space(collate([sample for sample, _ in some], modality).data)
+        for name, moments in running.items():
+            moments.add(kept[name])
+        progress(len(some), total)
+    about = {
+        "source": Path(source).name, "data": dataset.fingerprint, "num_samples": total, "replaced": replaced,
+        "preprocessing": modality.preprocessing, "resolution": modality.resolution, "weights": space.weights,
+        "unilatent": __version__, "torch": torch.__version__,
+    }  # fmt: skip
+    arrays: dict[str, Any] = {PROVENANCE: np.array(json.dumps(about))}
+    for name, mean, covariance, _ in MOMENTS:
+        mu, sigma = running[name].moments()
+        arrays |= {mean: mu.cpu().numpy(), covariance: sigma.cpu().numpy()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+    np.savez(temporary, **arrays)
+    temporary.replace(path)
+    return total
+
+
+def _dataset(modality: Modality, source: str) -> Dataset:
+    settings = find("modalities", modality.config.name).DataConfig
+    try:
+        return modality.splits(settings.parse({"path": source, "held_out": 0})).train
+    except ValueError as error:
+        raise ValueError(f"--reference: {error}") from None
+
+
+def _arrays(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Names of all arrays, and those that are statistics; samples are not read here."""
+    wanted = {PROVENANCE, *(name for _, *names, _ in MOMENTS for name in names)}
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("not an archive")
+            return file.files, {name: file[name] for name in file.files if name in wanted}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"--reference {path}: cannot be read as plain arrays ({reason}); make it anew") from None
 
 
-def _statistics(arrays: dict[str, np.ndarray], path: Path) -> Statistics:
+def _moments(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Moments]:
     moments = {}
-    for tensor, mean, covariance in MOMENTS:
+    for tensor, mean, covariance, width in MOMENTS:
         if mean not in arrays or covariance not in arrays:
             continue
-        mu, sigma = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in (mean, covariance))
-        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (mu.isfinite().all() and sigma.isfinite().all()):
-            raise ValueError(
-                f"--reference {path}: {mean} {tuple(mu.shape)} and {covariance} {tuple(sigma.shape)} are not a finite "
-                "mean (D,) and covariance (D, D)"
-            )
-        moments[tensor] = (mu, sigma)
-    return Statistics(moments)
+        mu, sigma = arrays[mean], arrays[covariance]
+        shapes = f"{mean} {mu.shape} and {covariance} {sigma.shape}"
+        if mu.shape != (width,) or sigma.shape != (width, width):
+            raise ValueError(f"--reference {path}: {shapes}, not a mean ({width},) and covariance ({width}, {width})")
+        if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (mu, sigma)):
+            raise ValueError(f"--reference {path}: {shapes} are not finite numbers; make it anew")
+        moments[tensor] = (torch.from_numpy(mu).double(), torch.from_numpy(sigma).double())
+    return moments
+
+
+def _provenance(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """What this package wrote about the statistics; of others nothing is known."""
+    if PROVENANCE not in arrays:
+        return {}
+    about, kinds = {}, None
+    try:
+        about = json.loads(str(arrays[PROVENANCE]))
+        kinds = type(about["num_samples"]), type(about["preprocessing"]), {type(side) for side in about["resolution"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    if kinds != (int, str, {int}):
+        raise ValueError(f"--reference {path}: its {PROVENANCE} is damaged; make it anew")
+    return about
 
 
 def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"--reference {path}: {error.strerror}; give a folder, zip or .npz") from None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

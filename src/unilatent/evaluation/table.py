@@ -1,4 +1,4 @@
-"""An evaluation's numbers for the terminal, for files and for a model card."""
+"""An evaluation's numbers for the terminal and for files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from .. import __version__
 from ..files import write_json
@@ -17,34 +20,63 @@ from .evaluate import Evaluation, Measured
 from .protocol import Protocol
 
 FORMAT = 1
+ARROWS = {"higher": "↑", "lower": "↓", "same": "="}
+LEGEND = "↑ higher is better, ↓ lower is better, = as what stands beside it"
 
 
-def table(numbers: list[Measured], title: str) -> Table:
-    """For the terminal."""
-    out = Table(title=title, title_justify="left")
-    out.add_column("measure")
-    out.add_column("value", justify="right")
-    out.add_column("beside it")
-    out.add_column("protocol", overflow="fold")
+def table(numbers: list[Measured], title: str) -> Group:
+    """For the terminal: each number with what must be said of it, and below, each protocol once."""
+    shown = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("measure")
+    shown.add_column("value", justify="right", no_wrap=True)
+    shown.add_column("beside it")
+    shown.add_column("by", no_wrap=True)
+    listed = protocols(numbers)
     for measured in numbers:
-        out.add_row(*cells(measured))
-    return out
+        name = Text(f"{ARROWS[measured.row.better]} {measured.row.name}")
+        if cautions := measured.protocol.cautions():
+            name.append("\n" + ", ".join(cautions), style="yellow")
+        place = Text(f"[{listed.index(measured.protocol) + 1}]")
+        shown.add_row(name, Text(value(measured.row)), Text(beside(measured.row)), place)
+    below = [Text(f"[{i}] {outline(protocol)}") for i, protocol in enumerate(listed, 1)]
+    return Group(shown, *below, Text(LEGEND, style="dim"))
 
 
-def cells(measured: Measured) -> tuple[str, str, str, str]:
-    """Measure, value, what stands beside it, protocol with its cautions."""
-    row = measured.row
+def value(row: Row) -> str:
+    """The number with its spread and unit."""
     spread = "" if row.spread is None else f" ± {number(row.spread)}"
-    beside = ", ".join(f"{name} {number(value)}" for name, value in row.beside.items())
-    protocol = "; ".join([measured.key, *measured.protocol.cautions()])
-    arrow = {"higher": " (higher is better)", "lower": " (lower is better)", "same": " (same is better)"}[row.better]
-    return row.name + arrow, f"{number(row.value)}{spread} {row.unit}".rstrip(), beside, protocol
+    return f"{number(row.value)}{spread} {row.unit}".rstrip()
 
 
-def markdown(numbers: list[Measured]) -> str:
-    """For a model card."""
-    lines = ["| measure | value | beside it | protocol |", "| --- | --- | --- | --- |"]
-    return "\n".join([*lines, *("| " + " | ".join(cells(measured)) + " |" for measured in numbers)]) + "\n"
+def beside(row: Row) -> str:
+    """What a number is to be held against."""
+    return ", ".join(f"{name} {number(value)}" for name, value in row.beside.items())
+
+
+def protocols(numbers: list[Measured]) -> list[Protocol]:
+    """Each once, in order."""
+    found: list[Protocol] = []
+    for measured in numbers:
+        if measured.protocol not in found:
+            found.append(measured.protocol)
+    return found
+
+
+def counts(protocol: Protocol) -> str:
+    """How many samples a number is of."""
+    return f"n = {protocol.num_samples:,} against {protocol.num_reference:,} of {protocol.reference}"
+
+
+def outline(protocol: Protocol) -> str:
+    """A protocol in a line; what it leaves out stands in the file of the evaluation."""
+    parts = [f"{protocol.track}: {counts(protocol)}", protocol.preprocessing.split(",")[0]]
+    if protocol.sampling is not None:
+        parts.append("/".join(protocol.key("").split("/")[2:]))
+    if protocol.nfe is not None:
+        parts.append(f"{protocol.nfe:g} evaluations of the denoiser a sample")
+    if protocol.space is not None:
+        parts.append(f"seen by {protocol.space}")
+    return "; ".join([*parts, f"seed {protocol.seed}", protocol.precision])
 
 
 def is_better(row: Row, other: float) -> bool:

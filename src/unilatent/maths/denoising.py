@@ -56,12 +56,12 @@ def terminal_kl(clean: Tensor, path: NoisePath, mask: Tensor | None = None) -> T
 
     For variance-preserving paths. It is what limits |clean| at the noisiest end: keep it in a rate.
     """
-    return kl_to_normal(clean, float(path.logsnr(torch.tensor(1.0, dtype=torch.float64))), mask)
+    return kl_to_normal(clean, path.logsnr(torch.tensor(1.0, dtype=torch.float64)), mask)
 
 
-def kl_to_normal(clean: Tensor, logsnr: float, mask: Tensor | None = None) -> Tensor:
+def kl_to_normal(clean: Tensor, logsnr: Tensor | float, mask: Tensor | None = None) -> Tensor:
     """KL[N(alpha clean, sigma^2) || N(0, 1)] in nats at a log-SNR, summed as in `denoising_nats`. (B,)."""
-    at = torch.tensor(logsnr, dtype=torch.float64)
-    rest = float(F.softplus(at) - at.sigmoid())  # sigma^2 - 1 - log sigma^2, without cancellation
+    at = torch.as_tensor(logsnr, dtype=torch.float64)
     wide = clean.to(torch.promote_types(clean.dtype, torch.float32))
-    return masked_sum((float(at.sigmoid()) * wide**2 + rest) / 2, mask)
+    signal, rest = at.sigmoid(), F.softplus(at) - at.sigmoid()  # sigma^2 - 1 - log sigma^2, without cancellation
+    return masked_sum((signal.to(wide) * wide**2 + rest.to(wide)) / 2, mask)

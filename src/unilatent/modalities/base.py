@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -129,6 +129,10 @@ class Space(ABC):
     """SHA-256 of the weights that make it, known once it is prepared and fitted; numbers compare only where these are
     equal. None without any."""
     needs_download: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Spaces, listed before it, whose tensors it is fitted to."""
+    compares: ClassVar[bool] = False
+    """Whether it has something to say only of two sets side by side (`against`)."""
 
     def prepare(self, device: torch.device) -> None:
         """Loads its weights, before it is used; ValueError names what is missing. Default: nothing."""
@@ -285,6 +289,22 @@ class Modality(ABC):
     @abstractmethod
     def splits(self, data: Any) -> Splits:
         """The data that a DataConfig describes; ValueError names the path and the way out."""
+
+    @classmethod
+    def of_resolution(cls, resolution: tuple[int, ...]) -> Self | None:
+        """One without a model, for samples of that size; ValueError on a size that none can have. None where a size
+        does not say everything."""
+        return None
+
+    @classmethod
+    def resolution_of(cls, source: Path) -> tuple[int, ...] | None:
+        """The size of the first of samples that somebody made; None where they are of no kind it knows."""
+        return None
+
+    def made(self, source: Path) -> Dataset:
+        """Samples that somebody made, each exactly as it lies there; ValueError, never BadSample, names one of another
+        size, or in a format that loses something."""
+        raise ValueError(f"--samples {source}: made samples of this modality cannot be read")
 
     @abstractmethod
     def spaces(self) -> list[Space]:

@@ -22,7 +22,8 @@ PUBLISHED = Weights(
     sha256="6726825d",
     size=95_628_359,
     licence="Apache-2.0",
-    way_out="inception_weights=PATH takes a local file; without the space `inception` an evaluation does without",
+    way_out="--inception-weights PATH takes a local file (as modality.inception_weights=PATH does in a configuration); "
+    "--metrics without fid, sfid, kid, is, precision, recall, density, coverage and rfid does without",
 )
 """Google's weights of 2015-12-05 as torch-fidelity publishes them; pytorch-fid's pt_inception-2015-12-05-6726825d.pth
 is the same. The publisher gives the first 8 hex digits of the SHA-256, in the file's name."""

@@ -17,7 +17,8 @@ VGG16 = Weights(
     sha256="397923af",
     size=553_433_881,
     licence="BSD-3-Clause",
-    way_out="modality.perceptual_weights=PATH takes a local file, modality.perceptual_weight=0 trains without it",
+    way_out="modality.perceptual_weights=PATH takes a local file (when evaluating: --lpips-weights PATH), "
+    "modality.perceptual_weight=0 trains without it",
 )
 """VGG16 trained on ImageNet-1k (Simonyan & Zisserman 2014), as torchvision publishes it.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..faults import reach
 from ..maths.streams import seed_of
@@ -170,7 +171,6 @@ def loader(
     timeout: seconds after which a worker that gives nothing is an error; 0 waits for ever.
     """
     gather = _Collate(modality)
-    found: Iterator[tuple[Batch | None, list[Bad]]]
     common: dict[str, Any] = {
         "num_workers": workers, "worker_init_fn": _quiet_worker if workers else None,
         "persistent_workers": bool(workers), "timeout": timeout if workers else 0,
@@ -181,8 +181,8 @@ def loader(
             common["prefetch_factor"] = max(2, -(-2 * largest // workers))
         row, common["collate_fn"] = _Row(dataset, seed, batches), _as_it_is
         reader: DataLoader[Any] = DataLoader(row, batch_size=None, **common)
-        read = _answers(reader, timeout)
-        found = (gather(list(islice(read, len(positions)))) for positions in batches)
+        answers = _answers(reader, timeout)
+        found = (gather(list(islice(answers, len(positions)))) for positions in batches)
     else:
         reader = DataLoader(
             _Views(dataset, seed),  # type: ignore[arg-type]
@@ -201,27 +201,31 @@ def loader(
 
 
 def _answers(reader: DataLoader[Any], timeout: float) -> Generator[Any, None, None]:
-    """What the workers give; one that hangs is ended with an error, all of them when this is closed."""
+    """What the workers give. They are ended here and now when nobody wants more: left to the garbage collector they
+    may outlive it, deaf to signals as they are."""
     answers = iter(reader)
     try:
-        while True:
-            try:
-                answer = next(answers)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "timed out" not in str(error):
-                    raise
-                for process in getattr(answers, "_workers", ()):
-                    process.kill()
-                raise WorkerError(
-                    f"training.worker_timeout: a data worker gave nothing for {timeout:g} seconds; is the storage slow "
-                    "or gone? Allow more, or set training.workers=0 to see where it hangs, then --resume auto"
-                ) from error
-            yield answer
+        yield from answers
+    except RuntimeError as error:
+        if "DataLoader timed out" not in str(error):
+            raise
+        _kill(getattr(answers, "_workers", ()))
+        raise WorkerError(
+            f"training.worker_timeout: a data worker gave nothing for {timeout:g} seconds; is the storage slow or "
+            "gone? Allow more, or set training.workers=0 to see where it hangs, then --resume auto"
+        ) from error
     finally:
-        if shut := getattr(answers, "_shutdown_workers", None):
-            shut()
+        if isinstance(answers, _MultiProcessingDataLoaderIter):
+            answers._shutdown_workers()
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    """Without torch's handler of SIGCHLD, which would report their end as another error."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in processes:
+        process.kill()
+        process.join()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 @contextlib.contextmanager
@@ -295,14 +299,43 @@ def whole(
     return collate(good, modality)
 
 
-def try_samples(dataset: Dataset, seed: int, count: int) -> list[Sample]:
-    """Those of a run's first samples that can be used; ValueError, with the first one's fault, if there are none."""
+def try_samples(dataset: Dataset, seed: int, count: int, all_usable: bool = False) -> list[Sample]:
+    """Those of a run's first samples that can be used; ValueError with a fault if there are none, or (`all_usable`) if
+    one cannot be used."""
     found: list[Found]
     if isinstance(dataset, Stream):
         found = list(_Row(dataset, seed, [range(count)]))
     else:
         found = [_Views(dataset, seed)[dataset.index_at(seed, position), position] for position in range(count)]
+    bad = [some[0].message for sample, some in found if some and (sample is None or all_usable)]
     usable = [sample for sample, _ in found if sample is not None]
-    if not usable:
-        raise ValueError(found[0][1][0].message)
+    if bad and (all_usable or not usable):
+        raise ValueError(bad[0])
     return usable
+
+
+def spread_evenly(dataset: Dataset, rows: range, count: int) -> Iterator[tuple[Sample, str | None]]:
+    """Samples `rows` of `count` that lie evenly over a data set (of a stream: its first ones), each a function of its
+    number alone.
+
+    One that cannot be used gives its place to the next usable one, and comes with what was wrong with it (else None).
+    ValueError where 16 in a row cannot be used.
+    """
+    size = count if isinstance(dataset, Stream) else len(dataset)
+    stream = iter(_Row(dataset, 0, [rows])) if isinstance(dataset, Stream) else None
+    for row in rows:
+        sample, bad = next(stream) if stream is not None else _next_usable(dataset, row * size // count)
+        if sample is None:
+            raise ValueError(f"data: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}")
+        yield sample, bad[0].message if bad else None
+
+
+def _next_usable(dataset: Dataset, index: int) -> Found:
+    bad: list[Bad] = []
+    for attempt in range(ATTEMPTS):
+        at = (index + attempt) % len(dataset)
+        try:
+            return dataset[at], bad
+        except BadSample as error:
+            bad.append(Bad(at, index, str(error)))
+    return None, bad

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ..config import Config, resolve_as
+from ..maths.ema_profiles import LONGEST
 from ..methods.base import ModelConfig
 from ..registry import available, find
 
@@ -59,6 +60,8 @@ class TrainingConfig(Config):
     batch_size: samples of one optimiser step, over all processes; micro_batch_size: how many go through the network
         at once in one process (None: all of its share). The optimisation is the same for any micro_batch_size.
     gradient_clip: largest global norm; None does not clip. ema_decay: per optimiser step.
+    ema_profiles: relative lengths (sigma_rel, e.g. 0.05 and 0.1) of further averages, stored in RUN/ema every
+        ema_snapshot_every steps (0: checkpoint_every) and at the end; others are made from them (`unilatent ema`).
     non_finite: what to do with a step whose loss or gradient is not finite: "stop", or "skip:N", which leaves such
         steps out until there are more than N in a row. Either way it never reaches the weights.
     compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
@@ -89,6 +92,8 @@ class TrainingConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clip: float | None = Field(default=3.0, gt=0)
     ema_decay: float = Field(default=0.9978, ge=0, lt=1)
+    ema_profiles: tuple[float, ...] = ()
+    ema_snapshot_every: int = Field(default=0, ge=0)
     non_finite: str = Field(default="stop", pattern=r"^(stop|skip:[1-9]\d*)$")
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
@@ -120,6 +125,13 @@ class TrainingConfig(Config):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either training.steps or training.epochs, and set the other to null")
         return self
+
+    @field_validator("ema_profiles")
+    @classmethod
+    def _are_lengths(cls, lengths: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(lengths)) < len(lengths) or not all(0 < length <= LONGEST for length in lengths):
+            raise ValueError(f"give different relative lengths above 0, at most {LONGEST:.4f}, such as [0.05, 0.1]")
+        return lengths
 
     @property
     def allowed_skips(self) -> int:
@@ -164,6 +176,14 @@ class RunConfig(ModelConfig):
             return None
         own = {"seed": self.seed, "data": self.data, "preset": f"{self.preset}-tokenizer"}
         return self.tokenizer.model_copy(update=own)
+
+    def example(self) -> Self:
+        """Also with the tokenizer that the first run would make."""
+        own = super().example()
+        if self.first is None:
+            return own
+        method = self.method.model_copy(update={"tokenizer_model": self.first.example().model().plain()})
+        return own.model_copy(update={"method": method})
 
     def model(self) -> ModelConfig:
         """The part that describes the model alone."""

@@ -1,14 +1,15 @@
-"""An exponential moving average of the weights."""
+"""Moving averages of the weights: the usual one, and those whose length grows with training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..maths.ema_profiles import decay_at, gamma_of
 from ..methods.base import check_weights
 from .sharding import local, spread
 
@@ -46,3 +47,34 @@ class EMA:
         check_weights(self.weights, weights, source)
         for name, own in self.weights.items():
             own.copy_(spread(weights[name], own))
+
+
+class PowerEMAs:
+    """Averages under power profiles (`maths.ema_profiles`), from which those of other lengths are made after training.
+
+    lengths: sigma_rel of each; () keeps none.
+    """
+
+    def __init__(self, model: nn.Module, lengths: Sequence[float]):
+        self.averages = {length: EMA(model, 0.0) for length in lengths}
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """After step 1, 2, ...; also after one that left the weights as they were, since a profile is of all steps."""
+        for length, average in self.averages.items():
+            average.decay = decay_at(gamma_of(length), step)
+            average.update(model)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All of them under `LENGTH/NAME`."""
+        return {
+            f"{length!r}/{name}": tensor
+            for length, average in self.averages.items()
+            for name, tensor in average.weights.items()
+        }
+
+    def load(self, weights: dict[str, Tensor], source: Path | str) -> None:
+        """What `weights` gave; ValueError naming `source` unless they are this model's under these lengths."""
+        check_weights(self.weights, weights, source)
+        for length, average in self.averages.items():
+            average.load({name: weights[f"{length!r}/{name}"] for name in average.weights}, source)

@@ -133,7 +133,7 @@ def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, sev
             weights=weights,
             gradients=copies * trained + (min(4 * BUCKET, trained) if several else 0),
             optimizer=Optimizers(model, run.training.optimizer).state_bytes,
-            average=4 * sum(p.numel() for p in model.parameters()),
+            average=4 * (1 + len(run.training.ema_profiles)) * sum(p.numel() for p in model.parameters()),
             activations=activations,
             micro_batch=micro,
         )
@@ -260,6 +260,9 @@ class _NoNumbers(Streams):
         return torch.empty(self.count, *shape, device=self.device)
 
     uniform = normal
+
+    def stratified(self) -> Tensor:
+        return self.normal()
 
 
 def _lines(path: str) -> list[str]:

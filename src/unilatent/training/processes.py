@@ -93,14 +93,14 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
-    def leave(self) -> None:
+    def leave(self, code: int = 0) -> None:
         """The end of a command: several processes end together, at once and without C++ destructors, in which gloo's
         threads now and then abort a process whose work is done (one run in eight, measured with torch 2.13)."""
         if self.world > 1:
             dist.barrier()
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(0)
+            os._exit(code)
 
     def on_main(self, work: Callable[[], object]) -> None:
         """Work that one process does for all, who wait for it; if it fails, all fail, with its message."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..config import ConfigError
-from ..evaluation.evaluate import Evaluation, Evaluator, Interrupted, Request
+from ..evaluation.evaluate import Evaluation, Evaluator, Interrupted, Request, choose_metrics
 from ..evaluation.table import is_better, table, write
 from ..faults import reach
 from ..files import read_json, write_json, write_text
@@ -43,7 +43,7 @@ from .batches import Plan, collate, loader, micro_batches, try_samples, whole, w
 from .config import RunConfig
 from .crash import first_line, write_report
 from .curves import draw_curves
-from .ema import EMA
+from .ema import EMA, PowerEMAs
 from .journal import Journal, Lines, trim
 from .loggers import LoggedRun, Logger, Loggers, check_loggers, open_logger
 from .measuring import Measurement
@@ -53,7 +53,9 @@ from .processes import Processes
 from .saving import Saving, Snapshot
 from .schedule import factor, unreachable
 from .sharding import local, shard, twin
+from .sharding import whole as put_together
 from .signals import FAILED, SAVE, STOP, StopAsked, StopRequest
+from .snapshots import trim_snapshots, write_snapshot
 
 
 class Trainer:
@@ -92,6 +94,7 @@ class Trainer:
         self.sharded = self.training.shard and self.processes.world > 1
         self._refuse_uneven_shards()
         check_loggers(self.training.loggers)
+        self._refuse_unknown_best(modality)
         self.checkpoint = self._find_checkpoint(resume)
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
@@ -106,6 +109,7 @@ class Trainer:
         self._specialise()
         self.optimizers = Optimizers(self.model, self.training.optimizer)
         self.ema = EMA(self.model, self.training.ema_decay)
+        self.profiles = PowerEMAs(self.model, self.training.ema_profiles)
         self.step, self.saved, self.skipped = 0, -1, 0
         self.stop, self.saving, self.snapshot = StopRequest(), Saving(), Snapshot()
         self.bad = BadSamples(self.training.bad_samples, self.samples, out, self.processes)
@@ -145,6 +149,8 @@ class Trainer:
             self.alarms = Alarms(self.steps, min(self.model.latent_channels, self.training.batch_size - 1))
             self.alarms.replay(self.out / "metrics.jsonl")
             self._announce()
+            if self.processes.highest(self._was_cut_short):
+                self._evaluate(final=False)
             with self._data() as micro:
                 for _ in self._steps(micro):
                     self._once_in_a_while()
@@ -199,6 +205,7 @@ class Trainer:
             due = self._log_is_due
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.step += 1
+            self.profiles.update(self.model, self.step)
             if logs.pop("bad_samples"):
                 self._settle_bad_samples()
             done += t.batch_size
@@ -340,10 +347,31 @@ class Trainer:
         t = self.training
         if t.sample_every and self.step % t.sample_every == 0 and self.step < self.steps:
             self._until_stopped(self._draw_if_possible)
+        every = t.ema_snapshot_every or t.checkpoint_every
+        if t.ema_profiles and (self.step == self.steps or (every and self.step % every == 0)):
+            self._keep_profiles()
         if t.checkpoint_every and self.step % t.checkpoint_every == 0 and self.step < self.steps:
             self._save()
-        if t.evaluate_every and self.step % t.evaluate_every == 0 and self.step < self.steps and self._can_evaluate:
+        if self._evaluation_is_due:
             self._evaluate(final=False)
+
+    def _keep_profiles(self) -> None:
+        """A snapshot of the power averages, before the checkpoint of this step, which then never lacks it."""
+        weights: dict[str, Tensor] = {}
+        for name, tensor in self.profiles.weights.items():
+            joined = put_together(tensor)
+            if self.processes.is_main:
+                weights[name] = joined.cpu()
+
+        def keep() -> None:
+            try:
+                write_snapshot(self.out, self.step, weights)
+            except OSError as error:
+                self.journal.warn(
+                    "ema", f"averages of step {self.step} not kept: {first_line(error)}; training goes on"
+                )
+
+        self.processes.on_main(keep)
 
     # What is looked at.
 
@@ -413,6 +441,21 @@ class Trainer:
     def _can_evaluate(self) -> bool:
         return bool(self.training.evaluate_samples and len(self.splits.held_out))
 
+    @property
+    def _evaluation_is_due(self) -> bool:
+        """Between two steps; the one at the end is another matter."""
+        every = self.training.evaluate_every
+        return bool(every and 0 < self.step < self.steps and self.step % every == 0 and self._can_evaluate)
+
+    @property
+    def _was_cut_short(self) -> bool:
+        """Whether the run was stopped after saving this step and before evaluating it."""
+        return self._evaluation_is_due and not self._numbers_file.is_file()
+
+    @property
+    def _numbers_file(self) -> Path:
+        return self.out / "eval" / f"step_{self.step:08d}.json"
+
     def _publish(self, model: LatentModel) -> None:
         self._save_model(model, "model")
         if self.training.sample_every:
@@ -441,10 +484,8 @@ class Trainer:
             except Interrupted:
                 done = False
                 return
-            finally:
-                if self.processes.is_main:
-                    evaluator.clear("samples", "reconstructions")
             if self.processes.is_main:
+                evaluator.clear("samples", "reconstructions")
                 self._tell(model, evaluation, final, time.perf_counter() - started)
 
         with self._averaged() as model:
@@ -457,7 +498,7 @@ class Trainer:
     def _tell(self, model: LatentModel, evaluation: Evaluation, final: bool, seconds: float) -> None:
         """An evaluation's file, table and numbers; and the model, if it is the best so far."""
         about = {"preset": self.config.preset, "step": self.step, "fingerprint": model.fingerprint()}
-        write(evaluation, self.out / "eval" / f"step_{self.step:08d}.json", about, seconds)
+        write(evaluation, self._numbers_file, about, seconds)
         numbers = {f"eval/{measured.key}": measured.row.value for measured in evaluation.numbers}
         self.journal.log(self.step, numbers)
         self.loggers.numbers(self.step, numbers)
@@ -471,12 +512,16 @@ class Trainer:
 
     def _keep_best(self, model: LatentModel, evaluation: Evaluation, metric: str) -> None:
         """best/, a model folder, and best.json: which step it is of, and the number that says so."""
-        measured = evaluation.find(metric)
         path = self.out / "best.json"
-        if path.is_file():
-            before = read_json(path, "delete it")
-            if not is_better(measured.row, float(before["value"])):
-                return
+        try:
+            measured = evaluation.find(metric)
+            before = read_json(path, "delete it") if path.is_file() and (self.out / "best").is_dir() else None
+            better = before is None or is_better(measured.row, float(before["value"]))
+        except (ValueError, KeyError, TypeError) as error:
+            self.journal.warn("best", f"the best model is not kept: {first_line(error)}")
+            return
+        if not better or not math.isfinite(measured.row.value):
+            return
         self._save_model(model, "best")
         write_json(path, {"step": self.step, "key": measured.key, "value": measured.row.value})
         self.journal.say(f"best so far: {measured.key} {measured.row.value:.4g} at step {self.step}")
@@ -493,7 +538,8 @@ class Trainer:
     def _try_data(self, modality: Modality) -> None:
         """Reads the run's first samples and weights of its losses: what is missing is refused before a folder is."""
         modality.prepare(self.device)
-        self.examples = try_samples(self.splits.train, self.config.seed, min(self.training.batch_size, 8))
+        count, all_usable = min(self.training.batch_size, 8), not self.training.bad_samples
+        self.examples = try_samples(self.splits.train, self.config.seed, count, all_usable)
 
     def _count(self) -> float:
         """Training samples of an epoch; infinite for a stream that nobody counted, where nothing asks for epochs."""
@@ -516,6 +562,7 @@ class Trainer:
         logs = (self.out / "metrics.jsonl", self.out / "alarms.jsonl", *self.out.glob("bad_samples.rank*.jsonl"))
         for path in logs:
             trim(path, self.step)
+        trim_snapshots(self.out, self.step)
         self.fingerprint = self.splits.train.fingerprint  # of the data as they are now
 
     def _announce(self) -> None:
@@ -549,6 +596,8 @@ class Trainer:
         lines += [f"note: {line}" for line in unreachable(t.schedule, self.steps, self.samples / t.batch_size)]
         if t.ema_decay and 1 / (1 - t.ema_decay) > self.steps:
             lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
+        if t.best is not None and not self._can_evaluate:
+            lines.append("note: training.best does nothing without training.evaluate_samples and data.held_out")
         if t.batch_size > self.samples:
             lines.append(f"note: training.batch_size {t.batch_size} is more than the {self.amount} training samples")
         if t.shard and not self.sharded:
@@ -598,6 +647,8 @@ class Trainer:
     def _state(self) -> dict[str, dict[str, Tensor]]:
         """File name -> whole tensors, which later steps do not change; of the first process. All come here together."""
         kinds = {"model": self.model.state_dict(), "ema": self.ema.weights, "optimizer": self.optimizers.state()}
+        if self.training.ema_profiles:
+            kinds["ema_profiles"] = self.profiles.weights
         flat = {f"{kind}/{key}": value for kind, tensors in kinds.items() for key, value in tensors.items()}
         copies = self.snapshot.take(flat, keep=self.processes.is_main)
         return {kind: {key: copies[f"{kind}/{key}"] for key in kinds[kind] if copies} for kind in kinds}
@@ -607,12 +658,15 @@ class Trainer:
         reach("save.after_model", step)
         save_file(tensors["ema"], folder / "ema.safetensors")
         save_file(tensors["optimizer"], folder / "optimizer.safetensors")
+        if "ema_profiles" in tensors:
+            save_file(tensors["ema_profiles"], folder / "ema_profiles.safetensors")
         write_config(self.model.config, folder / "config.json")
         state = {
             "step": step,
             "seed": self.config.seed,
             "batch_size": self.training.batch_size,
             "muon": self.training.optimizer.muon,
+            "ema_profiles": list(self.training.ema_profiles),
             "data": self.fingerprint,
             "bad_samples": self.bad.state(),
             "unilatent": __version__,
@@ -623,7 +677,7 @@ class Trainer:
     def _refuse_other_run(self, checkpoint: Path) -> None:
         """A checkpoint of another model, seed, batch size or data is refused by field."""
         self._refuse_other_model(checkpoint)
-        state = read_json(checkpoint / "state.json", "use an older checkpoint")
+        state = {"ema_profiles": [], **read_json(checkpoint / "state.json", "use an older checkpoint")}
         step = state.get("step")
         if type(step) is not int or step < 0:
             raise ConfigError(f"{checkpoint / 'state.json'}: step is {step!r:.40}; use an older checkpoint")
@@ -631,6 +685,7 @@ class Trainer:
             "seed": self.config.seed,
             "training.batch_size": self.training.batch_size,
             "training.optimizer.muon": self.training.optimizer.muon,
+            "training.ema_profiles": list(self.training.ema_profiles),
             "data": self.splits.train.fingerprint,
         }
         for field, value in own.items():
@@ -652,6 +707,9 @@ class Trainer:
         averages, optimizer = checkpoint / "ema.safetensors", checkpoint / "optimizer.safetensors"
         self.ema.load(read_weights(averages), averages)
         self.optimizers.load_state(read_weights(optimizer), optimizer)
+        if self.training.ema_profiles:
+            profiles = checkpoint / "ema_profiles.safetensors"
+            self.profiles.load(read_weights(profiles), profiles)
         state = read_json(checkpoint / "state.json", "use an older checkpoint")
         self.step = state["step"]
         if not self.data_changed:
@@ -675,6 +733,13 @@ class Trainer:
                     module.compile()
         if self.sharded:
             shard(self.model, self.device, self.processes.world)
+
+    def _refuse_unknown_best(self, modality: Modality) -> None:
+        """A metric that no evaluation of this run will measure."""
+        best = self.training.best
+        known = [key for metric in choose_metrics(modality, ()) for key in metric.gives]
+        if best is not None and best not in known:
+            raise ConfigError(f"training.best: {best!r} is not measured while training; there are {', '.join(known)}")
 
     def _refuse_uneven_shards(self) -> None:
         """Processes that pass unlike numbers of micro-batches would wait for each other's blocks for ever."""

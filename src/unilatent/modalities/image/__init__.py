@@ -15,9 +15,9 @@ from ...config import Config
 from ...maths.streams import Streams
 from ...shards.places import is_shards
 from ...types import Layout, Tokens, grid_layout
-from ..base import Metric, Modality, Raw, Space, Splits
+from ..base import Dataset, Metric, Modality, Raw, Space, Splits
 from . import data as files
-from . import fidelity, losses, render, shards, spaces
+from . import fidelity, losses, made, render, shards, spaces
 from . import tokens as patches
 from .data import Frame, ImageData
 from .metrics import Judge, Reconstruction, psnr
@@ -172,6 +172,20 @@ class Image(Modality):
         return source.splits(data, self.frame)
 
     @classmethod
+    def of_resolution(cls, resolution: tuple[int, ...]) -> Self:
+        """resolution: (height, width, channels), or one number for a square in colour."""
+        height, width, channels = resolution if len(resolution) == 3 else (resolution[0], resolution[0], 3)
+        return cls(ImageConfig.parse({"size": [height, width], "patch_size": 1, "channels": channels}))
+
+    @classmethod
+    def resolution_of(cls, source: Path) -> tuple[int, ...] | None:
+        return made.resolution_of(source)
+
+    def made(self, source: Path) -> Dataset:
+        """A folder or zip of PNG files, a .npz, or what `unilatent sample` wrote."""
+        return made.dataset(source, self.frame)
+
+    @classmethod
     def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
         """Pictures of a folder or zip; `format` is jpg (default), png or webp, `quality` for those that have one."""
         if (chosen := format or "jpg") not in shards.FORMATS:
@@ -193,8 +207,8 @@ class Image(Modality):
     def metrics(self) -> list[Metric]:
         return [
             Reconstruction(), fidelity.PerceptualDistance(), fidelity.ReconstructionFidelity(), Judge(),
-            fidelity.Classifier(), fidelity.Fidelity(), fidelity.Semantic("dinov2", "DINOv2"),
-            fidelity.Semantic("clip", "CLIP"),
+            fidelity.Classifier(), fidelity.FrechetInception(), fidelity.InceptionScore(), fidelity.KernelInception(),
+            fidelity.Manifold(), fidelity.Semantic("dinov2", "DINOv2"), fidelity.Semantic("clip", "CLIP"),
         ]  # fmt: skip
 
     @property

@@ -45,9 +45,10 @@ HUB_FIELDS = (
 
 
 class ImageData(Config):
-    """path: a folder or zip of class folders, or of pictures without classes; "digits", the embedded 8 x 8 ones; tar
-    shards: a folder, a pattern such as `name-{000..099}.tar`, or the URL of either; or "hf:OWNER/NAME" or "hf:FOLDER",
-    a data set that the library `datasets` reads, to which the fields from `split` to `shuffle_buffer` belong.
+    """path: a folder or zip of class folders, or of pictures without classes; "digits", the embedded 8 x 8 ones; a .npz
+    of ADM's layout (`arr_0`, uint8 (N, H, W, C)), whose pictures have the model's size already; tar shards: a folder, a
+    pattern such as `name-{000..099}.tar`, or the URL of either; or "hf:OWNER/NAME" or "hf:FOLDER", a data set that the
+    library `datasets` reads, to which the fields from `split` to `shuffle_buffer` belong.
     """
 
     path: str | None = None
@@ -262,6 +263,11 @@ def _is_loop(folder: Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
+def is_npz(path: str | Path) -> bool:
+    """Whether a path names arrays of pictures."""
+    return Path(path).suffix.lower() == ".npz"
+
+
 def locate(path: Path, field: str) -> _Files:
     """The folder or zip at a path; ValueError when it is neither."""
     path = path.expanduser()
@@ -327,7 +333,7 @@ class _Digits(Collection):
         return hashlib.sha256(self.levels[index].tobytes()).hexdigest()
 
 
-class _Pictures(Collection):
+class PictureFiles(Collection):
     def __init__(self, source: _Files, frame: Frame, cache: bool):
         names = picture_names(source, "data.path")
         self.source, self.frame = source, frame
@@ -389,8 +395,12 @@ def splits(config: ImageData, frame: Frame) -> Splits:
         return hub_splits(config, frame)
     if config.path == DIGITS:
         collection = _Digits(frame)
+    elif is_npz(config.path):
+        from .arrays import Pictures
+
+        collection = Pictures(Path(config.path).expanduser(), frame, "data.path")
     else:
-        collection = _Pictures(locate(Path(config.path), "data.path"), frame, config.cache)
+        collection = PictureFiles(locate(Path(config.path), "data.path"), frame, config.cache)
     return divide(collection, config.held_out)
 
 
@@ -461,6 +471,10 @@ def read(path: Path, frame: Frame, batch_size: int) -> Iterator[tuple[Tensor, li
     """
     assert batch_size >= 1, batch_size
     path = path.expanduser()
+    if is_npz(path):
+        from .arrays import Pictures
+
+        return in_batches(Pictures(path, frame, "input"), batch_size)
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
         return _batches(_Folder(path.parent), [path.name], frame, batch_size)
     source = locate(path, "input")
@@ -472,3 +486,10 @@ def _batches(source: _Files, names: list[str], frame: Frame, size: int) -> Itera
         batch = names[start : start + size]
         pictures = [decode(source.read(name), frame, source.where(name)) for name in batch]
         yield torch.stack(pictures).float() / 255, batch
+
+
+def in_batches(collection: Collection, size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """The same, of any collection."""
+    for start in range(0, len(collection.names), size):
+        batch = range(start, min(start + size, len(collection.names)))
+        yield torch.stack([collection.picture(i) for i in batch]), [collection.names[i] for i in batch]

@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ...maths.fidelity import density_coverage, inception_score, kernel_distance, precision_recall
 from ...maths.frechet import frechet_distance
 from ...records import Rows
 from ..base import Evidence, Metric, Row
 
-MANIFOLD = 10_000
-"""First samples and first real ones whose neighbourhoods precision, recall, density and coverage compare."""
-KERNEL = 10_000
-"""First ones of both sets that the subsets of the kernel distance are drawn from."""
+FIRST = 10_000
+"""Samples and real ones, the first of each set, that KID, precision, recall, density and coverage compare."""
 
 
-class Fidelity(Metric):
-    """FID, sFID, KID, Inception Score, precision, recall, density and coverage, against the reference."""
+class FrechetInception(Metric):
+    """FID and, where the reference knows spatial features, sFID, against the reference."""
 
     space = "inception"
-    gives = ("fid", "sfid", "kid", "is", "precision", "recall", "density", "coverage")
+    gives = ("fid", "sfid")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         real, made = evidence.train, evidence.samples
         if real is None or made is None or len(made) < 2:
             return []
-        rows = [Row("fid", "FID", distance(real, made, "pool"), "", "lower")]
-        if knows(real, "spatial"):
-            rows.append(Row("sfid", "sFID", distance(real, made, "spatial"), "", "lower"))
-        probabilities = made["logits_unbiased"].double().softmax(1)
-        score = inception_score(probabilities) if len(made) >= 10 else None
-        if score is not None:
-            rows.append(Row("is", "Inception Score", score.mean, "", "higher", {}, score.std))
-        if "pool" in real:
-            kernel = kernel_distance(real.first("pool", KERNEL), made.first("pool", KERNEL))
-            rows.append(Row("kid", "KID", kernel.mean, "", "lower", {}, kernel.std))
-            rows += manifold(real.first("pool", MANIFOLD), made.first("pool", MANIFOLD))
-        return rows
+        named = (("fid", "FID", "pool"), ("sfid", "sFID", "spatial"))
+        return [Row(key, name, distance(real, made, of), "", "lower") for key, name, of in named if knows(real, of)]
+
+
+class InceptionScore(Metric):
+    """Over ten splits, in the order of the samples."""
+
+    space = "inception"
+    gives = ("is",)
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        made = evidence.samples
+        if made is None or len(made) < 10:
+            return []
+        score = inception_score(made["logits_unbiased"].double().softmax(1))
+        return [Row("is", "Inception Score", score.mean, "", "higher", {}, score.std)]
+
+
+class KernelInception(Metric):
+    """KID, between first samples and first real ones."""
+
+    space = "inception"
+    gives = ("kid",)
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        real, made = evidence.train, evidence.samples
+        if real is None or made is None or "pool" not in real or min(len(real), len(made)) < 2:
+            return []
+        kernel = kernel_distance(real.first("pool", FIRST), made.first("pool", FIRST))
+        return [Row("kid", "KID", kernel.mean, "", "lower", {}, kernel.std)]
+
+
+class Manifold(Metric):
+    """Precision and recall (k = 3), density and coverage (k = 5), between first samples and first real ones; nothing
+    for sets too small to have neighbours."""
+
+    space = "inception"
+    gives = ("precision", "recall", "density", "coverage")
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        real, made = evidence.train, evidence.samples
+        if real is None or made is None or "pool" not in real or min(len(real), len(made)) < 6:
+            return []
+        sets = real.first("pool", FIRST), made.first("pool", FIRST)
+        values = {**precision_recall(*sets)._asdict(), **density_coverage(*sets)._asdict()}
+        return [Row(key, key, float(value), "", "higher") for key, value in values.items()]
 
 
 class ReconstructionFidelity(Metric):
@@ -62,7 +92,7 @@ class Classifier(Metric):
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         train, held_out, made = evidence.train, evidence.held_out, evidence.samples
-        if train is None or made is None or len(made) < 2 or "hidden" not in made:
+        if train is None or made is None or len(made) < 2 or "hidden" not in made or "hidden" not in train:
             return []
         beside, agreed = {}, {}
         if held_out is not None and len(held_out) > 1 and "hidden" in held_out:
@@ -85,9 +115,10 @@ class Semantic(Metric):
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         assert self.space is not None
-        if evidence.train is None or evidence.samples is None or len(evidence.samples) < 2:
+        real, made = evidence.train, evidence.samples
+        if real is None or made is None or len(made) < 2 or not knows(real, self.space):
             return []
-        value = distance(evidence.train, evidence.samples, self.space)
+        value = distance(real, made, self.space)
         return [Row(self.gives[0], f"Frechet distance ({self.title})", value, "", "lower")]
 
 
@@ -113,16 +144,6 @@ def distance(real: Rows, made: Rows, name: str) -> float:
 def knows(rows: Rows, name: str) -> bool:
     """Whether a set's moments of a tensor can be had."""
     return name in rows or name in rows.known_moments
-
-
-def manifold(real: Tensor, made: Tensor) -> list[Row]:
-    """Precision and recall (k = 3), density and coverage (k = 5); nothing for sets too small to have neighbours."""
-    if min(len(real), len(made)) < 6:
-        return []
-    precision, recall = precision_recall(real, made)
-    density, coverage = density_coverage(real, made)
-    values = {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
-    return [Row(key, key, float(value), "", "higher") for key, value in values.items()]
 
 
 def agreement(rows: Rows) -> float:

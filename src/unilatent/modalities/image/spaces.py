@@ -178,6 +178,7 @@ class ClassifierSpace(Space):
     """
 
     name = "classifier"
+    needs = ("pixels",)
 
     classes: Tensor | None = None
     """The label of each column of `probabilities`; None before it is fitted."""
@@ -252,6 +253,7 @@ class Perceptual(Space):
 
     name = "lpips"
     needs_download = True
+    compares = True
 
     def __init__(self, weights: str | None = None):
         """weights: a local file with VGG16's, or None for the cached download."""

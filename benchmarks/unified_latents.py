@@ -1,0 +1,119 @@
+"""What the dials of Unified Latents do: loss factors and the ablations of Tables 5 and 6, on the embedded digits.
+
+    python benchmarks/unified_latents.py --out runs/ul-sweep         # nine joint stages of 600 steps
+
+Bits, PSNR and the decoder's use of z_0 are of held-out digits; the distance is of digits sampled through the prior.
+Finished runs are kept: the same line goes on. Writes table.md and rate_distortion.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import unilatent
+from unilatent.maths.coding import rates
+from unilatent.maths.frechet import frechet_distance_of
+from unilatent.maths.streams import Streams
+from unilatent.modalities.image.metrics import psnr
+from unilatent.presets import preset
+from unilatent.sampling import reconstruct, sample
+from unilatent.training.batches import whole
+from unilatent.training.trainer import Trainer
+
+FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
+ABLATIONS = {
+    "A, no gradient from the prior": ("method.prior_gradient=false",),
+    "B, logsnr_0 = 10": ("method.latent_logsnr=10",),
+    "D, learned variance at logsnr_0 = 10": ("method.learned_variance=true", "method.latent_logsnr=10"),
+    "normal prior": ("method.prior=normal",),
+}
+STEPS = 600
+
+
+def run(out: Path, *overrides: str) -> Path:
+    """A finished joint stage."""
+    first = preset("digits-ul").first
+    assert first is not None
+    config = first.override(
+        f"training.steps={STEPS}", "training.schedule.decays=[{start: 350, end: 600, factor: 0.05}]",
+        "training.checkpoint_every=250", *overrides,
+    )  # fmt: skip
+    if not (out / "model").is_dir():
+        Trainer(config, out, resume="auto").fit()
+    return out
+
+
+@torch.no_grad()
+def judge(folder: Path) -> dict[str, float]:
+    """Held-out bits, PSNR, decoder nats with the true and with another digit's z_0, and the samples' distance."""
+    model: Any = unilatent.load(folder, device="cpu")
+    data = preset("digits-ul").first
+    assert data is not None
+    held_out = whole(model.modality.splits(data.data).held_out, model.modality)
+    tokens = model._tokens(held_out.data)
+    nats, true, shuffled = [], [], []
+    for draw in range(8):
+        draws = model.draw(Streams(("judge", draw, i) for i in range(len(held_out.data))), tokens)
+        z, log_std, layout = model._encoded(tokens)
+        z = model._sampled(z, log_std, draws.encoder_noise)
+        own = model.rate_nats(z, held_out, layout, draws)
+        nats.append(own if log_std is None else own + model.variance_nats(log_std, layout))
+        true.append(model.decoder_nats(z, tokens, draws))
+        shuffled.append(model.decoder_nats(z.roll(1, 0), tokens, draws))
+    again = reconstruct(model, held_out.data, batch_size=120)
+    made = sample(model, 500, batch_size=250)
+    bits = rates(torch.stack(nats).mean(), **model.modality.units)
+    return {
+        **{name: float(value) for name, value in bits.items()},
+        "psnr": float(psnr(again, held_out.data).mean()),
+        "shuffled / true": float(torch.stack(shuffled).mean() / torch.stack(true).mean()),
+        "distance": frechet_distance_of(made.flatten(1), held_out.data.flatten(1)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/ul-sweep"))
+    out = parser.parse_args().out
+    rows: list[tuple[str, dict[str, float]]] = []
+    for factor in FACTORS:
+        rows.append((f"loss factor {factor:g}", judge(run(out / f"lf{factor:g}", f"method.loss_factor={factor}"))))
+    swept = list(rows)
+    for i, (name, overrides) in enumerate(ABLATIONS.items()):
+        rows.append((name, judge(run(out / f"ablation{i}", *overrides))))
+    lines = ["| run | bits a pixel | PSNR, dB | decoder loss, shuffled z_0 / true | distance of samples |",
+             "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    for name, found in rows:
+        lines.append(
+            f"| {name} | {found['bits_per_pixel']:.3f} | {found['psnr']:.1f} | {found['shuffled / true']:.1f} | "
+            f"{found['distance']:.3f} |"
+        )
+    print("\n".join(lines))
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    plot([found for _, found in swept], out / "rate_distortion.png")
+
+
+def plot(points: list[dict[str, float]], path: Path) -> None:
+    """PSNR and the samples' distance against bits."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bits = [point["bits_per_pixel"] for point in points]
+    for axes, key, label in ((left, "psnr", "PSNR, dB"), (right, "distance", "Frechet distance of samples (pixels)")):
+        values = [point[key] for point in points]
+        axes.plot(bits, values, marker="o")
+        for factor, x, y in zip(FACTORS, bits, values, strict=True):
+            axes.annotate(f"{factor:g}", (x, y), textcoords="offset points", xytext=(6, 4))
+        axes.set_xlabel("bits a pixel (numbers: loss factor)")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""unilatent search"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import BatchSize, Device, Model, Precision, Seed, autocast, load, make_folder, progress_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..evaluation.evaluate import Measured
+    from ..evaluation.search import At, Objective, Search
+
+STEPS = (5, 10, 15, 25, 50, 100)
+LOWS, HIGHS = "0,0.1,0.2,0.3", "0.7,0.8,0.9,1"
+
+
+def run(
+    model: Model,
+    over: Annotated[str, typer.Option(help="guidance_scale, guidance_interval, num_inference_steps or ema.")],
+    metric: Annotated[str, typer.Option(help="A measure of new samples: fid, kid, frechet_pixels ...")] = "fid",
+    method: Annotated[
+        str | None,
+        typer.Option(help="walk, golden or grid [default: grid with --values, for steps and intervals; else walk]"),
+    ] = None,
+    values: Annotated[str | None, typer.Option(help='Values of a grid, e.g. "1,1.5,2".')] = None,
+    start: Annotated[float | None, typer.Option(help="Of a walk [default: scale 1.5, ema 0.1, steps 25].")] = None,
+    step: Annotated[float | None, typer.Option(help="Of a walk [default: scale 0.2, ema 0.02, steps 5].")] = None,
+    low: Annotated[
+        str | None, typer.Option(help=f"Golden: lower end. Intervals: low ends to try [default: {LOWS}].")
+    ] = None,
+    high: Annotated[
+        str | None, typer.Option(help=f"Golden: upper end. Intervals: high ends to try [default: {HIGHS}].")
+    ] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Golden: how short to cut [default: half a step].")] = None,
+    num: Annotated[int, typer.Option("--num", "-n", help="New samples for each value.", min=2)] = 1000,
+    num_reference: Annotated[int, typer.Option(help="Real samples that distances are taken to.", min=2)] = 50_000,
+    reference: Annotated[
+        str | None, typer.Option(help="A folder, zip or .npz in place of the run's training data.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="data.path of the run, where it has moved; for a model folder: its data.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", "--label", help='Classes, e.g. "3" or "0-9"; default: evenly over all.')
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="For all values.", min=0)] = None,
+    guidance_interval: Annotated[tuple[float, float] | None, typer.Option(help="For all values.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", "--num-inference-steps", help="For all values.", min=1)
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="See `unilatent sample --help`.")] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    precision: Precision = "fp32",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the numbers and the curve [default: RUN/eval, or ./evaluation]")
+    ] = None,
+) -> None:
+    """Find the best guidance scale, interval, steps or average.
+
+    Every value looked at is kept. Stopped, the same line goes on; another method uses what is known already.
+    """
+    from ..evaluation.evaluate import Evaluator, Interrupted, Request, choose_metrics
+    from ..evaluation.reference import find_reference, splits_of
+    from ..evaluation.search import INTERVAL, OVER, Search
+    from ..sampling import split_settings
+    from ..training.processes import Processes
+    from ..training.signals import StopRequest
+    from ..training.snapshots import Snapshots
+
+    if over not in OVER:
+        raise ValueError(f"--over: {over!r} is unknown; use one of {', '.join(OVER)}")
+    settings: dict[str, Any] = {
+        "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "num_inference_steps": steps,
+        "solver": solver, "labels": labels,
+    }  # fmt: skip
+    if settings.get(over) is not None:
+        raise ValueError(f"--{over.replace('_', '-')}: is what is searched over; leave it out")
+    look = _method(over, method, values, start, step, low, high, tolerance)
+    network = load(model, device)
+    if any(found.track != "generation" for found in choose_metrics(network.modality, [metric])):
+        raise ValueError(f"--metric {metric}: is of reconstructions, which no sampling setting changes; choose another")
+    sampling, given = split_settings(network.config.sampling, settings)
+    if over.startswith("guidance") and not len(network.conditions):
+        raise ValueError(f"--over {over}: this model has no condition, so nothing to guide by")
+    if over == INTERVAL and sampling.guidance_scale == 1:
+        raise ValueError(f"--over {over}: at guidance scale 1 no interval changes anything; give --guidance-scale 2")
+    processes = Processes(str(network.device))
+    run_folder = Path(model) if (Path(model) / "config.yaml").is_file() else None
+    if over == "ema" and run_folder is None:
+        raise ValueError(f"{model}: not a run folder, which alone has averages of several lengths")
+    snapshots = Snapshots(run_folder) if over == "ema" and run_folder else None
+    folder = out or (run_folder / "eval" if run_folder else Path("evaluation"))
+    splits = splits_of(network.modality, run_folder, data)
+    request = Request(
+        metrics=(metric,), num_samples=num, num_reference=num_reference, seed=seed, batch_size=batch_size,
+        precision=precision,
+    )  # fmt: skip
+    found = None if reference is None else find_reference(network.modality, reference)
+    with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
+
+        def evaluate(at: At) -> tuple[Measured, dict[str, Any]]:
+            about: dict[str, Any] = {}
+            if snapshots is not None:
+                assert isinstance(at, float)
+                about["profile_error"] = round(snapshots.apply(network, at), 6)
+            else:
+                settings[over] = int(at) if over == "num_inference_steps" else at  # type: ignore[arg-type]
+            evaluator = Evaluator(
+                network, splits, folder / "search-records", request, reference=found, processes=processes,
+                progress=lambda what, more, total: progress(f"{what} at {at}", more, total),
+                stop=lambda: stop.received is not None, autocast=lambda: autocast(network.device, precision),
+                **settings,
+            )  # fmt: skip
+            measured = evaluator.run().find(metric)
+            processes.wait()
+            processes.on_main(lambda: evaluator.clear("samples", "reconstructions"))
+            return measured, about
+
+        plain = {key: value for key, value in sampling.plain().items() if key != over}
+        asked = {key: value for key, value in request.plain().items() if key != "batch_size"}
+        about = {
+            "fingerprint": network.fingerprint(),
+            "request": asked,
+            "sampling": plain,
+            "conditions": given,
+            "data": splits and [splits.train.fingerprint, splits.held_out.fingerprint],
+            "reference": found and found.data_hash,
+            "snapshots": snapshots and [[s.profile.end, s.length] for s in snapshots.stored],
+        }
+        processes.on_main(lambda: make_folder(folder))
+        search = Search(over, metric, about, folder, evaluate, processes)
+        try:
+            look(search)
+        except Interrupted as what:
+            if processes.is_main:
+                print(
+                    f"stopped while making {what}: what is finished is kept, the same command goes on", file=sys.stderr
+                )
+            processes.leave()
+            raise typer.Exit(130) from None
+    processes.on_main(lambda: _finish(search, model))
+    processes.leave()
+
+
+def _method(
+    over: str, method: str | None, values: str | None, start: float | None, step: float | None, low: str | None,
+    high: str | None, tolerance: float | None,
+) -> Callable[[Objective], None]:  # fmt: skip
+    """What looks for the best with these options; ValueError names one that does not fit."""
+    from ..evaluation.search import AXES, INTERVAL, golden, grid, intervals, walk
+
+    if over == INTERVAL:
+        if method not in (None, "grid") or values or start or step:
+            raise ValueError(f"--over {over}: goes through every pair of --low and --high; leave the other options out")
+        pairs = intervals(_numbers("--low", low or LOWS), _numbers("--high", high or HIGHS))
+        return lambda objective: grid(objective, pairs)
+    axis = AXES[over]
+    method = method or ("grid" if values or axis.whole else "walk")
+    takes = {"walk": ("start", "step"), "golden": ("low", "high", "tolerance"), "grid": ("values",)}
+    if method not in takes:
+        raise ValueError(f"--method: {method!r} is unknown; use {', '.join(takes)}")
+    options = {"values": values, "start": start, "step": step, "low": low, "high": high, "tolerance": tolerance}
+    for name, value in options.items():
+        if value is not None and name not in takes[method]:
+            raise ValueError(f"--{name}: has no meaning in a {method}; leave it out, or choose another --method")
+    if method == "grid":
+        default = ",".join(map(str, STEPS)) if axis.whole else ""
+        if not (values or default):
+            raise ValueError('--values: missing; a grid goes through them, e.g. --values "1,1.5,2"')
+        chosen = _numbers("--values", values or default)
+    elif method == "walk":
+        step = axis.step if step is None else step
+        chosen = [axis.start if start is None else start]
+        if step <= 0 or (axis.whole and step != int(step)):
+            raise ValueError(
+                f"--step: {step:g} is no step; give a {'whole number' if axis.whole else 'number'} above 0"
+            )
+    else:
+        if axis.whole:
+            raise ValueError(f"--method golden: {over} are whole numbers; use walk or grid")
+        ends = [_numbers(f"--{name}", text or "") for name, text in (("low", low), ("high", high))]
+        if any(len(end) != 1 for end in ends) or not ends[0] < ends[1]:
+            raise ValueError("--low, --high: golden needs both ends of the interval, e.g. --low 1 --high 3")
+        chosen = [ends[0][0], ends[1][0]]
+        tolerance = axis.step / 2 if tolerance is None else tolerance
+        if tolerance <= 0:
+            raise ValueError(f"--tolerance: {tolerance:g} is never reached; give a number above 0")
+    for value in chosen:
+        if not axis.low <= value <= axis.high or (axis.whole and value != int(value)):
+            option = {"grid": "--values", "walk": "--start", "golden": "--low, --high"}[method]
+            kind = "whole numbers" if axis.whole else "numbers"
+            raise ValueError(f"{option}: {value:g} is no {over}; give {kind} from {axis.low:g} to {axis.high:g}")
+    ways: dict[str, Any] = {
+        "grid": lambda objective: grid(objective, chosen),
+        "walk": lambda objective: walk(objective, axis, chosen[0], step or 0),
+        "golden": lambda objective: golden(objective, chosen[0], chosen[1], tolerance or 0),
+    }
+    return ways[method]
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f'{option}: {text!r} are no numbers; give them with commas, e.g. "1,1.5,2"') from None
+
+
+def _finish(search: Search, model: str) -> None:
+    """The table, the curve and the command that uses the best."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..evaluation.search import draw, shown
+    from ..evaluation.table import number
+
+    best = search.best
+    table = Table(
+        search.over, f"{search.metric} ({search.better} is better)", "", title=search.title, title_justify="left"
+    )
+    for point in sorted(search.points, key=lambda point: point.at if isinstance(point.at, tuple) else (point.at,)):
+        spread = "" if point.spread is None else f" ± {number(point.spread)}"
+        notes = ["best"] if point is best else []
+        if "profile_error" in point.about:
+            notes.append(f"profile met to {100 * point.about['profile_error']:.2g} %")
+        table.add_row(shown(point.at), f"{number(point.value)}{spread}", ", ".join(notes))
+    Console().print(table)
+    if search.at_the_end:
+        print("the best is at the end of what was looked at: there may be a better one beyond it")
+    picture = search.path.with_suffix(".png")
+    draw(search, picture)
+    print(f"every point: {search.path}; curve: {picture}")
+    source = shlex.quote(model)
+    if search.over == "ema":
+        print(f"unilatent ema {source} --sigma-rel {shown(best.at)} --out model\nunilatent sample model")
+        return
+    fixed = {key: value for key, value in search.about["sampling"].items() if key in OPTIONS}
+    fixed[search.over] = best.at
+    line = [f"{OPTIONS[key]} {_spaced(value)}" for key, value in fixed.items()]
+    print(f"unilatent sample {source} {' '.join(line)}")
+
+
+OPTIONS = {
+    "solver": "--solver", "num_inference_steps": "--steps", "guidance_scale": "--guidance-scale",
+    "guidance_interval": "--guidance-interval", "guidance_norm": "--guidance-norm",
+}  # fmt: skip
+"""Sampling settings that `unilatent sample` takes."""
+
+
+def _spaced(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(f"{part:.9g}" for part in value)
+    return f"{value:.9g}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,279 @@
+"""A report as one HTML page: no script, no network, every picture inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from ..training.curves import Panel, draw_panel
+from .contents import Contents, Grid, Search
+from .evaluate import Measured
+from .protocol import ENOUGH, Protocol
+from .table import ARROWS, LEGEND, beside, counts, number, outline, protocols, value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK = "#010203"
+"""Stands for the page's own text colour in a drawing."""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+STYLE = """
+:root { --ink: #1c2126; --soft: #5b6670; --line: #d9dee3; --back: #ffffff; --card: #f5f7f8; --warn: #8a4b00;
+  --warn-back: #fff3dd; --link: #0b5cad; color-scheme: light; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8eb; --soft: #9aa6b0; --line: #343c44; --back: #14181c; --card: #1c2227; --warn: #ffc871;
+    --warn-back: #3a2c12; --link: #7db8f2; color-scheme: dark; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; background: var(--back); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.75rem 0 .35rem; }
+p { margin: .35rem 0 .9rem; max-width: 46rem; }
+a { color: var(--link); }
+code, pre { font: .86em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .75rem .9rem;
+  margin: .5rem 0; white-space: pre-wrap; }
+.soft { color: var(--soft); }
+dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0; font-size: .92rem; }
+dl.facts dt { color: var(--soft); }
+dl.facts dd { margin: 0; overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; margin: .75rem 0; }
+th, td { text-align: left; vertical-align: baseline; padding: .5rem 1.1rem .5rem 0;
+  border-bottom: 1px solid var(--line); }
+thead th { color: var(--soft); font-weight: 500; font-size: .85rem; }
+tbody th { font-weight: 500; }
+td.value { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; font-weight: 650; }
+thead th.value { text-align: right; }
+td.of { font-variant-numeric: tabular-nums; }
+.caution { display: inline-block; background: var(--warn-back); color: var(--warn); border-radius: .3rem;
+  padding: 0 .45rem; font-size: .85rem; white-space: nowrap; margin: 0 .25rem .15rem 0; }
+.key { display: block; }
+.note { border-left: 3px solid var(--warn); background: var(--warn-back); color: var(--warn); padding: .5rem .9rem;
+  border-radius: 0 .35rem .35rem 0; max-width: none; }
+details { border: 1px solid var(--line); border-radius: .4rem; margin: .5rem 0; padding: .5rem .9rem; }
+details:target { border-color: var(--link); }
+summary { cursor: pointer; font-size: .93rem; }
+figure { margin: 0; }
+ol.grid { list-style: none; margin: .75rem 0; padding: 0; display: grid; gap: .5rem .4rem;
+  grid-template-columns: repeat(var(--columns), minmax(0, 6rem)); }
+ol.grid img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem; }
+ol.grid figcaption { font-size: .75rem; line-height: 1.3; display: flex; justify-content: space-between; gap: .3rem;
+  flex-wrap: wrap; overflow-wrap: anywhere; padding: .05rem .2rem 0; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1rem;
+  margin: .75rem 0; }
+.plots figure { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
+  padding: .6rem .75rem .4rem; }
+.plots figcaption { font-size: .88rem; font-weight: 500; }
+.plots svg { display: block; width: 100%; height: auto; }
+.plots svg text { font-family: inherit !important; }
+.plots.one { grid-template-columns: minmax(0, 27rem); }
+@media (max-width: 44rem) {
+  body { padding-top: 1.25rem; }
+  ol.grid { grid-template-columns: repeat(auto-fill, minmax(3.6rem, 1fr)); }
+  table.numbers thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  table.numbers, table.numbers tbody { display: block; }
+  table.numbers tr { display: grid; grid-template-columns: 1fr max-content; border-bottom: 1px solid var(--line);
+    padding: .5rem 0; }
+  table.numbers th, table.numbers td { border: 0; padding: .1rem 0; }
+  table.numbers td.beside, table.numbers td.of { grid-column: 1 / -1; font-size: .88rem; }
+  table.numbers td.beside:empty { display: none; } }
+@media print {
+  body { max-width: none; padding: 0; font-size: 11px; }
+  tr, li, .plots figure { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+  .caution, .note { border: 1px solid var(--warn); } }
+"""
+
+
+def page(contents: Contents) -> str:
+    """The whole document."""
+    numbers = contents.evaluation.numbers
+    sections = [
+        _header(contents),
+        _numbers(numbers),
+        _samples(contents),
+        _reconstructions(contents.reconstructions),
+        _curves(contents.curves),
+        *map(_search, contents.searches),
+        _protocols(numbers),
+        _again(contents.command),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(contents.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _header(contents: Contents) -> str:
+    facts = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in contents.facts)
+    notes = "".join(f'\n<p class="note">{escape(note)}</p>' for note in contents.notes)
+    return f'<header>\n<h1>{escape(contents.title)}</h1>\n<dl class="facts">\n{facts}\n</dl>{notes}\n</header>'
+
+
+def _numbers(numbers: list[Measured]) -> str:
+    listed = protocols(numbers)
+    rows = []
+    for measured in numbers:
+        row, protocol = measured.row, measured.protocol
+        cautions = _cautions(protocol.cautions())
+        place = listed.index(protocol) + 1
+        rows.append(
+            f'<tr><th scope="row"><span class="soft">{ARROWS[row.better]}</span> {escape(row.name)}</th>'
+            f'<td class="value">{escape(value(row))}</td><td class="beside">{escape(beside(row))}</td>'
+            f'<td class="of">{cautions or escape(counts(protocol))}'
+            f'<a class="key" href="#protocol-{place}"><code>{escape(measured.key)}</code></a></td></tr>'
+        )
+    few = any(m.protocol.space is not None and m.protocol.num_samples < ENOUGH for m in numbers)
+    warning = (
+        f'<p class="note">Distances from fewer than {ENOUGH:,} samples depend on how many there are: such a number is '
+        "only comparable to one of equal n, and to no published value.</p>\n"
+        if few
+        else ""
+    )
+    return (
+        f'<section>\n<h2>Numbers</h2>\n{warning}<table class="numbers">\n'
+        '<thead><tr><th scope="col">measure</th><th scope="col" class="value">value</th>'
+        '<th scope="col">beside it</th><th scope="col">of how many, by which protocol</th></tr></thead>\n<tbody>\n'
+        + "\n".join(rows)
+        + f'\n</tbody>\n</table>\n<p class="soft">{escape(LEGEND)}</p>\n</section>'
+    )
+
+
+def _samples(contents: Contents) -> str:
+    grid = contents.samples
+    if grid is None:
+        return ""
+    what = f"Uncurated: samples 0 to {len(grid.pictures) - 1} of seed {contents.seed}"
+    total = contents.evaluation.evidence.samples
+    of = "" if total is None else f", the first of the {len(total):,} that were judged"
+    return (
+        f"<section>\n<h2>Samples</h2>\n<p>{what}{of}. Below each: what was asked for, and its number.</p>\n"
+        f"{_grid(grid, 'sample')}\n</section>"
+    )
+
+
+def _reconstructions(grid: Grid | None) -> str:
+    if grid is None:
+        return ""
+    return (
+        f"<section>\n<h2>Reconstructions</h2>\n<p>Uncurated: the first {len(grid.pictures)} of the held-out originals "
+        "that were judged, each above its reconstruction.</p>\n"
+        f"{_grid(grid, 'held-out original above its reconstruction,')}\n</section>"
+    )
+
+
+def _grid(grid: Grid, what: str) -> str:
+    items = "\n".join(
+        f'<li><figure><img alt="{escape(f"{what} {picture.place} {picture.caption}".strip())}" '
+        f'src="data:image/png;base64,{base64.b64encode(picture.png).decode()}">'
+        f'<figcaption><span>{escape(picture.caption)}</span><span class="soft">#{picture.place}</span></figcaption>'
+        "</figure></li>"
+        for picture in grid.pictures
+    )
+    return f'<ol class="grid" style="--columns: {grid.columns}">\n{items}\n</ol>'
+
+
+def _curves(curves: list[Panel]) -> str:
+    if not curves:
+        return ""
+    figures = []
+    for panel in curves:
+
+        def draw(axes: Axes, panel: Panel = panel) -> None:
+            draw_panel(axes, panel)
+            axes.set_xlabel("step")
+
+        figures.append(_figure(panel.title, svg(draw, panel.title)))
+    return f'<section>\n<h2>Training</h2>\n<div class="plots">\n{"".join(figures)}</div>\n</section>'
+
+
+def _search(search: Search) -> str:
+    title = f"{search.metric} over {search.over.replace('_', ' ')}"
+
+    def draw(axes: Axes) -> None:
+        points = [(point.at, point.value) for point in search.points]
+        axes.plot(*zip(*points, strict=True), "o-", linewidth=1.3, markersize=5)
+        axes.set_xlabel(search.over.replace("_", " "), parse_math=False)
+        axes.set_ylabel(search.metric, parse_math=False)
+        axes.grid(alpha=0.25)
+
+    rows = "\n".join(
+        f'<tr><td>{point.at:g}</td><td class="value">{number(point.value)}</td>'
+        f"<td>{_cautions(point.cautions)}<code>{escape(point.key)}</code></td></tr>"
+        for point in search.points
+    )
+    first, last = escape(search.points[0].key), escape(search.points[-1].key)
+    said = _cautions(dict.fromkeys(caution for point in search.points for caution in point.cautions))
+    return (
+        f"<section>\n<h2>Search: {escape(title)}</h2>\n"
+        f"<p>{said}From <code>{first}</code> to <code>{last}</code>.</p>\n"
+        f'<div class="plots one">{_figure(title, svg(draw, title))}</div>\n'
+        f"<details><summary>every evaluated point ({len(search.points)})</summary>\n<table><thead><tr>"
+        f'<th scope="col">{escape(search.over.replace("_", " "))}</th><th scope="col" class="value">value</th>'
+        f'<th scope="col">protocol</th></tr></thead><tbody>\n{rows}\n</tbody></table></details>\n</section>'
+    )
+
+
+def _protocols(numbers: list[Measured]) -> str:
+    parts = []
+    for i, protocol in enumerate(protocols(numbers), 1):
+        names = ", ".join(measured.row.name for measured in numbers if measured.protocol == protocol)
+        parts.append(
+            f'<details id="protocol-{i}"><summary>{escape(outline(protocol))}</summary>\n'
+            f"<p>{escape(names)}</p>\n<pre>{escape(_plain(protocol))}</pre></details>"
+        )
+    return "<section>\n<h2>Protocols</h2>\n" + "\n".join(parts) + "\n</section>"
+
+
+def _again(command: str) -> str:
+    return f"<section>\n<h2>Made again by</h2>\n<pre>{escape(command)}</pre>\n</section>"
+
+
+def _plain(protocol: Protocol) -> str:
+    return json.dumps(protocol.plain(), indent=2, ensure_ascii=False)
+
+
+def _cautions(cautions: Iterable[str]) -> str:
+    return "".join(f'<span class="caution">{escape(caution)}</span>' for caution in cautions)
+
+
+def _figure(title: str, drawing: str) -> str:
+    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>\n"
+
+
+def svg(draw: Callable[[Axes], None], about: str) -> str:
+    """A drawing as an element of a page, in the page's text colour."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    colours: dict[Any, Any] = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    )
+    clear: dict[Any, Any] = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none")
+    own: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": about,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context({**colours, **clear, **own}):
+        figure = Figure(figsize=(4.2, 2.7), layout="constrained")
+        draw(figure.subplots())
+        out = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(out, metadata=nothing)
+    text = out.getvalue()
+    start = text.index("<svg")
+    label = f'<svg role="img" aria-label="{escape(about)}"'
+    return label + text[start + len("<svg") :].replace(INK, "currentColor")

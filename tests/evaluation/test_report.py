@@ -1,0 +1,319 @@
+"""The report of an evaluation: nothing outside the page, nothing chosen, no number without what must be said of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import unilatent
+from unilatent.cli import main
+from unilatent.evaluation import report as report_module
+from unilatent.evaluation.contents import MOST_POINTS, _thinned, draw_reconstructions, draw_samples, find_searches
+from unilatent.evaluation.evaluate import Evaluation, Evaluator, Request
+from unilatent.evaluation.reference import splits_of
+from unilatent.evaluation.report import write_report
+from unilatent.evaluation.table import ARROWS, number, table
+from unilatent.training.curves import Panel
+
+HOSTILE = ("<script>alert(1)<", "\"><img src=x onerror=alert(2)>'", "a|b [red]`*")
+SEED = 3
+SETTINGS = {"solver": "heun", "num_inference_steps": 2, "guidance_scale": 1.5}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Made(NamedTuple):
+    evaluator: Evaluator
+    evaluation: Evaluation
+    run: Path
+    page: Path
+
+
+class Reader(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.rows: list[str] = []
+        self.inside = False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append("")
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "tr"
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self.inside:
+            self.rows[-1] += f" {data}"
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A run of a few steps on classes with hostile names, evaluated with a search beside it, and its report."""
+    folder = tmp_path_factory.mktemp("report")
+    draw = np.random.default_rng(0)
+    for name in HOSTILE:
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(30):
+            picture = draw.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / "pictures" / name / f"{i}.png")
+    run = folder / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "digits", f"data.path={folder / 'pictures'}", "conditions.class_label.num_classes=null",
+              "training.steps=6", "training.log_every=2", "training.batch_size=8", "training.sample_every=0",
+              "training.evaluate_samples=0", "data.held_out=20", "--out", str(run)])  # fmt: skip
+    assert stop.value.code == 0
+    model = unilatent.load(str(run))
+    request = Request(num_samples=70, seed=SEED, batch_size=30, metrics=("psnr", "frechet_pixels"))
+    evaluator = Evaluator(model, splits_of(model, run, None), run / "eval" / "records", request, **SETTINGS)
+    evaluation = evaluator.run()
+    points = [{"guidance_scale": x, "value": 5 - x, "key": f"fid70/adm/<b>cfg{x}", "cautions": ["n = 70"]} for x in
+              (2.0, 1.0, 1.5)]  # fmt: skip
+    search = {"metric": "fid", "over": "guidance_scale", "points": points}
+    (run / "eval" / "search.json").write_text(json.dumps(search))
+    page = folder / "out" / "report.html"
+    written = write_report(page, evaluator, evaluation, f"run {HOSTILE[0]}", source=str(run))
+    assert written == [page.with_suffix(".md"), page]
+    return Made(evaluator, evaluation, run, page)
+
+
+@pytest.fixture(scope="module")
+def reader(made: Made) -> Reader:
+    return Reader(made.page.read_text(encoding="utf-8"))
+
+
+def test_nothing_outside_the_page(reader: Reader):
+    for tag, attributes in reader.tags:
+        for name, target in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+                assert target and target.startswith(("data:image/png;base64,", "#")), (tag, name, target)
+    assert not reader.all("script") and not reader.all("link") and not reader.all("iframe")
+    assert any("default-src 'none'" in (meta.get("content") or "") for meta in reader.all("meta"))
+    assert "url(http" not in "".join(reader.texts) and "@import" not in "".join(reader.texts)
+
+
+def test_links_inside_the_page_lead_somewhere(reader: Reader):
+    ids = {attributes["id"] for _, attributes in reader.tags if "id" in attributes}
+    links = [attributes["href"] for attributes in reader.all("a")]
+    assert links and {str(link)[1:] for link in links} <= ids
+
+
+def test_hostile_names_stay_text(reader: Reader, made: Made):
+    text = " ".join(reader.texts)
+    for name in HOSTILE:
+        assert name in text
+    assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
+    assert {tag for tag, _ in reader.tags} & {"script", "b"} == set()
+    alts = [image["alt"] for image in reader.all("img")]
+    assert any(HOSTILE[1] in str(alt) for alt in alts)
+
+
+def test_grids_hold_the_first_of_the_judged_samples(made: Made, reader: Reader):
+    pictures = [base64.b64decode(str(image["src"]).split(",")[1]) for image in reader.all("img")]
+    assert len(pictures) == 64 + 16
+    samples, pixels = made.evaluation.evidence.samples, made.evaluation.evidence.held_out
+    assert samples is not None and pixels is not None
+    kept = samples["pixels"][:64].reshape(64, 8, 8)
+    drawn = torch.stack([cell(png) for png in pictures[:64]])
+    assert torch.equal(drawn, kept) and not torch.equal(drawn[1:], kept[:-1])
+    originals = torch.stack([cell(png) for png in pictures[64:]])
+    assert torch.equal(originals, pixels["pixels"][:16].reshape(16, 8, 8))
+    text = " ".join(reader.texts)
+    assert f"samples 0 to 63 of seed {SEED}" in text and "first of the 70" in text
+
+
+def cell(png: bytes) -> torch.Tensor:
+    """(8, 8) grey values of the topmost picture of a grid with gaps of 2 and a magnification of 4."""
+    grid = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    return torch.from_numpy(grid[2:34:4, 2:34:4].copy())
+
+
+def test_captions_are_what_was_asked_for(made: Made):
+    grid = draw_samples(made.evaluator)
+    names = made.evaluator.model.conditions.all[0].config.class_names
+    assert [picture.caption for picture in grid.pictures] == [names[i % 3] for i in range(64)]
+    assert [picture.place for picture in grid.pictures] == list(range(64))
+
+
+def test_no_number_without_its_caution(made: Made, reader: Reader):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(made.evaluation.numbers, "run"))
+    terminal = console.file.getvalue()
+    card = made.page.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    assert made.evaluation.numbers
+    for measured in made.evaluation.numbers:
+        cautions = measured.protocol.cautions()
+        shown = number(measured.row.value)
+        rows = [row for row in reader.rows if f" {measured.row.name} " in row and shown in row]
+        assert len(rows) == 1 and measured.key in rows[0]
+        assert f"n = {measured.protocol.num_samples}" in rows[0]
+        lines = [line for line in card if line.startswith(f"| {ARROWS[measured.row.better]} {measured.row.name} |")]
+        assert len(lines) == 1 and shown in lines[0] and measured.key in lines[0]
+        for caution in cautions:
+            assert caution in rows[0] and caution in lines[0] and caution in terminal
+    assert sum(bool(measured.protocol.cautions()) for measured in made.evaluation.numbers) == terminal.count("n = 70, ")
+    assert any(measured.protocol.cautions() for measured in made.evaluation.numbers)
+
+
+def test_every_protocol_is_there_in_full(made: Made, reader: Reader):
+    text = "".join(reader.texts)
+    for measured in made.evaluation.numbers:
+        assert json.dumps(measured.protocol.plain(), indent=2, ensure_ascii=False) in text
+    assert len(reader.all("details")) == len({str(m.protocol) for m in made.evaluation.numbers}) + 1
+
+
+def test_curves_of_the_run_and_of_the_search(reader: Reader, made: Made):
+    labels = [str(drawing["aria-label"]) for drawing in reader.all("svg")]
+    assert "loss, total" in labels and "latents: spread over samples" in labels
+    assert "gradient norm, before clipping" in labels and "fid over guidance scale" in labels
+    rows = [row for row in reader.rows if "fid70/adm/<b>" in row]
+    assert len(rows) == 3 and all("n = 70" in row for row in rows)
+    page = made.page.read_text(encoding="utf-8")
+    assert "currentColor" in page and "#010203" not in page
+
+
+def test_a_search_that_cannot_be_drawn_is_named(tmp_path: Path):
+    point = {"over": "x", "metric": "fid", "points": [{"x": 1, "value": 2, "key": "k"}]}
+    for name, content in {
+        "search-a.json": point, "search-b.json": {**point, "fingerprint": "other"}, "search-c.json": {"points": [3]},
+        "search-d.json": {**point, "points": "no"}, "search-e.json": {**point, "points": []},
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "search-f.json").write_text('{"metr')
+    notes: list[str] = []
+    assert [search.points[0].value for search in find_searches(tmp_path, "mine", notes)] == [2.0]
+    assert [note.split()[0] for note in notes] == [f"search-{x}.json" for x in "bcdf"]
+    assert "another model" in notes[0]
+
+
+def test_without_a_run_data_or_samples(made: Made, tmp_path: Path):
+    evaluator = Evaluator(
+        made.evaluator.model, None, tmp_path / "records", Request(num_samples=4, metrics=("frechet_pixels",)),
+        num_inference_steps=1,
+    )  # fmt: skip
+    evaluation = evaluator.run()
+    assert draw_reconstructions(evaluator, evaluation) is None
+    write_report(tmp_path / "r.html", evaluator, evaluation, "a model", source=None)
+    page = Reader((tmp_path / "r.html").read_text())
+    assert len(page.all("img")) == 4 and not page.all("svg")
+
+
+def test_markdown_with_its_pictures(made: Made, tmp_path: Path):
+    files = write_report(tmp_path / "card.md", made.evaluator, made.evaluation, HOSTILE[2], source=str(made.run))
+    text = (tmp_path / "card.md").read_text()
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    assert linked == ["card-samples.png", "card-reconstructions.png", "card-curves.png"]
+    assert {path.name for path in files} == {*linked, "card.md"} == {path.name for path in tmp_path.iterdir()}
+    for name in linked:
+        Image.open(tmp_path / name).verify()
+    assert r"a\|b \[red\]\`\*" in text and "<script" not in text
+
+
+def test_the_command_makes_the_same_numbers(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    card = made.page.with_suffix(".md").read_text(encoding="utf-8")
+    words = re.findall(r"^unilatent (evaluate .*)$", card, re.MULTILINE)[0].split()
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--out", str(tmp_path), "--report", str(tmp_path / "again.md")])
+    assert stop.value.code == 0
+    (path,) = tmp_path.glob("evaluation-*.json")
+    again = {n["key"]: n["value"] for n in json.loads(path.read_text())["numbers"]}
+    assert again == pytest.approx({m.key: m.row.value for m in made.evaluation.numbers}, rel=1e-4)
+    assert "again.md" in capsys.readouterr().out
+
+
+def test_another_suffix_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(tmp_path / "no-such-run"), "--report", "report.pdf"])
+    assert stop.value.code == 2
+    assert "--report: 'report.pdf'" in capsys.readouterr().err
+
+
+def test_written_whole_or_not_at_all(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "report.html"
+    path.write_text("the old one")
+
+    def fail(*_: object) -> str:
+        raise RuntimeError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report_module, "page", fail)
+        with pytest.raises(RuntimeError):
+            write_report(path, made.evaluator, made.evaluation, "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(RuntimeError):
+            write_report(path, made.evaluator, made.evaluation, "x")
+    assert path.read_text() == "the old one"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_table_fits_a_terminal_and_takes_names_as_they_are(made: Made):
+    for width in (60, 80):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(table(made.evaluation.numbers, HOSTILE[2]))
+        text = console.file.getvalue()
+        assert HOSTILE[2] in text and max(map(len, text.splitlines())) <= width
+        for measured in made.evaluation.numbers:
+            assert number(measured.row.value) in text and ARROWS[measured.row.better] in text
+        assert "[1] reconstruction: n = 20 against 20" in text and "[2] generation: n = 70" in text
+
+
+def test_long_curves_keep_their_peaks():
+    steps, values = list(range(50_000)), [1.0] * 50_000
+    values[33_333], values[12_345] = 99.0, -7.0
+    thin = _thinned(Panel("loss", {"loss": (steps, values)})).points["loss"]
+    assert len(thin[0]) <= MOST_POINTS and thin[0] == sorted(thin[0])
+    assert (33_333, 99.0) in zip(*thin, strict=True) and (12_345, -7.0) in zip(*thin, strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no browser")
+@pytest.mark.parametrize("width", [1180, 500])
+def test_a_browser_without_network_shows_grids_and_curves(made: Made, tmp_path: Path, width: int):
+    """Orange of the curves and grey of the noise in the pictures are on the screen, and go with what draws them."""
+    bare = tmp_path / "bare.html"
+    text = made.page.read_text(encoding="utf-8")
+    bare.write_text(re.sub(r"<svg.*?</svg>|<img[^>]*>", "", text, flags=re.DOTALL), encoding="utf-8")
+    shown, missing = (screen(page, width, tmp_path) for page in (made.page, bare))
+    assert shown[0] > missing[0] + 100, "no curves"
+    assert shown[1] > missing[1] + 80 * 30 * 30, "no grids"
+
+
+def screen(page: Path, width: int, folder: Path) -> tuple[int, int]:
+    """Orange pixels, and those of a middle grey."""
+    shot = folder / "shot.png"
+    subprocess.run(
+        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
+         f"--user-data-dir={folder / 'profile'}", f"--window-size={width},5000", f"--screenshot={shot}",
+         page.as_uri()],
+        check=True, timeout=120, capture_output=True,
+    )  # fmt: skip
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    assert pixels.shape[1] == width
+    red, blue = pixels[..., 0], pixels[..., 2]
+    spread, most = pixels.max(-1) - pixels.min(-1), pixels.max(-1)
+    return int(((red > 200) & (red - blue > 100)).sum()), int(((spread < 4) & (most > 40) & (most < 200)).sum())
