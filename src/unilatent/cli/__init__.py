@@ -12,6 +12,8 @@ from typing import Any
 import typer
 
 from . import (
+    analyze,
+    calibrate,
     ckpt,
     config,
     convert,
@@ -43,7 +45,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for verb in (
-    train, sample, reconstruct, encode, decode, evaluate, search, reference, ema, convert, presets, runs, doctor,
+    train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, reference, ema, convert, presets,
+    runs, doctor,
 ):  # fmt: skip
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(config.app, name="config")

@@ -145,6 +145,29 @@ class LossPart:
         return {key: value.detach() for key, value in {**named, **self.monitors}.items()}
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What B samples cost in nats, each at random noise levels of its own; every tensor (B,).
+
+    rate: the bound on the information in the latents that `decode` is given. base_rate: the same under the denoiser of
+        a second stage; None without one.
+    decoder: the decoder's loss before any factor; shuffled: the same given another sample's latents.
+    latent_logsnr, latent_density: a noise level, and nats for each unit of log-SNR there; the area under the mean is
+        the rate, less what is left at the noisiest end. data_logsnr, data_density, shuffled_density: those of the
+        decoder's two losses. None where there is no noise level.
+    """
+
+    rate: Tensor
+    decoder: Tensor
+    shuffled: Tensor
+    base_rate: Tensor | None = None
+    latent_logsnr: Tensor | None = None
+    latent_density: Tensor | None = None
+    data_logsnr: Tensor | None = None
+    data_density: Tensor | None = None
+    shuffled_density: Tensor | None = None
+
+
 class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=["latent-generative-model"]):
     """A tokenizer and a generator on its latents.
 
@@ -207,6 +230,10 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         """The latents (B, K, D) that a generator on this model's latents learns: without the noise, if any, that
         `encode` adds for the decoder. Random numbers of the encoder come from `streams`."""
         return self.encode(data)
+
+    def costs(self, batch: Batch, streams: Streams) -> Costs | None:
+        """What each sample of a batch of at least two costs; None for a method whose latents have no rate."""
+        return None
 
     def start(self, method: MethodConfig) -> None:
         """Weights that come from another run, loaded before the first step; method: as the user gave it, before

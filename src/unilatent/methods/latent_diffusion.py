@@ -10,21 +10,33 @@ A finished model holds the tokenizer too: it can be moved and loaded without the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 
 from ..conditions.base import Conditions
 from ..config import ConfigError
 from ..maths import weightings
-from ..maths.denoising import denoising_nats
+from ..maths.denoising import denoising_nats, terminal_kl
 from ..maths.paths import LogSNRPath
 from ..maths.streams import Streams
 from ..nets.backbones import Backbone, UViTConfig, ViTConfig, make_backbone
 from ..nets.denoiser import Denoiser
 from ..types import Batch, Conditioning, Layout
-from .base import CONFIG, LatentModel, LossPart, MethodConfig, ModelConfig, SamplingConfig, read_config, read_model
+from .base import (
+    CONFIG,
+    Costs,
+    LatentModel,
+    LossPart,
+    MethodConfig,
+    ModelConfig,
+    SamplingConfig,
+    read_config,
+    read_model,
+)
 
 
 class LatentDiffusionConfig(MethodConfig):
@@ -136,6 +148,20 @@ class LatentDiffusion(LatentModel):
         yield LossPart(value, {"base": value}, name="base", latents=z, latent_mask=layout.mask)
 
     # Their parts.
+
+    @torch.no_grad()
+    def costs(self, batch: Batch, streams: Streams) -> Costs | None:
+        """The tokenizer's, and the rate under the base, unweighted: its bound on the same information."""
+        found = self.tokenizer.costs(batch, streams)
+        if found is None or not isinstance(self.path, LogSNRPath):
+            return found
+        z = self.encode_clean(batch.data, streams)
+        layout = self.latent_layout(self.modality.pack(batch.data).layout).to(self.device)
+        t, eps = streams.stratified(), streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]]
+        cond = self.conditions(batch.values) if len(self.conditions) else self.conditions.null(len(z))
+        estimate = self.base(self.path.add_noise(z, eps, t), t, cond, layout)
+        nats = denoising_nats(z, estimate, weightings.elbo(t, self.path), layout.mask)
+        return replace(found, base_rate=nats + terminal_kl(z, self.path, layout.mask))
 
     def weight(self, t: Tensor) -> Tensor:
         """Of the squared error of the clean estimate at times (B,)."""

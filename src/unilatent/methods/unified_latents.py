@@ -14,6 +14,7 @@ inverted. What is meant, and done here: nats of the noise's error times sigmoid(
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -30,7 +31,7 @@ from ..maths.streams import Streams
 from ..nets.backbones import Backbone, ConvEncoderConfig, Encoder, UViTConfig, ViTConfig, make_backbone, make_encoder
 from ..nets.denoiser import Denoiser
 from ..types import Batch, Conditioning, Layout, Tokens
-from .base import LatentModel, LossPart, MethodConfig, ModelConfig, SamplingConfig
+from .base import Costs, LatentModel, LossPart, MethodConfig, ModelConfig, SamplingConfig
 
 
 class UnifiedLatentsConfig(MethodConfig):
@@ -136,8 +137,11 @@ class UnifiedLatents(LatentModel):
 
     @torch.no_grad()
     def encode_clean(self, data: Any, streams: Streams) -> Tensor:
-        """The encoder's own output z (B, K, D), without noise: what a second stage learns."""
-        return self._encoded(self._tokens(data))[0]
+        """The encoder's own output z (B, K, D), without the fixed noise: what a second stage learns."""
+        z, log_std, _ = self._encoded(self._tokens(data))
+        if log_std is None:
+            return z
+        return self._sampled(z, log_std, streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]].to(z))
 
     @torch.no_grad()
     def decode(
@@ -211,19 +215,42 @@ class UnifiedLatents(LatentModel):
         z = self._sampled(z, log_std, draws.encoder_noise)
         per_value = self.modality.max_tokens * self.modality.channels
         nats = self.rate_nats(z, batch, layout, draws)  # (B,)
-        value = nats.mean() / per_value
-        if log_std is not None:
-            value = value + self.variance_nats(log_std, layout).mean() / per_value
+        rate = nats if log_std is None else nats + self.variance_nats(log_std, layout)
+        value = rate.mean() / per_value
         if not self.method.prior_gradient:
             value = value + self.method.kl_weight * self._normal_nats(z, layout).mean() / per_value
         counts = {**self.modality.units, "latent_dimension": z[0].numel()}
-        monitors = {name: rate.mean() for name, rate in rates(nats.detach(), **counts).items()}
+        monitors = {name: rate.mean() for name, rate in rates(rate.detach(), **counts).items()}
         yield LossPart(
             value, {"prior": nats.mean() / per_value}, monitors, name="prior", latents=z.detach(),
             latent_mask=layout.mask, retain=True,
         )  # fmt: skip
         error = self.decoder_nats(z, tokens, draws).mean() / per_value
         yield LossPart(self.method.loss_factor * error, {"decoder": error}, name="decoder")
+
+    @torch.no_grad()
+    def costs(self, batch: Batch, streams: Streams) -> Costs:
+        """Both losses as in Algorithm 1; the decoder's also with the latents of the sample before in the batch."""
+        tokens = self._tokens(batch.data)
+        draws = self.draw(streams, tokens)
+        z, log_std, layout = self._encoded(tokens)
+        z = self._sampled(z, log_std, draws.encoder_noise)
+        if layout.mask is not None:
+            z = torch.where(layout.mask[..., None], z, 0.0)
+        rate = self.rate_nats(z, batch, layout, draws)
+        costs = Costs(rate, self.decoder_nats(z, tokens, draws), self.decoder_nats(z.roll(1, 0), tokens, draws))
+        if self.prior is not None:
+            t = draws.prior_time
+            density = (rate - terminal_kl(z, self.path, layout.mask)) / -self.path.dlogsnr(t)
+            costs = replace(costs, latent_logsnr=self.path.logsnr(t), latent_density=density)
+        if self.method.decoder_loss == "diffusion":
+            t = draws.data_time
+            slope = -self.data_path.dlogsnr(t)
+            costs = replace(
+                costs, data_logsnr=self.data_path.logsnr(t), data_density=costs.decoder / slope,
+                shuffled_density=costs.shuffled / slope,
+            )  # fmt: skip
+        return costs if log_std is None else replace(costs, rate=rate + self.variance_nats(log_std, layout))
 
     def rate_nats(self, z: Tensor, batch: Batch, layout: Layout, draws: Draws) -> Tensor:
         """L_z (B,): the bound on the information in z_0, in nats (Eq. 3), with its terminal term."""
