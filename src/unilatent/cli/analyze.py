@@ -79,7 +79,7 @@ def _one(
     from ..training.batches import whole
 
     where = Path(source) if (Path(source) / "config.yaml").is_file() else None
-    splits = splits_of(network, where, data)
+    splits = splits_of(network.modality, where, data)
     if splits is None:
         raise ValueError(f"--data: {source} is no run and does not say what it was trained on; give its data")
     held_out = len(splits.held_out) > 0
