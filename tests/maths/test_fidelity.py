@@ -9,6 +9,7 @@ from torch import Tensor
 from unilatent.maths.fidelity import (
     density_coverage,
     inception_score,
+    inception_score_of,
     kernel_distance,
     neighbour_distance,
     precision_recall,
@@ -277,3 +278,12 @@ def test_what_cannot_be_compared_is_refused(measure):
     for pair in ((good, good[:1]), (good[:1], good)):
         with pytest.raises(ValueError, match=r"N >= \d, got shape \(1, 4\)"):
             measure(*pair)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_inception_score_in_parts_is_that_of_the_whole(size: int):
+    p = torch.randn(237, 12, generator=torch.Generator().manual_seed(0)).double().mul(3).softmax(1)
+    whole, parts = inception_score(p), inception_score_of(p.split(size), 237)
+    assert parts == pytest.approx(whole, rel=1e-12)
+    with pytest.raises(ValueError, match="splits: needs 1 to 5 of 5 samples, got 10"):
+        inception_score_of(p[:5].split(2), 5)

@@ -373,12 +373,12 @@ class Evaluator:
         space = next((space for space in self.spaces if space.name == metric.space), None)
         return Protocol(
             track="generation" if generation else "reconstruction",
-            num_samples=0 if rows is None else len(rows),
+            num_samples=_count(rows, metric.most_samples),
             reference=real.name,
             reference_data=real.data_hash,
             reference_preprocessing=real.preprocessing,
             reference_resolution=real.resolution,
-            num_reference=0 if against is None else len(against),
+            num_reference=_count(against, metric.most_reference),
             replaced=int(against["replaced"].sum()) if against is not None and "replaced" in against else 0,
             preprocessing=self.modality.preprocessing,
             resolution=self.modality.resolution,
@@ -422,6 +422,11 @@ def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:
         if key not in known:
             raise ValueError(f"metrics: {key!r} is unknown here; there are {', '.join(known)}")
     return [metric for metric in everything if set(metric.gives) & set(keys)]
+
+
+def _count(rows: Rows | None, most: int | None) -> int:
+    count = 0 if rows is None else len(rows)
+    return count if most is None else min(count, most)
 
 
 def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

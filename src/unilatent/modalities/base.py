@@ -177,6 +177,9 @@ class Metric(ABC):
     gives: tuple[str, ...] = ()
     """Keys of its rows, some of which may be left out."""
     track: str = "generation"
+    most_samples: int | None = None
+    most_reference: int | None = None
+    """How many of the first samples, and of the first real ones, it looks at; None: all."""
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> list[Row]: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...maths.fidelity import density_coverage, inception_score, kernel_distance, precision_recall
+from ...maths.fidelity import density_coverage, inception_score_of, kernel_distance, precision_recall
 from ...maths.frechet import frechet_distance
 from ...records import Rows
 from ..base import Evidence, Metric, Row
@@ -33,9 +33,10 @@ class InceptionScore(Metric):
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         made = evidence.samples
-        if made is None or len(made) < 10:
+        if made is None or len(made) < 10 or "logits_unbiased" not in made:
             return []
-        score = inception_score(made["logits_unbiased"].double().softmax(1))
+        parts = (logits.double().softmax(1) for logits in made.pieces("logits_unbiased"))
+        score = inception_score_of(parts, len(made))
         return [Row("is", "Inception Score", score.mean, "", "higher", {}, score.std)]
 
 
@@ -44,6 +45,7 @@ class KernelInception(Metric):
 
     space = "inception"
     gives = ("kid",)
+    most_samples = most_reference = FIRST
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         real, made = evidence.train, evidence.samples
@@ -59,6 +61,7 @@ class Manifold(Metric):
 
     space = "inception"
     gives = ("precision", "recall", "density", "coverage")
+    most_samples = most_reference = FIRST
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         real, made = evidence.train, evidence.samples
