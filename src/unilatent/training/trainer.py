@@ -435,6 +435,9 @@ class Trainer:
             self.journal.say(self.bad.summary())
         if not self._until_stopped(self._publish):
             return False
+        if self._can_evaluate and self._is_evaluated:
+            self.journal.say(f"evaluated before: {self._numbers_file}")
+            return True
         return not self._can_evaluate or self._evaluate(final=True)
 
     @property
@@ -451,6 +454,11 @@ class Trainer:
     def _was_cut_short(self) -> bool:
         """Whether the run was stopped after saving this step and before evaluating it."""
         return self._evaluation_is_due and not self._numbers_file.is_file()
+
+    @property
+    def _is_evaluated(self) -> bool:
+        """Whether the last step was evaluated by an earlier start, of which this one trained nothing more."""
+        return bool(self.processes.highest(self._numbers_file.is_file()))
 
     @property
     def _numbers_file(self) -> Path:
@@ -563,6 +571,9 @@ class Trainer:
         for path in logs:
             trim(path, self.step)
         trim_snapshots(self.out, self.step)
+        for path in (self.out / "eval").glob("step_*.json"):
+            if path.stem[5:].isdigit() and int(path.stem[5:]) > self.step:
+                path.unlink()
         self.fingerprint = self.splits.train.fingerprint  # of the data as they are now
 
     def _announce(self) -> None:
