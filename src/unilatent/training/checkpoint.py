@@ -125,6 +125,15 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
+def identity(checkpoint: Path) -> str:
+    """Which checkpoint a process sees under this path, in words, by its manifest alone."""
+    try:
+        text = (checkpoint / MANIFEST).read_bytes()
+        return f"step {json.loads(text)['step']}, manifest {hashlib.sha256(text).hexdigest()[:16]}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"none that can be read ({error})"
+
+
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest sound checkpoint (None without any), and a line for each newer one that was passed over."""
     passed: list[str] = []

@@ -624,8 +624,23 @@ class Trainer:
         return estimate(self.config, example, self.device, self.processes.world)
 
     def _find_checkpoint(self, resume: str | None) -> Path | None:
-        folder = self.out / "checkpoints"
+        """The first process looks for all, so that all go on from one checkpoint, and alone looks at the lock: it is
+        the one that holds it."""
         check_writable(self.out)
+        found = self.processes.from_main(lambda: self._choose_checkpoint(resume))
+        if found is None:
+            return None
+        seen = self.processes.gather(ckpt.identity(found))
+        for rank, other in enumerate(seen):
+            if other != seen[0]:
+                raise ConfigError(
+                    f"--resume {found}: process {rank} sees {other}, the first process {seen[0]}; all must see one "
+                    "run folder, give --out on a file system that they share"
+                )
+        return found
+
+    def _choose_checkpoint(self, resume: str | None) -> Path | None:
+        folder = self.out / "checkpoints"
         lock.refuse_second(self.out)
         if resume is None:
             if (self.out / "config.yaml").exists():
@@ -633,6 +648,9 @@ class Trainer:
             return None
         if resume != "auto":
             ckpt.verify(Path(resume))
+            own = Path(resume).resolve().parent == folder.resolve()
+            if (self.out / "config.yaml").exists() and not own:
+                raise ConfigError(f"--out {self.out}: holds another run; choose another --out to go on from {resume}")
             return Path(resume)
         found, passed = ckpt.newest(folder)
         for line in passed:
