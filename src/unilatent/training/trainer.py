@@ -173,7 +173,10 @@ class Trainer:
         micro = micro_batch(self.training, self.processes.world)
         smaller = f"training.micro_batch_size={micro // 2} (the optimisation stays the same)" if micro > 1 else ""
         ways = [smaller, "" if self.training.activation_checkpointing else "training.activation_checkpointing=true"]
-        saved = f"the checkpoint of step {self.saved} is intact" if self.saved > 0 else "no checkpoint was written yet"
+        newest, _ = ckpt.newest(self.out / "checkpoints")
+        saved = (
+            f"the checkpoint of step {int(newest.name[5:])} is intact" if newest else "no checkpoint was written yet"
+        )
         return (
             f"out of memory after step {self.step} on {self.device} with micro-batches of {micro}: resume with "
             f"{' or '.join(filter(None, ways)) or 'a smaller model'}; {saved} ({first_line(error)})"
@@ -357,6 +360,7 @@ class Trainer:
 
     def _keep_profiles(self) -> None:
         """A snapshot of the power averages, before the checkpoint of this step, which then never lacks it."""
+        self._refuse_non_finite({"ema_profiles": self.profiles.weights})
         weights: dict[str, Tensor] = {}
         for name, tensor in self.profiles.weights.items():
             joined = put_together(tensor)
@@ -433,6 +437,7 @@ class Trainer:
         """The finished model, its pictures and its table; whether all of it was done before a stop was asked for."""
         if self.bad.indices:
             self.journal.say(self.bad.summary())
+        self._refuse_non_finite({"model": self.model.state_dict(), "ema": self.ema.weights})
         if not self._until_stopped(self._publish):
             return False
         if self._can_evaluate and self._is_evaluated:
@@ -662,27 +667,62 @@ class Trainer:
     def _save(self) -> None:
         if self.saved == self.step:
             return
-        self.saved = step = self.step
         self.processes.on_main(self.saving.wait)
-        state = self._state()
+        kinds = self._kinds()
+        self._refuse_non_finite(kinds)
+        self.saved = step = self.step
+        tensors, facts = self._copies(kinds), self._facts()
+        needed = sum(tensor.nbytes for copies in tensors.values() for tensor in copies.values())
 
         def write() -> None:
             ckpt.save(
-                self.out / "checkpoints", step, lambda at: self._write(at, step, state), self.training.keep_checkpoints
-            )
+                self.out / "checkpoints", step, lambda at: self._write(at, step, tensors, facts),
+                self.training.keep_checkpoints, needed=needed,
+            )  # fmt: skip
 
         self.processes.on_main(lambda: self.saving.start(write) if self.training.background_saving else write())
 
-    def _state(self) -> dict[str, dict[str, Tensor]]:
-        """File name -> whole tensors, which later steps do not change; of the first process. All come here together."""
+    def _kinds(self) -> dict[str, dict[str, Tensor]]:
+        """File name -> tensors of a checkpoint, as they are now."""
         kinds = {"model": self.model.state_dict(), "ema": self.ema.weights, "optimizer": self.optimizers.state()}
         if self.training.ema_profiles:
             kinds["ema_profiles"] = self.profiles.weights
+        return kinds
+
+    def _refuse_non_finite(self, kinds: dict[str, dict[str, Tensor]]) -> None:
+        """FloatingPointError in all processes, naming the first tensor that is not finite in any: what is written is
+        what later starts go on from."""
+        own = first_non_finite(
+            {f"{kind} {key}": value for kind, tensors in kinds.items() for key, value in tensors.items()}
+        )
+        if found := next(filter(None, self.processes.gather(own)), None):
+            raise FloatingPointError(
+                f"step {self.step}: {found} is not finite, so nothing of it is written; older checkpoints are untouched. "
+                "Resume with a lower training.optimizer.learning_rate or training.precision=fp32"
+            )
+
+    def _copies(self, kinds: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Whole ones, which later steps do not change; of the first process. All come here together."""
         flat = {f"{kind}/{key}": value for kind, tensors in kinds.items() for key, value in tensors.items()}
         copies = self.snapshot.take(flat, keep=self.processes.is_main)
         return {kind: {key: copies[f"{kind}/{key}"] for key in kinds[kind] if copies} for kind in kinds}
 
-    def _write(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+    def _facts(self) -> dict[str, Any]:
+        """state.json of a checkpoint, as it is now."""
+        return {
+            "step": self.step,
+            "seed": self.config.seed,
+            "batch_size": self.training.batch_size,
+            "muon": self.training.optimizer.muon,
+            "ema_profiles": list(self.training.ema_profiles),
+            "data": self.fingerprint,
+            "bad_samples": self.bad.state(),
+            "skipped": self.skipped,
+            "unilatent": __version__,
+            "torch": torch.__version__,
+        }
+
+    def _write(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         save_file(tensors["model"], folder / "model.safetensors")
         reach("save.after_model", step)
         save_file(tensors["ema"], folder / "ema.safetensors")
@@ -690,18 +730,7 @@ class Trainer:
         if "ema_profiles" in tensors:
             save_file(tensors["ema_profiles"], folder / "ema_profiles.safetensors")
         write_config(self.model.config, folder / "config.json")
-        state = {
-            "step": step,
-            "seed": self.config.seed,
-            "batch_size": self.training.batch_size,
-            "muon": self.training.optimizer.muon,
-            "ema_profiles": list(self.training.ema_profiles),
-            "data": self.fingerprint,
-            "bad_samples": self.bad.state(),
-            "unilatent": __version__,
-            "torch": torch.__version__,
-        }
-        (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        (folder / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     def _refuse_other_run(self, checkpoint: Path) -> None:
         """A checkpoint of another model, seed, batch size or data is refused by field."""
@@ -740,7 +769,7 @@ class Trainer:
             profiles = checkpoint / "ema_profiles.safetensors"
             self.profiles.load(read_weights(profiles), profiles)
         state = read_json(checkpoint / "state.json", "use an older checkpoint")
-        self.step = state["step"]
+        self.step, self.skipped = state["step"], int(state.get("skipped", 0))
         if not self.data_changed:
             self.bad.load(state.get("bad_samples"))
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
@@ -787,6 +816,17 @@ def _poison(gradients: list[Tensor], how: str) -> None:
         gradients[0].view(-1)[0] = float("nan")
     else:
         torch._foreach_zero_(gradients)
+
+
+def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Name of the first of which this process's part holds NaN or infinity."""
+    parts = {name: local(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    sound: dict[torch.device, list[Tensor]] = {}
+    for part in parts.values():
+        sound.setdefault(part.device, []).append(part.isfinite().all())
+    if all(bool(torch.stack(flags).all()) for flags in sound.values()):  # one wait for each device, where all is well
+        return None
+    return next(name for name, part in parts.items() if not part.isfinite().all())
 
 
 def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | None:
