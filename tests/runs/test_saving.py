@@ -29,10 +29,10 @@ def watched(monkeypatch: pytest.MonkeyPatch):
     def install(watch: Watch) -> None:
         original = ckpt.save
 
-        def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+        def save(folder: Path, step: int, write: Callable[[Path], None], keep: int, needed: int) -> Path:
             watch(step, True)
             try:
-                return original(folder, step, write, keep)
+                return original(folder, step, write, keep, needed)
             finally:
                 watch(step, False)
 

@@ -7,13 +7,17 @@ checkpoints/step_00001000/
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from ..faults import reach
 from ..files import write_json
@@ -25,10 +29,13 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used: names the file, what was expected and the way out."""
 
 
-def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+def save(folder: Path, step: int, write: Callable[[Path], None], keep: int, needed: int = 0) -> Path:
     """Publish checkpoint `step` under `folder`: `write` fills a temporary directory, which is renamed when whole.
 
-    Older checkpoints beyond the newest `keep` are removed afterwards, never before.
+    Older checkpoints beyond the newest `keep` are removed afterwards, never before. Damaged ones count for nothing:
+    they stay, and none is removed for their sake.
+
+    needed: bytes it is expected to take, for the message of a save that fails.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f"step_{step:08d}.tmp-{os.getpid()}"
@@ -52,19 +59,28 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> P
         reach("save.after_rename", step)
         _sync(folder)
         shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        number, reason = _reason(error)
         free = shutil.disk_usage(folder).free / 2**30
         raise OSError(
-            error.errno, f"checkpoint of step {step} not written to {folder}: {error.strerror} ({free:.2f} GiB free "
-            "there); older checkpoints are untouched. Free some space, then --resume auto"
+            number, f"checkpoint of step {step} not written to {folder}: {reason} ({needed / 2**30:.2f} GiB needed, "
+            f"{free:.2f} GiB free there); older checkpoints are untouched. Free some space (`unilatent ckpt prune` "
+            "deletes all but the newest two), then --resume auto"
         ) from error  # fmt: skip
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    try:
+        inspect(final)
+    except CheckpointError as error:
+        raise OSError(
+            errno.EIO, f"checkpoint of step {step} is not as it was written: {error}. Older ones stay; check the disk, "
+            "then --resume auto"
+        ) from error  # fmt: skip
     write_json(folder.parent / "latest.json", {"step": step, "checkpoint": f"{folder.name}/{final.name}"})
     reach("save.before_prune", step)
-    for old in published(folder)[:-keep]:
+    for old in [path for path in published(folder) if _is_complete(path)][:-keep]:
         if old != final:
             doomed = old.with_name(f"{old.name}.tmp-{os.getpid()}")
             old.rename(doomed)
@@ -100,8 +116,9 @@ def clean(folder: Path, step: int) -> None:
             path.rename(aside)
 
 
-def verify(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a sound checkpoint; CheckpointError names the first file that is missing or changed."""
+def inspect(checkpoint: Path) -> dict[str, Any]:
+    """Its manifest, sound in itself, if every file is there in its size; CheckpointError names the first that is not.
+    No file but the manifest is read."""
     manifest = checkpoint / MANIFEST
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint}: no such checkpoint; give a folder like RUN/checkpoints/step_00001000")
@@ -120,9 +137,36 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         path = checkpoint / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; use an older checkpoint")
+        if path.stat().st_size != expected["bytes"]:
+            raise CheckpointError(f"{path}: damaged (its size is not the manifest's); use an older checkpoint")
+    return content
+
+
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a sound checkpoint; CheckpointError names the first file that is missing or changed."""
+    content = inspect(checkpoint)
+    for name, expected in content["files"].items():
+        path = checkpoint / name
         if describe(path) != expected:
             raise CheckpointError(f"{path}: damaged (its SHA-256 is not the manifest's); use an older checkpoint")
     return content
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        inspect(checkpoint)
+    except CheckpointError:
+        return False
+    return True
+
+
+def identity(checkpoint: Path) -> str:
+    """Which checkpoint a process sees under this path, in words, by its manifest alone."""
+    try:
+        text = (checkpoint / MANIFEST).read_bytes()
+        return f"step {json.loads(text)['step']}, manifest {hashlib.sha256(text).hexdigest()[:16]}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"none that can be read ({error})"
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
@@ -141,6 +185,15 @@ def describe(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _reason(error: Exception) -> tuple[int, str]:
+    """Number and words of what the system said; safetensors tells it in a text that ends with `(os error 28)`."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno, error.strerror or str(error)
+    if found := re.search(r"os error (\d+)", str(error)):
+        return int(found[1]), os.strerror(int(found[1]))
+    return errno.EIO, str(error)
 
 
 def _sync(path: Path) -> None:

@@ -102,12 +102,16 @@ class Journal:
         now = time.monotonic()
         if not self.live and not self.quiet and (now >= self.next_line or step == self.total):
             self.next_line = now + SECONDS_A_LINE
-            left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
-            clock = f"{_clock(now - self.started)} gone, {_clock(left)} left"
-            print(f"step {step}/{self.total}  {shown}  {clock}", file=sys.stderr, flush=True)
+            clock = f"  {self._time(step, now - self.started)}" if step > self.done else ""
+            print(f"step {step}/{self.total}  {shown}{clock}", file=sys.stderr, flush=True)
 
     def advance(self, step: int) -> None:
         self.bar.update(self.task, completed=step)
+
+    def _time(self, step: int, gone: float) -> str:
+        """Time since the start, and what is left at that speed; for a step after the one it started from."""
+        left = gone / (step - self.done) * (self.total - step)
+        return f"{_clock(gone)} gone, {_clock(left)} left"
 
 
 def _clock(seconds: float) -> str:

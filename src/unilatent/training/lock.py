@@ -1,7 +1,11 @@
-"""One process group a run folder: a second one is refused, a lock whose owner is gone is not."""
+"""One process group a run folder: a second one is refused, a lock whose owner is gone is not.
+
+RUN/lock.json   {"pid", "host", "started", "job", "launch"} of the first process, from the start of training to its end
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -9,31 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..files import write_json
 
 LOCK = "lock.json"
-JOB = "SLURM_JOB_ID"
-"""Names the scheduler's job; a job that is queued again, on other machines perhaps, keeps it."""
+JOBS = {"job": "SLURM_JOB_ID", "launch": "TORCHELASTIC_RUN_ID"}
+"""Name what a scheduler or torchrun runs; it keeps its name when it is started again, on other machines perhaps."""
+UNNAMED = (None, "", "none")
+"""What those hold for a job without a name."""
+ATTEMPTS = 10
 
 
 def owner(run: Path) -> dict[str, Any] | None:
     """Who is training in this folder, as far as this machine can tell: {"pid", "host"}; None if nobody is.
 
-    A scheduler's job that holds it from another machine is this job's own earlier start, which is over.
+    A job that holds it from another machine is this job's own earlier start, which is over.
     """
-    try:
-        holder = json.loads((run / LOCK).read_text(encoding="utf-8"))
-        pid, host = int(holder["pid"]), str(holder["host"])
-        job = holder.get("job")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    if pid < 1:
-        return None
-    if host == socket.gethostname() and not _is_alive(pid):
-        return None
-    if host != socket.gethostname() and job is not None and job == os.environ.get(JOB):
-        return None
-    return {"pid": pid, "host": host}
+    return _owner(_read(run / LOCK))
 
 
 def refuse_second(run: Path) -> None:
@@ -47,13 +41,67 @@ def refuse_second(run: Path) -> None:
 
 
 def take(run: Path) -> None:
-    """Hold the folder until `release`."""
-    write_json(run / LOCK, {"pid": os.getpid(), "host": socket.gethostname(), "job": os.environ.get(JOB)})
+    """Hold the folder until `release`; ConfigError if another process does. Of several at once one gets it."""
+    path, own = run / LOCK, _own()
+    for _ in range(ATTEMPTS):
+        refuse_second(run)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            _set_aside(path)
+            continue
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(own, indent=2) + "\n")
+        if _read(path) == own:  # and not set aside by another before it could be read
+            return
+    raise ConfigError(f"--out {run}: several processes want to train there at once; start one")
 
 
 def release(run: Path) -> None:
-    """Let go of it."""
-    (run / LOCK).unlink(missing_ok=True)
+    """Let go of it, if it is held by this process."""
+    if _read(run / LOCK) == _own():
+        (run / LOCK).unlink(missing_ok=True)
+
+
+def _own() -> dict[str, Any]:
+    names = {key: os.environ.get(variable) for key, variable in JOBS.items()}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid()), **names}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A lock's content; None for what is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {**content, "pid": int(content["pid"]), "host": str(content["host"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _owner(holder: dict[str, Any] | None) -> dict[str, Any] | None:
+    if holder is None or holder["pid"] < 1:
+        return None
+    pid, host = holder["pid"], holder["host"]
+    if host == socket.gethostname():
+        is_gone = not _is_alive(pid) or holder.get("started") not in (None, _started(pid))
+    else:
+        is_gone = any(
+            holder.get(key) not in UNNAMED and holder[key] == os.environ.get(variable) for key, variable in JOBS.items()
+        )
+    return None if is_gone else {"pid": pid, "host": host}
+
+
+def _set_aside(path: Path) -> None:
+    """Remove a lock whose owner is gone; one that was taken since that was looked up comes back."""
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    holder = _owner(_read(aside))
+    if holder is not None and holder["pid"] != os.getpid():
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
 
 
 def _is_alive(pid: int) -> bool:
@@ -64,3 +112,13 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _started(pid: int) -> int | None:
+    """Clock ticks from the machine's start to the process's, which tell a reused pid; None where no /proc says so."""
+    try:
+        return int(
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        )
+    except (OSError, ValueError, IndexError):
+        return None

@@ -11,15 +11,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from ..config import ConfigError
 from ..devices import pick_device
 from .sharding import is_sharded
+
+T = TypeVar("T")
 
 BUCKET = 32 * 2**20
 """Gradients travel in pieces of about so many numbers."""
@@ -104,21 +107,32 @@ class Processes:
 
     def on_main(self, work: Callable[[], object]) -> None:
         """Work that one process does for all, who wait for it; if it fails, all fail, with its message."""
-        if self.world == 1:
+
+        def silent() -> None:
             work()
-            return
-        failure: list[str | None] = [None]
+
+        self.from_main(silent)
+
+    def from_main(self, find: Callable[[], T]) -> T:
+        """What one process finds out for all: plain data. If it fails, all fail, with its message; what it refuses
+        (ConfigError) all refuse."""
+        if self.world == 1:
+            return find()
+        told: list[Any] = [None, None, False]  # what was found, or what went wrong and whether that is a refusal
         error: Exception | None = None
         if self.is_main:
             try:
-                work()
+                told[0] = find()
             except Exception as raised:
-                error, failure = raised, [f"{type(raised).__name__}: {raised}"]
-        dist.broadcast_object_list(failure, src=0, device=self.device)
+                error, refused = raised, isinstance(raised, ConfigError)
+                told[1:] = [str(raised) if refused else f"{type(raised).__name__}: {raised}", refused]
+        dist.broadcast_object_list(told, src=0, device=self.device)
+        found, failure, refused = told
         if error is not None:
             raise error
-        if failure[0] is not None:
-            raise RuntimeError(f"the first process failed: {failure[0]}")
+        if failure is not None:
+            raise ConfigError(failure) if refused else RuntimeError(f"the first process failed: {failure}")
+        return cast(T, found)
 
 
 def _meet(backend: str, timeout: timedelta) -> None:

@@ -173,7 +173,10 @@ class Trainer:
         micro = micro_batch(self.training, self.processes.world)
         smaller = f"training.micro_batch_size={micro // 2} (the optimisation stays the same)" if micro > 1 else ""
         ways = [smaller, "" if self.training.activation_checkpointing else "training.activation_checkpointing=true"]
-        saved = f"the checkpoint of step {self.saved} is intact" if self.saved > 0 else "no checkpoint was written yet"
+        newest, _ = ckpt.newest(self.out / "checkpoints")
+        saved = (
+            f"the checkpoint of step {int(newest.name[5:])} is intact" if newest else "no checkpoint was written yet"
+        )
         return (
             f"out of memory after step {self.step} on {self.device} with micro-batches of {micro}: resume with "
             f"{' or '.join(filter(None, ways)) or 'a smaller model'}; {saved} ({first_line(error)})"
@@ -357,6 +360,7 @@ class Trainer:
 
     def _keep_profiles(self) -> None:
         """A snapshot of the power averages, before the checkpoint of this step, which then never lacks it."""
+        self._refuse_non_finite({"ema_profiles": self.profiles.weights})
         weights: dict[str, Tensor] = {}
         for name, tensor in self.profiles.weights.items():
             joined = put_together(tensor)
@@ -433,8 +437,12 @@ class Trainer:
         """The finished model, its pictures and its table; whether all of it was done before a stop was asked for."""
         if self.bad.indices:
             self.journal.say(self.bad.summary())
+        self._refuse_non_finite({"model": self.model.state_dict(), "ema": self.ema.weights})
         if not self._until_stopped(self._publish):
             return False
+        if self._can_evaluate and self._is_evaluated:
+            self.journal.say(f"evaluated before: {self._numbers_file}")
+            return True
         return not self._can_evaluate or self._evaluate(final=True)
 
     @property
@@ -451,6 +459,11 @@ class Trainer:
     def _was_cut_short(self) -> bool:
         """Whether the run was stopped after saving this step and before evaluating it."""
         return self._evaluation_is_due and not self._numbers_file.is_file()
+
+    @property
+    def _is_evaluated(self) -> bool:
+        """Whether the last step was evaluated by an earlier start, of which this one trained nothing more."""
+        return bool(self.processes.highest(self._numbers_file.is_file()))
 
     @property
     def _numbers_file(self) -> Path:
@@ -563,6 +576,9 @@ class Trainer:
         for path in logs:
             trim(path, self.step)
         trim_snapshots(self.out, self.step)
+        for path in (self.out / "eval").glob("step_*.json"):
+            if path.stem[5:].isdigit() and int(path.stem[5:]) > self.step:
+                path.unlink()
         self.fingerprint = self.splits.train.fingerprint  # of the data as they are now
 
     def _announce(self) -> None:
@@ -613,8 +629,23 @@ class Trainer:
         return estimate(self.config, example, self.device, self.processes.world)
 
     def _find_checkpoint(self, resume: str | None) -> Path | None:
-        folder = self.out / "checkpoints"
+        """The first process looks for all, so that all go on from one checkpoint, and alone looks at the lock: it is
+        the one that holds it."""
         check_writable(self.out)
+        found = self.processes.from_main(lambda: self._choose_checkpoint(resume))
+        if found is None:
+            return None
+        seen = self.processes.gather(ckpt.identity(found))
+        for rank, other in enumerate(seen):
+            if other != seen[0]:
+                raise ConfigError(
+                    f"--resume {found}: process {rank} sees {other}, the first process {seen[0]}; all must see one "
+                    "run folder, give --out on a file system that they share"
+                )
+        return found
+
+    def _choose_checkpoint(self, resume: str | None) -> Path | None:
+        folder = self.out / "checkpoints"
         lock.refuse_second(self.out)
         if resume is None:
             if (self.out / "config.yaml").exists():
@@ -622,6 +653,9 @@ class Trainer:
             return None
         if resume != "auto":
             ckpt.verify(Path(resume))
+            own = Path(resume).resolve().parent == folder.resolve()
+            if (self.out / "config.yaml").exists() and not own:
+                raise ConfigError(f"--out {self.out}: holds another run; choose another --out to go on from {resume}")
             return Path(resume)
         found, passed = ckpt.newest(folder)
         for line in passed:
@@ -633,27 +667,62 @@ class Trainer:
     def _save(self) -> None:
         if self.saved == self.step:
             return
-        self.saved = step = self.step
         self.processes.on_main(self.saving.wait)
-        state = self._state()
+        kinds = self._kinds()
+        self._refuse_non_finite(kinds)
+        self.saved = step = self.step
+        tensors, facts = self._copies(kinds), self._facts()
+        needed = sum(tensor.nbytes for copies in tensors.values() for tensor in copies.values())
 
         def write() -> None:
             ckpt.save(
-                self.out / "checkpoints", step, lambda at: self._write(at, step, state), self.training.keep_checkpoints
-            )
+                self.out / "checkpoints", step, lambda at: self._write(at, step, tensors, facts),
+                self.training.keep_checkpoints, needed=needed,
+            )  # fmt: skip
 
         self.processes.on_main(lambda: self.saving.start(write) if self.training.background_saving else write())
 
-    def _state(self) -> dict[str, dict[str, Tensor]]:
-        """File name -> whole tensors, which later steps do not change; of the first process. All come here together."""
+    def _kinds(self) -> dict[str, dict[str, Tensor]]:
+        """File name -> tensors of a checkpoint, as they are now."""
         kinds = {"model": self.model.state_dict(), "ema": self.ema.weights, "optimizer": self.optimizers.state()}
         if self.training.ema_profiles:
             kinds["ema_profiles"] = self.profiles.weights
+        return kinds
+
+    def _refuse_non_finite(self, kinds: dict[str, dict[str, Tensor]]) -> None:
+        """FloatingPointError in all processes, naming the first tensor that is not finite in any: what is written is
+        what later starts go on from."""
+        own = first_non_finite(
+            {f"{kind} {key}": value for kind, tensors in kinds.items() for key, value in tensors.items()}
+        )
+        if found := next(filter(None, self.processes.gather(own)), None):
+            raise FloatingPointError(
+                f"step {self.step}: {found} is not finite, so nothing of it is written; older checkpoints are untouched. "
+                "Resume with a lower training.optimizer.learning_rate or training.precision=fp32"
+            )
+
+    def _copies(self, kinds: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Whole ones, which later steps do not change; of the first process. All come here together."""
         flat = {f"{kind}/{key}": value for kind, tensors in kinds.items() for key, value in tensors.items()}
         copies = self.snapshot.take(flat, keep=self.processes.is_main)
         return {kind: {key: copies[f"{kind}/{key}"] for key in kinds[kind] if copies} for kind in kinds}
 
-    def _write(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+    def _facts(self) -> dict[str, Any]:
+        """state.json of a checkpoint, as it is now."""
+        return {
+            "step": self.step,
+            "seed": self.config.seed,
+            "batch_size": self.training.batch_size,
+            "muon": self.training.optimizer.muon,
+            "ema_profiles": list(self.training.ema_profiles),
+            "data": self.fingerprint,
+            "bad_samples": self.bad.state(),
+            "skipped": self.skipped,
+            "unilatent": __version__,
+            "torch": torch.__version__,
+        }
+
+    def _write(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         save_file(tensors["model"], folder / "model.safetensors")
         reach("save.after_model", step)
         save_file(tensors["ema"], folder / "ema.safetensors")
@@ -661,18 +730,7 @@ class Trainer:
         if "ema_profiles" in tensors:
             save_file(tensors["ema_profiles"], folder / "ema_profiles.safetensors")
         write_config(self.model.config, folder / "config.json")
-        state = {
-            "step": step,
-            "seed": self.config.seed,
-            "batch_size": self.training.batch_size,
-            "muon": self.training.optimizer.muon,
-            "ema_profiles": list(self.training.ema_profiles),
-            "data": self.fingerprint,
-            "bad_samples": self.bad.state(),
-            "unilatent": __version__,
-            "torch": torch.__version__,
-        }
-        (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        (folder / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     def _refuse_other_run(self, checkpoint: Path) -> None:
         """A checkpoint of another model, seed, batch size or data is refused by field."""
@@ -711,7 +769,7 @@ class Trainer:
             profiles = checkpoint / "ema_profiles.safetensors"
             self.profiles.load(read_weights(profiles), profiles)
         state = read_json(checkpoint / "state.json", "use an older checkpoint")
-        self.step = state["step"]
+        self.step, self.skipped = state["step"], int(state.get("skipped", 0))
         if not self.data_changed:
             self.bad.load(state.get("bad_samples"))
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
@@ -758,6 +816,17 @@ def _poison(gradients: list[Tensor], how: str) -> None:
         gradients[0].view(-1)[0] = float("nan")
     else:
         torch._foreach_zero_(gradients)
+
+
+def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Name of the first of which this process's part holds NaN or infinity."""
+    parts = {name: local(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    sound: dict[torch.device, list[Tensor]] = {}
+    for part in parts.values():
+        sound.setdefault(part.device, []).append(part.isfinite().all())
+    if all(bool(torch.stack(flags).all()) for flags in sound.values()):  # one wait for each device, where all is well
+        return None
+    return next(name for name, part in parts.items() if not part.isfinite().all())
 
 
 def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | None:
