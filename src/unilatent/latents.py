@@ -38,7 +38,8 @@ def encode_to_shards(
     header = {"model": model.fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
     batches = model.modality.read(source, batch_size)
     pending: list[Tensor] = []
-    folder, index, done = None, {}, 0
+    index: dict[str, Any] = {}
+    folder, done = None, 0
     count = 0
     for data, names in batches:
         if folder is None:

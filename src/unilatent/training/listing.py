@@ -55,11 +55,11 @@ def _steps(config: dict[str, Any], metrics: dict[str, Any]) -> int | None:
         return None
     if training.get("steps") is not None:
         return _whole(training["steps"]) or None
-    seen, epoch, epochs, size = (
-        *(metrics.get(key) for key in ("samples", "epoch")), *(training.get(key) for key in ("epochs", "batch_size"))
-    )  # fmt: skip
-    if not all(isinstance(value, int | float) and value > 0 for value in (seen, epoch, epochs, size)):
+    given = [metrics.get("samples"), metrics.get("epoch"), training.get("epochs"), training.get("batch_size")]
+    numbers = [float(value) for value in given if isinstance(value, int | float) and value > 0]
+    if len(numbers) < len(given):
         return None
+    seen, epoch, epochs, size = numbers
     return max(1, round(epochs * round(seen / epoch) / size))
 
 
