@@ -17,14 +17,14 @@ host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 --shutdown-timeout 120 \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$host:29500" \
-    -m unilatent train "$preset" --out "$run" --resume auto "$@" &
+    -m -- unilatent train "$preset" --out "$run" --resume auto "$@" &
 step=$!
 
 again() {
     trap - USR1
     scancel --signal=TERM "$SLURM_JOB_ID.0" # to the agents, which pass it on: a checkpoint is written
     wait "$step"
-    [ -d "$run/model" ] || scontrol requeue "$SLURM_JOB_ID"
+    unilatent runs "$run" --all-finished || scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }
 trap again USR1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,23 @@ def encode_to_shards(
     model: LatentModel, source: Path, make_folder: Callable[[], Path], *, seed: int = 0, batch_size: int = 64,
     shard_size: int = 4096, precision: str = "fp32", progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:  # fmt: skip
-    """All samples of `source` as shards in a folder; finished shards of the same model and settings are kept.
+    """All samples of `source` as shards in a folder; latents of the same model and settings are kept.
 
+    progress: called after each batch; what it raises leaves everything encoded so far on disk.
     Returns how many latents there are, and how many of them were there before. ValueError if the folder holds the
     latents of another model or with other settings.
     """
     header = {"model": model.fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
     batches = model.modality.read(source, batch_size)
     pending: list[Tensor] = []
-    folder, index, done = None, {}, 0
+    index: dict[str, Any] = {}
+    folder, done = None, 0
     count = 0
     for data, names in batches:
         if folder is None:
             folder = make_folder()
-            index = _open_index(folder, header)
-            done = min(len(index["shards"]) * shard_size, len(index["names"]))
+            index, pending = _open_index(folder, header)
+            done = len(index["names"])
         start, count = count, count + len(names)
         fresh = max(0, done - start)
         if index["names"][start : min(count, done)] != names[:fresh]:
@@ -52,7 +55,11 @@ def encode_to_shards(
             index["names"] += names[fresh:]
         pending = _flush(folder, index, pending, shard_size, last=False)
         if progress:
-            progress(len(names))
+            try:
+                progress(len(names))
+            except BaseException:
+                _flush(folder, index, pending, shard_size, last=True)
+                raise
     if folder is None:
         raise ValueError(f"{source}: nothing to encode in it")
     _flush(folder, index, pending, shard_size, last=True)
@@ -76,17 +83,25 @@ def decode_shards(model: LatentModel, folder: Path, batch_size: int = 64) -> Ite
             start += len(batch)
 
 
-def _open_index(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
+def _open_index(folder: Path, header: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
+    """The index of whole shards with the names of all latents that are there, and those of a shorter last shard, which
+    is to be written again: more data may have come."""
     path = folder / INDEX
     if not path.is_file():
-        return {**header, "names": [], "shards": []}
+        return {**header, "names": [], "shards": []}, []
     index = _read_index(path)
     for field, value in header.items():
         if index.get(field) != value:
             raise ValueError(f"{folder}: holds latents with another {field}; choose another folder or delete it")
     size = header["shard_size"]
-    whole = len(index["names"]) // size  # a shorter last shard is made again: more data may have come
-    return {**index, "names": index["names"][: whole * size], "shards": index["shards"][:whole]}
+    whole = min(len(index["names"]) // size, len(index["shards"]))
+    rest, names = index["shards"][whole:], index["names"]
+    index = {**index, "shards": index["shards"][:whole]}
+    with suppress(ValueError):  # a damaged one is encoded again
+        latents = _read_shard(folder / rest[0]) if rest else torch.empty(0)
+        if whole * size + len(latents) == len(names):
+            return index, [latents] if rest else []
+    return {**index, "names": names[: whole * size]}, []
 
 
 def _read_index(path: Path) -> dict[str, Any]:

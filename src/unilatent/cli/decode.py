@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from .options import BatchSize, Device, Model, Precision, autocast, clear_numbered, load, make_folder, progress
+from .options import (
+    AGAIN,
+    BatchSize,
+    Device,
+    Model,
+    Precision,
+    autocast,
+    clear_numbered,
+    leave_stopped,
+    load,
+    make_folder,
+    progress,
+)
 
 
 def run(
@@ -20,13 +32,16 @@ def run(
 ) -> None:
     """Latents back to data."""
     from ..latents import decode_shards
+    from ..training.signals import StopRequest
 
     network = load(model, device)
     count, folder = 0, None
-    with progress("decoding", None) as advance, autocast(network.device, precision):
+    with progress("decoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
         for data in decode_shards(network, source, batch_size):
             folder = folder or clear_numbered(make_folder(out))
             written = network.modality.write(data, folder, start=count)
             count += len(written)
             advance(len(written))
+            if stop.received is not None:
+                leave_stopped(f"{count} samples are in {out}", AGAIN)
     print(f"{count} samples in {out}")

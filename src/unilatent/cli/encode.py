@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import BatchSize, Device, Model, Precision, Seed, autocast, load, make_folder, progress
+from .options import BatchSize, Device, Model, Precision, Seed, autocast, leave_stopped, load, make_folder, progress
 
 
 def run(
@@ -22,15 +22,27 @@ def run(
 ) -> None:
     """Data to latents on disk.
 
-    Sharded safetensors that carry the model's fingerprint; run again to resume.
+    Sharded safetensors that carry the model's fingerprint; stopped, the same line goes on.
     """
     from ..latents import encode_to_shards
+    from ..training.signals import StopAsked, StopRequest
 
     network = load(model, device)
-    with progress("encoding", None) as advance, autocast(network.device, precision):
-        count, skipped = encode_to_shards(
-            network, source, lambda: make_folder(out), seed=seed, batch_size=batch_size, shard_size=shard_size,
-            precision=precision, progress=advance,
-        )  # fmt: skip
+    seen = 0
+    with progress("encoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
+
+        def after_batch(count: int) -> None:
+            nonlocal seen
+            seen += count
+            advance(count)
+            stop.between_batches()
+
+        try:
+            count, skipped = encode_to_shards(
+                network, source, lambda: make_folder(out), seed=seed, batch_size=batch_size, shard_size=shard_size,
+                precision=precision, progress=after_batch,
+            )  # fmt: skip
+        except StopAsked:
+            leave_stopped(f"{seen} latents are in {out}", "the same command goes on from there")
     already = f", {skipped} of them from before" if skipped else ""
     print(f"{count} latents in {out}{already}")

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import BatchSize, Device, Precision, Seed, autocast, load, make_folder, progress_of
+from .options import STOPPED, BatchSize, Device, Precision, Seed, autocast, load, make_folder, progress_of
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, Evaluator
     from ..modalities.base import Modality
-
-STOPPED = 130
 
 
 def run(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -44,6 +45,17 @@ def autocast(device: object, precision: str) -> Iterator[None]:
         raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
     with torch.autocast(torch.device(str(device)).type, torch.bfloat16, enabled=precision == "bf16"):
         yield
+
+
+STOPPED = 130
+"""Exit code after a signal."""
+AGAIN = "the same command makes all of them, from the first on"
+
+
+def leave_stopped(done: str, further: str) -> NoReturn:
+    """After SIGINT or SIGTERM: says what is there and how to go on."""
+    print(f"stopped: {done}; {further}", file=sys.stderr)
+    raise typer.Exit(STOPPED)
 
 
 @contextmanager

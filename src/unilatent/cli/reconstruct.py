@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import BatchSize, Device, Model, Precision, Seed, autocast, clear_numbered, load, make_folder, progress
+from .options import (
+    AGAIN,
+    BatchSize,
+    Device,
+    Model,
+    Precision,
+    Seed,
+    autocast,
+    clear_numbered,
+    leave_stopped,
+    load,
+    make_folder,
+    progress,
+)
 
 SHOWN = 8
 """Pairs in side_by_side.png."""
@@ -32,6 +45,7 @@ def run(
     Says how far the result is from it.
     """
     from ..sampling import reconstruct
+    from ..training.signals import StopRequest
     from ..types import take
 
     network = load(model, device)
@@ -40,7 +54,7 @@ def run(
     shown: list[Any] = []
     seconds = 0.0
     folder = None
-    with progress("reconstructing", num) as advance:
+    with progress("reconstructing", num) as advance, StopRequest() as stop:
         for data, names in batches:
             data, names = (
                 (data, names) if num is None else (take(data, slice(num - len(files))), names[: num - len(files)])
@@ -57,7 +71,7 @@ def run(
             for i, (name, path) in enumerate(zip(names, paths, strict=True)):
                 files.append({"input": name, "output": path.name, **{key: row[i] for key, row in errors.items()}})
             advance(len(names))
-            if num is not None and len(files) >= num:
+            if (num is not None and len(files) >= num) or stop.received is not None:
                 break
     if folder is None:
         raise ValueError(f"{source}: nothing to reconstruct in it")
@@ -67,5 +81,7 @@ def run(
     speed = {"samples_per_second": len(files) / seconds}
     record = {"model": model, "num": len(files), "seed": seed, "mean": means, **speed, "files": files}
     (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    if stop.received is not None and len(files) != num:
+        leave_stopped(f"{len(files)} reconstructions are in {folder}", AGAIN)
     summary = ", ".join(f"{key} {value:.4g}" for key, value in means.items())
     print(f"{len(files)} reconstructions in {folder}: mean {summary}; {speed['samples_per_second']:.3g} a second")

@@ -26,7 +26,8 @@ def run(
     from ..evaluation.evaluate import Interrupted
     from ..evaluation.reference import modality_of_size, write_reference
     from ..training.signals import StopRequest
-    from .evaluate import STOPPED, with_weights
+    from .evaluate import with_weights
+    from .options import STOPPED
 
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: ends in {out.suffix or 'nothing'}; name a .npz file")

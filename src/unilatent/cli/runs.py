@@ -14,6 +14,9 @@ WIDE = 200
 def run(
     folder: Annotated[Path, typer.Argument(help="Where to look, at any depth; or one run.")] = Path("runs"),
     plot: Annotated[bool, typer.Option("--plot", help="Also draw curves.png into each run folder.")] = False,
+    all_finished: Annotated[
+        bool, typer.Option("--all-finished", help="Exit code 1 unless every one of them is finished; for scripts.")
+    ] = False,
 ) -> None:
     """List runs with their state, last numbers and alarms."""
     from rich.box import SIMPLE_HEAD
@@ -37,3 +40,5 @@ def run(
     for item in found if plot else ():
         draw_curves(item.folder / "metrics.jsonl", item.folder / "curves.png")
         print(f"drawn: {item.folder / 'curves.png'}")
+    if all_finished and any(item.state != "finished" for item in found):
+        raise typer.Exit(1)

@@ -11,7 +11,20 @@ import numpy as np
 import typer
 
 from ..maths.solvers import SOLVERS
-from .options import BatchSize, Device, Model, Precision, Seed, autocast, clear_numbered, load, make_folder, progress
+from .options import (
+    AGAIN,
+    BatchSize,
+    Device,
+    Model,
+    Precision,
+    Seed,
+    autocast,
+    clear_numbered,
+    leave_stopped,
+    load,
+    make_folder,
+    progress,
+)
 
 GRID = 100
 """At most so many samples are drawn into grid.png."""
@@ -50,6 +63,7 @@ def run(
     What is not given is the model's own setting.
     """
     from ..sampling import sample_batches, split_settings
+    from ..training.signals import StopRequest
     from ..types import take
 
     network = load(model, device)
@@ -59,12 +73,12 @@ def run(
     }  # fmt: skip
     chosen, _ = split_settings(network.config.sampling, settings)
     settings["labels"] = labels
-    with progress("sampling", num) as advance, autocast(network.device, precision):
+    with progress("sampling", num) as advance, autocast(network.device, precision), StopRequest() as stop:
         batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
         first = next(batches)
         folder = make_folder(out)
         clear_numbered(folder)
-        shown = []
+        shown, made = [], 0
         with NpzWriter(folder / "samples.npz") as arrays:
             for part in _chain(first, batches):
                 network.modality.write(part.data, folder, start=part.start)
@@ -72,10 +86,15 @@ def run(
                 arrays.add({**network.modality.arrays(part.data), **values})
                 if part.start < GRID:
                     shown.append(take(part.data, slice(GRID - part.start)))
+                made += part.count
+                if stop.received is not None:
+                    break
     network.modality.draw_grid([network.modality.join(shown)], folder / "grid.png", columns=network.conditions.columns)
-    record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "seed": seed, "labels": labels,
-              "precision": precision, **chosen.plain()}  # fmt: skip
+    record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "made": made, "seed": seed,
+              "labels": labels, "precision": precision, **chosen.plain()}  # fmt: skip
     (folder / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
+    if made < num:
+        leave_stopped(f"{made} of {num} samples are in {folder}", AGAIN)
     print(f"{num} samples in {folder}: grid.png, samples.npz and one file a sample")
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import signal
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,23 +81,28 @@ class _Plan:
     def name(self, shard: int) -> str:
         return f"shard-{shard:06d}.tar"
 
+    def size(self, shard: int) -> int:
+        """Samples of that shard, bad ones among them."""
+        return min(self.shard_size, len(self.order) - shard * self.shard_size)
+
 
 def write(
     samples: Samples, folder: Path, shard_size: int, seed: int | None, workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:  # fmt: skip
-    """Shards of `shard_size` samples and their manifest; what an interrupted call finished is kept.
+    """Shards of `shard_size` samples and their manifest; what an earlier call finished is kept, if it is sound.
 
     seed: of the order, None for that of the names. progress: called with how many samples of how many are done.
     ValueError if the folder holds something else.
     """
     plan = _plan(samples, folder, shard_size, seed)
-    if done := _finished(plan):
-        return done
+    made = _finished(plan)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / PLAN, {"sha256": plan.sha256})
     for leftover in folder.glob("*.tmp-*"):
         leftover.unlink()
+    if made is not None:
+        return _mend(plan, made, workers, progress)
+    write_json(folder / PLAN, {"sha256": plan.sha256})
     records = {shard: record for shard in plan.shards if (record := _done(plan, shard))}
     kept = len(records)
     count = sum(record["samples"] for record in records.values())
@@ -140,15 +146,15 @@ def keys(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _finished(plan: _Plan) -> Summary | None:
-    """What an earlier call made to the end; ValueError if something else lies in the folder."""
+def _finished(plan: _Plan) -> Manifest | None:
+    """Of what an earlier call made to the end; ValueError if something else lies in the folder."""
     folder, hint = plan.folder, "choose another --out, or delete it"
     if (folder / MANIFEST).is_file():
         path = folder / MANIFEST
         made = Manifest.parse(path.read_text(encoding="utf-8"), str(path))
         if made.made.get("plan") != plan.sha256:
             raise ValueError(f"{folder}: holds shards of other pictures or settings; {hint}")
-        return Summary(made.total, len(made.shards), len(plan.order) - made.total, len(made.shards))
+        return made
     with suppress(OSError, ValueError, KeyError):
         if json.loads((folder / PLAN).read_text())["sha256"] == plan.sha256:
             return None
@@ -156,6 +162,35 @@ def _finished(plan: _Plan) -> Summary | None:
     if (folder / PLAN).exists() or any(folder.glob("*.tar")):
         raise ValueError(f"{folder}: holds unfinished shards of other samples or settings; {hint}")
     return None
+
+
+def _mend(plan: _Plan, made: Manifest, workers: int, progress: Callable[[int, int], None] | None) -> Summary:
+    """Every shard held against the manifest; those that are missing or damaged are written again."""
+    facts: list[dict[str, Any]] = []
+    damaged = []
+    count = 0
+    for number, shard in enumerate(made.shards):
+        facts.append(shard)
+        if _is_sound(plan.folder / shard["name"], shard["sha256"]):
+            count += plan.size(number)
+        else:
+            damaged.append(number)
+        if progress:
+            progress(count, len(plan.order))
+    for number, record in _each(plan, damaged, workers):
+        facts[number] = record["shard"]
+        count += plan.size(number)
+        if progress:
+            progress(count, len(plan.order))
+    total = sum(shard["count"] for shard in facts)
+    if facts != list(made.shards):  # another version of a library may encode otherwise
+        write_text(plan.folder / MANIFEST, Manifest(total, made.class_names, made.made, tuple(facts)).text())
+    _clear(plan)
+    return Summary(total, len(facts), len(plan.order) - total, len(facts) - len(damaged))
+
+
+def _is_sound(path: Path, sha256: str) -> bool:
+    return path.is_file() and _sha256(path) == sha256
 
 
 def _done(plan: _Plan, shard: int) -> dict[str, Any] | None:
@@ -174,7 +209,7 @@ def _each(plan: _Plan, shards: list[int], workers: int) -> Iterator[tuple[int, d
         for shard in shards:
             yield shard, _write_shard(plan, shard)
         return
-    with ProcessPoolExecutor(min(workers, len(shards)), initializer=_start, initargs=(plan, os.getpid())) as pool:
+    with ProcessPoolExecutor(min(workers, len(shards)), initializer=_start, initargs=(plan,)) as pool:
         futures = {pool.submit(_write_in_worker, shard): shard for shard in shards}
         try:
             for future in as_completed(futures):
@@ -188,17 +223,21 @@ _WORKING_ON: list[Any] = []
 """What a worker process was given at its start."""
 
 
-def _start(work: Any, parent: int) -> None:
-    threading.Thread(target=_leave_after, args=(parent,), daemon=True).start()
+def _start(work: Any) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
     torch.set_num_threads(1)
     _WORKING_ON[:] = [work]
 
 
-def _leave_after(parent: int) -> None:
-    """The pool's workers would wait for ever for a first process that was killed."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _leave_with_parent() -> None:
+    """The pool's workers would wait for ever for a first process that was killed.
+
+    It need not be the one that forked them, so its process id says nothing.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
     os._exit(1)
 
 
@@ -260,9 +299,13 @@ def _close(plan: _Plan, seed: int | None, records: list[dict[str, Any]], kept: i
         write_text(plan.folder / BAD, "".join(json.dumps(line) + "\n" for line in bad))
     made = {**plan.samples.settings, "shard_size": plan.shard_size, "seed": seed, "plan": plan.sha256}
     write_text(plan.folder / MANIFEST, Manifest(total, plan.samples.class_names, made, shards).text())
-    for path in (plan.folder / PLAN, *plan.folder.glob("shard-*.done")):
-        path.unlink()
+    _clear(plan)
     return Summary(total, len(shards), len(bad), kept)
+
+
+def _clear(plan: _Plan) -> None:
+    for path in (plan.folder / PLAN, *plan.folder.glob("shard-*.done")):
+        path.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:
@@ -278,7 +321,7 @@ def check_all(samples: Samples, workers: int) -> Iterator[str]:
     if workers <= 1:
         yield from (_checked(samples, number) for number in range(len(samples.names)))
         return
-    with ProcessPoolExecutor(workers, initializer=_start, initargs=(samples, os.getpid())) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=(samples,)) as pool:
         yield from pool.map(_check_in_worker, range(len(samples.names)), chunksize=32)
 
 

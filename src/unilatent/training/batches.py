@@ -267,8 +267,9 @@ def collate(samples: list[Sample], modality: Modality) -> Batch:
 
 def _quiet_worker(_: int) -> None:
     """Signals are the training process's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

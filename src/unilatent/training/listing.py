@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from .lock import LOCK, owner
 
 @dataclass(frozen=True)
 class RunState:
-    """metrics: the last line logged. alarms: those raised and not over. steps: of the whole run, None if not known.
+    """metrics: the newest value of each key. alarms: those raised and not over. steps: of the whole run, None if not
+    known.
 
-    state: "running"; "killed" (its process is gone and said nothing); "crashed" (a report says why); "finished";
-    "stopped" (it can be resumed).
+    state: "running"; "crashed" (a report says why); "killed" (its process is gone and said nothing); "finished" (it
+    took all its steps, and its model is there); "unreadable" (its config.yaml is); "stopped" (it can be resumed).
     """
 
     folder: Path
@@ -36,31 +39,60 @@ def find_runs(folder: Path) -> list[RunState]:
 
 def describe(run: Path) -> RunState:
     """The state of one run."""
-    config = read_yaml(run / "config.yaml")
+    metrics = newest_metrics(run)
+    step = max(_whole(metrics.get("step")), _saved_step(run))
+    preset, steps, known = "?", None, False
+    with suppress(OSError, ValueError):
+        config = read_yaml(run / "config.yaml")
+        preset, steps, known = str(config.get("preset", "custom")), _steps(config, metrics), True
+    return RunState(run, preset, _state(run, step, steps, known), step, steps, metrics, active_alarms(run))
+
+
+def _steps(config: dict[str, Any], metrics: dict[str, Any]) -> int | None:
+    """Of the whole run; where it counts epochs, from what a line says of samples and epochs."""
     training = config.get("training")
-    steps = training.get("steps") if isinstance(training, dict) else None
-    metrics = last_metrics(run)
-    step = int(metrics.get("step", 0))
-    return RunState(run, str(config.get("preset", "custom")), _state(run), step, steps, metrics, active_alarms(run))
+    if not isinstance(training, dict):
+        return None
+    if training.get("steps") is not None:
+        return _whole(training["steps"]) or None
+    given = [metrics.get("samples"), metrics.get("epoch"), training.get("epochs"), training.get("batch_size")]
+    numbers = [float(value) for value in given if isinstance(value, int | float) and value > 0]
+    if len(numbers) < len(given):
+        return None
+    seen, epoch, epochs, size = numbers
+    return max(1, round(epochs * round(seen / epoch) / size))
 
 
-def _state(run: Path) -> str:
+def _state(run: Path, step: int, steps: int | None, known: bool) -> str:
     if owner(run):
         return "running"
-    if (run / LOCK).exists():
-        return "killed"
     started = (run / "env.json").stat().st_mtime if (run / "env.json").exists() else 0.0
     if any(report.stat().st_mtime >= started for report in (run / "crash").glob("*.txt")):
         return "crashed"
-    return "finished" if (run / "model").is_dir() else "stopped"
+    if (run / LOCK).exists():
+        return "killed"
+    if not known:
+        return "unreadable"
+    return "finished" if steps is not None and step >= steps and (run / "model").is_dir() else "stopped"
 
 
-def last_metrics(run: Path) -> dict[str, Any]:
-    """The newest whole line of metrics.jsonl; {} without any."""
-    last: dict[str, Any] = {}
-    for last in read_lines(run / "metrics.jsonl"):  # noqa: B007
-        pass
-    return last
+def newest_metrics(run: Path) -> dict[str, Any]:
+    """The newest value of each key of metrics.jsonl, whose lines do not all have the same; {} without any."""
+    newest: dict[str, Any] = {}
+    for line in read_lines(run / "metrics.jsonl"):
+        newest |= line
+    return newest
+
+
+def _saved_step(run: Path) -> int:
+    """Of the newest checkpoint, which a run that could write no metrics still has."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return _whole(json.loads((run / "latest.json").read_text(encoding="utf-8"))["step"])
+    return 0
+
+
+def _whole(value: object) -> int:
+    return value if type(value) is int else 0
 
 
 def active_alarms(run: Path) -> tuple[str, ...]:

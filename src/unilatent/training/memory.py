@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -96,7 +97,7 @@ def estimate(config: RunConfig, example: Batch, device: torch.device, processes:
     text, shapes = json.dumps(config.plain()), Shapes.of(example)
 
     def of(micro: int) -> Memory:
-        return replace(_measured(text, shapes, device, micro, processes > 1), free=free)
+        return replace(_measured(text, shapes, device, micro, processes), free=free)
 
     memory = of(micro_batch(config.training, processes))
     return memory if memory.fits else replace(memory, fitting=_fitting(memory, of(1)))
@@ -113,8 +114,8 @@ def _fitting(large: Memory, one: Memory) -> int:
 
 
 @lru_cache(maxsize=64)
-def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, several: bool) -> Memory:
-    """A step of the configuration (as JSON), for samples of those shapes."""
+def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, processes: int) -> Memory:
+    """A step of the configuration (as JSON), for samples of those shapes, in one of so many processes."""
     run = RunConfig.parse(json.loads(config))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with device:
@@ -127,17 +128,41 @@ def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, sev
             activations, parts = held_in_step(model, run.training, batch, _NoNumbers(micro, device))
         except Exception:  # a step that asks for values, an operation without shapes: worth an estimate, not a run
             activations, parts = None, set()
-        weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-        trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        copies = 1 + (len(parts) if run.training.log_gradients else 0)
+        sharded = run.training.shard and processes > 1
+        held = _Held(model, processes if sharded else 1)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        summed = sum(p.nbytes for p in trained if not (sharded and p in held.cut))  # outside blocks, by a bucket
+        copies = 1 + (len(parts) if run.training.log_gradients and not sharded else 0)
         return Memory(
-            weights=weights,
-            gradients=copies * trained + (min(4 * BUCKET, trained) if several else 0),
-            optimizer=Optimizers(model, run.training.optimizer).state_bytes,
-            average=4 * (1 + len(run.training.ema_profiles)) * sum(p.numel() for p in model.parameters()),
+            weights=held.bytes(model.parameters()) + sum(b.nbytes for b in model.buffers()) + held.gathered,
+            gradients=copies * held.bytes(trained) + held.gathered + (min(4 * BUCKET, summed) if processes > 1 else 0),
+            optimizer=Optimizers(model, run.training.optimizer).state_bytes_of(held.share),
+            average=(1 + len(run.training.ema_profiles)) * held.bytes(model.parameters(), 4),
             activations=activations,
             micro_batch=micro,
         )
+
+
+class _Held:
+    """What one of `world` processes holds of a model whose `Repeated` blocks are cut over them.
+
+    cut: the parameters inside blocks. gathered: bytes of the largest block, put together while it is used.
+    """
+
+    def __init__(self, model: LatentModel, world: int):
+        self.world = world
+        blocks = [module for module in model.modules() if isinstance(module, Repeated)] if world > 1 else []
+        self.cut = {p for block in blocks for p in block.parameters()}
+        self.gathered = max((sum(p.nbytes for p in block.parameters()) for block in blocks), default=0)
+
+    def share(self, parameter: Tensor) -> float:
+        """Of a parameter; the first dimension is cut, and the first process has the largest piece."""
+        rows = parameter.shape[0] if parameter.ndim and parameter in self.cut else 0
+        return -(-rows // self.world) / rows if rows else 1.0
+
+    def bytes(self, parameters: Iterable[Tensor], width: int | None = None) -> int:
+        """Of all of them together. width: bytes of a number; None: as it is."""
+        return sum(round((width or p.element_size()) * p.numel() * self.share(p)) for p in parameters)
 
 
 def micro_batch(training: TrainingConfig, processes: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -66,8 +67,12 @@ class Optimizers:
     @property
     def state_bytes(self) -> int:
         """Bytes of the state once a step was taken: two moments for AdamW, one for Muon."""
+        return self.state_bytes_of(lambda parameter: 1.0)
+
+    def state_bytes_of(self, share: Callable[[Tensor], float]) -> int:
+        """The same where only that share of a parameter's is held."""
         return sum(
-            p.nbytes * (1 if isinstance(optimizer, Muon) else 2)
+            round(p.nbytes * share(p)) * (1 if isinstance(optimizer, Muon) else 2)
             for optimizer in self.all
             for p in optimizer.param_groups[0]["params"]
         )

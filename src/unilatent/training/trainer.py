@@ -697,7 +697,7 @@ class Trainer:
         )
         if found := next(filter(None, self.processes.gather(own)), None):
             raise FloatingPointError(
-                f"step {self.step}: {found} is not finite, so nothing of it is written; older checkpoints are untouched. "
+                f"step {self.step}: {found} is not finite, so nothing is written; older checkpoints are untouched. "
                 "Resume with a lower training.optimizer.learning_rate or training.precision=fp32"
             )
 

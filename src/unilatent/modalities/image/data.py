@@ -221,7 +221,7 @@ class _Zip(_Files):
 
     def read(self, name: str) -> bytes:
         if (size := self._archive.getinfo(name).file_size) > MEMBER_BYTES:
-            raise ValueError(
+            raise BadSample(
                 f"picture {self.where(name)}: unpacks to {size / 2**20:,.0f} MiB, more than {MEMBER_BYTES >> 20}; "
                 "remove it or save it smaller"
             )

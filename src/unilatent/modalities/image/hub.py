@@ -225,7 +225,7 @@ class Table(Collection):
             raise ValueError(f"data.path: {source.config.path} holds no pictures in {source.split}; choose another")
         self.names = [str(row) for row in range(rows)]
         self.class_names = source.class_names
-        self.labels = None if source.label is None else list(source.rows[:][source.label])
+        self.labels = None if source.label is None else list(source.rows.select_columns(source.label)[:][source.label])
         without = sum(label is None or label < 0 for label in self.labels or ())
         if without:
             raise ValueError(
