@@ -384,7 +384,7 @@ def test_bad_samples_that_cannot_be_written_down_cost_a_warning(tmp_path: Path) 
     """They are counted all the same."""
     bad = BadSamples(0.5, 100, tmp_path, Processes("cpu"))
     (tmp_path / "bad_samples.rank0.jsonl").mkdir()
-    bad.met = [Bad(index=3, key="c", message="c: not a picture")]
+    bad.met = [Bad(index=3, position=5, message="c: not a picture")]
     warnings: list[str] = []
     bad.settle(1, lambda _: None, lambda _, why: warnings.append(why))
     assert bad.indices == {3} and "bad_samples.rank0.jsonl cannot be written" in warnings[0]

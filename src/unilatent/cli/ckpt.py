@@ -37,23 +37,30 @@ def verify(place: Place) -> None:
 
 @app.command()
 def prune(place: Place, keep: Annotated[int, typer.Option(min=2, help="How many sound ones stay.")] = 2) -> None:
-    """Delete all but the newest sound checkpoints; damaged ones and those set aside go too."""
+    """Delete all but the newest sound checkpoints; damaged ones and those set aside go too. Not while it trains."""
     from ..training.checkpoint import CheckpointError
     from ..training.checkpoint import verify as check
+    from ..training.lock import owner
 
-    sound = []
+    if holder := owner(place):
+        raise ValueError(
+            f"{place}: process {holder['pid']} on {holder['host']} is training there and may be saving; stop it first "
+            "(training.keep_checkpoints says how many a run keeps)"
+        )
+    sound, damaged = [], {}
     for path in checkpoints(place):
         try:
             check(path)
             sound.append(path)
         except CheckpointError as error:
-            print(f"damaged, deleted: {error}")
+            damaged[path] = str(error)
     if not sound:
         raise ValueError(f"{place}: no sound checkpoint in it, so nothing was deleted")
     stay = sound[-keep:]
     for path in sorted((place / "checkpoints").glob("step_*")):
         if path not in stay:
             shutil.rmtree(path)
+            print(f"deleted {path.name}" + (f", damaged: {damaged[path]}" if path in damaged else ""))
     print(f"kept {', '.join(path.name for path in stay)}")
 
 

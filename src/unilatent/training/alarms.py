@@ -60,7 +60,8 @@ class Change:
 
 
 class Alarms:
-    """Of one run. What it has seen is a function of the lines of metrics.jsonl, so a resumed run knows it too."""
+    """Of one run. What it has seen is a function of the lines of metrics.jsonl and alarms.jsonl, so a resumed run knows
+    it too."""
 
     def __init__(self, steps: int, directions: int):
         """steps: of the whole run. directions: the highest rank that latents of one batch could have."""
@@ -73,10 +74,17 @@ class Alarms:
         self.losses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=STUCK_LOGS))
 
     def replay(self, metrics: Path) -> None:
-        """What was logged before, without raising anything again."""
+        """What was logged before, without raising anything again.
+
+        Most steps are not logged, so only the alarms beside the numbers tell whether gradients had been 0 for long.
+        """
         for line in read_lines(metrics):
-            self.after_step(line["step"], line.get("grad_norm", float("nan")))
             self.after_log(line["step"], line)
+        for line in read_lines(metrics.with_name("alarms.jsonl")):
+            if line.get("alarm") == "zero_gradients":
+                silent = bool(line.get("on"))
+                (self.active.add if silent else self.active.discard)("zero_gradients")
+                self.last_gradient = line["step"] - ZERO_STEPS if silent else None
 
     def after_step(self, step: int, grad_norm: float) -> list[Change]:
         """Every step: gradients that are exactly zero."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..types import Batch
 from .batches import Bad
+from .journal import Lines
 from .processes import Processes
 
 SAID = 10
@@ -40,8 +41,12 @@ class BadSamples:
             self.met += bad
             yield batch
 
-    def settle(self, step: int, say: Callable[[str], object]) -> None:
-        """Once a step in which any process met some: everybody learns of all, each writes down what it met first."""
+    def settle(self, step: int, say: Callable[[str], object], warn: Callable[[str, str], None]) -> None:
+        """Once a step in which any process met some: everybody learns of all, each writes down what it met first.
+
+        warn: what it is that cannot be written (a full disk), and why.
+        """
+        lines = Lines(self.folder / f"bad_samples.rank{self.processes.rank}.jsonl", warn)
         met, self.met = self.met, []
         for rank, items in enumerate(self.processes.gather([asdict(bad) for bad in met])):
             for bad in items:
@@ -54,7 +59,7 @@ class BadSamples:
                 elif len(self.indices) == SAID + 1:
                     say(f"step {step}: more bad samples are named in {self.files}")
                 if rank == self.processes.rank:
-                    self._write(step, bad)
+                    lines.write(json.dumps({"step": step, **bad}, ensure_ascii=False))
 
     def refusal(self, seen: int) -> str | None:
         """Why the run must not go on, after so many samples."""
@@ -86,8 +91,3 @@ class BadSamples:
         """None: a checkpoint from before they were counted."""
         if state is not None:
             self.indices, self.examples = set(state["indices"]), list(state["examples"])
-
-    def _write(self, step: int, bad: dict[str, Any]) -> None:
-        path = self.folder / f"bad_samples.rank{self.processes.rank}.jsonl"
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps({"step": step, **bad}, ensure_ascii=False) + "\n")

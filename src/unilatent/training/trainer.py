@@ -230,7 +230,7 @@ class Trainer:
 
     def _settle_bad_samples(self) -> None:
         """Every process counts alike; too many end the run, which is saved so that it can go on once they may."""
-        self.bad.settle(self.step, self.journal.say)
+        self.bad.settle(self.step, self.journal.say, self.journal.warn)
         if reason := self.bad.refusal(self.step * self.training.batch_size):
             self._save()
             raise ConfigError(reason)
@@ -697,8 +697,8 @@ class Trainer:
         )
         if found := next(filter(None, self.processes.gather(own)), None):
             raise FloatingPointError(
-                f"step {self.step}: {found} is not finite, so nothing is written; older checkpoints are untouched. "
-                "Resume with a lower training.optimizer.learning_rate or training.precision=fp32"
+                f"step {self.step}: {found} is not finite, so nothing of it is written; older checkpoints are "
+                "untouched. Resume with a lower training.optimizer.learning_rate or training.precision=fp32"
             )
 
     def _copies(self, kinds: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
