@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .calibrate import wide
 from .options import BatchSize, Device, Precision, Seed, autocast, load, make_folder
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(
     from ..analysis.comparison import Compared, compare_runs, last_evaluation, settings_of
     from ..files import write_json
 
-    console = Console()
+    console = wide(Console())
     runs = []
     for source, name in zip(models, _names(models), strict=True):
         network = load(source, device)
@@ -79,7 +80,7 @@ def _one(
     from ..training.batches import whole
 
     where = Path(source) if (Path(source) / "config.yaml").is_file() else None
-    splits = splits_of(network, where, data)
+    splits = splits_of(network.modality, where, data)
     if splits is None:
         raise ValueError(f"--data: {source} is no run and does not say what it was trained on; give its data")
     held_out = len(splits.held_out) > 0
