@@ -34,7 +34,7 @@ class Analysis:
     def warnings(self) -> list[str]:
         """In words: what looks wrong, and what to do."""
         found = self.rate.warnings() if self.rate else []
-        if self.latents.std < 0.01 * self.latents.rms:
+        if self.latents.std <= 0.01 * self.latents.rms:
             found.append(
                 f"collapse: latents of unlike samples differ by {self.latents.std:.3g}, their size is "
                 f"{self.latents.rms:.3g}: all samples are nearly one point"

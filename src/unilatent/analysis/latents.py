@@ -67,23 +67,20 @@ def interpolations(model: LatentModel, data: Any, steps: int = 8, seed: int = 0)
     """For samples 0 and 1, 2 and 3, ...: the first, `steps` decoded from the line between their clean latents, the
     second, as data of steps + 2 samples. All noise, of z_0 and of the decoder, is the same along a line. Empty where
     samples have sizes of their own."""
-    rows: list[Any] = []
-    weights = torch.linspace(0, 1, steps).tolist()
-    for pair in range(count(data) // 2):
-        both = take(data, slice(2 * pair, 2 * pair + 2))
-        layout = model.modality.pack(both).layout
-        if layout.mask is not None:
-            return []  # between samples of two sizes there is none
-        streams = Streams((("latents", seed, i) for i in (2 * pair, 2 * pair + 1)), model.device)
-        a, b = model.encode_clean(both, streams).split(1)
-        eps = streams.normal(*a.shape[1:])[:1]
-        made = [
-            model.decode(model.path.add_noise(model.finish_latents(a + w * (b - a)), eps, 0.0), layout, seed, pair)
-            for w in weights
-        ]
-        rows.append(
-            model.modality.join(
-                [move(part, "cpu") for part in (take(both, slice(0, 1)), *made, take(both, slice(1, 2)))]
-            )
-        )
-    return rows
+    pairs = count(data) // 2
+    data = take(data, slice(2 * pairs))
+    if not pairs:
+        return []
+    layout = model.modality.pack(take(data, slice(pairs))).layout
+    if layout.mask is not None:
+        return []  # between samples of two sizes there is nothing
+    z = model.encode_clean(data, Streams((("latents", seed, i) for i in range(2 * pairs)), model.device))
+    a, b = z[::2], z[1::2]
+    eps = Streams((("line", seed, i) for i in range(pairs)), model.device).normal(*z.shape[1:])
+    columns = []
+    for w in torch.linspace(0, 1, steps).tolist():
+        z_0 = model.path.add_noise(model.finish_latents(a + w * (b - a)), eps, 0.0)
+        columns.append(move(model.decode(z_0, layout, seed), "cpu"))
+    own = [[take(data, slice(i, i + 1)) for i in range(2 * pair, 2 * pair + 2)] for pair in range(pairs)]
+    lines = [[take(column, slice(pair, pair + 1)) for column in columns] for pair in range(pairs)]
+    return [model.modality.join([first, *line, last]) for (first, last), line in zip(own, lines, strict=True)]

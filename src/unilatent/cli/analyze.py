@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .calibrate import wide
 from .options import BatchSize, Device, Precision, Seed, autocast, load, make_folder
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(
     from ..analysis.comparison import Compared, compare_runs, last_evaluation, settings_of
     from ..files import write_json
 
-    console = Console()
+    console = wide(Console())
     runs = []
     for source, name in zip(models, _names(models), strict=True):
         network = load(source, device)

@@ -1,0 +1,78 @@
+"""The search for a setting, on functions whose answer is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from unilatent.analysis.calibration import Trial, search, shortened
+from unilatent.presets import preset
+
+
+def trials_of(function: Callable[[float], float]) -> tuple[Callable[[float], Trial], list[float]]:
+    asked: list[float] = []
+
+    def measure(setting: float) -> Trial:
+        asked.append(setting)
+        return Trial(setting, function(setting), {})
+
+    return measure, asked
+
+
+@pytest.mark.parametrize("start", [0.1, 1.0, 3.0, 40.0])
+def test_a_logarithmic_dial_is_found_from_either_side(start: float):
+    """PSNR of about 10 + 4 log2(factor): 22 dB at a factor of 8."""
+    measure, asked = trials_of(lambda x: 10 + 4 * math.log2(x) + 0.3 * math.sin(math.log2(x)))
+    found = search(measure, start, 22.0, 0.05, logarithmic=True)
+    assert found.within and found.monotone and abs(found.best.value - 22.0) <= 0.05
+    assert found.best.setting == pytest.approx(8, rel=0.1)
+    assert len(asked) <= 8 and asked[0] == pytest.approx(start) and len(found.trials) == len(asked)
+
+
+@pytest.mark.parametrize("start", [-9.0, 0.0, 2.0, 12.0])
+def test_a_linear_dial_may_be_negative_and_the_function_saturate(start: float):
+    measure, _ = trials_of(lambda b: 30 / (1 + math.exp(-b)))
+    found = search(measure, start, 20.0, 0.1, most=14)
+    assert found.within and found.best.setting == pytest.approx(math.log(2), abs=0.05)
+
+
+def test_nothing_more_is_trained_once_the_target_is_met():
+    measure, asked = trials_of(lambda x: x)
+    assert search(measure, 5.0, 5.2, 0.3).within and asked == [5.0]
+
+
+def test_steps_between_two_settings_never_leave_them():
+    """A staircase, where the line between two points misleads."""
+    measure, asked = trials_of(lambda x: float(x > 3.21))
+    found = search(measure, 0.0, 0.5, 0.1, most=12)
+    assert not found.within and len(asked) == 12 and max(asked) <= 7
+    enclosing = [x for x in asked if x > 0]
+    assert min(abs(x - 3.21) for x in enclosing) < 0.05
+
+
+def test_a_target_out_of_reach_ends_with_the_nearest():
+    measure, asked = trials_of(lambda x: 10 - 1 / x)
+    found = search(measure, 1.0, 22.0, 0.1, logarithmic=True)
+    assert not found.within and found.best.setting == max(asked) and max(asked) <= 256
+    with pytest.raises(ValueError, match="must be positive"):
+        search(measure, 0.0, 1.0, 0.1, logarithmic=True)
+
+
+def test_noise_that_breaks_the_order_is_told():
+    values = iter([5.0, 4.0, 9.0, 7.0])
+    measure, _ = trials_of(lambda x: next(values))
+    assert not search(measure, 1.0, 8.0, 0.1, most=4).monotone
+
+
+def test_a_shorter_run_keeps_the_shape_of_its_schedule():
+    run = preset("digits-ul").first
+    assert run is not None
+    short, whole = shortened(run, run.training.steps // 2), shortened(run, None)
+    before, after = run.training.schedule, short.training.schedule
+    assert after.warmup == before.warmup / 2 and after.decays[0].end == before.decays[0].end / 2
+    assert short.training.steps == run.training.steps // 2 and whole.training.schedule == before
+    for made in (short, whole):
+        assert made.training.evaluate_samples == made.training.sample_every == 0
+        assert made.method == run.method and type(made).parse(made.plain()) == made

@@ -1,0 +1,198 @@
+"""An analysis against what is known of its model: bits, curves, the decoder's use of its latents, what lies between."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+from building import batch_of, model_of
+
+from unilatent.analysis.analyze import analyze
+from unilatent.analysis.comparison import Compared, sample_distance, settings_of
+from unilatent.analysis.latents import interpolations
+from unilatent.analysis.rates import RateReport, by_level, rate_report
+from unilatent.evaluation.evaluate import Measured
+from unilatent.evaluation.protocol import Protocol
+from unilatent.maths.spread import Spread
+from unilatent.maths.streams import Streams
+from unilatent.methods.base import Costs, LatentModel
+from unilatent.modalities.base import Row
+from unilatent.types import Batch, take
+
+N = 48
+
+
+def rated(awake: bool = True, **fields) -> LatentModel:
+    return model_of("image", "unified_latents", awake=awake, **fields).eval()
+
+
+def parts(data: Batch, size: int) -> list[Batch]:
+    return [
+        Batch(take(data.data, slice(i, i + size)), {k: v[i : i + size] for k, v in data.values.items()})
+        for i in range(0, N, size)
+    ]
+
+
+def report(model: LatentModel, size: int = 16, draws: int = 4) -> RateReport:
+    found = rate_report(model, parts(batch_of("image", N), size), draws)
+    assert found is not None
+    return found
+
+
+def test_all_bits_are_the_same_nats():
+    found = report(rated())
+    assert found.samples == N and found.nats.error > 0
+    for name, count in {"pixel": 64, "subpixel": 64, "latent_dimension": 64}.items():
+        bits = found.bits[f"bits_per_{name}"]
+        assert bits.mean * count * math.log(2) == pytest.approx(found.nats.mean, rel=1e-9)
+        assert bits.error * count * math.log(2) == pytest.approx(found.nats.error, rel=1e-9)
+
+
+def test_the_rate_is_the_training_s_own_monitor():
+    """Same samples, same streams, one draw: what `loss` logs."""
+    model, data = rated(), batch_of("image", N)
+    logged = next(iter(model.loss(data, Streams(("costs", 0, i) for i in range(N))))).monitors
+    found = report(model, size=N, draws=1)
+    for name, value in logged.items():
+        assert found.bits[name].mean == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_costs_do_not_depend_on_batch_mates_but_for_the_lent_latents():
+    model = rated()
+    a, b = report(model, 16), report(model, 12)
+    for key in ("nats", "decoder"):
+        assert getattr(a, key).mean == pytest.approx(getattr(b, key).mean, rel=1e-5)
+    assert a.shuffled.mean != b.shuffled.mean
+
+
+def test_the_area_under_the_curves_is_the_loss():
+    """On a linear path times are evenly spread over log-SNR; the terminal KL is under 0.1 % here."""
+    found = report(rated(path="linear"), draws=30)
+    for curve, total, span in ((found.latents, found.nats.mean, 15), (found.data, found.decoder.mean, 20)):
+        width = curve.logsnr[1] - curve.logsnr[0]
+        assert sum(curve.mean) * width == pytest.approx(total, rel=0.03)
+        assert len(curve.mean) * width == pytest.approx(span, rel=0.02) and sum(curve.count) == 30 * N
+
+
+def test_a_decoder_that_is_deaf_to_its_latents_is_a_collapse_in_words():
+    model = rated()
+    assert abs(report(model).use - 1) > 1e-3
+    torch.nn.init.zeros_(model.decoder.backbone.context_in.weight)
+    found = report(model)
+    assert found.use == pytest.approx(1, rel=1e-6)
+    assert any(line.startswith("collapse: with another sample's latents") for line in found.warnings())
+
+
+def test_latents_that_say_nothing_are_a_collapse_in_words():
+    """A constant encoder and a prior that knows the constant, 0: no bits."""
+    model = rated(awake=False)
+    for p in model.encoder.parameters():
+        torch.nn.init.zeros_(p)
+
+    class Zero(torch.nn.Module):
+        def forward(self, z, *rest):
+            return torch.zeros_like(z)
+
+    model.prior = Zero()
+    found = analyze(model, batch_of("image", 8))
+    assert found.rate.nats.mean == pytest.approx(0, abs=1e-3)
+    said = " ".join(found.warnings())
+    assert "the latents carry" in said and "loss factor" in said
+
+
+def test_no_warning_where_nothing_is_wrong():
+    class Fine(type(rated())):
+        def costs(self, batch: Batch, streams: Streams) -> Costs:
+            own = super().costs(batch, streams)
+            return Costs(own.rate, own.decoder, 5 * own.decoder)
+
+    model = rated()
+    model.__class__ = Fine
+    found = report(model)
+    assert found.warnings() == [] and found.use == pytest.approx(5) and found.latents is None
+
+
+def test_a_second_stage_that_is_its_prior_has_the_prior_s_rate():
+    """Unconditional, with the prior's weights: the same bound, from other draws."""
+    tokenizer = rated()
+    own = model_of("image", "latent_diffusion", tokenizer_model=tokenizer.config.plain()).eval()
+    own.tokenizer.load_state_dict(tokenizer.state_dict())
+    own.base = own.tokenizer.prior
+    own.conditions = tokenizer.conditions
+    found = report(own, draws=8)
+    assert found.nats.mean == pytest.approx(report(tokenizer, draws=8).nats.mean, rel=1e-6)
+    prior, base = found.bits["bits_per_pixel"], found.base_bits["bits_per_pixel"]
+    assert base.mean != prior.mean and abs(base.mean - prior.mean) < 5 * math.hypot(prior.error, base.error)
+
+
+def test_methods_without_a_rate_are_analysed_without_it():
+    found = analyze(model_of("image", "unite", awake=True).eval(), batch_of("image", 6))
+    assert found.rate is None and found.latents.std > 0 and "psnr" in found.errors and not found.warnings()
+    asleep = analyze(model_of("image", "unite").eval(), batch_of("image", 6))
+    assert asleep.latents.std == 0 and "all samples are nearly one point" in asleep.warnings()[0]
+
+
+def test_latent_statistics_are_those_of_the_clean_latents():
+    model, data = rated(), batch_of("image", N)
+    found = analyze(model, data, draws=1, batch_size=20).latents
+    z = model.encode_clean(data.data, Streams(("latents", 0, i) for i in range(N)))
+    spread = Spread(16, 4)
+    spread.add(z)
+    numbers = spread.numbers()
+    assert found.std == pytest.approx(float(numbers["latent_std"]), rel=1e-5)
+    assert found.rank == pytest.approx(float(numbers["latent_rank"]), rel=1e-4)
+    want = (z.double() - z.double().mean(0)).square().sum((0, 1)) / (16 * (N - 1))
+    assert found.channel_std == pytest.approx(want.sqrt().tolist(), rel=1e-5)
+    assert sum(found.shares) == pytest.approx(1) and len(found.edges) == len(found.shares) + 1
+    assert asdict(found)["samples"] == N
+
+
+def test_too_few_samples_are_refused():
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        analyze(rated(), batch_of("image", 1))
+
+
+@pytest.mark.parametrize("method", ["unite", "unified_latents"])
+def test_lines_between_samples_start_and_end_at_them(method: str):
+    model, data = model_of("image", method, awake=True).eval(), batch_of("image", 5).data
+    rows = interpolations(model, data, steps=4)
+    assert len(rows) == 2 and all(len(row) == 6 for row in rows)
+    for pair, row in enumerate(rows):
+        assert torch.equal(row[0], data[2 * pair]) and torch.equal(row[5], data[2 * pair + 1])
+        assert not torch.equal(row[1], row[4])
+
+
+def test_all_noise_is_the_same_along_a_line():
+    """From a sample to itself nothing changes, although z_0 and the decoder are noisy."""
+    same = interpolations(rated(), batch_of("image", 1).data.expand(2, -1, -1, -1), steps=3)[0]
+    torch.testing.assert_close(same[1:4], same[1:2].expand(3, -1, -1, -1), rtol=0, atol=1e-5)
+
+
+def test_levels_hold_their_own_values():
+    logsnr = torch.linspace(-10, 10, 2001)
+    curve = by_level(logsnr, logsnr.square(), levels=10)
+    assert curve.logsnr == pytest.approx([-9 + 2 * i for i in range(10)])
+    assert curve.mean == pytest.approx([m**2 + 1 / 3 for m in curve.logsnr], abs=0.1) and sum(curve.count) == 2001
+    assert by_level(torch.ones(5), torch.ones(5)).mean == [1.0]
+
+
+def compared(name: str, **numbers: float) -> Compared:
+    model = rated(awake=False)
+    protocol = Protocol(
+        track="generation", num_samples=int(numbers.pop("num", 100)), reference="r", reference_data="h",
+        num_reference=10, preprocessing="p", resolution=(8, 8, 1), sampling=model.config.sampling.plain(),
+    )  # fmt: skip
+    rows = [Measured(Row(key, f"distance {key}", value, "", "lower"), protocol) for key, value in numbers.items()]
+    return Compared(name, analyze(model, batch_of("image", 2), draws=1), rows, settings_of(model))
+
+
+def test_a_curve_of_distances_needs_the_same_number_measured_the_same_way():
+    a, b = compared("a", fid=3.0, kid=1.0), compared("b", kid=2.0)
+    assert sample_distance([a, b], None) == "kid" and sample_distance([a, b], "kid") == "kid"
+    assert sample_distance([a, compared("c")], None) is None
+    with pytest.raises(ValueError, match="--distance fid: b has no such number"):
+        sample_distance([a, b], "fid")
+    with pytest.raises(ValueError, match="num_samples is 100 in a and 50 in d"):
+        sample_distance([a, compared("d", kid=1.0, num=50)], "kid")
