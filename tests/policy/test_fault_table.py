@@ -30,8 +30,7 @@ def test_a_reason_ends_where_a_test_begins():
 
 def test_a_reason_says_why_a_fault_cannot_happen():
     """What is only not done yet is no reason."""
-    unfinished = {"F37", "F38"} - covered()
-    assert {key for key, reason in REASONS.items() if not reason.startswith("not applicable: ")} <= unfinished
+    assert [key for key, reason in REASONS.items() if not reason.startswith("not applicable: ")] == []
 
 
 def test_the_document_shows_no_failure():

@@ -408,3 +408,14 @@ def test_an_alarm_over_gradients_lasts_until_there_are_some(tmp_path: Path) -> N
     alarms.replay(tmp_path / "metrics.jsonl")
     assert not [change for step in range(201, 221) for change in alarms.after_step(step, 0.0)]
     assert [(change.alarm, change.on) for change in alarms.after_step(221, 1.0)] == [("zero_gradients", False)]
+
+
+def test_what_a_killed_save_set_aside_is_found_on_resuming(tmp_path: Path, run_folder: Path) -> None:
+    """Between setting the old one aside and putting the new one in place there is no step_N."""
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    shutil.rmtree(run / "model")
+    newest = run / "checkpoints" / "step_00000012"
+    newest.rename(newest.with_name(f"{newest.name}.old-1"))
+    trainer = Trainer(digits(), run, resume="auto")
+    assert trainer.step == 12

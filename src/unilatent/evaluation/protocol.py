@@ -57,7 +57,7 @@ class Protocol(Config):
 
     def key(self, metric: str) -> str:
         """The metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; time as in this package, t = 1 noise."""
-        between = "-" if metric[-1].isdigit() else ""
+        between = "-" if metric[-1:].isdigit() else ""
         parts = [f"{metric}{between}{_count(self.num_samples)}", self.preprocessing.split(" ")[0]]
         if self.sampling is not None:
             s = self.sampling

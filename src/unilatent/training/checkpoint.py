@@ -101,14 +101,20 @@ def published(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if path.name[5:].isdigit())
 
 
+def restore(folder: Path) -> None:
+    """Puts back what a save that was killed had set aside, before its successor was in place. Only while nobody else
+    saves there."""
+    for old in folder.glob("step_*.old-*"):
+        whole = old.with_name(old.name.partition(".")[0])
+        shutil.rmtree(old) if whole.exists() else old.rename(whole)
+
+
 def clean(folder: Path, step: int) -> None:
     """Before training goes on from `step`: leftovers of a killed save are removed, and checkpoints of later steps,
     which belong to another continuation or are damaged, are set aside as `.aside`, where no resume looks."""
     for leftover in folder.glob("*.tmp-*"):
         shutil.rmtree(leftover)
-    for old in folder.glob("step_*.old-*"):
-        whole = old.with_name(old.name.partition(".")[0])
-        shutil.rmtree(old) if whole.exists() else old.rename(whole)
+    restore(folder)
     for path in published(folder):
         if int(path.name[5:]) > step:
             aside = path.with_name(f"{path.name}.aside")

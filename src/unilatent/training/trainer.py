@@ -657,6 +657,7 @@ class Trainer:
             if (self.out / "config.yaml").exists() and not own:
                 raise ConfigError(f"--out {self.out}: holds another run; choose another --out to go on from {resume}")
             return Path(resume)
+        ckpt.restore(folder)
         found, passed = ckpt.newest(folder)
         for line in passed:
             self.console.print(f"passed over: {line}", highlight=False, markup=False)
