@@ -25,8 +25,6 @@ BEGIN, END = "<!-- fault table: begin -->", "<!-- fault table: end -->"
 IDS = tuple(f"F{number:02d}" for number in range(1, 43))
 TIERS = ("faults", "soak", "slow")
 REASONS = {
-    "F37": "not yet: comes with the evaluation against reference statistics",
-    "F38": "not yet: comes with the evaluation against reference statistics",
     "F40": "not applicable: the package serves no web page",
 }
 """Why an id has no test. One that has a test must leave this list."""
