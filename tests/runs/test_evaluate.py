@@ -65,14 +65,6 @@ def evaluate_in(out: Path, run: Path, *more: object, processes: int = 1) -> None
         return
     rendezvous = ["--master-addr", "127.0.0.1", "--master-port", str(port())]
     launcher = [*TORCHRUN, "--nproc-per-node", str(processes), *rendezvous]
-        *TORCHRUN,
-        "--nproc-per-node",
-        str(processes),
-        "--master-addr",
-        "127.0.0.1",
-        "--master-port",
-        str(port()),
-    ]
     done = subprocess.run(
         [*launcher, "-m", "unilatent", *arguments], env=environment(), capture_output=True, text=True, timeout=240
     )
