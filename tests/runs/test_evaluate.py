@@ -394,3 +394,14 @@ def test_pictures_of_a_folder_as_reference(cli: Command, run_folder: Path, tmp_p
     assert done.code == 0, done.err
     protocol = by_metric(numbers(tmp_path / "out"))["frechet_classifier"]["protocol"]
     assert protocol["reference"] == "set" and protocol["num_reference"] == 40
+
+
+def test_a_model_folder_is_held_against_the_data_that_is_given(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    """All of them are reconstructed and are the reference; nothing then is called held-out beside samples."""
+    done = cli("evaluate", run_folder / "model", "--data", "digits", "--num", 40, "--steps", 1, "--num-held-out", 50,
+               "--out", tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    found = by_metric(numbers(tmp_path))
+    assert found.keys() == {"psnr", "l1", "frechet_classifier", "classified"}
+    assert found["psnr"]["protocol"]["num_samples"] == 50 and found["frechet_classifier"]["beside"] == {}
+    assert found["frechet_classifier"]["protocol"]["num_reference"] == 1797
