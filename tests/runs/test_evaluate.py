@@ -20,6 +20,7 @@ from test_processes import TORCHRUN, environment, port
 from test_training import digits
 
 import unilatent
+from unilatent.cli import main
 from unilatent.evaluation.evaluate import Evaluator, Request
 from unilatent.evaluation.reference import splits_of
 from unilatent.modalities.base import BadSample, Dataset, Splits
@@ -55,16 +56,19 @@ def evaluated(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def evaluate_in(out: Path, run: Path, *more: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = TORCHRUN[:1] if processes == 1 else [
-        *TORCHRUN, "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(port())
-    ]  # fmt: skip
-    arguments = ["-m", "unilatent", "evaluate", run, *FAST, *more, "--device", "cpu", "--out", out]
+def evaluate_in(out: Path, run: Path, *more: object, processes: int = 1) -> None:
+    arguments = [str(a) for a in ("evaluate", run, *FAST, *more, "--device", "cpu", "--out", out)]
+    if processes == 1:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert not stop.value.code
+        return
+    rendezvous = ["--master-addr", "127.0.0.1", "--master-port", str(port())]
+    launcher = [*TORCHRUN, "--nproc-per-node", str(processes), *rendezvous]
     done = subprocess.run(
-        [*launcher, *map(str, arguments)], env=environment(), capture_output=True, text=True, timeout=240
+        [*launcher, "-m", "unilatent", *arguments], env=environment(), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def test_it_prints_distances_accuracy_and_psnr_and_stores_how_they_were_made(
@@ -105,7 +109,10 @@ def test_twice_is_the_same_apart_from_seconds(run_folder: Path, evaluated: Path,
     assert first == second
 
 
-@pytest.mark.parametrize("settings", [(1, 1), (7, 1), (64, 2), (7, 2)], ids=lambda s: f"batch {s[0]}, {s[1]} processes")
+@pytest.mark.parametrize(
+    "settings", [(1, 1), (7, 1), (64, 2), pytest.param((7, 2), marks=pytest.mark.faults)],
+    ids=lambda settings: f"batch {settings[0]}, {settings[1]} processes",
+)  # fmt: skip
 def test_neither_batches_nor_processes_change_a_sample(
     run_folder: Path, evaluated: Path, tmp_path: Path, settings: tuple[int, int]
 ) -> None:
@@ -359,6 +366,7 @@ def test_a_best_that_is_never_measured_is_refused_before_training(cli: Command, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.faults
 def test_two_processes_share_an_evaluation(tmp_path: Path) -> None:
     """Their numbers are one process's, of the same weights."""
     Trainer(digits("training.steps=1"), tmp_path / "one").fit()
@@ -386,3 +394,14 @@ def test_pictures_of_a_folder_as_reference(cli: Command, run_folder: Path, tmp_p
     assert done.code == 0, done.err
     protocol = by_metric(numbers(tmp_path / "out"))["frechet_classifier"]["protocol"]
     assert protocol["reference"] == "set" and protocol["num_reference"] == 40
+
+
+def test_a_model_folder_is_held_against_the_data_that_is_given(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    """All of them are reconstructed and are the reference; nothing then is called held-out beside samples."""
+    done = cli("evaluate", run_folder / "model", "--data", "digits", "--num", 40, "--steps", 1, "--num-held-out", 50,
+               "--out", tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    found = by_metric(numbers(tmp_path))
+    assert found.keys() == {"psnr", "l1", "frechet_classifier", "classified"}
+    assert found["psnr"]["protocol"]["num_samples"] == 50 and found["frechet_classifier"]["beside"] == {}
+    assert found["frechet_classifier"]["protocol"]["num_reference"] == 1797

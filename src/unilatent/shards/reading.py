@@ -93,7 +93,8 @@ class ShardSet:
         offset, size = found.places[place]
         shard = self.locate(number)[0]
         try:
-            raw = os.pread(self._files.get(shard, self._open).fd, size, offset)
+            file = self._files.get(shard, self._open)  # held until it was read: another thread may let go of it
+            raw = os.pread(file.fd, size, offset)
         except OSError as error:
             raise SampleError(f"{self.where(number)}: {error.strerror}") from error
         if len(raw) < size:
