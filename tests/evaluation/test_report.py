@@ -21,7 +21,7 @@ from rich.console import Console
 import unilatent
 from unilatent.cli import main
 from unilatent.evaluation import report as report_module
-from unilatent.evaluation.contents import MOST_POINTS, _thinned, draw_reconstructions, draw_samples, find_searches
+from unilatent.evaluation.contents import MOST_POINTS, _thinned, draw_samples, find_searches
 from unilatent.evaluation.evaluate import Evaluation, Evaluator, Request
 from unilatent.evaluation.reference import splits_of
 from unilatent.evaluation.report import write_report
@@ -208,18 +208,6 @@ def test_a_search_that_cannot_be_drawn_is_named(tmp_path: Path):
     assert [search.points[0].value for search in find_searches(tmp_path, "mine", notes)] == [2.0]
     assert [note.split()[0] for note in notes] == [f"search-{x}.json" for x in "bcdf"]
     assert "another model" in notes[0]
-
-
-def test_without_a_run_data_or_samples(made: Made, tmp_path: Path):
-    evaluator = Evaluator(
-        made.evaluator.model, None, tmp_path / "records", Request(num_samples=4, metrics=("frechet_pixels",)),
-        num_inference_steps=1,
-    )  # fmt: skip
-    evaluation = evaluator.run()
-    assert draw_reconstructions(evaluator, evaluation) is None
-    write_report(tmp_path / "r.html", evaluator, evaluation, "a model", source=None)
-    page = Reader((tmp_path / "r.html").read_text())
-    assert len(page.all("img")) == 4 and not page.all("svg")
 
 
 def test_markdown_with_its_pictures(made: Made, tmp_path: Path):

@@ -76,7 +76,7 @@ def test_it_prints_distances_accuracy_and_psnr_and_stores_how_they_were_made(
 ) -> None:
     done = cli("evaluate", run_folder, *FAST, "--out", tmp_path)
     assert done.code == 0, done.err
-    for word in ("Frechet distance", "agrees with the", "PSNR", "n = 150", "reference n = 300"):
+    for word in ("Frechet distance", "perceptron agrees", "PSNR", "n = 150", "reference n = 300"):
         assert word in done.out, done.out
     found = by_metric(numbers(tmp_path))
     assert found.keys() == KEYS

@@ -13,6 +13,7 @@ import typer
 
 from . import (
     analyze,
+    calibrate,
     ckpt,
     config,
     convert,
@@ -44,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for verb in (
-    train, sample, reconstruct, encode, decode, evaluate, analyze, search, reference, ema, convert, presets,
+    train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, reference, ema, convert, presets,
     runs, doctor,
 ):  # fmt: skip
     app.command(verb.__name__.rpartition(".")[2])(verb.run)

@@ -672,7 +672,7 @@ class Trainer:
         kinds = self._kinds()
         self._refuse_non_finite(kinds)
         self.saved = step = self.step
-        tensors, facts = self._copies(kinds), self._facts()
+        tensors, facts = self._copies(kinds), self._facts() if self.processes.is_main else {}
         needed = sum(tensor.nbytes for copies in tensors.values() for tensor in copies.values())
 
         def write() -> None:
