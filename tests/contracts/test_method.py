@@ -197,4 +197,4 @@ def test_it_learns_to_reconstruct_and_to_generate(modality: str, method: str):
     with pytest.raises(AssertionError):
         demand(judged(model, data, argument))  # an untrained model does not pass
     train(model, data, steps=400)
-    demand(judged(model, data, argument))
+    demand(judged(model, data, argument), model.generates)

@@ -95,11 +95,13 @@ def judged(model: LatentModel, data: Batch, argument: str | None) -> Learned:
     )
 
 
-def demand(learned: Learned) -> None:
-    """Far better than everything that a collapsed model could do."""
+def demand(learned: Learned, generates: bool = True) -> None:
+    """Far better than everything that a collapsed model could do; a denoiser that is not meant to be sampled from must
+    still beat class means."""
     assert learned.latent_std > 0.05, f"latents collapsed: {learned}"
     assert learned.reconstruction < 0.15, f"reconstructions are far from the data: {learned}"
     assert learned.distance < 0.4 * learned.of_noise, f"samples are no better than noise round the mean: {learned}"
     if learned.of_means is not None and learned.recognised is not None:
-        assert learned.distance < 0.6 * learned.of_means, f"samples are no better than class means: {learned}"
+        most = 0.6 if generates else 1.0
+        assert learned.distance < most * learned.of_means, f"samples are no better than class means: {learned}"
         assert learned.recognised > 0.9, f"samples are not of the class asked for: {learned}"

@@ -207,6 +207,5 @@ def test_f08_a_stop_during_judging_is_made_up_for(tmp_path: Path, monkeypatch: p
     monkeypatch.undo()
     assert Trainer(settings, tmp_path / "run", resume="auto").fit() == tmp_path / "run" / "model"
     report = json.loads((tmp_path / "run" / "eval" / "step_00000002.json").read_text())
-    assert 600 in {number["protocol"]["num_samples"] for number in report["numbers"]} and load_file(
-        tmp_path / "run" / "model" / "model.safetensors"
-    )
+    assert 600 in {number["protocol"]["num_samples"] for number in report["numbers"]}
+    assert load_file(tmp_path / "run" / "model" / "model.safetensors")

@@ -101,6 +101,7 @@ class UnifiedLatents(LatentModel):
     """Encode, add the fixed noise; prior and decoder both denoise, one the latents, one the data given them."""
 
     Config = UnifiedLatentsConfig
+    generates = False  # the prior is trained on the unweighted bound, which does not make good samples (Sec. 3.3)
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
