@@ -189,7 +189,14 @@ def test_building_is_a_function_of_the_seed_and_the_configuration_round_trips(mo
     assert type(config).parse(config.plain()) == config
 
 
-@every_pair
+@pytest.mark.parametrize(
+    ("modality", "method"),
+    [
+        pytest.param(a, b, marks=[] if b == "unite" else [pytest.mark.slow])  # a minute each
+        for a in available("modalities")
+        for b in available("methods")
+    ],
+)
 def test_it_learns_to_reconstruct_and_to_generate(modality: str, method: str):
     """Both at once, on sixteen samples of two kinds; a falling loss alone would prove nothing."""
     data, argument = toy_of(modality)

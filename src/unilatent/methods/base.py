@@ -177,7 +177,7 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
 
     Config: ClassVar[type[Settings]]
     generates: ClassVar[bool] = True
-    """Whether its own denoiser is meant to be sampled from; one that only bounds a rate leaves that to a second stage."""
+    """Whether its denoiser is meant to be sampled from; one that only bounds a rate leaves that to a second stage."""
     path: NoisePath
     latent_channels: int
     max_latents: int
