@@ -13,7 +13,7 @@ import unilatent
 PACKAGE = Path(unilatent.__file__).parent
 FLOORS = (
     ("types", "config", "registry", "files", "devices", "faults", "maths"),
-    ("nets", "pretrained", "records", "shards"),
+    ("nets", "pretrained", "records", "shards", "atoms"),
     ("modalities", "conditions"),
     ("methods",),
     ("training", "sampling", "evaluation", "analysis", "importers", "loading", "latents"),
