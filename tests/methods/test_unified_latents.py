@@ -390,6 +390,42 @@ def test_a_decoder_in_one_pass_has_the_squared_error_for_a_loss_and_no_noise():
     assert not torch.equal(diffusion.decode(latents, seed=0), diffusion.decode(latents, seed=9))
 
 
+def test_a_decoder_on_another_run_s_encoder_is_all_that_is_trained(tmp_path: Path):
+    """Table 5: encoder and prior trained under a decoder in one pass, then a diffusion decoder on those latents."""
+    first = make(decoder_loss="mse", prior=ViTConfig(width=16, depth=1, heads=2, dropout=0.5))
+    first.save_pretrained(tmp_path / "model")
+    asked = UnifiedLatentsConfig(decoder=NET, loss_factor=2.0, encoder_run=str(tmp_path))
+    method = asked.with_sources()
+    assert method.encoder_run is None and method.latent_channels == 3 and method.decoder_loss == "diffusion"
+    model = UnifiedLatents(ModelConfig(modality=PICTURE, method=method))
+    model.start(asked)
+    wake(model).train()
+    assert torch.equal(model.encode(pictures()), first.encode(pictures()))
+    (part,) = model.loss(batch(), streams())
+    part.value.backward()
+    assert {n.partition(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"decoder"}
+    assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("decoder"))
+    assert any(p.grad is not None and p.grad.any() for p in model.decoder.parameters())
+    assert part.monitors["bits_per_pixel"] == parts_of(first)["prior"].monitors["bits_per_pixel"]  # no dropout either
+    assert part.latents is not None and not part.latents.requires_grad
+
+
+def test_an_encoder_that_cannot_be_taken_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"method\.encoder_run: .* holds no finished model"):
+        UnifiedLatentsConfig(encoder_run=str(tmp_path)).with_sources()
+    stage_two().save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="holds a latent_diffusion"):
+        UnifiedLatentsConfig(encoder_run=str(tmp_path)).with_sources()
+    model = make(train_encoder=False)
+    with pytest.raises(ConfigError, match="names no run"):
+        model.start(model.method)
+    make().save_pretrained(tmp_path / "other" / "model")
+    asked = UnifiedLatentsConfig(decoder=NET, encoder_run=str(tmp_path / "other"))
+    larger = PICTURE.model_copy(update={"size": 8})
+    with pytest.raises(ConfigError, match="of another kind"):
+        UnifiedLatents(ModelConfig(modality=larger, method=asked.with_sources())).start(asked)
+
+
 def test_a_normal_prior_has_no_network_and_costs_its_kl():
     model = make(prior="normal")
     assert model.prior is None and packages(reached(model, "prior")) == {"encoder"}

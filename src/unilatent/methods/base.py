@@ -408,6 +408,15 @@ def check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], source: Pa
             raise ValueError(f"{source}: {key} is not finite (NaN or infinity in it); use an older checkpoint")
 
 
+def model_folder(source: str, field: str) -> Path:
+    """The folder with a finished model's configuration and weights; ConfigError names `field` if there is none."""
+    folder = Path(source)
+    for candidate in (folder / "model", folder):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise ConfigError(f"{field}: {source} holds no finished model; train it to its end, or give its folder")
+
+
 def read_model(folder: Path, device: str | torch.device = "cpu") -> LatentModel:
     """The model of a folder, in evaluation mode."""
     config = read_config(folder)

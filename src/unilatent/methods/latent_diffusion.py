@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -27,13 +26,13 @@ from ..nets.backbones import Backbone, UViTConfig, ViTConfig, make_backbone
 from ..nets.denoiser import Denoiser
 from ..types import Batch, Conditioning, Layout
 from .base import (
-    CONFIG,
     Costs,
     LatentModel,
     LossPart,
     MethodConfig,
     ModelConfig,
     SamplingConfig,
+    model_folder,
     read_config,
     read_model,
 )
@@ -63,7 +62,7 @@ class LatentDiffusionConfig(MethodConfig):
             return self
         if self.tokenizer is None:
             raise ConfigError("method.tokenizer: not set; give a finished run or model folder, e.g. runs/digits")
-        found = read_config(model_folder(self.tokenizer)).plain()
+        found = read_config(model_folder(self.tokenizer, "method.tokenizer")).plain()
         return self.model_copy(update={"tokenizer_model": found, "tokenizer": None})
 
 
@@ -102,7 +101,7 @@ class LatentDiffusion(LatentModel):
         assert isinstance(method, LatentDiffusionConfig)
         if method.tokenizer is None:
             raise ConfigError("method.tokenizer: not set; give a finished run or model folder, e.g. runs/digits")
-        source = read_model(model_folder(method.tokenizer), device=self.device)
+        source = read_model(model_folder(method.tokenizer, "method.tokenizer"), device=self.device)
         self.tokenizer.load_state_dict(source.state_dict())
 
     def train(self, mode: bool = True) -> Self:
@@ -174,12 +173,3 @@ class LatentDiffusion(LatentModel):
 
     def latent_layout(self, layout: Layout) -> Layout:
         return self.tokenizer.latent_layout(layout)
-
-
-def model_folder(source: str) -> Path:
-    """The folder with a finished model's configuration and weights; ConfigError if there is none."""
-    folder = Path(source)
-    for candidate in (folder / "model", folder):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    raise ConfigError(f"method.tokenizer: {source} holds no finished model; train it to its end, or give its folder")

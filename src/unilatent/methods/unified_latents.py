@@ -19,9 +19,10 @@ from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..conditions.base import Conditions
+from ..config import ConfigError
 from ..maths import times, weightings
 from ..maths.coding import rates
 from ..maths.denoising import denoising_nats, kl_to_normal, masked_sum, terminal_kl
@@ -31,7 +32,17 @@ from ..maths.streams import Streams
 from ..nets.backbones import Backbone, ConvEncoderConfig, Encoder, UViTConfig, ViTConfig, make_backbone, make_encoder
 from ..nets.denoiser import Denoiser
 from ..types import Batch, Conditioning, Layout, Tokens
-from .base import Costs, LatentModel, LossPart, MethodConfig, ModelConfig, SamplingConfig
+from .base import (
+    Costs,
+    LatentModel,
+    LossPart,
+    MethodConfig,
+    ModelConfig,
+    SamplingConfig,
+    model_folder,
+    read_config,
+    read_model,
+)
 
 
 class UnifiedLatentsConfig(MethodConfig):
@@ -41,7 +52,9 @@ class UnifiedLatentsConfig(MethodConfig):
 
     Table 5, 6 (the paper's choice is the default): prior_gradient (A: false, with kl_weight on a plain KL to N(0, 1)),
     latent_logsnr (B: 10), learned_variance (D), prior "normal" (no prior network: a KL to N(0, 1)), decoder_loss "mse"
-    (a decoder in one pass).
+    (a decoder in one pass). encoder_run: a finished run of this method whose encoder and prior are taken as they are,
+    read when training starts and not kept: only the decoder is trained then, as Table 5's diffusion decoder on the
+    latents of a decoder in one pass. train_encoder: false with it.
     latent_min_logsnr, data_logsnr: other ends of the noise paths, which change neither bound nor optimum.
     """
 
@@ -60,6 +73,8 @@ class UnifiedLatentsConfig(MethodConfig):
     kl_weight: float = Field(default=0.05, ge=0)
     learned_variance: bool = False
     decoder_loss: Literal["diffusion", "mse"] = "diffusion"
+    encoder_run: str | None = None
+    train_encoder: bool = True
 
     @classmethod
     def small(cls) -> Self:
@@ -83,6 +98,22 @@ class UnifiedLatentsConfig(MethodConfig):
                 f"latent_min_logsnr: {self.latent_min_logsnr} must be below latent_logsnr {self.latent_logsnr}"
             )
         return self
+
+    def with_sources(self) -> Self:
+        """With what decides the latents of `encoder_run`; ConfigError names the folder if there is no model in it."""
+        if self.encoder_run is None:
+            return self
+        found = read_config(model_folder(self.encoder_run, "method.encoder_run")).method
+        if not isinstance(found, type(self)):
+            raise ConfigError(f"method.encoder_run: {self.encoder_run} holds a {found.name}; give a run of this method")
+        own = {name: getattr(found, name) for name in ENCODING}
+        return self.model_copy(update={**own, "encoder_run": None, "train_encoder": False})
+
+
+ENCODING = (
+    "latent_channels", "encoder", "prior", "latent_logsnr", "latent_min_logsnr", "path", "learned_variance",
+)  # fmt: skip
+"""Fields that decide what latents are and what they cost."""
 
 
 class Draws(NamedTuple):
@@ -125,6 +156,37 @@ class UnifiedLatents(LatentModel):
         network = make_backbone(method.decoder, channels, axes, context_channels=method.latent_channels)
         self.decoder_width = method.decoder.width
         self.decoder = Denoiser(network, self.data_path, "clean" if one_pass else "velocity")
+        for part in self._encoding:
+            part.requires_grad_(method.train_encoder)
+
+    @property
+    def _encoding(self) -> list[nn.Module]:
+        """Encoder, prior and its conditions."""
+        return [self.encoder, self.conditions, *([] if self.prior is None else [self.prior])]
+
+    def start(self, method: MethodConfig) -> None:
+        """Encoder and prior of `method.encoder_run`, if there is one."""
+        assert isinstance(method, UnifiedLatentsConfig)
+        if method.encoder_run is None:
+            if not method.train_encoder:
+                raise ConfigError("method.train_encoder: false, but method.encoder_run names no run to take it from")
+            return
+        source = read_model(model_folder(method.encoder_run, "method.encoder_run"), device=self.device)
+        assert isinstance(source, UnifiedLatents)
+        if source.config.modality != self.config.modality or source.config.conditions != self.config.conditions:
+            raise ConfigError(
+                f"method.encoder_run: {method.encoder_run} was trained on samples or conditions of another kind; copy "
+                "modality and conditions from its config.yaml"
+            )
+        for own, other in zip(self._encoding, source._encoding, strict=True):
+            own.load_state_dict(other.state_dict())
+
+    def train(self, mode: bool = True) -> Self:
+        """What is not trained stays in evaluation mode."""
+        super().train(mode)
+        for part in self._encoding if not self.method.train_encoder else []:
+            part.eval()
+        return self
 
     # The four verbs.
 
@@ -212,22 +274,24 @@ class UnifiedLatents(LatentModel):
     def loss_from(self, batch: Batch, tokens: Tokens, draws: Draws) -> Iterator[LossPart]:
         """Algorithm 1 with its random numbers given: the rate, then the decoder's share, in nats a sample over one
         constant, the number of values in the largest sample."""
-        z, log_std, layout = self._encoded(tokens)  # (B, K, D)
-        z = self._sampled(z, log_std, draws.encoder_noise)
+        trained = self.method.train_encoder
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            z, log_std, layout = self._encoded(tokens)  # (B, K, D)
+            z = self._sampled(z, log_std, draws.encoder_noise)
+            nats = self.rate_nats(z, batch, layout, draws)  # (B,)
         per_value = self.modality.max_tokens * self.modality.channels
-        nats = self.rate_nats(z, batch, layout, draws)  # (B,)
         rate = nats if log_std is None else nats + self.variance_nats(log_std, layout)
         value = rate.mean() / per_value
         if not self.method.prior_gradient:
             value = value + self.method.kl_weight * self._normal_nats(z, layout).mean() / per_value
         counts = {**self.modality.units, "latent_dimension": z[0].numel()}
         monitors = {name: rate.mean() for name, rate in rates(rate.detach(), **counts).items()}
-        yield LossPart(
-            value, {"prior": nats.mean() / per_value}, monitors, name="prior", latents=z.detach(),
-            latent_mask=layout.mask, retain=True,
-        )  # fmt: skip
+        seen: dict[str, Any] = {"monitors": monitors, "latents": z.detach(), "latent_mask": layout.mask}
+        if trained:
+            yield LossPart(value, {"prior": nats.mean() / per_value}, name="prior", retain=True, **seen)
         error = self.decoder_nats(z, tokens, draws).mean() / per_value
-        yield LossPart(self.method.loss_factor * error, {"decoder": error}, name="decoder")
+        seen = {} if trained else seen
+        yield LossPart(self.method.loss_factor * error, {"decoder": error}, name="decoder", **seen)
 
     @torch.no_grad()
     def costs(self, batch: Batch, streams: Streams) -> Costs:
