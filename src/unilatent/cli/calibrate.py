@@ -129,7 +129,7 @@ def _same_search(path: Path, first: RunConfig, steps: int | None) -> None:
     from ..analysis.calibration import shortened
     from ..config import ConfigError, read_yaml
     from ..files import write_text
-    from ..training.trainer import first_difference
+    from ..training.resuming import first_difference
 
     config = shortened(first, steps)
     if path.is_file():

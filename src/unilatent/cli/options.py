@@ -92,7 +92,7 @@ def progress_of(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]
 
 def make_folder(path: Path) -> Path:
     """An output folder, made now; ValueError when it cannot be written."""
-    from ..training.trainer import check_writable
+    from ..training.resuming import check_writable
 
     check_writable(path)
     path.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ import math
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -50,6 +49,7 @@ from .measuring import Measurement
 from .memory import OUT_OF_MEMORY, Memory, estimate, is_out_of_memory, micro_batch
 from .optimizer import Optimizers, clip_gradients
 from .processes import Processes
+from .resuming import find_checkpoint, refuse_other_run
 from .saving import Saving, Snapshot
 from .schedule import factor, unreachable
 from .sharding import local, shard, twin
@@ -73,7 +73,7 @@ class Trainer:
 
         allow_data_change: go on from a checkpoint although the data are no longer those it was made with."""
         self.out, self.console = out, console or Console(stderr=True)
-        self.allow_data_change, self.data_changed = allow_data_change, False
+        self.data_changed = False
         modality: Modality = find("modalities", config.modality.name)(config.modality)
         self.splits: Splits = modality.splits(config.data)
         self.config = config.with_data(self.splits.train.facts).with_sources()
@@ -95,14 +95,15 @@ class Trainer:
         self._refuse_uneven_shards()
         check_loggers(self.training.loggers)
         self._refuse_unknown_best(modality)
-        self.checkpoint = self._find_checkpoint(resume)
+        self.checkpoint = find_checkpoint(out, resume, self.processes, self._print)
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
         self.model = LatentModel.build(self.config.model()).to(self.device)
         if self.checkpoint is None:
             self.model.start(config.method)
         else:
-            self._refuse_other_run(self.checkpoint)
+            fingerprint = self.splits.train.fingerprint
+            self.data_changed = refuse_other_run(self.checkpoint, self.config, fingerprint, allow_data_change)
             weights = self.checkpoint / "model.safetensors"
             load_weights(self.model, read_weights(weights), weights)
         self.processes.same_weights(self.model)
@@ -132,7 +133,7 @@ class Trainer:
                 error.add_note(f"besides: {unsaved}")
             env = environment(self.device, self.processes.world)
             report = write_report(self.out, self.processes.rank, error, self.config.to_yaml(), env)
-            self.console.print(f"crash report: {report}", highlight=False, markup=False, soft_wrap=True)
+            self._print(f"crash report: {report}")
             if is_out_of_memory(error):
                 raise MemoryError(self._way_out_of_memory(error)) from error
             raise
@@ -161,6 +162,10 @@ class Trainer:
             name = self.stop.received.name if self.stop.received else "stop"
             self.journal.say(f"{name}: saved step {self.step}; go on with --resume auto")
         return self.out
+
+    def _print(self, line: str) -> None:
+        """Where no journal is open."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _open_loggers(self) -> dict[str, Callable[[], Logger]]:
         """What opens each logger that was asked for; the first process alone logs."""
@@ -628,43 +633,6 @@ class Trainer:
         example = collate(self.examples, self.model.modality)
         return estimate(self.config, example, self.device, self.processes.world)
 
-    def _find_checkpoint(self, resume: str | None) -> Path | None:
-        """The first process looks for all, so that all go on from one checkpoint, and alone looks at the lock: it is
-        the one that holds it."""
-        check_writable(self.out)
-        found = self.processes.from_main(lambda: self._choose_checkpoint(resume))
-        if found is None:
-            return None
-        seen = self.processes.gather(ckpt.identity(found))
-        for rank, other in enumerate(seen):
-            if other != seen[0]:
-                raise ConfigError(
-                    f"--resume {found}: process {rank} sees {other}, the first process {seen[0]}; all must see one "
-                    "run folder, give --out on a file system that they share"
-                )
-        return found
-
-    def _choose_checkpoint(self, resume: str | None) -> Path | None:
-        folder = self.out / "checkpoints"
-        lock.refuse_second(self.out)
-        if resume is None:
-            if (self.out / "config.yaml").exists():
-                raise ConfigError(f"--out {self.out}: holds a run already; add --resume auto, or choose another folder")
-            return None
-        if resume != "auto":
-            ckpt.verify(Path(resume))
-            own = Path(resume).resolve().parent == folder.resolve()
-            if (self.out / "config.yaml").exists() and not own:
-                raise ConfigError(f"--out {self.out}: holds another run; choose another --out to go on from {resume}")
-            return Path(resume)
-        ckpt.restore(folder)
-        found, passed = ckpt.newest(folder)
-        for line in passed:
-            self.console.print(f"passed over: {line}", highlight=False, markup=False)
-        if found is None and passed:
-            raise ConfigError(f"--resume auto: no sound checkpoint is left in {folder}; start anew in another folder")
-        return found
-
     def _save(self) -> None:
         if self.saved == self.step:
             return
@@ -733,34 +701,6 @@ class Trainer:
         write_config(self.model.config, folder / "config.json")
         (folder / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
 
-    def _refuse_other_run(self, checkpoint: Path) -> None:
-        """A checkpoint of another model, seed, batch size or data is refused by field."""
-        self._refuse_other_model(checkpoint)
-        state = {"ema_profiles": [], **read_json(checkpoint / "state.json", "use an older checkpoint")}
-        step = state.get("step")
-        if type(step) is not int or step < 0:
-            raise ConfigError(f"{checkpoint / 'state.json'}: step is {step!r:.40}; use an older checkpoint")
-        own = {
-            "seed": self.config.seed,
-            "training.batch_size": self.training.batch_size,
-            "training.optimizer.muon": self.training.optimizer.muon,
-            "training.ema_profiles": list(self.training.ema_profiles),
-            "data": self.splits.train.fingerprint,
-        }
-        for field, value in own.items():
-            was = state.get(field.rpartition(".")[2])
-            if field == "data" and was != value:
-                if not self.allow_data_change:
-                    raise ConfigError(
-                        f"data: {value!r}, but the checkpoint was made with {was!r}: samples were added, removed or "
-                        "changed. Put them back, start anew, or go on with --allow-data-change"
-                    )
-                self.data_changed = True
-            elif was != value:
-                raise ConfigError(
-                    f"{field}: {value!r}, but the checkpoint was made with {was!r}; keep it, or start anew"
-                )
-
     def _load(self, checkpoint: Path) -> None:
         """Everything but the weights that a step depends on."""
         averages, optimizer = checkpoint / "ema.safetensors", checkpoint / "optimizer.safetensors"
@@ -775,13 +715,6 @@ class Trainer:
             self.bad.load(state.get("bad_samples"))
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
             self.saved = self.step
-
-    def _refuse_other_model(self, checkpoint: Path) -> None:
-        was = read_json(checkpoint / "config.json", "use an older checkpoint")
-        for field in ("modality", "conditions", "method"):
-            if found := first_difference(self.config.model().plain()[field], was.get(field), field):
-                key, new, old = found
-                raise ConfigError(f"{key}: {new!r}, but the checkpoint was made with {old!r}; keep it, or start anew")
 
     def _specialise(self) -> None:
         """Recomputation, compilation and sharding of the repeated blocks; none changes a name or a weight."""
@@ -828,29 +761,6 @@ def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
     if all(bool(torch.stack(flags).all()) for flags in sound.values()):  # one wait for each device, where all is well
         return None
     return next(name for name, part in parts.items() if not part.isfinite().all())
-
-
-def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | None:
-    """Dotted key and both values of the first place where two plain trees differ."""
-    if isinstance(new, dict) and isinstance(old, dict):
-        for sub in new.keys() | old.keys():
-            if found := first_difference(new.get(sub), old.get(sub), f"{key}.{sub}"):
-                return found
-        return None
-    return None if new == old else (key, new, old)
-
-
-def check_writable(folder: Path) -> None:
-    """ConfigError unless files can be made in the folder, or in the nearest one above it that exists."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    try:
-        if not place.is_dir():
-            raise NotADirectoryError(20, "not a folder")
-        tempfile.TemporaryFile(dir=place).close()  # its own name in every process
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
