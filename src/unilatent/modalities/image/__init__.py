@@ -106,6 +106,7 @@ class Image(Modality):
     Config = ImageConfig
     DataConfig = ImageData
     suffixes = shards.SUFFIXES
+    token_shift = token_scale = 0.5  # noise is added to pixels in [-1, 1]
     config: ImageConfig
 
     @property
