@@ -201,6 +201,11 @@ class Raw(ABC):
     def encode(self, number: int) -> tuple[str, bytes]:
         """Suffix and content of a sample as it goes into a shard; ValueError if it cannot be used."""
 
+    def beside(self, number: int) -> Sequence[tuple[str, bytes]]:
+        """Suffix and content of what else goes into a shard with a sample (its captions, say); ValueError if it cannot
+        be used. Default: nothing."""
+        return ()
+
     @abstractmethod
     def stamp(self, number: int) -> str:
         """What is known of a sample without reading it."""

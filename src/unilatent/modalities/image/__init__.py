@@ -17,9 +17,9 @@ from ...shards.places import is_shards
 from ...types import Layout, Tokens, grid_layout
 from ..base import Dataset, Metric, Modality, Raw, Space, Splits
 from . import data as files
-from . import fidelity, losses, made, render, shards, spaces
+from . import fidelity, losses, made, obedience, render, shards, spaces
 from . import tokens as patches
-from .data import Frame, ImageData
+from .data import SCENES, Frame, ImageData
 from .metrics import Judge, Reconstruction, psnr
 from .ssim import WINDOW, ssim
 
@@ -168,6 +168,10 @@ class Image(Modality):
         return torch.stack(list(samples))
 
     def splits(self, data: ImageData) -> Splits:
+        if data.path == SCENES and self.config.flip:
+            raise ValueError(
+                f"modality.flip: true mirrors pictures, and captions of {SCENES!r} say left and right; set false"
+            )
         source = shards if data.path is not None and is_shards(data.path, shards.SUFFIXES) else files
         return source.splits(data, self.frame)
 
@@ -198,6 +202,7 @@ class Image(Modality):
         return [
             spaces.Pixels(),
             spaces.ClassifierSpace(),
+            obedience.SceneSpace(),
             spaces.Perceptual(c.perceptual_weights),
             spaces.Inception(c.inception_weights),
             spaces.DINOv2(*[c.dinov2] if c.dinov2 else []),
@@ -207,8 +212,9 @@ class Image(Modality):
     def metrics(self) -> list[Metric]:
         return [
             Reconstruction(), fidelity.PerceptualDistance(), fidelity.ReconstructionFidelity(), Judge(),
-            fidelity.Classifier(), fidelity.FrechetInception(), fidelity.InceptionScore(), fidelity.KernelInception(),
-            fidelity.Manifold(), fidelity.Semantic("dinov2", "DINOv2"), fidelity.Semantic("clip", "CLIP"),
+            fidelity.Classifier(), obedience.Obedience(), fidelity.FrechetInception(), fidelity.InceptionScore(),
+            fidelity.KernelInception(), fidelity.Manifold(), fidelity.Semantic("dinov2", "DINOv2"),
+            fidelity.Semantic("clip", "CLIP"),
         ]  # fmt: skip
 
     @property
