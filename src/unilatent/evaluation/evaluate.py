@@ -27,7 +27,7 @@ from ..records import Joined, Moments, Records, Rows, Statistics, open_records
 from ..sampling import reconstruct, sample_batches, split_settings
 from ..training.batches import collate, spread_evenly
 from ..training.processes import Processes
-from ..types import Batch
+from ..types import Batch, join_values
 from .protocol import Balance, Protocol
 
 Progress = Callable[[str, int, int], None]
@@ -431,7 +431,7 @@ def _count(rows: Rows | None, most: int | None) -> int:
 
 def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     parts = list(parts)
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return {key: join_values([part[key] for part in parts]) for key in parts[0]}
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -338,8 +338,12 @@ class Modality(ABC):
         """How far each sample of `made` is from its original, in the modality's usual measures (pictures: PSNR)."""
 
     @abstractmethod
-    def draw_grid(self, rows: Sequence[Any], path: Path, columns: int | None = None) -> None:
-        """One picture with every row's samples (Data of equal B) side by side; longer rows than `columns` wrap."""
+    def draw_grid(
+        self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
+    ) -> None:
+        """One picture with every row's samples (Data of equal B) side by side; longer rows than `columns` wrap.
+
+        captions: a text for each sample, under it (of several rows: under the last one's)."""
 
     @abstractmethod
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:

@@ -232,9 +232,11 @@ class Image(Modality):
             found["ssim"] = ssim(made, data).tolist()
         return found
 
-    def draw_grid(self, rows: Sequence[Tensor], path: Path, columns: int | None = None) -> None:
+    def draw_grid(
+        self, rows: Sequence[Tensor], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
+    ) -> None:
         """One PNG; rows longer than `columns` continue below, rows that belong together staying together."""
-        render.draw_grid(rows, path, columns)
+        render.draw_grid(rows, path, columns, captions)
 
     def write(self, data: Tensor, folder: Path, start: int = 0) -> list[Path]:
         """One PNG a sample: `000000.png`, ..."""
