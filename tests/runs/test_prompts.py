@@ -17,6 +17,7 @@ from unilatent.conditions.text import TextConfig
 from unilatent.modalities.image import render
 from unilatent.modalities.image.data import View
 from unilatent.presets import preset
+from unilatent.training.batches import collate
 from unilatent.training.config import RunConfig
 from unilatent.training.memory import estimate
 from unilatent.training.trainer import Trainer
@@ -45,25 +46,20 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(View, "view", caption)
 
 
-def digits_in_words(*overrides: str, **text: Any) -> RunConfig:
-    config = preset("digits").override(*QUICK, *overrides)
-    return config.model_copy(
-        update={"conditions": {"text": TextConfig.small().model_copy(update={"examples": (), **text})}}
-    )
+def digits_in_words(*overrides: str) -> RunConfig:
+    config = preset("digits").override(*QUICK, "sampling.num_inference_steps=3", *overrides)
+    text = TextConfig.small().model_copy(update={"examples": ()})
+    return config.model_copy(update={"conditions": {"text": text}})
 
 
 def test_a_run_on_captions_is_resumed_bitwise_judged_and_sampled(told: None, tmp_path: Path, cli: Command) -> None:
-    config = digits_in_words("training.evaluate_samples=40", "training.sample_every=8", "training.num_samples=4")
-    Trainer(config, tmp_path / "whole").fit()
-    Trainer(config, tmp_path / "parts").fit()
-    for leftover in ("model", "checkpoints/step_00000012", "checkpoints/step_00000008"):
-        (tmp_path / "parts" / leftover).rename(tmp_path / f"away-{Path(leftover).name}")
-    Trainer(config, tmp_path / "parts", resume="auto").fit()
+    Trainer(digits_in_words("training.sample_every=12"), tmp_path / "whole").fit()
+    Trainer(digits_in_words("training.steps=4"), tmp_path / "parts").fit()
+    Trainer(digits_in_words(), tmp_path / "parts", resume="auto").fit()
     assert_same(state(tmp_path / "whole", 12), state(tmp_path / "parts", 12))
-    assert (tmp_path / "whole" / "samples" / "step_00000008.png").is_file()
-    assert json.loads((tmp_path / "whole" / "model" / "config.json").read_text())["conditions"]["text"][
-        "examples"
-    ] == list(EXAMPLES)
+    assert (tmp_path / "whole" / "samples" / "step_00000012.png").is_file()
+    written = json.loads((tmp_path / "whole" / "model" / "config.json").read_text())
+    assert written["conditions"]["text"]["examples"] == list(EXAMPLES)
 
     (tmp_path / "list.txt").write_text("the digit one\n\nnine\n", encoding="utf-8")
     out, model = tmp_path / "out", tmp_path / "whole"
@@ -79,19 +75,15 @@ def test_a_run_on_captions_is_resumed_bitwise_judged_and_sampled(told: None, tmp
     assert Image.open(out / "grid.png").size[0] == 3 * (96 + render.GAP) + render.GAP
     done = cli("sample", model, "--prompt", "two", "--num", 5, "--steps", 2, "--out", out)
     assert done.code == 0 and len(list(out.glob("0*.png"))) == 5
-    done = cli(
-        "evaluate", model, "--num", 40, "--steps", 2, "--out", tmp_path / "eval", "--report", tmp_path / "a.html"
-    )
-    assert done.code == 0, done.err
-    assert "the digit four" in (tmp_path / "a.html").read_text()
+    page = tmp_path / "page.html"
+    done = cli("evaluate", model, "--num", 40, "--steps", 2, "--out", tmp_path / "eval", "--report", page)
+    assert done.code == 0 and "the digit four" in page.read_text(), done.err
 
 
 def test_memory_is_estimated_with_texts(told: None) -> None:
     config = digits_in_words()
     trainer = Trainer(config, Path("never-written"))
     train = trainer.splits.train
-    from unilatent.training.batches import collate
-
     example = collate([train.view(i, i) for i in range(4)], trainer.model.modality)
     found = estimate(trainer.config, example, torch.device("cpu"))
     assert found.activations is not None and found.activations > 0
