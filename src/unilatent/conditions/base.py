@@ -119,7 +119,7 @@ class Conditions(nn.ModuleDict):
         told = [c.describe(values[c.argument]) for c in self.all if c.argument in values]
         return [", ".join(filter(None, row)) for row in zip(*told, strict=True)]
 
-    def labels_of(self, values: dict[str, Tensor]) -> list[str] | None:
+    def grid_captions(self, values: dict[str, Tensor]) -> list[str] | None:
         """Captions for a picture of samples with these values; None where its columns say as much."""
         return self.captions(values) if any((c.cycle or MAX_COLUMNS + 1) > MAX_COLUMNS for c in self.all) else None
 

@@ -97,7 +97,9 @@ class TextEncoder:
             return (torch.zeros(n, most, self.width, device=values.device), some,
                     torch.zeros(n, self.width, device=values.device))  # fmt: skip
         texts = decode_texts(values)
-        found = {text: rows for text in set(texts) if self.kept and (rows := self.kept.get(text)) is not None}
+        found: dict[str, np.ndarray] = {}
+        if self.kept:
+            found |= {text: known for text in set(texts) if (known := self.kept.get(text)) is not None}
         if missing := sorted(set(texts) - found.keys()):
             made = self._made(missing, values.device)
             found |= made

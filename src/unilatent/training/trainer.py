@@ -430,7 +430,7 @@ class Trainer:
             made = sample(model, t.num_samples, seed=self.config.seed, progress=self.stop.between_batches)
             again = reconstruct(model, real, seed=self.config.seed)
         conditions = self.model.conditions
-        captions = conditions.labels_of(conditions.parse(t.num_samples, {}))
+        captions = conditions.grid_captions(conditions.parse(t.num_samples, {}))
         modality.draw_grid([made], self.out / "samples" / name, columns=conditions.columns, captions=captions)
         modality.draw_grid([real, again], self.out / "recon" / name)
         for kind in ("samples", "recon"):
