@@ -42,6 +42,8 @@ GAP = 0.1
 """Between shapes, as a share of the shorter side: they stay apart after some blur."""
 DIAGONAL = 1.2
 """How many times farther apart two shapes are along the axis of their relation than along the other, at least."""
+MARGIN = 0.03
+"""Around the picture, as a share of the shorter side."""
 TRAINED = 20_000
 SIDE = 16
 """Pixels below which shapes cannot be told apart."""
@@ -94,8 +96,9 @@ def scene(number: int, unseen: bool, aspect: tuple[float, float] = (1.0, 1.0)) -
     """unseen: with a pair that is never trained on, else without any. aspect: (height, width) of the picture, the
     shorter side being 1."""
     draw = random.Random(seed_of("scene", number, int(unseen)))
+    count = _count(draw)
     while True:
-        asked = _asked(draw, unseen)
+        asked = _asked(draw, unseen, count)
         if places := _places(draw, asked, aspect):
             return Scene(asked, places)
 
@@ -105,15 +108,14 @@ def _pick(draw: random.Random, options: Sequence[str]) -> str:
     return options[int(draw.random() * len(options))]
 
 
-def _asked(draw: random.Random, unseen: bool) -> Asked:
-    count = _count(draw)
+def _asked(draw: random.Random, unseen: bool, count: int) -> Asked:
     things: list[Thing] = []
     while len(things) < count:
         thing = Thing(_pick(draw, tuple(SIZES)), _pick(draw, tuple(COLOURS)), _pick(draw, SHAPES))
         if thing.pair not in {other.pair for other in things}:
             things.append(thing)
     found = Asked(tuple(things), _pick(draw, tuple(OPPOSITE)) if count > 1 else None)
-    return found if found.unseen == unseen else _asked(draw, unseen)
+    return found if found.unseen == unseen else _asked(draw, unseen, count)
 
 
 def _count(draw: random.Random) -> int:
@@ -129,7 +131,7 @@ def _places(draw: random.Random, asked: Asked, aspect: tuple[float, float]) -> t
         for thing in asked.things:
             radius = SIZES[thing.size] * (1 + JITTER * (2 * draw.random() - 1))
             reach = _reach(thing.shape, radius)
-            x, y = (reach + draw.random() * (side - 2 * reach) for side in (width, height))
+            x, y = (MARGIN + reach + draw.random() * (side - 2 * (MARGIN + reach)) for side in (width, height))
             found.append((x, y, radius))
         apart = all(
             math.hypot(a[0] - b[0], a[1] - b[1])
