@@ -14,7 +14,18 @@ from unilatent.modalities.base import Evidence
 from unilatent.modalities.image import Image, ImageConfig, ImageData
 from unilatent.modalities.image.obedience import Obedience, SceneSpace, rates, read, shapes, verdict
 from unilatent.modalities.image.scenes import (
-    COLOURS, NEVER_TRAINED, SHAPES, SIZES, Asked, Scene, Thing, captions, draw, parse, related, scene,
+    COLOURS,
+    NEVER_TRAINED,
+    SHAPES,
+    SIZES,
+    Asked,
+    Scene,
+    Thing,
+    captions,
+    draw,
+    parse,
+    related,
+    scene,
 )  # fmt: skip
 from unilatent.records import Held
 from unilatent.training.batches import collate

@@ -50,6 +50,11 @@ class Index:
     pickles: list[str] = field(default_factory=list)
     end: str = ""
 
+    def __post_init__(self) -> None:
+        """From JSON, which knows no tuples, the same as from the tar: fingerprints are made of these."""
+        self.places = [(offset, size) for offset, size in self.places]
+        self.texts = [(offset, size, suffix) for offset, size, suffix in self.texts]
+
 
 @dataclass
 class _Sample:

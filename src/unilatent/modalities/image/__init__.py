@@ -16,8 +16,8 @@ from ...maths.streams import Streams
 from ...shards.places import is_shards
 from ...types import Layout, Tokens, grid_layout
 from ..base import Dataset, Metric, Modality, Raw, Space, Splits
+from . import agreement, fidelity, losses, made, obedience, render, shards, spaces
 from . import data as files
-from . import fidelity, losses, made, obedience, render, shards, spaces
 from . import tokens as patches
 from .data import SCENES, Frame, ImageData
 from .metrics import Judge, Reconstruction, psnr
@@ -214,7 +214,7 @@ class Image(Modality):
             Reconstruction(), fidelity.PerceptualDistance(), fidelity.ReconstructionFidelity(), Judge(),
             fidelity.Classifier(), obedience.Obedience(), fidelity.FrechetInception(), fidelity.InceptionScore(),
             fidelity.KernelInception(), fidelity.Manifold(), fidelity.Semantic("dinov2", "DINOv2"),
-            fidelity.Semantic("clip", "CLIP"),
+            fidelity.Semantic("clip", "CLIP"), agreement.ClipScore(self.config.clip or spaces.CLIP().source),
         ]  # fmt: skip
 
     @property
