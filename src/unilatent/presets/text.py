@@ -16,12 +16,14 @@ from .image import DECODERS, GENERATIVE_ENCODERS, imagenet256_unite
 
 SCENES = ImageData(path="scenes", num_samples=20_000, held_out=600)
 """Half of the held-out ones with a pair of colour and shape that is never trained on."""
-BYTES = TextConfig(max_length=96, width=96, depth=2, heads=4)
+BYTES = TextConfig(max_length=96, token_attention="cross", width=64, depth=2, heads=4)
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "{}")
 
 
 def scenes_unite() -> RunConfig:
-    """UNITE on drawn scenes of one to three shapes, from their captions; about ten minutes on two CPU cores."""
+    """UNITE on drawn scenes of one to three shapes, from their captions; sized for ten minutes on two CPU
+    cores.
+    """
     return RunConfig(
         modality=ImageConfig(size=32, patch_size=4, channels=3, squared_weight=1.0, flip=False),
         conditions={"text": BYTES},
@@ -29,24 +31,25 @@ def scenes_unite() -> RunConfig:
             num_latents=16,
             latent_channels=16,
             generative_encoder=GenerativeEncoderConfig(
-                width=128, depth=5, heads=4, in_context_tokens=4, in_context_start=1
+                width=96, depth=5, heads=4, in_context_tokens=4, in_context_start=1
             ),
-            decoder=DecoderConfig(width=128, depth=3, heads=4, mlp_width=512),
+            decoder=DecoderConfig(width=96, depth=3, heads=4, mlp_width=384),
             reconstruction_weight=10.0,
             flow_weight=0.1,
+            flow_draws=2,
         ),
         sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=2.0, guidance_scale=2.0),
         data=SCENES,
         training=TrainingConfig(
-            steps=3000,
+            steps=1500,
             batch_size=64,
             threads=2,
             optimizer=OptimizerConfig(learning_rate=2e-3),
-            schedule=ScheduleConfig(warmup=100, decays=(Decay(start=2000, end=3000, factor=0.05),)),
+            schedule=ScheduleConfig(warmup=50, decays=(Decay(start=1000, end=1500, factor=0.05),)),
             ema_decay=0.995,
             log_every=50,
-            sample_every=1000,
-            checkpoint_every=1000,
+            sample_every=500,
+            checkpoint_every=500,
             evaluate_samples=300,
         ),
     )

@@ -15,7 +15,7 @@ from ..base import BadSample
 
 ARGUMENT = "prompts"
 """The condition argument that captions answer to."""
-COLUMNS = ("text", "caption", "captions", "prompt")
+COLUMNS = tuple("text caption captions prompt".split())
 """Columns that hold captions where nobody names one."""
 TABLES = ("metadata.csv", "metadata.jsonl")
 BESIDE = ("txt", "json")

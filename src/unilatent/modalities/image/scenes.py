@@ -251,13 +251,13 @@ class _Captions(Captions):
 
 
 class Scenes(Collection):
-    """`trained` scenes without a pair that is never trained on; then `held_out` others, every second one with."""
+    """`trained` scenes without a pair that is never trained on; then `held_out` others, the second half with one."""
 
     labels = None
     class_names = ()
 
     def __init__(self, frame: Frame, trained: int, held_out: int):
-        self.frame, self.trained = frame, trained
+        self.frame, self.trained, self.seen = frame, trained, trained + (held_out + 1) // 2
         self.names = [str(number) for number in range(trained + held_out)]
         self.captions = _Captions(self)
         shorter = min(frame.height, frame.width)
@@ -266,7 +266,7 @@ class Scenes(Collection):
         self.kept: dict[int, Tensor] = {}
 
     def scene(self, index: int) -> Scene:
-        return scene(index, index >= self.trained and (index - self.trained) % 2 == 1, self.aspect)
+        return scene(index, index >= self.seen, self.aspect)
 
     def picture(self, index: int) -> Tensor:
         pixels = self.kept.get(index)
@@ -286,7 +286,7 @@ class _View(View):
     def fingerprint(self) -> str:
         """Of how many there are and how they are drawn; no scene is made for it."""
         assert isinstance(self.collection, Scenes)
-        parts = (VERSION, self.collection.frame, self.collection.trained, self.indices)
+        parts = (VERSION, self.collection.frame, self.collection.seen, self.indices)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
