@@ -58,6 +58,8 @@ def score(pictures: Tensor, texts: Tensor) -> float:
 class _Texts:
     """CLIP's text tower. ValueError where it cannot be had whole."""
 
+    network: Any
+
     def __init__(self, source: str):
         try:
             from transformers import AutoTokenizer, CLIPTextModelWithProjection

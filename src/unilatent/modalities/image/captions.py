@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from ..base import BadSample
 
 ARGUMENT = "prompts"
 """The condition argument that captions answer to."""
-COLUMNS = tuple("text caption captions prompt".split())
+COLUMNS = re.compile("text|captions?|prompt")
 """Columns that hold captions where nobody names one."""
 TABLES = ("metadata.csv", "metadata.jsonl")
 BESIDE = ("txt", "json")
@@ -176,7 +177,7 @@ class Listed(Captions):
 def table(raw: bytes, name: str, where: str, column: str | None) -> dict[str, list[str]] | None:
     """`metadata.csv` or `metadata.jsonl`, as Hugging Face's imagefolder reads it: file -> captions.
 
-    column: of the captions; None takes the first of COLUMNS that there is, and gives None where there is none.
+    column: of the captions; None takes the first that COLUMNS knows, and gives None where there is none.
     Files are named from the table's folder. ValueError where the table cannot be read, or leads out of its folder.
     """
     try:
@@ -190,7 +191,7 @@ def table(raw: bytes, name: str, where: str, column: str | None) -> dict[str, li
         raise ValueError(f"{where}: no column file_name, only {', '.join(columns) or 'nothing'}; add it")
     if column is not None and column not in columns:
         raise ValueError(f"data.caption_column: {column!r} is not in {where}; there are {', '.join(columns)}")
-    column = column or next((known for known in COLUMNS if known in columns), None)
+    column = column or next(filter(COLUMNS.fullmatch, columns), None)
     if column is None:
         return None
     found: dict[str, list[str]] = {}

@@ -201,7 +201,7 @@ class _Source:
         given = self.config.caption_column
         if given is not None and given not in found:
             raise ValueError(f"data.caption_column: {given!r} is no column of texts; there are {self._columns()}")
-        return given or next((name for name in texts.COLUMNS if name in found), None)
+        return given or next(filter(texts.COLUMNS.fullmatch, found), None)
 
 
 def _holds_texts(feature: Any) -> bool:
