@@ -69,7 +69,8 @@ class _Texts:
         way_out = "give a folder or hub id of a whole CLIP, with its tokenizer"
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            self.network, report = CLIPTextModelWithProjection.from_pretrained(
+            tower: Any = CLIPTextModelWithProjection
+            self.network, report = tower.from_pretrained(
                 source, output_loading_info=True, dtype=torch.float32, **options
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
