@@ -17,6 +17,7 @@ from unilatent.conditions.text import Text, TextConfig
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel, ModelConfig
 from unilatent.nets.backbones import UViTConfig, ViTConfig, make_backbone
+from unilatent.nets.layers import Repeated
 from unilatent.registry import find
 from unilatent.sampling import sample, sample_batches
 from unilatent.training.batches import collate
@@ -208,6 +209,22 @@ def test_class_and_text_together_train_every_weight(method: str, attention: str)
         optimizer.step()
         losses.append(sum(parts))
     assert all(math.isfinite(loss) for loss in losses) and len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_losses_in_bfloat16_and_recomputed_are_near_the_exact_ones(attention: str):
+    model, batch = model_with("unite", "text", token_attention=attention), batch_with(6)
+
+    def loss() -> float:
+        return sum(part.value.item() for part in model.loss(batch, Streams(("train", 0, i) for i in range(6))))
+
+    exact = loss()
+    for module in model.modules():
+        if isinstance(module, Repeated):
+            module.recompute = True
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss() == pytest.approx(exact, rel=0.03)
+    assert loss() == exact
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -191,3 +191,13 @@ def test_a_model_is_built_and_encodes_without_its_encoder(encoders: dict[str, Pa
     with pytest.raises(ValueError, match="encoder_width: not known yet"):
         Conditions({"text": TextConfig(encoder="x/y")}, D)
     assert TextConfig(encoder="x/y").example().encoder_width == 768
+
+
+def test_a_step_can_be_estimated_without_reading_a_text(encoders: dict[str, Path]):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = config_of(encoders["t5"])
+    with FakeTensorMode():
+        cond = Conditions({"text": config}, D)({"prompts": torch.empty(3, 9, dtype=torch.uint8)})
+    assert cond.tokens is not None and cond.tokens.shape == (3, 12, D)
+    assert text_encoder.text_encoder(config.encoder, None, 12, True).network is None

@@ -125,7 +125,7 @@ class Text(Condition):
     def prepare(self) -> None:
         """ValueError says what is missing of the pretrained encoder."""
         if self.bytes is None:
-            self.encoder.load()
+            self.encoder.prepare()
 
     def embed(self, values: Tensor) -> Conditioning:
         """(B, W) bytes, any W -> tokens (B, max_length, D), their mask, and a vector (B, D)."""

@@ -76,6 +76,11 @@ class TextEncoder:
         self.network: nn.Module | None = None
         self.tokenizer: Any = None
 
+    def prepare(self) -> None:
+        """Makes sure that texts can be embedded; what has embedded some that are kept is not loaded for that."""
+        if not (self.kept and self.kept.places):
+            self.load()
+
     def load(self) -> nn.Module:
         """Its weights and its tokenizer; ValueError says what is missing."""
         if self.network is None:
