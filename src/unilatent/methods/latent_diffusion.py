@@ -86,7 +86,9 @@ class LatentDiffusion(LatentModel):
         self.max_latents = self.tokenizer.max_latents
         self.conditions = Conditions(config.conditions, method.base.width)
         axes = self.latent_axes
-        self.base = Denoiser(make_backbone(method.base, self.latent_channels, axes), self.path)
+        attention = self.conditions.token_attention
+        network = make_backbone(method.base, self.latent_channels, axes, token_attention=attention)
+        self.base = Denoiser(network, self.path)
 
     @property
     def latent_axes(self) -> int:

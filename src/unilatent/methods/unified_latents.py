@@ -155,7 +155,11 @@ class UnifiedLatents(LatentModel):
         )
         prior = None if method.prior == "normal" else method.prior
         self.conditions = Conditions(config.conditions, prior.width if prior else 1)
-        self.prior = None if prior is None else Denoiser(make_backbone(prior, method.latent_channels, axes), self.path)
+        self.prior = None
+        if prior is not None:
+            attention = self.conditions.token_attention
+            network = make_backbone(prior, method.latent_channels, axes, token_attention=attention)
+            self.prior = Denoiser(network, self.path)
         one_pass = method.decoder_loss == "mse"
         network = make_backbone(method.decoder, channels, axes, context_channels=method.latent_channels)
         self.decoder_width = method.decoder.width
