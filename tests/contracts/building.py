@@ -45,7 +45,7 @@ def model_config(modality: str, method: str, **fields: Any) -> ModelConfig:
         fields = {"tokenizer_model": model_config(modality, first_tokenizer()).plain(), **fields}
     own = type(own).parse({**own.plain(), **fields})
     config = ModelConfig(modality=modality_of(modality).config, conditions=conditions, method=own)
-    return config.with_data(facts)
+    return config.with_data(splits_of(modality))
 
 
 def first_tokenizer() -> str:

@@ -76,7 +76,7 @@ class Trainer:
         self.allow_data_change, self.data_changed = allow_data_change, False
         modality: Modality = find("modalities", config.modality.name)(config.modality)
         self.splits: Splits = modality.splits(config.data)
-        self.config = config.with_data(self.splits.train.facts).with_sources()
+        self.config = config.with_data(self.splits).with_sources()
         self.training = self.config.training
         self.samples = self._count()
         if not self.samples:
