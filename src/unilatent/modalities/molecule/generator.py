@@ -39,13 +39,15 @@ Progress = Callable[[str, int, int], None]
 
 HEAVY = {3: 0.0005, 4: 0.001, 5: 0.002, 6: 0.005, 7: 0.024, 8: 0.136, 9: 0.8315}
 """Heavy atoms of a molecule, about as often as in QM9."""
-ELEMENTS = {"C": 0.66, "N": 0.135, "O": 0.20, "F": 0.004}
+ELEMENTS = {"C": 0.64, "N": 0.14, "O": 0.22, "F": 0.003}
 FREE = {"C": 4, "N": 3, "O": 2, "F": 1}
 RINGS = {0: 0.10, 1: 0.28, 2: 0.33, 3: 0.22, 4: 0.07}
 """Rings that are tried to be closed."""
 RING_SIZES = {3: 1.0, 4: 0.8, 5: 1.6, 6: 1.0}
-MULTIPLE = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.25, 4: 0.15}
+MULTIPLE = {0: 0.08, 1: 0.18, 2: 0.30, 3: 0.27, 4: 0.17}
 """Times that some bond's order is raised by one."""
+RAISED = {"C": 1.0, "N": 1.6, "O": 3.0, "F": 1.0}
+"""How often that is a bond to such an atom."""
 
 EXCLUDED = (
     "[O;!$(O=*)]~[O,F]", "[N;!a]~[N;!a]", "[N]-[F]", "[NX3]-[OX2]-[NX3]", "[F]-C-[F]",  # bonds that QM9 hardly has
@@ -87,7 +89,8 @@ def graph(draw: random.Random) -> str | None:
         candidates = [pair for pair, order in bonds.items() if order < 3 and free[pair[0]] and free[pair[1]]]
         if not candidates:
             break
-        a, b = draw.choice(candidates)
+        weights = [RAISED[symbols[a]] * RAISED[symbols[b]] for a, b in candidates]
+        a, b = draw.choices(candidates, weights)[0]
         bonds[a, b] += 1
         free[a] -= 1
         free[b] -= 1
