@@ -7,9 +7,12 @@ Babel, PoseBusters and pymatgen are imported when they are first used, and nowhe
 from __future__ import annotations
 
 import hashlib
+import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,10 +165,6 @@ def atoms_only(types: np.ndarray, positions: np.ndarray) -> Any:
     return mol
 
 
-MOST_BONDS = {H: 1, C: 4, N: 4, O: 3, F: 1}
-"""Neighbours above which bond orders of a neutral molecule of these elements are not looked for."""
-
-
 def perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
     """The neutral molecule that RDKit sees in atoms at places (`DetermineBonds`, charge 0), sanitised, in however many
     fragments; None where it sees none."""
@@ -181,6 +180,16 @@ def perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
     return mol
 
 
+def fragments(mol: Any) -> int:
+    """Pieces that no bond joins."""
+    return len(rdkit().Chem.GetMolFrags(mol))
+
+
+def rings(mol: Any) -> int:
+    """Of the smallest set that spans all."""
+    return len(rdkit().Chem.GetSSSR(mol))
+
+
 def plain_smiles(mol: Any) -> str:
     """Canonical SMILES without stereochemistry and without explicit hydrogens."""
     Chem = rdkit().Chem
@@ -192,3 +201,96 @@ def key(smiles: str | None) -> int:
     if smiles is None:
         return 0
     return int.from_bytes(hashlib.blake2b(smiles.encode(), digest_size=8).digest(), "little") >> 1 | 1
+
+
+# ---- A: bonds by Open Babel ------------------------------------------------------------------------------------------
+
+
+@cache
+def openbabel() -> Any:
+    """Open Babel, silenced; ValueError says which extra brings it."""
+    try:
+        from openbabel import openbabel as babel
+    except ImportError:
+        raise ValueError(f"Open Babel's view of molecules needs the package openbabel: {EVALUATION_EXTRA}") from None
+    babel.obErrorLog.SetOutputLevel(0)
+    return babel
+
+
+def babel_perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
+    """What ADiT and UNITE call valid: Open Babel joins the atoms and finds bond orders, RDKit reads its PDB text and
+    sanitises it. In however many fragments; None where RDKit refuses. The same as through files, without any."""
+    babel, Chem = openbabel(), rdkit().Chem
+    mol = babel.OBMol()
+    mol.BeginModify()
+    for number, (x, y, z) in zip(types.tolist(), positions.tolist(), strict=True):
+        atom = mol.NewAtom()
+        atom.SetAtomicNum(number)
+        atom.SetVector(x, y, z)
+    mol.EndModify()
+    mol.ConnectTheDots()
+    mol.PerceiveBondOrders()
+    conversion = babel.OBConversion()
+    conversion.SetOutFormat("pdb")
+    return Chem.MolFromPDBBlock(conversion.WriteString(mol), removeHs=False)
+
+
+def fragment_smiles(mol: Any) -> str | None:
+    """Canonical SMILES, with stereochemistry, of the fragment with the most atoms."""
+    Chem = rdkit().Chem
+    try:
+        return Chem.MolToSmiles(largest_fragment(mol), isomericSmiles=True)
+    except (ValueError, RuntimeError):
+        return None
+
+
+@cache
+def matcher() -> Any:
+    """pymatgen's MoleculeMatcher, which compares InChIs by Open Babel; ValueError says which extra brings it."""
+    openbabel()
+    try:
+        from pymatgen.analysis.molecule_matcher import MoleculeMatcher
+        from pymatgen.core import Molecule
+    except ImportError:
+        raise ValueError(f"the match rate needs the package pymatgen: {EXTRA}") from None
+    return SimpleNamespace(matcher=MoleculeMatcher(), Molecule=Molecule)
+
+
+def match(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """RMSD in Angstrom between two molecules (types, positions) whose InChIs are equal; infinite where they are not."""
+    kit = matcher()
+    try:
+        pair = [kit.Molecule(t.tolist(), p) for t, p in (a, b)]
+        return float(kit.matcher.get_rmsd(*pair))
+    except Exception:  # whatever pymatgen or Open Babel raise on garbage is no match
+        return float("inf")
+
+
+# ---- D: PoseBusters --------------------------------------------------------------------------------------------------
+
+
+@cache
+def posebusters(energy: bool) -> Any:
+    """PoseBusters with the checks of its "mol" list, with or without the energy of the molecule beside that of other
+    conformations; ValueError says which extra brings it. Version 0.6.5 lists that check twice: it runs once here."""
+    try:
+        import posebusters as package
+        import yaml
+    except ImportError:
+        raise ValueError(f"PoseBusters' checks need the package posebusters: {EVALUATION_EXTRA}") from None
+    logging.getLogger("posebusters").setLevel(logging.CRITICAL)  # a molecule that fails is counted, not told of
+    config = yaml.safe_load((Path(package.__file__).parent / "config" / "mol.yml").read_text(encoding="utf-8"))
+    ratios = [module for module in config["modules"] if module["function"] == "energy_ratio"]
+    others = [module for module in config["modules"] if module["function"] != "energy_ratio"]
+    return package.PoseBusters({**config, "modules": others + (ratios[-1:] if energy else [])})
+
+
+def bust(molecules: list[Any], energy: bool) -> list[bool]:
+    """Whether each molecule passes every check; None among them passes none."""
+    seen = [mol for mol in molecules if mol is not None]
+    if not seen:
+        return [False] * len(molecules)
+    with rdkit().quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        passed = iter(posebusters(energy).bust(seen, None, None).fillna(False).astype(bool).all(axis=1).tolist())
+    return [mol is not None and next(passed) for mol in molecules]

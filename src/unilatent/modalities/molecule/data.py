@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -263,11 +263,11 @@ class _Member:
 
 
 def _members(path: Path) -> list[_Member]:
-    """Files of molecules at a path, sorted by name."""
+    """Files of molecules at a path, sorted by name; an .sdf is passed over beside an .xyz of its name."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        shown = [(file.relative_to(path).as_posix(), file) for file in files]
-        return [_Member(name, str(file), file.read_bytes) for name, file in shown if _is_molecule(name)]
+        shown = {file.relative_to(path).as_posix(): file for file in files}
+        return [_Member(name, str(shown[name]), shown[name].read_bytes) for name in _once(shown)]
     if path.suffix.lower() != ".zip":
         return [_Member(path.name, str(path), path.read_bytes)] if _is_molecule(path.name) else []
     try:
@@ -280,8 +280,14 @@ def _members(path: Path) -> list[_Member]:
             raise ValueError(f"unpacks to more than {MEMBER_BYTES >> 20} MiB")
         return archive.read(name)
 
-    names = sorted({name for name in archive.namelist() if _is_molecule(name)})
+    names = _once(sorted(set(archive.namelist())))
     return [_Member(name, f"{name} in {path}", lambda name=name: unpack(name)) for name in names]  # type: ignore[misc]
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    found = [name for name in names if _is_molecule(name)]
+    tables = {name.rpartition(".")[0] for name in found if not name.lower().endswith(".sdf")}
+    return [name for name in found if not name.lower().endswith(".sdf") or name.rpartition(".")[0] not in tables]
 
 
 def _is_molecule(name: str) -> bool:
