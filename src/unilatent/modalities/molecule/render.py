@@ -1,0 +1,163 @@
+"""Molecules to .xyz and .sdf files and to pictures: the formula where RDKit sees bonds, and balls and sticks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...atoms.systems import System, Systems
+from . import chemistry
+from .chemistry import SYMBOLS, rdkit
+from .data import read
+
+COLOURS = {1: "#e8e8e8", 6: "#505050", 7: "#3050f8", 8: "#e02010", 9: "#60c040", 16: "#e0c030"}
+RADII = {1: 0.22, 6: 0.36, 7: 0.36, 8: 0.36, 9: 0.32, 16: 0.46}
+"""Angstrom of a ball."""
+OTHER_COLOUR, OTHER_RADIUS = "#d060d0", 0.42
+CELL = 1.5
+"""Inches a side."""
+PIXELS = 150
+"""Pixels a side of a formula, and an inch of the picture."""
+REACH = 5.0
+"""Angstrom from the middle of a cell to its edge, or more where a molecule is larger."""
+
+
+def to_system(data: dict[str, Tensor], index: int) -> System:
+    """One molecule of a batch, without its padding."""
+    types, positions = (data[name][index].detach().cpu().numpy() for name in ("types", "positions"))
+    return System(types[types > 0].astype(np.uint8), positions[types > 0].astype(np.float32))
+
+
+def write(data: dict[str, Tensor], folder: Path, start: int = 0) -> list[Path]:
+    """One .xyz a molecule, numbered in six digits from `start`, and where RDKit is there an .sdf beside it, with bonds
+    where it sees them. Returns the .xyz files; `read_files` gives the same atoms back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(len(data["types"])):
+        system = to_system(data, i)
+        path = folder / f"{start + i:06d}.xyz"
+        _whole(path, _xyz(system).encode())
+        if (block := _sdf(system)) is not None:
+            _whole(path.with_suffix(".sdf"), block.encode())
+        paths.append(path)
+    return paths
+
+
+def read_files(path: Path) -> Systems:
+    """The molecules of files that somebody made; ValueError names the first that cannot be used."""
+    found = read(path)
+    if found.faults:
+        raise ValueError(f"{found.faults[0]}; mend or remove it")
+    if not len(found.systems):
+        raise ValueError(f"{path}: holds no molecules")
+    return found.systems
+
+
+def _xyz(system: System) -> str:
+    lines = [str(len(system.types)), system.name]
+    for number, place in zip(system.types.tolist(), system.coordinates.tolist(), strict=True):
+        lines.append(f"{SYMBOLS[number]:<2} " + " ".join(f"{x:14.8f}" for x in place))
+    return "\n".join(lines) + "\n"
+
+
+def _sdf(system: System) -> str | None:
+    """None without RDKit, or of a place that no .sdf can hold."""
+    try:
+        kit = rdkit()
+    except ValueError:
+        return None
+    if not np.isfinite(system.coordinates).all() or np.abs(system.coordinates).max(initial=0) >= 1e4:
+        return None
+    mol = _seen(system) or chemistry.atoms_only(system.types, system.coordinates)
+    return kit.Chem.MolToMolBlock(mol, kekulize=False) + "$$$$\n"
+
+
+def _seen(system: System) -> Any | None:
+    with rdkit().quiet():
+        return chemistry.perceive(system.types, system.coordinates) if len(system.types) else None
+
+
+def _whole(path: Path, content: bytes | Callable[[Path], None]) -> None:
+    """A file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if isinstance(content, bytes):
+            partial.write_bytes(content)
+        else:
+            content(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def draw_grid(rows: Sequence[dict[str, Tensor]], path: Path, columns: int | None = None) -> None:
+    """Rows of molecules as one PNG: each as balls and sticks, turned to show its widest side, above its formula; the
+    formula stays empty where RDKit sees no molecule. columns: at most so many a line; longer rows continue below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sets = [[to_system(row, i) for i in range(len(row["types"]))] for row in rows]
+    longest = max((len(row) for row in sets), default=0)
+    assert longest, "a grid needs at least one molecule"
+    step = columns or longest
+    lines = [row[i : i + step] for i in range(0, longest, step) for row in sets if len(row) > i]
+    wide = max(len(line) for line in lines)
+    figure = Figure(figsize=(wide * CELL, len(lines) * 2 * CELL), dpi=PIXELS)
+    FigureCanvasAgg(figure)
+    for i, line in enumerate(lines):
+        for j, system in enumerate(line):
+            for part, draw in enumerate((_balls, _formula)):
+                bottom = 1 - (2 * i + part + 1) / (2 * len(lines))
+                axes = figure.add_axes((j / wide, bottom, 1 / wide, 1 / (2 * len(lines))))
+                axes.set_axis_off()
+                draw(axes, system)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _whole(path, lambda partial: figure.savefig(partial, format="png", dpi=PIXELS))
+
+
+def _balls(axes: Any, system: System) -> None:
+    """Seen along the axis of least extent, the nearest atoms drawn last."""
+    from matplotlib.patches import Circle
+
+    places = np.nan_to_num(system.coordinates.astype(np.float64))
+    if not len(places):
+        return
+    places = places - places.mean(0)
+    places = places @ np.linalg.svd(places, full_matrices=True)[2].T  # widest first, towards the eye last
+    reach = max(REACH, float(np.abs(places[:, :2]).max()) + 0.5)
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(-reach, reach)
+    types = torch.from_numpy(system.types.astype(np.int64))
+    bonds = chemistry.distance_orders(types[None], torch.from_numpy(places)[None])[0].triu().nonzero().tolist()
+    for a, b in bonds:
+        ends = places[[a, b]]
+        axes.plot(ends[:, 0], ends[:, 1], color="#909090", linewidth=2, zorder=float(ends[:, 2].mean()))
+    for number, (x, y, depth) in zip(system.types.tolist(), places, strict=True):
+        ball = Circle(
+            (x, y), RADII.get(number, OTHER_RADIUS), facecolor=COLOURS.get(number, OTHER_COLOUR),
+            edgecolor="#202020", linewidth=0.5, zorder=float(depth) + 0.01,
+        )  # fmt: skip
+        axes.add_patch(ball)
+
+
+def _formula(axes: Any, system: System) -> None:
+    try:
+        kit = rdkit()
+    except ValueError:
+        return
+    mol = _seen(system)
+    if mol is None:
+        return
+    with kit.quiet():
+        flat = kit.Chem.RemoveHs(mol, sanitize=False)
+        kit.Depictor.Compute2DCoords(flat)
+        axes.imshow(np.asarray(kit.Draw.MolToImage(flat, size=(PIXELS * 2, PIXELS * 2))))
