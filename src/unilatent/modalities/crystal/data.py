@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
@@ -34,6 +34,7 @@ from .records import READERS, TooLarge, system
 VERSION = 1
 """Goes up when the same file would give other crystals."""
 SPLITS = ("train", "val", "test")
+PARTS = {"validation": "val", "test": "test"}
 SLICES = (27_138, 36_184)
 """Where MP20's `all.csv` goes over from train to val, and from val to test."""
 HELD_OUT = 0.1
@@ -43,12 +44,7 @@ SMALL = 256
 """Records that are not worth a second process."""
 MEMBER_BYTES = 2**30
 """What one file of an archive may unpack to."""
-Progress = Callable[[int, int], None]
-"""Called with how many are done, and how many there will be."""
-
-
-def silent(done: int, total: int) -> None:
-    """No progress."""
+Progress = generator.Progress
 
 
 class CrystalData(Config):
@@ -67,16 +63,18 @@ class CrystalData(Config):
     held_out: float | None = Field(default=None, ge=0)
     """How many crystals no training step sees, or below 1 which share of them, by a hash of the name. None: the split
     that the data brings, else a tenth. Where the data brings one, so many of that."""
-    held_out_split: Literal["val", "test"] = "test"
-    """Which of the data's own splits is held out."""
+    held_out_part: Literal["validation", "test"] = "validation"
+    """Which of the data's own parts is held out; the other one is not used. Numbers to publish are of the test part."""
     max_atoms: int = Field(default=20, ge=1, le=256)
     """Larger crystals are left out."""
-    columns: tuple[str, ...] = ()
-    """Columns of numbers that are kept, to condition on."""
+    columns: tuple[str, ...] | None = None
+    """Numbers of each crystal that are kept, None: all; crystals without one that is named are left out."""
+    label_column: str | None = None
+    """A column of numbers each of whose values is a class."""
     spacegroup: bool = False
     """Finds each space group (spglib, tolerance 0.1 A) and keeps it as the column `spacegroup`; slow."""
-    bad_records: float = Field(default=0.05, ge=0, le=1)
-    """Share of the records that may be unusable before that is an error; one always may."""
+    bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Of all records, how many may be unusable before it is an error; one always may."""
 
     @classmethod
     def small(cls) -> Self:
@@ -108,8 +106,12 @@ class _Found:
         return sum(len(part) for part in self.splits.values()) + len(self.bad) + len(self.large)
 
 
-def load(data: CrystalData, progress: Progress = silent) -> tuple[Systems, Systems]:
+def load(
+    data: CrystalData, progress: Progress | None = None, max_atoms: int | None = None
+) -> tuple[Systems, Systems]:  # fmt: skip
     """Training and held-out crystals, with the columns that were asked for.
+
+    max_atoms: of the model; larger crystals are left out, with a warning, as those above data.max_atoms are.
 
     ValueError names the file, the record, what is wrong with it and the way out; as long as only few records are bad,
     they are left out with a warning that names them. What was parsed is kept in the cache, under a hash of the files.
@@ -117,11 +119,13 @@ def load(data: CrystalData, progress: Progress = silent) -> tuple[Systems, Syste
     require()
     field_name = "data.path" if data.path else "data"
     where = str(data.path or "the crystals made here")
-    found = _found(data, progress)
+    if max_atoms is not None and max_atoms < data.max_atoms:
+        data = data.model_copy(update={"max_atoms": max_atoms})
+    found = _found(data, progress or generator.silent)
     _judge(found, data, f"{field_name}: {where}")
     parts = {name: _with_columns(part, data) for name, part in found.splits.items()}
     if "train" in parts:
-        others = [name for name in (data.held_out_split, *SPLITS[1:]) if name in parts]
+        others = [name for name in (PARTS[data.held_out_part], *SPLITS[1:]) if name in parts]
         train = parts["train"]
         held_out = parts[others[0]] if others else train.take([])
         if data.held_out is not None and others:
@@ -167,10 +171,10 @@ def _judge(found: _Found, data: CrystalData, where: str) -> None:
             raise ValueError(f"{where}: all {found.total} crystals have more than {data.max_atoms} atoms "
                              "(data.max_atoms); raise it")  # fmt: skip
         raise ValueError(f"{where}: no record can be used: {examples or 'there is none'}; give other data")
-    if len(found.bad) > max(1, int(data.bad_records * checked)):
+    if len(found.bad) > max(1, int(data.bad_share * checked)):
         raise ValueError(
-            f"{where}: {len(found.bad)} of {checked} records cannot be used, more than data.bad_records="
-            f"{data.bad_records:g} allows: {examples}; repair or remove them, or raise data.bad_records"
+            f"{where}: {len(found.bad)} of {checked} records cannot be used, more than data.bad_share="
+            f"{data.bad_share:g} allows: {examples}; repair or remove them, or raise data.bad_share"
         )
     if found.bad:
         warnings.warn(f"{where}: left out {len(found.bad)} of {checked} records: {examples}")
@@ -180,22 +184,20 @@ def _judge(found: _Found, data: CrystalData, where: str) -> None:
 
 
 def _with_columns(systems: Systems, data: CrystalData) -> Systems:
-    wanted = [*data.columns, *(["spacegroup"] if data.spacegroup else [])]
-    for name in wanted:
-        if name not in systems.columns:
-            known = ", ".join(sorted(set(systems.columns) - {"record"})) or "none"
-            raise ValueError(f"data.columns: no column of numbers {name!r}; there are: {known}")
-    kept = Systems(
-        systems.sizes, systems.types, systems.coordinates, systems.lattice, systems.names,
-        {name: systems.columns[name] for name in wanted},
-    )  # fmt: skip
-    known_rows = np.ones(len(systems), bool)
-    for name in wanted:
-        known_rows &= np.isfinite(systems.columns[name])
-    if known_rows.all():
+    known = sorted(set(systems.columns))
+    asked = {*(data.columns or ()), *([data.label_column] if data.label_column else [])}
+    if unknown := sorted(asked - set(known)):
+        field_name = "data.label_column" if unknown[0] == data.label_column else "data.columns"
+        raise ValueError(f"{field_name}: no column of numbers {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
+    wanted = known if data.columns is None else sorted(asked | ({"spacegroup"} if data.spacegroup else set()))
+    kept = replace(systems, columns={name: systems.columns[name] for name in wanted})
+    lacking = np.zeros(len(systems), bool)
+    for name in asked:
+        lacking |= ~np.isfinite(systems.columns[name])
+    if not lacking.any():
         return kept
-    warnings.warn(f"data.columns: left out {int((~known_rows).sum())} crystals without {', '.join(wanted)}")
-    return kept.take(np.flatnonzero(known_rows))
+    warnings.warn(f"data.columns: left out {int(lacking.sum())} crystals without {', '.join(sorted(asked))}")
+    return kept.take(np.flatnonzero(~lacking))
 
 
 # ---- where they come from ------------------------------------------------------------------------------------------
@@ -357,7 +359,7 @@ def _rows(text: str, where: str, stem: str) -> Iterator[_Record]:
         raise ValueError(f"data.path: {where} has no column cif (it has {', '.join(table.fieldnames)}); add it")
     for i, row in enumerate(table):
         name = row.get("material_id") or row.get("id") or str(i + 1)
-        columns = {"record": float(i)}
+        columns: dict[str, float] = {}
         for key, value in row.items():
             if key and key not in ("cif", "material_id", "id") and isinstance(value, str):
                 columns[key] = _value(value)
@@ -397,7 +399,8 @@ def _parsed(records: list[_Record], data: CrystalData, progress: Progress) -> _F
     total = len(records)
     workers = min(CORES, 1 + total // SMALL)
     splits: dict[str, list[System]] = {}
-    bad, large = [], []
+    bad: list[str] = []
+    large: list[str] = []
     tasks = (records, itertools.repeat(data.max_atoms), itertools.repeat(data.spacegroup))
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
     try:
@@ -408,8 +411,7 @@ def _parsed(records: list[_Record], data: CrystalData, progress: Progress) -> _F
             else:
                 fits, reason = result
                 (bad if fits else large).append(f"{record.where}: {reason}")
-            if i % 64 == 63 or i + 1 == total:
-                progress(i + 1, total)
+            progress("parsing crystals", 1, total)
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)

@@ -63,8 +63,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Prototype:
-    """A structure type. group: its space group (first origin choice, hexagonal axes). roles: "ionic", where X is the anion;
-    else each letter's elements by name ("metal", "late", "tetrahedral"). ratio: c / a."""
+    """A structure type. group: its space group (first origin choice, hexagonal axes). ratio: c / a. roles: "ionic",
+    where X is the anion; else each letter's elements by name ("metal", "late", "tetrahedral")."""
 
     name: str
     group: int
@@ -162,7 +162,7 @@ PROTOTYPES = (
     Prototype("spinel", 227, (Site("A", (0, 0, 0)), Site("B", (F, F, F)), Site("X", (0.387,) * 3, ((1, 1, 1),)))),
     Prototype("NaFeO2", 166, (Site("A", (0, 0, H)), Site("B", (0, 0, 0)), Site("X", (0, 0, 0.26), (Z,))), 5.0),
     Prototype("delafossite", 166, (Site("A", (0, 0, 0)), Site("B", (0, 0, H)), Site("X", (0, 0, 0.11), (Z,))), 5.6),
-    Prototype("chalcopyrite", 122, (Site("A", (0, 0, 0)), Site("B", (0, 0, H)), Site("X", (0.25, Q, 1 / 8), (X,))), 2.0),
+    Prototype("chalcopyrite", 122, (Site("A", (0, 0, 0)), Site("B", (0, 0, H)), Site("X", (Q, Q, 1 / 8), (X,))), 2.0),
     Prototype(
         "K2NiF4", 139,
         (Site("A", (0, 0, 0.355), (Z,)), Site("B", (0, 0, 0)), Site("X", (0, H, 0)), Site("X", (0, 0, 0.155), (Z,))),
@@ -341,7 +341,10 @@ def build(seed: int, index: int) -> System | None:
         f"{Element.from_Z(filling.elements[role]).symbol}{amounts[role] if amounts[role] > 1 else ''}"
         for role in prototype.letters
     )
-    columns = {"spacegroup": float(prototype.group), "volume": float(abs(np.linalg.det(matrix)) / len(types))}
+    columns = {
+        "prototype": float(filling.prototype), "spacegroup": float(prototype.group),
+        "volume": float(abs(np.linalg.det(matrix)) / len(types)),
+    }  # fmt: skip
     return System(types[order], places[order], lattice, f"{prototype.name} {formula}", columns)
 
 
@@ -354,12 +357,20 @@ def _tolerated(radii: dict[str, float]) -> bool:
 # ---- many of them --------------------------------------------------------------------------------------------------
 
 
-def make(
-    num: int, seed: int = 0, workers: int = 1, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Systems:
+Progress = Callable[[str, int, int], None]
+"""Called with what is being made, how many more are done, and how many there will be."""
+
+
+def silent(what: str, more: int, total: int) -> None:
+    """No progress."""
+
+
+def make(num: int, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
     """`num` crystals, no formula twice in one prototype; the same for any number of workers.
 
-    progress: called with how many are done, and `num`. It depends on the installed pymatgen's tables of radii and
+    Columns: `prototype`, its place in PROTOTYPES; `spacegroup`; `volume` of an atom, in cubic Angstrom.
+
+    It depends on the installed pymatgen's tables of radii and
     oxidation states. ValueError when the prototypes do not have that many.
     """
     require()
@@ -371,9 +382,10 @@ def make(
             chunk = list(itertools.islice(fresh, min(wanted, 16 * CHUNK * workers)))
             if not chunk:
                 raise ValueError(f"num: {num:,} crystals, but the prototypes gave only {len(found):,}; ask for fewer")
-            found += [system for system in mapping(seed, chunk) if system is not None]
-            progress(min(len(found), num), num)
-    return Systems.of(found[:num])
+            before = len(found)
+            found = [*found, *(system for system in mapping(seed, chunk) if system is not None)][:num]
+            (progress or silent)("crystals", len(found) - before, num)
+    return Systems.of(found)
 
 
 def _fresh(seed: int, candidates: int) -> Iterator[int]:

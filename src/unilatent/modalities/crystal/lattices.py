@@ -55,7 +55,7 @@ def niggli(matrix: np.ndarray, fractional: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def distances_of(matrix: np.ndarray, fractional: np.ndarray) -> np.ndarray:
-    """(n, n) distances in a reduced cell (3, 3), each to the nearest image; on the diagonal to the nearest of its own."""
+    """(n, n) distances in a reduced cell (3, 3) to the nearest image; on the diagonal to the nearest of its own."""
     apart = fractional[:, None] - fractional
     vectors = (apart - apart.round())[:, :, None] + STEPS  # (n, n, 27, 3)
     squares = np.square(vectors @ matrix).sum(-1)
