@@ -1,0 +1,1 @@
+"""Crystals: atoms in a cell that repeats without end."""
