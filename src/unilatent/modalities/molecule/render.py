@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...atoms.systems import System, Systems
@@ -17,14 +19,14 @@ from .chemistry import SYMBOLS, rdkit
 from .data import read
 
 COLOURS = {1: "#e8e8e8", 6: "#505050", 7: "#3050f8", 8: "#e02010", 9: "#60c040", 16: "#e0c030"}
-RADII = {1: 0.22, 6: 0.36, 7: 0.36, 8: 0.36, 9: 0.32, 16: 0.46}
+RADII = {1: 0.24, 6: 0.40, 7: 0.40, 8: 0.40, 9: 0.36, 16: 0.50}
 """Angstrom of a ball."""
-OTHER_COLOUR, OTHER_RADIUS = "#d060d0", 0.42
-CELL = 1.5
-"""Inches a side."""
-PIXELS = 150
-"""Pixels a side of a formula, and an inch of the picture."""
-REACH = 5.0
+OTHER_COLOUR, OTHER_RADIUS = "#d060d0", 0.46
+CELL = 160
+"""Pixels a side of a molecule, and of its formula below."""
+SMOOTH = 2
+"""Times larger that balls are drawn, to be averaged."""
+REACH = 4.5
 """Angstrom from the middle of a cell to its edge, or more where a molecule is larger."""
 
 
@@ -85,15 +87,15 @@ def _seen(system: System) -> Any | None:
 
 def _whole(path: Path, content: bytes | Callable[[Path], None]) -> None:
     """A file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if isinstance(content, bytes):
-            partial.write_bytes(content)
+            temporary.write_bytes(content)
         else:
-            content(partial)
-        os.replace(partial, path)
+            content(temporary)
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -102,62 +104,58 @@ def _whole(path: Path, content: bytes | Callable[[Path], None]) -> None:
 def draw_grid(rows: Sequence[dict[str, Tensor]], path: Path, columns: int | None = None) -> None:
     """Rows of molecules as one PNG: each as balls and sticks, turned to show its widest side, above its formula; the
     formula stays empty where RDKit sees no molecule. columns: at most so many a line; longer rows continue below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     sets = [[to_system(row, i) for i in range(len(row["types"]))] for row in rows]
     longest = max((len(row) for row in sets), default=0)
     assert longest, "a grid needs at least one molecule"
     step = columns or longest
     lines = [row[i : i + step] for i in range(0, longest, step) for row in sets if len(row) > i]
-    wide = max(len(line) for line in lines)
-    figure = Figure(figsize=(wide * CELL, len(lines) * 2 * CELL), dpi=PIXELS)
-    FigureCanvasAgg(figure)
+    canvas = Image.new("RGB", (max(map(len, lines)) * CELL, len(lines) * 2 * CELL), "white")
     for i, line in enumerate(lines):
         for j, system in enumerate(line):
-            for part, draw in enumerate((_balls, _formula)):
-                bottom = 1 - (2 * i + part + 1) / (2 * len(lines))
-                axes = figure.add_axes((j / wide, bottom, 1 / wide, 1 / (2 * len(lines))))
-                axes.set_axis_off()
-                draw(axes, system)
+            canvas.paste(_balls(system), (j * CELL, 2 * i * CELL))
+            if (formula := _formula(system)) is not None:
+                canvas.paste(formula, (j * CELL, (2 * i + 1) * CELL))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _whole(path, lambda partial: figure.savefig(partial, format="png", dpi=PIXELS))
+    _whole(path, lambda temporary: canvas.save(temporary, format="PNG"))
 
 
-def _balls(axes: Any, system: System) -> None:
-    """Seen along the axis of least extent, the nearest atoms drawn last."""
-    from matplotlib.patches import Circle
-
-    places = np.nan_to_num(system.coordinates.astype(np.float64))
+def _balls(system: System) -> Image.Image:
+    """Seen along the axis of least extent, what is nearest drawn last."""
+    side = CELL * SMOOTH
+    picture = Image.new("RGB", (side, side), "white")
+    places = np.nan_to_num(system.coordinates.astype(np.float64), posinf=0, neginf=0)
     if not len(places):
-        return
+        return picture.resize((CELL, CELL))
     places = places - places.mean(0)
     places = places @ np.linalg.svd(places, full_matrices=True)[2].T  # widest first, towards the eye last
-    reach = max(REACH, float(np.abs(places[:, :2]).max()) + 0.5)
-    axes.set_xlim(-reach, reach)
-    axes.set_ylim(-reach, reach)
+    scale = side / 2 / max(REACH, float(np.abs(places[:, :2]).max()) + 0.5)
+    flat = side / 2 + scale * places[:, :2]  # (n, 2) pixels
+    draw = ImageDraw.Draw(picture)
+    parts: list[tuple[float, Callable[[], None]]] = []
     types = torch.from_numpy(system.types.astype(np.int64))
     bonds = chemistry.distance_orders(types[None], torch.from_numpy(places)[None])[0].triu().nonzero().tolist()
     for a, b in bonds:
-        ends = places[[a, b]]
-        axes.plot(ends[:, 0], ends[:, 1], color="#909090", linewidth=2, zorder=float(ends[:, 2].mean()))
-    for number, (x, y, depth) in zip(system.types.tolist(), places, strict=True):
-        ball = Circle(
-            (x, y), RADII.get(number, OTHER_RADIUS), facecolor=COLOURS.get(number, OTHER_COLOUR),
-            edgecolor="#202020", linewidth=0.5, zorder=float(depth) + 0.01,
-        )  # fmt: skip
-        axes.add_patch(ball)
+        ends = [tuple(flat[a]), tuple(flat[b])]
+        stick = partial(draw.line, ends, fill="#909090", width=round(0.16 * scale))
+        parts.append((float(places[[a, b], 2].mean()), stick))
+    for number, (x, y), depth in zip(system.types.tolist(), flat, places[:, 2], strict=True):
+        radius = RADII.get(number, OTHER_RADIUS) * scale
+        box, colour = (x - radius, y - radius, x + radius, y + radius), COLOURS.get(number, OTHER_COLOUR)
+        parts.append((float(depth) + 0.01, partial(draw.ellipse, box, fill=colour, outline="#202020", width=SMOOTH)))
+    for _, part in sorted(parts, key=lambda item: item[0]):
+        part()
+    return picture.resize((CELL, CELL), Image.Resampling.BOX)
 
 
-def _formula(axes: Any, system: System) -> None:
+def _formula(system: System) -> Image.Image | None:
     try:
         kit = rdkit()
     except ValueError:
-        return
+        return None
     mol = _seen(system)
     if mol is None:
-        return
+        return None
     with kit.quiet():
         flat = kit.Chem.RemoveHs(mol, sanitize=False)
         kit.Depictor.Compute2DCoords(flat)
-        axes.imshow(np.asarray(kit.Draw.MolToImage(flat, size=(PIXELS * 2, PIXELS * 2))))
+        return kit.Draw.MolToImage(flat, size=(CELL, CELL))
