@@ -174,5 +174,3 @@ def _repeated(one: System) -> tuple[np.ndarray, np.ndarray]:
         types.append(one.types[inside])
         found.append(moved[inside])
     return np.concatenate(types), np.concatenate(found)
-
-
