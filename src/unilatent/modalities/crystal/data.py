@@ -29,7 +29,7 @@ from ...maths.streams import seed_of
 from ...pretrained import cache_folder
 from . import generator
 from .lattices import require
-from .records import READERS, TooLarge, system
+from .records import READERS, TooLarge, complete, prepared
 
 VERSION = 1
 """Goes up when the same file would give other crystals."""
@@ -211,7 +211,7 @@ def _found(data: CrystalData, progress: Progress) -> _Found:
     if not path.exists():
         raise ValueError(f"data.path: {path} does not exist; give a file or folder of crystals, or leave it out")
     if path.suffix.lower() == ".npz":
-        return _filtered(_of_systems(Systems.load(path), path), data.max_atoms)
+        return _of_systems(Systems.load(path), path, data.max_atoms)
     files = _files(path)
     about = hashlib.sha256()
     for name, read in files:
@@ -236,21 +236,20 @@ def _filtered(found: _Found, max_atoms: int) -> _Found:
     return _Found(splits, found.bad, large)
 
 
-def _of_systems(systems: Systems, path: Path) -> _Found:
+def _of_systems(systems: Systems, path: Path, max_atoms: int) -> _Found:
     """Of a file of systems, each checked."""
     if systems.lattice is None:
         raise ValueError(f"data.path: {path} holds molecules (no lattice), not crystals; give other data")
-    good, bad = [], []
+    good, bad, large = [], [], []
     for i in range(len(systems)):
         one = systems[i]
-        assert one.lattice is not None
         try:
-            made = system(one.types.tolist(), one.coordinates.astype(np.float64), one.lattice.astype(np.float64), 10**6)
+            good.append(prepared(replace(one, types=one.types.astype(np.int64)), max_atoms))
+        except TooLarge as error:
+            large.append(f"{path} record {i + 1} ({one.name}): {error}")
         except ValueError as error:
             bad.append(f"{path} record {i + 1} ({one.name}): {error}")
-            continue
-        good.append(System(made.types, made.coordinates, made.lattice, one.name, one.columns))
-    return _Found({"": Systems.of(good)}, bad, [])
+    return _Found({"": Systems.of(good)}, bad, large)
 
 
 Files = list[tuple[str, Callable[[], bytes]]]
@@ -278,10 +277,17 @@ def _files(path: Path) -> Files:
     if len(found) > 1:
         splits = [file for file in found if _stem(file[0]) in SPLITS and _kind(file[0]) == "csv"]
         whole = [file for file in found if _stem(file[0]) == "all" and _kind(file[0]) == "csv"]
+        found = _once(found)
         found = splits if any(_stem(name) == "train" for name, _ in splits) else whole or found
     if not found:
         raise ValueError(f"data.path: {path} holds no crystals; accepted are {ACCEPTED}")
     return found
+
+
+def _once(files: Files) -> Files:
+    """Without the extended XYZ that lies beside a CIF of the same name: both are the same crystal."""
+    stems = {name.rpartition(".")[0] for name, _ in files if _kind(name) == "cif"}
+    return [file for file in files if _kind(file[0]) != "frame" or file[0].rpartition(".")[0] not in stems]
 
 
 ACCEPTED = ".csv(.gz) with a column cif, .cif, POSCAR or .vasp, .extxyz or .xyz, a folder or .zip of them, .npz"
@@ -440,13 +446,13 @@ def _parse(record: _Record, max_atoms: int, spacegroup: bool) -> System | tuple[
     if record.kind == "broken":
         return True, record.text
     try:
-        made = READERS[record.kind](record.text, max_atoms)
+        made = prepared(READERS[record.kind](record.text), max_atoms)
         columns = {**made.columns, **record.columns}
         if spacegroup:
             columns["spacegroup"] = float(_spacegroup(made))
     except ValueError as error:
         return not isinstance(error, TooLarge), str(error)
-    return System(made.types, made.coordinates, made.lattice, record.name, columns)
+    return replace(made, name=record.name, columns=columns)
 
 
 def _spacegroup(one: System) -> int:
@@ -462,17 +468,26 @@ def _spacegroup(one: System) -> int:
         raise ValueError(f"no space group can be found ({error})") from None
 
 
-def read_files(path: Path, max_atoms: int = 256) -> Systems:
-    """Every crystal of a file, folder or zip, in order, with all its columns; ValueError at the first that is bad."""
-    require()
+def read_files(path: Path) -> Systems:
+    """Every crystal of a file, folder or zip in order, exactly as it lies there: neither reduced nor sorted, and also
+    those that could not exist. ValueError names the first that is none."""
+    path = path.expanduser()
+    if not path.exists():
+        raise ValueError(f"{path}: does not exist; give a file or folder of crystals")
     if path.suffix.lower() == ".npz":
-        return Systems.load(path)
+        systems = Systems.load(path)
+        if systems.lattice is None:
+            raise ValueError(f"{path}: holds molecules (no lattice), not crystals; give other files")
+        return systems
     found = []
-    for record in _records(_files(path.expanduser()), path.expanduser()):
-        result = _parse(record, max_atoms, False)
-        if not isinstance(result, System):
-            raise ValueError(f"{record.where}: {result[1]}; repair or remove it")
-        found.append(result)
+    for record in _records(_files(path), path):
+        try:
+            if record.kind == "broken":
+                raise ValueError(record.text)
+            one = complete(READERS[record.kind](record.text))
+        except ValueError as error:
+            raise ValueError(f"{record.where}: {error}; repair or remove it") from None
+        found.append(replace(one, name=record.name, columns=record.columns | one.columns))
     return Systems.of(found)
 
 

@@ -180,7 +180,8 @@ class Matches(Metric):
             rows.append(Row("match_rms", of, float(rms[matched].mean()), "", "lower"))
         measured = (
             ("type_accuracy", "atoms of the right element", "%", "higher"),
-            ("lengths_mae", "error of cell lengths", "A", "lower"), ("angles_mae", "error of angles", "degrees", "lower"),
+            ("lengths_mae", "error of cell lengths", "A", "lower"),
+            ("angles_mae", "error of angles", "degrees", "lower"),
             ("frac_rms", "error of fractional coordinates, wrapped", "", "lower"),
         )  # fmt: skip
         random = {"frac_rms": {"random coordinates": 12**-0.5}}
@@ -224,7 +225,7 @@ def match(made: Arrays, truth: Arrays) -> np.ndarray:
 def novelty(made: Arrays, valid: np.ndarray, known: matching.Known | None) -> dict[str, float]:
     """Percent: `unique`, distinct ones of the valid; `novel`, of the distinct; `valid_unique_novel`, of all. The last
     two only where training crystals are known, none without a valid one."""
-    rows = [row for row in np.flatnonzero(valid)]
+    rows = list(np.flatnonzero(valid))
     structures = [matching.reduced(*(array[row] for array in made)) for row in rows]
     usable = [(row, one) for row, one in zip(rows, structures, strict=True) if one is not None]
     if not usable:

@@ -1,15 +1,19 @@
-"""One crystal out of text as people have it: CIF, POSCAR, a frame of extended XYZ. ValueError says what is wrong."""
+"""One crystal out of text as people have it: CIF, POSCAR, a frame of extended XYZ. ValueError says what is wrong.
+
+Readers give what the text says; `prepared` brings it to the form that models see.
+"""
 
 from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
 from ...atoms.systems import System
-from .elements import NUMBERS, in_order
-from .lattices import cell_matrix, distances_of, niggli
+from .elements import NUMBERS, SYMBOLS, in_order
+from .lattices import cell_matrix, distances_of, niggli, wrap
 
 CLOSEST = 0.5
 """Atoms nearer than this, Angstrom, are a mistake; the rule of structural validity."""
@@ -26,7 +30,7 @@ class TooLarge(ValueError):
     """More atoms than asked for: no fault of the record."""
 
 
-def read_cif(text: str, max_atoms: int) -> System:
+def read_cif(text: str) -> System:
     """The first block of a CIF. Those without symmetry are read here, others by pymatgen (ten times slower)."""
     if not text.strip():
         raise ValueError("it is empty")
@@ -34,7 +38,7 @@ def read_cif(text: str, max_atoms: int) -> System:
         raise ValueError("no lattice (_cell_length_a, ...)")
     plain = _plain_cif(text)
     if plain is not None:
-        return system(*plain, max_atoms)
+        return plain
     from pymatgen.io.cif import CifParser
 
     with warnings.catch_warnings():
@@ -43,10 +47,10 @@ def read_cif(text: str, max_atoms: int) -> System:
             structure = CifParser.from_str(text).parse_structures(primitive=False, on_error="raise")[0]
         except Exception as error:  # ValueError, AssertionError, KeyError, ... of a parser of other people's files
             raise ValueError(f"no structure can be made of it ({' '.join(str(error).split())[:120]})") from None
-    return _of_structure(structure, max_atoms)
+    return _of_structure(structure)
 
 
-def read_poscar(text: str, max_atoms: int) -> System:
+def read_poscar(text: str) -> System:
     """A VASP 5 POSCAR: line 6 names the elements."""
     from pymatgen.io.vasp import Poscar
 
@@ -61,10 +65,10 @@ def read_poscar(text: str, max_atoms: int) -> System:
             structure = Poscar.from_str(text).structure
         except Exception as error:
             raise ValueError(f"no structure can be made of it ({' '.join(str(error).split())[:120]})") from None
-    return _of_structure(structure, max_atoms)
+    return _of_structure(structure)
 
 
-def read_frame(text: str, max_atoms: int) -> System:
+def read_frame(text: str) -> System:
     """A frame of extended XYZ, with Lattice="..." and Properties=species:S:1:pos:R:3..."""
     lines = text.splitlines()
     comment = lines[1] if len(lines) > 1 else ""
@@ -92,25 +96,34 @@ def read_frame(text: str, max_atoms: int) -> System:
     _finite(matrix, "the lattice")
     if abs(np.linalg.det(matrix)) < 0.1:
         raise ValueError("its lattice has no volume")
-    made = system(types, positions @ np.linalg.inv(matrix), _parameters(matrix), max_atoms)
     known = {}
     for key, value in re.findall(r"(\w+)\s*=\s*([^\s\"]+)", re.sub(r'\w+\s*=\s*"[^"]*"', "", comment)):
         if key.lower() != "properties" and re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value):
             known[key] = float(value)
-    return System(made.types, made.coordinates, made.lattice, made.name, known)
+    return System(np.array(types), positions @ np.linalg.inv(matrix), _parameters(matrix), columns=known)
 
 
 READERS = {"cif": read_cif, "poscar": read_poscar, "frame": read_frame}
 
 
-def system(types: list[int], fractional: np.ndarray, lattice: np.ndarray, max_atoms: int) -> System:
-    """Checked, Niggli reduced, atoms in the order of electronegativity."""
-    if not types:
+def complete(one: System) -> System:
+    """The same, once it is known that every value is a number and every atom an element."""
+    assert one.lattice is not None
+    if not len(one.types):
         raise ValueError("it has no atoms")
-    if len(types) > max_atoms:
-        raise TooLarge(f"{len(types)} atoms, more than {max_atoms}")
-    _finite(lattice, "the lattice")
-    _finite(fractional, "the coordinates")
+    if one.types.min() < 1 or one.types.max() >= len(SYMBOLS):
+        raise ValueError(f"atomic numbers {one.types.min()} to {one.types.max()} are not all of elements up to 99")
+    _finite(one.lattice, "the lattice")
+    _finite(one.coordinates, "the coordinates")
+    return replace(one, coordinates=wrap(one.coordinates), lattice=np.asarray(one.lattice, np.float32))
+
+
+def prepared(one: System, max_atoms: int) -> System:
+    """Checked, Niggli reduced, atoms in the order of electronegativity."""
+    complete(one)
+    if len(one.types) > max_atoms:
+        raise TooLarge(f"{len(one.types)} atoms, more than {max_atoms}")
+    lattice = np.asarray(one.lattice, np.float64)
     lengths, angles = lattice[:3], lattice[3:]
     if (lengths <= 0).any() or (angles <= 0).any() or (angles >= 180).any():
         raise ValueError(f"a lattice of {', '.join(f'{value:g}' for value in lattice)} is none")
@@ -118,7 +131,7 @@ def system(types: list[int], fractional: np.ndarray, lattice: np.ndarray, max_at
     if abs(np.linalg.det(matrix)) < 0.1:
         raise ValueError("its lattice has no volume")
     try:
-        reduced, places = niggli(matrix, fractional)
+        reduced, places = niggli(matrix, one.coordinates)
     except Exception as error:
         raise ValueError(f"its cell cannot be reduced ({' '.join(str(error).split())[:120]})") from None
     distances = distances_of(cell_matrix(reduced), places.astype(np.float64))
@@ -126,14 +139,13 @@ def system(types: list[int], fractional: np.ndarray, lattice: np.ndarray, max_at
     if own.min() < THINNEST:
         raise ValueError(f"atoms are {own.min():.2f} A from their own images")
     if distances.min() < CLOSEST:
-        i, j = sorted(divmod(int(distances.argmin()), len(types)))
+        i, j = sorted(divmod(int(distances.argmin()), len(one.types)))
         raise ValueError(f"atoms {i + 1} and {j + 1} are {distances.min():.2f} A apart")
-    numbers = np.array(types)
-    order = in_order(numbers)
-    return System(numbers[order], places[order], reduced)
+    order = in_order(one.types)
+    return replace(one, types=one.types[order], coordinates=places[order], lattice=reduced)
 
 
-def _of_structure(structure: object, max_atoms: int) -> System:
+def _of_structure(structure: object) -> System:
     """From a pymatgen Structure."""
     from pymatgen.core import Structure
 
@@ -142,12 +154,11 @@ def _of_structure(structure: object, max_atoms: int) -> System:
         shared = next(site for site in structure if not site.is_ordered)
         raise ValueError(f"partial occupancy ({shared.species_string})")
     types = [_element(site.specie.symbol) for site in structure]
-    parameters = np.array(structure.lattice.parameters)
-    return system(types, structure.frac_coords, parameters, max_atoms)
+    return System(np.array(types), structure.frac_coords, np.array(structure.lattice.parameters))
 
 
-def _plain_cif(text: str) -> tuple[list[int], np.ndarray, np.ndarray] | None:
-    """Elements, coordinates (n, 3) and parameters (6,) of a CIF that names every atom of its cell; None if it may not.
+def _plain_cif(text: str) -> System | None:
+    """Of a CIF that names every atom of its cell; None if it may not.
 
     ValueError on what is wrong with such a one.
     """
@@ -182,7 +193,7 @@ def _plain_cif(text: str) -> tuple[list[int], np.ndarray, np.ndarray] | None:
                 raise ValueError(f"partial occupancy ({row[symbol]}: {row[place]})")
     types = [_element(row[symbol]) for row in rows]
     places = np.array([[_number(row[axis]) for axis in axes] for row in rows]).reshape(-1, 3)
-    return types, places, lattice
+    return System(np.array(types, np.int64), places, lattice)
 
 
 def _parsed(text: str) -> tuple[dict[str, str] | None, list[tuple[list[str], list[list[str]]]]]:
