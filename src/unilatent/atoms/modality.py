@@ -226,9 +226,10 @@ class AtomModality(Modality):
 
     def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
         """As many atoms as training systems have; any number up to the most where that is not known."""
-        return self.form.layout(*self._sized(streams))
+        return self.form.layout(*self._sized(streams, values))
 
-    def _sized(self, streams: Streams) -> tuple[Tensor, Tensor | None]:
+    def _sized(self, streams: Streams, values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """(B, N) which atoms there are, and (B,) which samples are periodic."""
         sizes = drawn(streams.uniform(), self.config.sizes, self.config.max_atoms)
         atoms = torch.arange(self.config.max_atoms, device=sizes.device) < sizes[:, None]
         return atoms, torch.ones_like(sizes, dtype=torch.bool) if self.crystals else None
@@ -296,8 +297,14 @@ class AtomModality(Modality):
                 raise ValueError(f"modality.max_atoms: every training system has more than {self.config.max_atoms}")
             found["sizes"] = tuple(torch.from_numpy(fitting).bincount().tolist())
         if self.config.elements == "found":
-            found["elements"] = tuple(sorted({int(z) for part in sets for z in set(part.systems.types.tolist())}))
+            found["elements"] = tuple(sorted(elements_in(splits)))
         return self.config.model_copy(update=found)
+
+
+def elements_in(splits: Splits) -> set[int]:
+    """Atomic numbers that occur in any system."""
+    sets = [part for part in (splits.train, splits.held_out) if isinstance(part, SystemsDataset)]
+    return {int(z) for part in sets for z in np.unique(part.systems.types)}
 
 
 def drawn(uniform: Tensor, counts: Sequence[int] | None, most: int) -> Tensor:

@@ -47,8 +47,8 @@ def qm9_unite_s() -> RunConfig:
     """UNITE-S on QM9 as in its paper: 8,000 epochs; needs data.path, a folder with gdb9.sdf.
 
     Published (arXiv 2603.22283, Table 3, Open Babel protocol): valid 94.90 %, unique 99.71 % of 10,000 new molecules;
-    reconstruction: match rate 99.37 %, 0.039 Angstrom. The paper's 16 latent channels are taken as 16 an atom; it does not say the
-    decoder's noise (0.1) nor the warm-up (1,000 steps).
+    reconstruction: match rate 99.37 %, 0.039 Angstrom. The paper's 16 latent channels are taken as
+    16 an atom; it says neither the decoder's noise (0.1) nor the warm-up (1,000 steps).
     """
     return RunConfig(
         modality=MoleculeConfig(max_atoms=29),
