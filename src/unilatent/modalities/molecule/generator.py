@@ -238,7 +238,7 @@ def cached(num: int, seed: int = 0, workers: int = 1, progress: Progress | None 
     """The set from the cache, made there if it is not yet. Several processes may call this at once."""
     path = _folder() / f"{_name(seed)}-{num}.npz"
     if not path.is_file():
-        _keep(make(num, seed, workers, progress), path)
+        keep(make(num, seed, workers, progress), path)
     return Systems.load(path)
 
 
@@ -269,7 +269,7 @@ def compose(
     return Systems.of(list(found.values()))
 
 
-def _keep(systems: Systems, path: Path) -> None:
+def keep(systems: Systems, path: Path) -> None:
     """As a whole, whoever else writes the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f".{path.stem}.{os.getpid()}.npz")
@@ -295,7 +295,7 @@ def _pieces(seed: int, workers: int, parts: Path | None) -> Iterator[list[System
 
     def store(piece: int, made: list[System]) -> list[System]:
         if parts is not None:
-            _keep(Systems.of(made), parts / f"{piece:06d}.npz")
+            keep(Systems.of(made), parts / f"{piece:06d}.npz")
         return made
 
     if workers <= 1:
