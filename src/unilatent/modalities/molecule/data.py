@@ -39,6 +39,8 @@ READING = 1
 QM9_SPLIT = {"train": 100_000, "validation": 18_000, "test": 12_831}
 QM9_COLUMNS = ["A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
 """Of the second line of a dsgdb9nsd_*.xyz, after the name and number."""
+TOLD = 256
+"""Records after which progress is told of."""
 SHOWN = 5
 """Faults that a message names."""
 
@@ -114,7 +116,7 @@ def read(path: Path, progress: Progress | None = None) -> Found:
         systems = Systems.load(path)
         if systems.lattice is not None:
             raise ValueError(f"data.path: {path} holds crystals; give molecules")
-        return _checked(((f"record {i}", systems[i]) for i in range(len(systems))), str(path), progress, len(systems))
+        return _checked(_of_systems(systems, str(path)), str(path), progress, len(systems))
     if is_qm9(path):
         return _qm9(path, progress)
     members = _members(path)
@@ -163,8 +165,7 @@ def _found(data: MoleculeData, progress: Progress | None) -> Found:
         return Found(Systems.load(kept), tuple(read_json(beside, "delete it")["faults"]))
     found = read(path, progress)
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        found.systems.save(kept)
+        generator.keep(found.systems, kept)
         write_json(beside, {"faults": found.faults})
     except OSError as error:
         warnings.warn(f"{kept}: {error.strerror}; the molecules of {path} are read anew each time", stacklevel=2)
@@ -226,15 +227,25 @@ Record = tuple[str, "System | str"]
 
 def _checked(records: Iterator[Record], where: str, progress: Progress | None, total: int | None) -> Found:
     systems, faults = [], []
-    for place, record in records:
+    for count, (place, record) in enumerate(records, 1):
         fault = record if isinstance(record, str) else fault_of(record)
         if fault:
             faults.append(f"{place}: {fault}")
         elif isinstance(record, System):
             systems.append(record)
-        if progress is not None:
-            progress(f"reading {where}", 1, total or 0)
+        if progress is not None and count % TOLD == 0:
+            progress(f"reading {where}", TOLD, total or 0)
     return Found(Systems.of(systems), tuple(faults))
+
+
+def _of_systems(systems: Systems, where: str) -> Iterator[Record]:
+    starts = systems.starts
+    for i, name in enumerate(systems.names):
+        atoms = slice(starts[i], starts[i + 1])
+        columns = {column: float(values[i]) for column, values in systems.columns.items()}
+        system = System(systems.types[atoms], systems.coordinates[atoms], None, name, columns)
+        bad = [number for number in system.types.tolist() if not 1 <= number <= 99]
+        yield f"{where}, record {i + 1}", f"atomic number {bad[0]} is no element" if bad else system
 
 
 def fault_of(system: System) -> str | None:

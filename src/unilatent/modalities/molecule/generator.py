@@ -8,6 +8,7 @@ one process or many make the same set. The geometry is a force field's and not D
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import zlib
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 
 from ...atoms.systems import System, Systems
-from ...files import read_json, write_json
 from ...maths.streams import seed_of
 from ...pretrained import cache_folder
 from . import chemistry
@@ -225,17 +225,37 @@ def draws(seed: int, piece: int) -> list[System]:
     return [system for system in found.values() if system is not None]
 
 
-def make(
-    num: int = NUM, seed: int = 0, workers: int = 1, progress: Progress | None = None, parts: Path | None = None
-) -> Systems:
-    """`num` distinct molecules, named by their SMILES.
+def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
+    """`num` distinct molecules, named by their SMILES. An interrupted call goes on where it was: finished pieces are
+    kept in the cache until all are there."""
+    parts = _folder() / f"{_name(seed)}.parts"
+    systems = compose(num, seed, workers, progress, parts)
+    shutil.rmtree(parts, ignore_errors=True)
+    return systems
 
-    parts: a folder where finished pieces are kept until all are there, so that an interrupted call goes on.
-    """
-    kit = rdkit()
-    about = {"seed": seed, "version": VERSION, "draws": DRAWS, "rdkit": kit.version}
-    if parts is not None:
-        _continue(parts, about)
+
+def cached(num: int, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
+    """The set from the cache, made there if it is not yet. Several processes may call this at once."""
+    path = _folder() / f"{_name(seed)}-{num}.npz"
+    if not path.is_file():
+        keep(make(num, seed, workers, progress), path)
+    return Systems.load(path)
+
+
+def _folder() -> Path:
+    """$UNILATENT_CACHE/systems, or ~/.cache/unilatent/weights/systems."""
+    return cache_folder() / "systems"
+
+
+def _name(seed: int) -> str:
+    return f"qm9-like-{VERSION}-rdkit-{rdkit().version}-{seed}"
+
+
+def compose(
+    num: int, seed: int = 0, workers: int = 1, progress: Progress | None = None, parts: Path | None = None
+) -> Systems:
+    """The first `num` distinct molecules of the pieces. parts: a folder that finished pieces are kept in and taken
+    from; another seed, version or RDKit needs another one."""
     found: dict[str, System] = {}
     for systems in _pieces(seed, workers, parts):
         before = len(found)
@@ -246,36 +266,36 @@ def make(
             progress("molecules", len(found) - before, num)
         if len(found) == num:
             break
-    if parts is not None:
-        shutil.rmtree(parts)
     return Systems.of(list(found.values()))
 
 
-def _continue(parts: Path, about: dict[str, Any]) -> None:
-    """Empties the folder if something else made what lies there."""
-    header = parts / "made_by.json"
-    if header.is_file() and read_json(header, "delete the folder") != about:
-        shutil.rmtree(parts)
-    parts.mkdir(parents=True, exist_ok=True)
-    write_json(header, about)
+def keep(systems: Systems, path: Path) -> None:
+    """As a whole, whoever else writes the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    systems.save(own)
+    own.replace(path)
+
+
+def _kept(path: Path) -> list[System] | None:
+    if not path.is_file():
+        return None
+    try:
+        systems = Systems.load(path)
+    except ValueError:  # damaged, or taken away by a process that has finished
+        return None
+    return [systems[i] for i in range(len(systems))]
 
 
 def _pieces(seed: int, workers: int, parts: Path | None) -> Iterator[list[System]]:
-    """Pieces in order, without end; those that lie in `parts` are read."""
-
-    def kept(piece: int) -> Path | None:
-        return None if parts is None else parts / f"{piece:06d}.npz"
+    """Pieces in order, without end."""
 
     def stored(piece: int) -> list[System] | None:
-        path = kept(piece)
-        if path is None or not path.is_file():
-            return None
-        systems = Systems.load(path)
-        return [systems[i] for i in range(len(systems))]
+        return None if parts is None else _kept(parts / f"{piece:06d}.npz")
 
     def store(piece: int, made: list[System]) -> list[System]:
-        if (path := kept(piece)) is not None:
-            Systems.of(made).save(path)
+        if parts is not None:
+            keep(Systems.of(made), parts / f"{piece:06d}.npz")
         return made
 
     if workers <= 1:
@@ -298,13 +318,3 @@ def _pieces(seed: int, workers: int, parts: Path | None) -> Iterator[list[System
                 piece += 1
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def cached(num: int, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
-    """The set from the cache, made there if it is not yet: $UNILATENT_CACHE, or ~/.cache/unilatent/weights."""
-    folder = cache_folder() / "systems"
-    path = folder / f"qm9-like-{VERSION}-{num}-{seed}-rdkit-{rdkit().version}.npz"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        make(num, seed, workers, progress, path.with_suffix(".parts")).save(path)
-    return Systems.load(path)
