@@ -204,6 +204,11 @@ def test_copies_are_neither_unique_nor_novel(real: Data) -> None:
     assert metrics.Novelty()(Evidence(train, None, Held(kept), None)) == []
 
 
+def test_wasserstein_distance_of_two_samples() -> None:
+    assert metrics.wasserstein(np.array([0, 1.0]), np.array([3, 4.0])) == 3
+    assert metrics.wasserstein(np.array([0.0]), np.array([0, 0, 2.0, 2])) == 1
+
+
 def test_distances_of_distributions_see_a_change(real: Data) -> None:
     space = metrics.Structures()
     train, same = Held(space(first(real, 250))), Held(space({key: value[250:] for key, value in real.items()}))
