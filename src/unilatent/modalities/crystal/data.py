@@ -56,7 +56,7 @@ class CrystalData(Config):
     """
 
     path: str | None = None
-    num: int = Field(default=5000, ge=1)
+    num: int = Field(default=generator.NUM, ge=2)
     """Crystals to make, without a path."""
     seed: int = Field(default=0, ge=0)
     """Of those."""

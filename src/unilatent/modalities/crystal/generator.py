@@ -23,6 +23,8 @@ from ...atoms.systems import System, Systems
 from .elements import in_order
 from .lattices import cell_matrix, distances_of, niggli, require, wrap
 
+NUM = 5000
+"""Crystals of a set, unless another number is asked for."""
 VERSION = 1
 """Goes up when the same seed would give other crystals."""
 MAX_ATOMS = 20
@@ -365,7 +367,7 @@ def silent(what: str, more: int, total: int) -> None:
     """No progress."""
 
 
-def make(num: int, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
+def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
     """`num` crystals, no formula twice in one prototype; the same for any number of workers.
 
     Columns: `prototype`, its place in PROTOTYPES; `spacegroup`; `volume` of an atom, in cubic Angstrom.

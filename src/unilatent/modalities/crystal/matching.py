@@ -12,8 +12,8 @@ import numpy as np
 from .lattices import cell_matrix
 from .validity import composition
 
-TOLERANCES = {"stol": 0.5, "angle_tol": 10.0, "ltol": 0.3}
-"""Of StructureMatcher: sites (of the cube root of an atom's volume), angles in degrees, lengths as a share."""
+SITES, ANGLES, LENGTHS = 0.5, 10.0, 0.3
+"""Tolerances: of sites in units of the cube root of an atom's volume, of angles in degrees, of lengths as a share."""
 MOST_RIVALS = 300
 """Known crystals of the same composition and size that one is held against: those whose cells are most like its own."""
 
@@ -33,7 +33,7 @@ def matcher() -> Any:
     """A pymatgen StructureMatcher."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
-    return StructureMatcher(**TOLERANCES)
+    return StructureMatcher(stol=SITES, angle_tol=ANGLES, ltol=LENGTHS)
 
 
 def distance(made: Any, truth: Any) -> float:
@@ -95,8 +95,8 @@ def fits(judge: Any, one: Any, other: Any) -> bool:
 
 def groups(structures: Sequence[Any], compositions: Sequence[object]) -> list[int]:
     """Of reduced structures, the first of every group that is the same: the distinct ones, in order."""
-    judge, kinds = matcher(), defaultdict(list)
-    firsts = []
+    judge, firsts = matcher(), []
+    kinds: dict[object, list[int]] = defaultdict(list)
     for row, (one, of) in enumerate(zip(structures, compositions, strict=True)):
         rivals = [other for other in kinds[of] if len(structures[other]) == len(one)]
         if len(rivals) > MOST_RIVALS:

@@ -294,9 +294,14 @@ def _masses() -> np.ndarray:
 
 
 def _distances(made: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> dict[str, float]:
-    from scipy.stats import wasserstein_distance
+    return {key: wasserstein(made[key], real[key]) for key in real if len(made[key])}
 
-    return {key: float(wasserstein_distance(made[key], real[key])) for key in real if len(made[key])}
+
+def wasserstein(some: np.ndarray, others: np.ndarray) -> float:
+    """The 1-Wasserstein distance of two samples: the area between their distribution functions."""
+    places = np.sort(np.concatenate([some, others]))
+    shares = [np.searchsorted(np.sort(of), places[:-1], side="right") / len(of) for of in (some, others)]
+    return float((abs(shares[0] - shares[1]) * np.diff(places)).sum())
 
 
 def _shares(verdict: Verdict) -> dict[str, float]:
