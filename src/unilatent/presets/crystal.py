@@ -11,9 +11,9 @@ from ..training.config import OptimizerConfig, RunConfig, ScheduleConfig, Traini
 
 
 def crystals() -> RunConfig:
-    """UNITE on crystals of known prototypes, made here; 1,500 steps take about ten minutes on two CPU cores.
+    """UNITE on crystals of known prototypes, made here; sized for two CPU cores.
 
-    Expected: lattice lengths within a few tenths of an Angstrom; elements and places need a longer run.
+    No numbers yet: 1,500 steps are the length of a first look, not of a good model.
     """
     return RunConfig(
         modality=CrystalConfig(max_atoms=20, elements="found"),
@@ -22,7 +22,7 @@ def crystals() -> RunConfig:
             generative_encoder=GenerativeEncoderConfig(width=128, depth=4, heads=4, in_context_tokens=0),
             decoder=DecoderConfig(width=128, depth=4, heads=4, mlp_width=512),
             reconstruction_noise=0.1,
-            flow_draws=3,
+            flow_draws=2,
             time_shift=1.0,
         ),
         sampling=SamplingConfig(solver="heun", num_inference_steps=50, time_shift=1.0),
