@@ -156,6 +156,21 @@ def test_samples_of_nan_are_refused(sets: tuple[dict[str, Tensor], dict[str, Ten
                 space(broken)
 
 
+def test_garbage_of_an_untrained_model_is_invalid_and_quick(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    types, positions = sets[0]["types"], sets[0]["positions"]
+    xenon = torch.where(types > 0, 54, 0)
+    for data in (
+        {"types": types * 0, "positions": positions * 0},  # no atoms
+        {"types": types, "positions": positions * 0},  # all in one place
+        {"types": types, "positions": positions * 0.6},
+        {"types": xenon, "positions": positions},
+    ):
+        edm, seen = metrics.DistanceTables()(data), metrics.Perceived()(data)
+        for verdict in (edm["edm_valid"], edm["edm_stable"], seen["rdkit_connected"]):
+            assert not verdict.any()
+        assert set(seen["rdkit_rings"].tolist()) == {-1}
+
+
 def test_empty_evidence_is_silent():
     assert [metric(Evidence()) for metric in metrics.metrics()] == [[] for _ in metrics.metrics()]
 

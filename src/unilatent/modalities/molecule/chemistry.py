@@ -124,7 +124,7 @@ def stability(types: Tensor, positions: Tensor) -> Stability:
     types = types.cpu().long()
     orders = distance_orders(types, positions)
     stable = _allowed()[types, orders.sum(-1).clamp(max=63)] | (types == 0)  # (B, N)
-    return Stability(orders, stable, stable.all(1))
+    return Stability(orders, stable, stable.all(1) & (types > 0).any(1))
 
 
 def largest_fragment(mol: Any) -> Any:
@@ -135,7 +135,9 @@ def largest_fragment(mol: Any) -> Any:
 
 def graph_smiles(types: np.ndarray, orders: np.ndarray) -> str | None:
     """Canonical SMILES of the largest fragment of a graph of n atoms and bond orders (n, n); None if it breaks a rule
-    of valence."""
+    of valence, has an element without a table, or no atoms."""
+    if not len(types) or not VALENCES.keys() >= set(types.tolist()):
+        return None
     Chem = rdkit().Chem
     bonds = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
     mol = Chem.RWMol()
@@ -168,6 +170,8 @@ def atoms_only(types: np.ndarray, positions: np.ndarray) -> Any:
 def perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
     """The neutral molecule that RDKit sees in atoms at places (`DetermineBonds`, charge 0), sanitised, in however many
     fragments; None where it sees none."""
+    if not len(types):
+        return None
     kit = rdkit()
     mol = atoms_only(types, positions)
     try:

@@ -82,7 +82,7 @@ def _sdf(system: System) -> str | None:
 
 def _seen(system: System) -> Any | None:
     with rdkit().quiet():
-        return chemistry.perceive(system.types, system.coordinates) if len(system.types) else None
+        return chemistry.perceive(system.types, system.coordinates)
 
 
 def _whole(path: Path, content: bytes | Callable[[Path], None]) -> None:
