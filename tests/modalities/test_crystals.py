@@ -104,6 +104,15 @@ def test_without_a_path_they_are_made_once(monkeypatch: pytest.MonkeyPatch) -> N
         load(CrystalData(num=40, held_out=40))
 
 
+def test_a_set_that_was_made_is_read_as_it_is(tmp_path: Path, some: Systems) -> None:
+    some.save(tmp_path / "made.npz")
+    found, _ = load(CrystalData(path=str(tmp_path / "made.npz"), held_out=0))
+    assert found.names == some.names and found.types.tobytes() == some.types.tobytes()
+    assert np.allclose(found.lattice, some.lattice, rtol=1e-5)
+    same = (np.abs(found.coordinates - some.coordinates) < 1e-6).all(1)
+    assert same.all(), f"{(~same).sum()} of {len(same)} atoms moved"
+
+
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 

@@ -244,7 +244,7 @@ def _of_systems(systems: Systems, path: Path, max_atoms: int) -> _Found:
     for i in range(len(systems)):
         one = systems[i]
         try:
-            good.append(prepared(replace(one, types=one.types.astype(np.int64)), max_atoms))
+            good.append(prepared(replace(one, types=one.types.astype(np.int64)), max_atoms, keep=True))
         except TooLarge as error:
             large.append(f"{path} record {i + 1} ({one.name}): {error}")
         except ValueError as error:

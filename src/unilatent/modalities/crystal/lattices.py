@@ -44,11 +44,17 @@ def wrap(fractional: np.ndarray) -> np.ndarray:
     return wrapped
 
 
-def niggli(matrix: np.ndarray, fractional: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The Niggli reduced cell of vectors (3, 3), as parameters (6,) float32, and coordinates (n, 3) in it, float32."""
+def niggli(matrix: np.ndarray, fractional: np.ndarray, keep: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The Niggli reduced cell of vectors (3, 3), as parameters (6,) float32, and coordinates (n, 3) in it, float32.
+
+    keep: leaves a cell that is reduced already as it is; pymatgen may choose another one with equal parameters.
+    """
     from pymatgen.core import Lattice
 
-    reduced = Lattice(matrix).get_niggli_reduced_lattice()
+    given = Lattice(matrix)
+    reduced = given.get_niggli_reduced_lattice()
+    if keep and np.allclose(given.parameters, reduced.parameters, rtol=1e-5, atol=1e-5):
+        return np.array(given.parameters, np.float32), wrap(np.asarray(fractional))
     places = np.asarray(fractional, np.float64) @ matrix @ np.linalg.inv(reduced.matrix)
     places[abs(places - places.round()) < 1e-6] = 0
     return np.array(reduced.parameters, np.float32), wrap(places)

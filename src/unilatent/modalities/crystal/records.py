@@ -118,8 +118,8 @@ def complete(one: System) -> System:
     return replace(one, coordinates=wrap(one.coordinates), lattice=np.asarray(one.lattice, np.float32))
 
 
-def prepared(one: System, max_atoms: int) -> System:
-    """Checked, Niggli reduced, atoms in the order of electronegativity."""
+def prepared(one: System, max_atoms: int, keep: bool = False) -> System:
+    """Checked, Niggli reduced (keep: unless it is), atoms in the order of electronegativity."""
     complete(one)
     if len(one.types) > max_atoms:
         raise TooLarge(f"{len(one.types)} atoms, more than {max_atoms}")
@@ -131,7 +131,7 @@ def prepared(one: System, max_atoms: int) -> System:
     if abs(np.linalg.det(matrix)) < 0.1:
         raise ValueError("its lattice has no volume")
     try:
-        reduced, places = niggli(matrix, one.coordinates)
+        reduced, places = niggli(matrix, one.coordinates, keep)
     except Exception as error:
         raise ValueError(f"its cell cannot be reduced ({' '.join(str(error).split())[:120]})") from None
     distances = distances_of(cell_matrix(reduced), places.astype(np.float64))
