@@ -72,7 +72,7 @@ def sample_batches(
         rows = range(first, min(first + batch_size, stop))
         own = {key: value[rows.start : rows.stop].to(model.device) for key, value in values.items()}
         streams = Streams(("sample", seed, i) for i in rows)
-        layout = model.modality.sample_layout(streams).to(model.device)
+        layout = model.modality.sample_layout(streams, own).to(model.device)
         latents, evaluations = sample_latents(model, own, layout, streams, chosen)
         data = move(model.decode(latents, layout, seed=seed, start=first, settings=chosen), "cpu")
         yield Samples(first, data, move(own, "cpu"), latents.cpu(), evaluations)
@@ -83,7 +83,8 @@ def sample_batches(
 def sample_latents(
     model: LatentModel, values: dict[str, Tensor], layout: Layout, streams: Streams, settings: SamplingConfig
 ) -> tuple[Tensor, float]:
-    """Latents (B, K, D) integrated from each stream's noise, and how often the denoiser looked at each of them.
+    """Latents (B, K, D) integrated from each stream's noise, zeros at padding, and how often the denoiser looked at
+    each of them.
 
     layout: of the data tokens.
     """
@@ -100,7 +101,8 @@ def sample_latents(
         drawn = streams.normal(model.max_latents, model.latent_channels)
         return drawn[:, : latent_layout.num_tokens].to(model.device)
 
-    return find_solver(settings.solver)(denoise, noise(), grid, model.path, noise), seen["rows"] / n
+    latents = find_solver(settings.solver)(denoise, noise(), grid, model.path, noise)
+    return latent_layout.blank(latents), seen["rows"] / n
 
 
 def guided_denoiser(

@@ -32,6 +32,10 @@ class Layout:
     def num_tokens(self) -> int:
         return self.positions.shape[1]
 
+    def blank(self, values: Tensor) -> Tensor:
+        """values (B, N, C) with zeros where there is padding."""
+        return values if self.mask is None else torch.where(self.mask[..., None], values, 0.0)
+
     def to(self, device: torch.device | str) -> Layout:
         return Layout(self.positions.to(device), None if self.mask is None else self.mask.to(device), self.grid)
 

@@ -39,13 +39,23 @@ def batch_of(name: str, n: int, start: int = 0) -> Batch:
 def model_config(modality: str, method: str, **fields: Any) -> ModelConfig:
     """Conditioned on everything that the modality's data knows; fields: changes to the method's small size."""
     facts = splits_of(modality).train.facts
-    conditions = {name: find("conditions", name).Config.small() for name in conditions_for(facts)}
+    conditions = {name: condition_config(name, facts) for name in conditions_for(facts)}
     own = find("methods", method).Config.small()
     if "tokenizer_model" in type(own).model_fields:
         fields = {"tokenizer_model": model_config(modality, first_tokenizer()).plain(), **fields}
     own = type(own).parse({**own.plain(), **fields})
     config = ModelConfig(modality=modality_of(modality).config, conditions=conditions, method=own)
-    return config.with_data(facts)
+    return config.with_data(splits_of(modality))
+
+
+def condition_config(name: str, facts: dict[str, Any]) -> Any:
+    """A condition's small size; its defaults where that is of other classes, say, than the data has."""
+    cls = find("conditions", name)
+    try:
+        cls.Config.small().with_data(**facts[cls.argument])
+    except ValueError:
+        return cls.Config()
+    return cls.Config.small()
 
 
 def first_tokenizer() -> str:
@@ -94,6 +104,11 @@ def same(a: Any, b: Any, atol: float = 0.0) -> bool:
     """Whether two batches of data are equal."""
     pairs = list(zip(tensors(a), tensors(b), strict=True))
     return all(x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=0, atol=atol) for x, y in pairs)
+
+
+def alike(modality: Modality, a: Any, b: Any, atol: float) -> bool:
+    """Whether two batches of data are equal up to rounding, in tokens: degrees and pixels have scales of their own."""
+    return torch.allclose(flat(modality.pack(a)), flat(modality.pack(b)), rtol=0, atol=atol)
 
 
 def flat(tokens: Tokens) -> Tensor:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from building import batch_of, model_config, model_of, pick, rows, same, tensors
+from building import alike, batch_of, model_config, model_of, pick, rows, same, tensors
 from toy import demand, judged, toy_of, train
 
 from unilatent.maths.streams import Streams
@@ -41,7 +41,8 @@ def gradients(model: LatentModel, batch: Batch, micro: list[range]) -> tuple[flo
 def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 1e-6) -> None:
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        least = atol * max(1.0, float(b[name].abs().max()))
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=least, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @every_pair
@@ -116,7 +117,8 @@ def test_encoding_in_batches_equals_encoding_whole_and_noise_comes_from_the_seed
 @every_pair
 def test_reconstructing_in_batches_equals_reconstructing_whole(modality: str, method: str):
     model, data = model_of(modality, method, awake=True).eval(), batch_of(modality, B).data
-    assert same(reconstruct(model, data, batch_size=B), reconstruct(model, data, batch_size=4), atol=1e-5)
+    whole, parts = (reconstruct(model, data, batch_size=size) for size in (B, 4))
+    assert alike(model.modality, whole, parts, atol=1e-5)
 
 
 @every_pair
@@ -125,11 +127,12 @@ def test_samples_repeat_and_do_not_know_their_company(modality: str, method: str
     model = model_of(modality, method, awake=True).eval()
     one = next(iter(sample_batches(model, 1, seed=5, **FAST)))
     many = sample(model, 64, seed=5, **FAST)
-    assert same(rows(many, slice(0, 1)), one.data, atol=1e-5)
+    assert alike(model.modality, rows(many, slice(0, 1)), one.data, atol=1e-5)
     assert same(sample(model, 64, seed=5, **FAST), many)
     for size in (7, 1):
         count = 64 if size == 7 else 5
-        assert same(sample(model, count, seed=5, batch_size=size, **FAST), rows(many, slice(0, count)), atol=1e-5)
+        fewer = sample(model, count, seed=5, batch_size=size, **FAST)
+        assert alike(model.modality, fewer, rows(many, slice(0, count)), atol=1e-5)
     late = torch.cat([part.latents for part in sample_batches(model, 64, seed=5, start=60, **FAST)])
     whole = next(iter(sample_batches(model, 64, seed=5, **FAST))).latents
     torch.testing.assert_close(late, whole[60:], rtol=0, atol=1e-5)
@@ -192,7 +195,7 @@ def test_building_is_a_function_of_the_seed_and_the_configuration_round_trips(mo
 @pytest.mark.parametrize(
     ("modality", "method"),
     [
-        pytest.param(a, b, marks=[] if b == "unite" else [pytest.mark.slow])  # a minute each
+        pytest.param(a, b, marks=[] if (a, b) == ("image", "unite") else [pytest.mark.slow])  # a minute each
         for a in available("modalities")
         for b in available("methods")
     ],

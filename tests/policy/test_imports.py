@@ -13,8 +13,8 @@ import unilatent
 PACKAGE = Path(unilatent.__file__).parent
 FLOORS = (
     ("types", "config", "registry", "files", "devices", "faults", "maths"),
-    ("nets", "pretrained", "records", "shards", "atoms"),
-    ("modalities", "conditions"),
+    ("nets", "pretrained", "records", "shards"),
+    ("modalities", "conditions", "atoms"),
     ("methods",),
     ("training", "sampling", "evaluation", "analysis", "importers", "loading", "latents"),
     ("presets",),

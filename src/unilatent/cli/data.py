@@ -1,4 +1,4 @@
-"""unilatent data prepare | verify"""
+"""unilatent data prepare | verify, and make-... of every modality that can make its own"""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import make_folder, progress
+from .options import make_folder, progress, progress_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..modalities.base import Raw
 
@@ -81,6 +81,32 @@ def verify(
     print(f"{checked:,} {what} checked, {bad:,} bad" if bad else f"{checked:,} {what} checked, all sound")
     if bad:
         raise typer.Exit(1)
+
+
+def _maker(folder: str) -> Callable[..., None]:
+    def make(
+        out: Annotated[Path, typer.Option(help="The .npz file; what `data.path` takes.")],
+        num: Annotated[int | None, typer.Option(help="How many [default: as many as presets use].", min=1)] = None,
+        seed: Annotated[int, typer.Option(help="The same seed makes the same set.", min=0)] = 0,
+        workers: Workers = CORES,
+    ) -> None:
+        """Make samples without a download; the same line goes on after an interruption."""
+        from importlib import import_module
+
+        if out.suffix != ".npz":
+            raise ValueError(f"--out {out}: the set is one .npz file; give a name that ends so")
+        make_folder(out.parent)
+        generator = import_module(f"{__package__.rpartition('.')[0]}.modalities.{folder}.generator")
+        with progress_of() as advance:
+            systems = generator.make(num or generator.NUM, seed=seed, workers=workers, progress=advance)
+        systems.save(out)
+        print(f"{len(systems):,} samples in {out}")
+
+    return make
+
+
+for _path in sorted((Path(__file__).parents[1] / "modalities").glob("*/generator.py")):
+    app.command(f"make-{_path.parent.name}s")(_maker(_path.parent.name))
 
 
 def _verify_shards(source: str) -> tuple[int, int]:

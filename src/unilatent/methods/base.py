@@ -27,7 +27,7 @@ from ..files import read_json, write_json
 from ..maths.paths import NoisePath
 from ..maths.solvers import find_solver
 from ..maths.streams import Streams
-from ..modalities.base import Modality
+from ..modalities.base import Modality, Splits
 from ..registry import find
 from ..types import Batch, Conditioning, Layout
 
@@ -94,9 +94,11 @@ class ModelConfig(Config):
         """With what the method must read from other runs filled in (a frozen tokenizer's configuration, say)."""
         return self.model_copy(update={"method": self.method.with_sources()})
 
-    def with_data(self, facts: dict[str, dict[str, Any]]) -> Self:
-        """With what the data knows about each condition filled in (a class condition's names, say)."""
-        filled = {}
+    def with_data(self, splits: Splits) -> Self:
+        """With what the data knows filled in: about the modality (sizes, say), and about each condition (the names of
+        its classes, say)."""
+        modality = find("modalities", self.modality.name)(self.modality).fitted(splits)
+        facts, filled = splits.train.facts, {}
         for name, condition in self.conditions.items():
             argument = find("conditions", name).argument
             if argument not in facts:
@@ -105,7 +107,7 @@ class ModelConfig(Config):
                     "give data that has, or train without the condition: conditions={}"
                 )
             filled[name] = condition.with_data(**facts[argument])
-        return self.model_copy(update={"conditions": filled})
+        return self.model_copy(update={"modality": modality, "conditions": filled})
 
 
 class MethodConfig(Settings):
@@ -195,7 +197,7 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
 
     @abstractmethod
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
-        """Data to the latents (B, K, D) that `decode` expects.
+        """Data to the latents (B, K, D) that `decode` expects; those of padding are zeros.
 
         Its noise, if any, is a function of (seed, start + row), so that encoding in batches changes nothing.
         """
@@ -205,7 +207,8 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
         settings: SamplingConfig | None = None,
     ) -> Any:  # fmt: skip
-        """Latents (B, K, D) to data; layout: of the data tokens, None draws one (where there is only one, that one).
+        """Latents (B, K, D) to data; layout: of the data tokens. None takes the only one there is, or what the latents
+        tell (`laid_out`), or draws one.
 
         Its noise, if any, is a function of (seed, start + row). settings: `decoder_solver` and `decoder_steps` of a
         decoder that has any; None takes the model's own.
@@ -253,7 +256,8 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         """Layout of the K latents of samples whose N data tokens are laid out so."""
 
     def laid_out(self, latents: Any, layout: Layout | None, seed: int, start: int) -> tuple[Tensor, Layout]:
-        """What `decode` starts from: its latents and the layout of their data, drawn if None, on the model's device.
+        """What `decode` starts from: its latents and the layout of their data, on the model's device. Of a layout that
+        is None, the latents themselves tell which tokens are padding, where each has one; otherwise it is drawn.
 
         ValueError unless the latents are what `encode` gives for data laid out so.
         """
@@ -265,10 +269,12 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
             raise ValueError(
                 f"latents: expected shape (B, K, D), B > 0, got {tuple(latents.shape)}; give what encode gave"
             )
+        found = layout is None
         if layout is None:
             rows = range(start, start + len(latents))
             layout = self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
-        k, d = self.latent_layout(layout).num_tokens, self.latent_channels
+        of_latents = self.latent_layout(layout)
+        k, d = of_latents.num_tokens, self.latent_channels
         if tuple(latents.shape[1:]) != (k, d):
             raise ValueError(
                 f"latents: expected shape (B, {k}, {d}), got {tuple(latents.shape)}; give what this model's encode gave"
@@ -277,6 +283,8 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
             raise ValueError(f"latents: expected floats, got {latents.dtype}; give what encode gave")
         if not latents.isfinite().all():
             raise ValueError("latents: expected finite values, got NaN or infinity; leave those samples out")
+        if found and of_latents.mask is not None:  # a latent a token: those of padding are zeros
+            layout = self.modality.layout_of((latents != 0).any(-1))
         return latents.to(self.device).float(), layout.to(self.device)
 
     @property

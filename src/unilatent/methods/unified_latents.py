@@ -148,7 +148,7 @@ class UnifiedLatents(LatentModel):
         self.data_path = LogSNRPath(high, low, method.path)
         self.latent_channels = method.latent_channels
         sent = 2 * method.latent_channels if method.learned_variance else method.latent_channels
-        self.encoder = make_encoder(method.encoder, channels, sent, axes)
+        self.encoder = make_encoder(method.encoder, channels, sent, axes, self.modality.fields)
         layout = self.modality.sample_layout(Streams([("layout", 0)]))
         self.max_latents = (
             self.modality.max_tokens if layout.grid is None else self.encoder.latent_layout(layout).num_tokens
@@ -202,18 +202,19 @@ class UnifiedLatents(LatentModel):
     @torch.no_grad()
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         """The noisy z_0 (B, K, D)."""
-        z, log_std, _ = self._encoded(self._tokens(self.modality.check(data)))
+        z, log_std, layout = self._encoded(self._tokens(self.modality.check(data)))
         streams = Streams(("encode", seed, row) for row in range(start, start + len(z)))
         draws = [streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]].to(z) for _ in range(2)]
-        return self.add_encoder_noise(self._sampled(z, log_std, draws[1]), draws[0])
+        return layout.blank(self.add_encoder_noise(self._sampled(z, log_std, draws[1]), draws[0]))
 
     @torch.no_grad()
     def encode_clean(self, data: Any, streams: Streams) -> Tensor:
         """The encoder's own output z (B, K, D), without the fixed noise: what a second stage learns."""
-        z, log_std, _ = self._encoded(self._tokens(data))
-        if log_std is None:
-            return z
-        return self._sampled(z, log_std, streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]].to(z))
+        z, log_std, layout = self._encoded(self._tokens(data))
+        if log_std is not None:
+            eps = streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]].to(z)
+            z = self._sampled(z, log_std, eps)
+        return layout.blank(z)
 
     @torch.no_grad()
     def decode(
@@ -309,8 +310,7 @@ class UnifiedLatents(LatentModel):
         draws = self.draw(streams, tokens)
         z, log_std, layout = self._encoded(tokens)
         z = self._sampled(z, log_std, draws.encoder_noise)
-        if layout.mask is not None:
-            z = torch.where(layout.mask[..., None], z, 0.0)
+        z = layout.blank(z)
         rate = self.rate_nats(z, batch, layout, draws)
         costs = Costs(rate, self.decoder_nats(z, tokens, draws), self.decoder_nats(z.roll(1, 0), tokens, draws))
         if self.prior is not None:

@@ -13,7 +13,7 @@ Losses are means over samples, real tokens and channels; the flow term is summed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
@@ -29,6 +29,7 @@ from ..maths.paths import LinearPath
 from ..maths.streams import Streams
 from ..nets.attention import join_masks
 from ..nets.embeddings import sincos
+from ..nets.fields import TokenField, token_input
 from ..nets.layers import linear
 from ..nets.transformer import PlainTransformer, TokenAttention, Transformer
 from ..types import Batch, Conditioning, Layout, Tokens
@@ -120,13 +121,14 @@ class GenerativeEncoder(nn.Module):
     """
 
     def __init__(
-        self, config: UNITEConfig, channels: int, max_latents: int, token_attention: TokenAttention | None = None
-    ):
+        self, config: UNITEConfig, fields: Sequence[TokenField], max_latents: int,
+        token_attention: TokenAttention | None = None,
+    ):  # fmt: skip
         super().__init__()
         ge = config.generative_encoder
         self.max_latents = max_latents
         self.latent_in = linear(config.latent_channels, ge.width)
-        self.data_in = nn.Linear(channels, ge.width)
+        self.data_in = token_input(fields, ge.width)
         self.latent_positions = nn.Parameter(sincos(torch.arange(max_latents)[:, None].float(), ge.width))
         self.transformer = Transformer(
             ge.width, ge.depth, ge.heads, config.latent_channels, ge.in_context_tokens, ge.in_context_start,
@@ -142,7 +144,7 @@ class GenerativeEncoder(nn.Module):
         index = torch.arange(k, device=z.device)
         if data is not None:
             n = data.values.shape[1]
-            h = torch.cat([h, self.data_in(data.values)], dim=1)  # (B, K + N, H)
+            h = torch.cat([h, self.data_in(data.values, data.layout.positions)], dim=1)  # (B, K + N, H)
             index = torch.cat([index, self.max_latents + torch.arange(n, device=z.device)])
             mask = join_masks(mask, data.layout.mask, k, n)
         layout = Layout(index[None, :, None].float(), mask)
@@ -206,15 +208,15 @@ class UNITE(LatentModel):
         self.path = LinearPath(min_time=MIN_TIME)
         self.latent_channels = method.latent_channels
         max_latents = self.max_latents = method.num_latents or self.modality.max_tokens
-        channels = self.modality.channels
+        fields = self.modality.fields
         self.conditions = Conditions(config.conditions, method.generative_encoder.width)
         attention = self.conditions.token_attention
-        self.generative_encoder = GenerativeEncoder(method, channels, max_latents, attention)
-        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, channels, max_latents, attention)
+        self.generative_encoder = GenerativeEncoder(method, fields, max_latents, attention)
+        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, fields, max_latents, attention)
         if self.denoiser is not None:
             self.denoiser.data_in.requires_grad_(False)  # this copy never sees data
         self.latent_norm = _latent_norm(method)
-        self.decoder = Decoder(method, channels)
+        self.decoder = Decoder(method, self.modality.channels)
 
     # The four verbs.
 
@@ -257,11 +259,12 @@ class UNITE(LatentModel):
         return self.tokenize(tokens, registers.to(self.device), time.to(self.device))
 
     def tokenize(self, tokens: Tokens, registers: Tensor, register_time: Tensor) -> Tensor:
-        """Data tokens (B, N, C) to finished latents (B, K, D), from register noise and uniforms (B,) in [0, 1)."""
+        """Data tokens (B, N, C) to finished latents (B, K, D), from register noise and uniforms (B,) in [0, 1); zeros
+        at padding."""
         t = 1 - REGISTER_TIME * register_time
-        mask = self.latent_layout(tokens.layout).mask
-        raw = self.generative_encoder(registers, t, self.conditions.null(len(registers)), mask, tokens)
-        return self.finish_latents(raw)
+        layout = self.latent_layout(tokens.layout)
+        raw = self.generative_encoder(registers, t, self.conditions.null(len(registers)), layout.mask, tokens)
+        return layout.blank(self.finish_latents(raw))
 
     def finish_latents(self, latents: Tensor) -> Tensor:
         """The output norm, in float32, on every latent and every prediction."""
@@ -300,7 +303,9 @@ class UNITE(LatentModel):
         part = self._reconstruction(z, batch.data, tokens.layout, draws)
         if not self.method.stop_gradient:
             flow = self._flow(z, batch, tokens.layout, draws, slice(None))
-            yield replace(part, value=part.value + flow.value, terms=part.terms | flow.terms, name="joint")
+            yield replace(
+                part, value=part.value + flow.value, terms=part.terms | flow.terms, name="reconstruction_and_flow"
+            )
             return
         yield part
         z = z.detach()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import Config as Settings
 from ..maths.streams import Streams, generator
+from ..nets.fields import TokenField
 from ..records import Rows
 from ..types import Layout, Tokens, join
 
@@ -240,6 +241,16 @@ class Modality(ABC):
     """(tokens - shift) / scale is about as wide as N(0, 1): what noise is added to, where it is added to data."""
 
     @property
+    def fields(self) -> tuple[TokenField, ...]:
+        """What the C channels of a token mean, in order: how an encoder looks at them. Default: all the same."""
+        return (TokenField(self.channels),)
+
+    def fitted(self, splits: Splits) -> Settings:
+        """The configuration with what only data can tell filled in (how often each size occurs, say). Default: there
+        is nothing of that kind."""
+        return self.config
+
+    @property
     def units(self) -> dict[str, int]:
         """What a rate is divided by: name -> how many of them the largest sample has. Default: values of tokens."""
         return {"value": self.max_tokens * self.channels}
@@ -275,11 +286,22 @@ class Modality(ABC):
 
     @abstractmethod
     def reconstruction_loss(self, prediction: Tokens, data: Any) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted, that sum to the loss; least when prediction = pack(data)."""
+        """Named scalar terms, already weighted, that sum to the loss; least when prediction = ideal(data)."""
+
+    def ideal(self, data: Any) -> Tokens:
+        """The best prediction of a decoder, which unpacks to `data`. Default: its tokens; not so where some channels
+        are read as scores."""
+        return self.pack(data)
 
     @abstractmethod
-    def sample_layout(self, streams: Streams) -> Layout:
-        """A layout for each stream's new sample."""
+    def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
+        """A layout for each stream's new sample. values: what the samples are to be conditioned on, by argument; a
+        modality may heed some of them."""
+
+    def layout_of(self, mask: Tensor) -> Layout:
+        """The layout of samples whose real tokens are those where mask (B, N) is True; ValueError if none can be, as
+        of `LatentModel.laid_out`. Only where layouts have masks."""
+        raise AssertionError(f"{type(self).__name__} has one layout")
 
     @abstractmethod
     def augment(self, data: Any, streams: Streams) -> Any:

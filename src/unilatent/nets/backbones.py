@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from torch import nn
 
 from ..config import Config
 from .convnet import ConvEncoder, UViT
+from .fields import TokenField
 from .transformer import TokenAttention
 from .vit import TokenEncoder, ViT
 
@@ -87,11 +89,12 @@ def make_backbone(
 
 
 def make_encoder(
-    config: ConvEncoderConfig | ViTConfig, channels: int, latent_channels: int, axes: int
-) -> ConvEncoder | TokenEncoder:
-    """Data tokens of `channels` channels to latents."""
+    config: ConvEncoderConfig | ViTConfig, channels: int, latent_channels: int, axes: int,
+    fields: Sequence[TokenField] | None = None,
+) -> ConvEncoder | TokenEncoder:  # fmt: skip
+    """Data tokens of `channels` channels to latents. fields: what the channels mean, to a network that can be told."""
     if isinstance(config, ViTConfig):
-        return TokenEncoder(channels, latent_channels, config.width, config.depth, config.heads, config.dropout)
+        return TokenEncoder(channels, latent_channels, config.width, config.depth, config.heads, config.dropout, fields)
     strides = [per_axis(stride, axes) for stride in config.strides]
     patch = per_axis(config.patch, axes)
     return ConvEncoder(channels, latent_channels, config.channels, config.blocks, patch, strides)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..types import Conditioning, Layout
+from .fields import TokenField, token_input
 from .layers import linear
 from .transformer import TokenAttention, Transformer
 
@@ -16,6 +19,7 @@ class ViT(nn.Module):
     Unified Latents' prior (width 1024, depth 8, 16 heads, 32 x 32 tokens of 32 channels) has 155 M parameters, 101 M of
     them in attention and MLPs, and takes 120 G multiply-adds.
 
+    fields: what the channels mean (`nets.fields`); None: all the same.
     context_channels: D' of context tokens (B, N, D') that are added to the input, one to each; None: no context.
     out_channels: of the output; None: as many as of the input. token_attention: see `Transformer`.
     """
@@ -23,10 +27,11 @@ class ViT(nn.Module):
     def __init__(
         self, in_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
         context_channels: int | None = None, out_channels: int | None = None,
+        fields: Sequence[TokenField] | None = None,
         token_attention: TokenAttention | None = None,
     ):  # fmt: skip
         super().__init__()
-        self.values_in = nn.Linear(in_channels, width)
+        self.values_in = token_input(fields or [TokenField(in_channels)], width)
         self.context_in = None if context_channels is None else linear(context_channels, width)
         out = in_channels if out_channels is None else out_channels
         self.transformer = Transformer(
@@ -43,7 +48,7 @@ class ViT(nn.Module):
         self, values: Tensor, layout: Layout, time: Tensor, cond: Conditioning, context: Tensor | None = None
     ) -> Tensor:
         """values (B, N, C), time (B,) as the path's `feature`, context (B, N, D') -> (B, N, C), zero at first."""
-        h = self.values_in(values)  # (B, N, D)
+        h = self.values_in(values, layout.positions)  # (B, N, D)
         if self.context_in is not None:
             if context is None or context.shape[1] != values.shape[1]:
                 found = "none" if context is None else f"{context.shape[1]} tokens"
@@ -56,10 +61,11 @@ class TokenEncoder(nn.Module):
     """Data tokens to as many latents: a `ViT` without time or condition, in any layout."""
 
     def __init__(
-        self, in_channels: int, latent_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0
-    ):
+        self, in_channels: int, latent_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
+        fields: Sequence[TokenField] | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.vit = ViT(in_channels, width, depth, heads, dropout, out_channels=latent_channels)
+        self.vit = ViT(in_channels, width, depth, heads, dropout, out_channels=latent_channels, fields=fields)
         self.width = width
         nn.init.xavier_uniform_(self.vit.transformer.out.weight)  # not zero: latents that say nothing teach nothing
 

@@ -76,7 +76,7 @@ class Trainer:
         self.data_changed = False
         modality: Modality = find("modalities", config.modality.name)(config.modality)
         self.splits: Splits = modality.splits(config.data)
-        self.config = config.with_data(self.splits.train.facts).with_sources()
+        self.config = config.with_data(self.splits).with_sources()
         self.training = self.config.training
         self.samples = self._count()
         if not self.samples:

@@ -154,7 +154,7 @@ class Image(Modality):
         weights = losses.Weights(self.config.l1_weight, self.config.squared_weight, self.config.perceptual_weight)
         return losses.terms(self.unpack(prediction), data, weights, self.config.perceptual_weights)
 
-    def sample_layout(self, streams: Streams) -> Layout:
+    def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
         """The one layout there is, shared by all samples: positions (1, N, 2)."""
         return self._layout(streams.device)
 

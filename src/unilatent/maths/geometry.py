@@ -1,0 +1,93 @@
+"""Rotations, superposition and periodic cells, for batches of atoms. Float32 or float64 in, the same out.
+
+A cell is a matrix (..., 3, 3) of row vectors, so that Cartesian = fractional @ cell, in pymatgen's convention: c along
+z, a in the xz plane. Its parameters (..., 6) are a, b, c in Angstrom and alpha, beta, gamma in degrees.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rotation_of(quaternions: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) of quaternions (..., 4) of any length but 0; four normal numbers give every
+    rotation the same chance."""
+    w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
+    rows = (
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
+        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
+    )
+    return torch.stack(rows, dim=-2)
+
+
+def centre(positions: Tensor, mask: Tensor) -> Tensor:
+    """Means (B, 1, 3) of the positions (B, N, 3) where mask (B, N) is True; 0 of none."""
+    real = mask[..., None].to(positions.dtype)
+    return (positions * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+
+
+def superpose(moving: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
+    """`moving` (B, N, 3) turned and shifted onto `fixed` with the least squared distance (Kabsch 1976), atom by atom.
+
+    mask: (B, N), the atoms that count; the others are moved along. Rotations are proper: no mirror image.
+    """
+    here, there = centre(moving, mask), centre(fixed, mask)
+    a, b = (moving - here) * mask[..., None], (fixed - there) * mask[..., None]
+    u, _, vh = torch.linalg.svd(a.mT @ b)  # (B, 3, 3)
+    handed = torch.det(u) * torch.det(vh)
+    flip = torch.ones_like(u[..., 0])
+    flip[..., 2] = handed.sign()
+    return (moving - here) @ (u * flip[:, None, :]) @ vh + there
+
+
+def rmsd(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Root of the mean squared distance (B,) of atoms (B, N, 3) that count, as they lie."""
+    real = mask.to(a.dtype)
+    return (((a - b).square().sum(-1) * real).sum(1) / real.sum(1).clamp(min=1)).sqrt()
+
+
+def cell_of(parameters: Tensor) -> Tensor:
+    """Cells (..., 3, 3) of parameters (..., 6)."""
+    a, b, c = parameters[..., :3].unbind(-1)
+    cosines, sines = parameters[..., 3:].deg2rad().cos(), parameters[..., 3:].deg2rad().sin()
+    (cos_a, cos_b, cos_g), (sin_a, sin_b, _) = cosines.unbind(-1), sines.unbind(-1)
+    cos_star = ((cos_a * cos_b - cos_g) / (sin_a * sin_b)).clamp(-1, 1)  # of the reciprocal gamma
+    sin_star, zero = (1 - cos_star.square()).sqrt(), torch.zeros_like(a)
+    rows = (
+        torch.stack([a * sin_b, zero, a * cos_b], -1),
+        torch.stack([-b * sin_a * cos_star, b * sin_a * sin_star, b * cos_a], -1),
+        torch.stack([zero, zero, c], -1),
+    )
+    return torch.stack(rows, dim=-2)
+
+
+def parameters_of(cell: Tensor) -> Tensor:
+    """Parameters (..., 6) of cells (..., 3, 3), however they are turned."""
+    lengths = cell.norm(dim=-1)
+    a, b, c = (cell / lengths[..., None]).unbind(-2)
+    cosines = torch.stack([(b * c).sum(-1), (a * c).sum(-1), (a * b).sum(-1)], -1).clamp(-1, 1)
+    return torch.cat([lengths, cosines.acos().rad2deg()], -1)
+
+
+def to_cartesian(fractional: Tensor, cell: Tensor) -> Tensor:
+    """(B, N, 3) in cells (B, 3, 3), in Angstrom."""
+    return fractional @ cell
+
+
+def to_fractional(cartesian: Tensor, cell: Tensor) -> Tensor:
+    """The inverse of `to_cartesian`; not wrapped into the cell."""
+    return torch.linalg.solve(cell.mT, cartesian.mT).mT
+
+
+def wrap(fractional: Tensor) -> Tensor:
+    """The same places in [0, 1)."""
+    inside = fractional - fractional.floor()
+    return torch.where(inside < 1, inside, 0.0)  # a tiny negative number rounds up to 1
+
+
+def nearest_image(difference: Tensor) -> Tensor:
+    """Fractional differences to the nearest periodic image, in [-1/2, 1/2]; of skew cells, near enough for a loss."""
+    return difference - difference.round()

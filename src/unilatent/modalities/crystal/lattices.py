@@ -1,0 +1,69 @@
+"""Cells of crystals in numpy: parameters and vectors, reduction, distances across all images."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+EXTRA = "pip install 'unilatent[atoms]'"
+STEPS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float64)
+"""(27, 3) a cell and its neighbours; the 14th is the cell itself."""
+
+
+def require() -> None:
+    """ValueError where pymatgen is not installed."""
+    try:
+        import pymatgen.core  # noqa: F401
+    except ImportError:
+        raise ValueError(f"crystals need the package pymatgen: {EXTRA}") from None
+
+
+def cell_matrix(lattice: np.ndarray) -> np.ndarray:
+    """Parameters (..., 6), lengths and then angles in degrees, to rows of vectors (..., 3, 3), float64.
+
+    pymatgen's convention: c along z, a in the plane of x and z.
+    """
+    a, b, c, alpha, beta, gamma = np.moveaxis(np.asarray(lattice, np.float64), -1, 0)
+    alpha, beta, gamma = np.radians(alpha), np.radians(beta), np.radians(gamma)
+    value = (np.cos(alpha) * np.cos(beta) - np.cos(gamma)) / (np.sin(alpha) * np.sin(beta))
+    star = np.arccos(np.clip(value, -1, 1))
+    zero = np.zeros_like(a)
+    rows = (
+        (a * np.sin(beta), zero, a * np.cos(beta)),
+        (-b * np.sin(alpha) * np.cos(star), b * np.sin(alpha) * np.sin(star), b * np.cos(alpha)),
+        (zero, zero, c),
+    )
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def wrap(fractional: np.ndarray) -> np.ndarray:
+    """Into [0, 1), also after rounding to float32."""
+    wrapped = np.asarray(fractional % 1, np.float32)
+    wrapped[wrapped >= 1] = 0
+    return wrapped
+
+
+def niggli(matrix: np.ndarray, fractional: np.ndarray, keep: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The Niggli reduced cell of vectors (3, 3), as parameters (6,) float32, and coordinates (n, 3) in it, float32.
+
+    keep: leaves a cell that is reduced already as it is; pymatgen may choose another one with equal parameters.
+    """
+    from pymatgen.core import Lattice
+
+    given = Lattice(matrix)
+    reduced = given.get_niggli_reduced_lattice()
+    if keep and np.allclose(given.parameters, reduced.parameters, rtol=1e-5, atol=1e-5):
+        return np.array(given.parameters, np.float32), wrap(np.asarray(fractional))
+    places = np.asarray(fractional, np.float64) @ matrix @ np.linalg.inv(reduced.matrix)
+    places[abs(places - places.round()) < 1e-6] = 0
+    return np.array(reduced.parameters, np.float32), wrap(places)
+
+
+def distances_of(matrix: np.ndarray, fractional: np.ndarray) -> np.ndarray:
+    """(n, n) distances in a reduced cell (3, 3) to the nearest image; on the diagonal to the nearest of its own."""
+    apart = fractional[:, None] - fractional
+    vectors = (apart - apart.round())[:, :, None] + STEPS  # (n, n, 27, 3)
+    squares = np.square(vectors @ matrix).sum(-1)
+    squares[np.arange(len(fractional)), np.arange(len(fractional)), 13] = np.inf  # itself
+    return np.sqrt(squares.min(-1))

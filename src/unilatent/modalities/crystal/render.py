@@ -1,0 +1,156 @@
+"""Crystals to .cif and .extxyz files, and to pictures: the edges of a cell and the atoms in it."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ...atoms.systems import System
+from ...files import write_text
+from .data import read_files as read_files
+from .elements import SYMBOLS, formula
+from .lattices import STEPS, cell_matrix
+
+CELL = 192
+"""Pixels a side of a crystal."""
+SMOOTH = 2
+"""Times larger that it is drawn, to be averaged."""
+LINE = 14
+"""Pixels of the line with the formula."""
+TURNS = (25.0, 12.0)
+"""Degrees about the vertical axis, and then towards the eye."""
+EDGE = 1e-2
+"""Atoms so near to a face of the cell are drawn on the opposite one as well."""
+COLOURS = {
+    1: "#f0f0f0", 3: "#b070e0", 5: "#f0a0a0", 6: "#505050", 7: "#3050f8", 8: "#e02010", 9: "#80d050", 11: "#a060f0",
+    12: "#80c030", 13: "#b0a0a0", 14: "#e0c090", 15: "#f08000", 16: "#e0c030", 17: "#30c030", 19: "#8040c0",
+    20: "#50b050", 22: "#b0b8c0", 26: "#d06030", 28: "#50c050", 29: "#c07030", 30: "#7880b0",
+}  # fmt: skip
+"""Of elements that people know by colour; others have a hue of their own."""
+
+
+def to_system(data: dict[str, Tensor], index: int) -> System:
+    """One crystal of a batch, without its padding."""
+    types, fractional, lattice = (data[key][index].detach().cpu().numpy() for key in ("types", "fractional", "lattice"))
+    return System(types[types > 0].astype(np.uint8), fractional[types > 0].astype(np.float32), lattice)
+
+
+def write(data: dict[str, Tensor], folder: Path, start: int = 0) -> list[Path]:
+    """One .cif a crystal, numbered in six digits from `start`, and an .extxyz of the same beside it. Returns the .cif
+    files; `read_files` gives the same bits back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(len(data["types"])):
+        one, path = to_system(data, i), folder / f"{start + i:06d}.cif"
+        write_text(path, cif(one))
+        write_text(path.with_suffix(".extxyz"), frame(one))
+        paths.append(path)
+    return paths
+
+
+def cif(one: System) -> str:
+    """Without symmetry, in nine digits: as many as float32 has."""
+    assert one.lattice is not None
+    tags = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+    lines = [f"data_{formula(one.types) or 'empty'}", "_symmetry_space_group_name_H-M   'P 1'"]
+    lines += [f"_cell_{tag}   {value:.9g}" for tag, value in zip(tags, one.lattice.tolist(), strict=True)]
+    lines += ["_symmetry_Int_Tables_number   1", "loop_", " _symmetry_equiv_pos_site_id", " _symmetry_equiv_pos_as_xyz"]
+    lines += ["  1  'x, y, z'", "loop_", " _atom_site_type_symbol", " _atom_site_label", " _atom_site_fract_x"]
+    lines += [" _atom_site_fract_y", " _atom_site_fract_z", " _atom_site_occupancy"]
+    for i, (z, place) in enumerate(zip(one.types.tolist(), one.coordinates.tolist(), strict=True)):
+        lines.append(f"  {SYMBOLS[z]}  {SYMBOLS[z]}{i}  " + "  ".join(f"{x:.9g}" for x in place) + "  1")
+    return "\n".join(lines) + "\n"
+
+
+def frame(one: System) -> str:
+    """Extended XYZ: the lattice's vectors, and Cartesian coordinates in Angstrom."""
+    assert one.lattice is not None
+    matrix = cell_matrix(one.lattice)
+    vectors = " ".join(f"{value:.9g}" for value in matrix.ravel())
+    lines = [str(len(one.types)), f'Lattice="{vectors}" Properties=species:S:1:pos:R:3 pbc="T T T"']
+    for z, place in zip(one.types.tolist(), (one.coordinates @ matrix).tolist(), strict=True):
+        lines.append(f"{SYMBOLS[z]:<2} " + " ".join(f"{x:.9g}" for x in place))
+    return "\n".join(lines) + "\n"
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def cells(data: dict[str, Tensor]) -> list[Image.Image]:
+    """A picture of each crystal: the edges of its cell, atoms coloured by element, and its formula."""
+    made = []
+    for system in (to_system(data, i) for i in range(len(data["types"]))):
+        cell = Image.new("RGB", (CELL, CELL + LINE), "white")
+        cell.paste(_picture(system), (0, 0))
+        ImageDraw.Draw(cell).text((4, CELL), formula(system.types), fill="black")
+        made.append(cell)
+    return made
+
+
+def colour(z: int) -> str:
+    """Of an element, as #rrggbb."""
+    if z in COLOURS:
+        return COLOURS[z]
+    red, green, blue = colorsys.hsv_to_rgb(z * 0.618034 % 1, 0.45 + 0.1 * (z % 4), 0.85 - 0.1 * (z % 3))
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def _picture(one: System) -> Image.Image:
+    """What is nearest drawn last; blank where the cell is none."""
+    side = CELL * SMOOTH
+    picture = Image.new("RGB", (side, side), "white")
+    assert one.lattice is not None
+    with np.errstate(all="ignore"):
+        matrix = cell_matrix(one.lattice)
+    if not np.isfinite(matrix).all() or not np.isfinite(one.coordinates).all() or not np.abs(matrix).max() > 0:
+        return picture.resize((CELL, CELL))
+    turned = _turned(matrix)
+    corners = (STEPS[(STEPS >= 0).all(1)] - 0.5) @ turned  # (8, 3): x to the right, y down, z to the eye
+    types, places = _repeated(one)
+    places = (places - 0.5) @ turned
+    reach = np.abs(corners[:, :2]).max()
+    scale = side / 2 / (1.25 * reach)
+    radius = scale * min(0.7, 0.16 * abs(np.linalg.det(matrix)) ** (1 / 3))
+    draw = ImageDraw.Draw(picture)
+    parts: list[tuple[float, Callable[[], Any]]] = []
+    for i, a in enumerate(corners):
+        for j in (i ^ 1, i ^ 2, i ^ 4):  # corners whose numbers differ in one bit share an edge
+            if i < j:
+                ends = [tuple(side / 2 + scale * a[:2]), tuple(side / 2 + scale * corners[j][:2])]
+                depth = float(min(a[2], corners[j][2]))
+                parts.append((depth, partial(draw.line, ends, fill="#909090", width=SMOOTH)))
+    for z, (x, y, depth) in zip(types.tolist(), places, strict=True):
+        x, y = side / 2 + scale * x, side / 2 + scale * y
+        box = (x - radius, y - radius, x + radius, y + radius)
+        parts.append((float(depth), partial(draw.ellipse, box, fill=colour(z), outline="#202020", width=SMOOTH)))
+    for _, part in sorted(parts, key=lambda item: item[0]):
+        part()
+    return picture.resize((CELL, CELL), Image.Resampling.BOX)
+
+
+def _turned(matrix: np.ndarray) -> np.ndarray:
+    """Vectors (3, 3) as the eye sees them: c upwards, a little from the side and from above."""
+    about, towards = np.radians(TURNS)
+    upright = matrix[:, [1, 2, 0]] * [1, -1, 1]  # y to the right, z up (pictures count downwards), x to the eye
+    spin = np.array([[np.cos(about), 0, -np.sin(about)], [0, 1, 0], [np.sin(about), 0, np.cos(about)]])
+    tilt = np.array([[1, 0, 0], [0, np.cos(towards), -np.sin(towards)], [0, np.sin(towards), np.cos(towards)]])
+    return upright @ spin @ tilt
+
+
+def _repeated(one: System) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms, with those on a face, edge or corner of the cell on all of them: types (m,), coordinates (m, 3)."""
+    places = one.coordinates.astype(np.float64)
+    types, found = [], []
+    for step in STEPS:
+        moved = places + step
+        inside = ((moved > -EDGE) & (moved < 1 + EDGE)).all(1)
+        types.append(one.types[inside])
+        found.append(moved[inside])
+    return np.concatenate(types), np.concatenate(found)

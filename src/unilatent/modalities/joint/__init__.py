@@ -1,0 +1,243 @@
+"""Molecules and crystals in one model: each sample is of one kind, which its label tells and its layout shows.
+
+The two kinds are modalities of their own, named in the configuration; their files, chemistry and pictures are theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from PIL import Image
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...atoms import modality as atoms
+from ...atoms.grid import paste_grid
+from ...config import Config, component, resolve_as
+from ...maths.streams import Streams
+from ...registry import available, find
+from ...types import count, take
+from ..base import Dataset, Metric, Space, Splits
+
+
+def _kinds() -> list[type[atoms.AtomModality]]:
+    """Every modality of one kind of system, molecules first."""
+    found = [find("modalities", name) for name in available("modalities") if name != __package__.rpartition(".")[2]]
+    own = [cls for cls in found if issubclass(cls, atoms.AtomModality)]
+    return sorted(own, key=lambda cls: cls.crystals)
+
+
+class JointConfig(atoms.AtomConfig, atoms.MoleculeLosses, atoms.CrystalLosses):
+    """parts: the configurations of a modality of molecules and one of crystals, in the order of the labels; their own
+    `sizes` are found in the data, and say how often each kind is drawn where no label does. Their weights, elements and
+    augmentation are those here.
+    """
+
+    name: Literal["joint"] = "joint"
+    parts: tuple[component("modalities"), component("modalities")]  # type: ignore[valid-type]
+
+    @classmethod
+    def small(cls) -> Self:
+        parts: list[Any] = [kind.Config.small() for kind in _kinds()]
+        return cls(max_atoms=max(part.max_atoms for part in parts), elements="found", parts=tuple(parts))
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        kinds = [find("modalities", part.name) for part in self.parts]
+        if not all(issubclass(kind, atoms.AtomModality) for kind in kinds) or [
+            (kind.molecules, kind.crystals) for kind in kinds
+        ] not in ([(True, False), (False, True)], [(False, True), (True, False)]):
+            raise ValueError("parts: give one modality of molecules and one of crystals")
+        if max(part.max_atoms for part in self.parts) > self.max_atoms:
+            raise ValueError(f"parts: max_atoms of a part is above max_atoms {self.max_atoms}; raise that")
+        return self
+
+
+class JointData(Config):
+    """parts: the data of each part, by its modality's name. held_out: over both together, how many samples no training
+    step sees; None: what the parts say."""
+
+    parts: dict[str, SerializeAsAny[Config]]
+    held_out: int | None = Field(default=None, ge=0)
+
+    @classmethod
+    def small(cls) -> Self:
+        return cls(parts={kind.__module__.rpartition(".")[2]: kind.DataConfig.small() for kind in _kinds()})
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _of_their_modalities(cls, parts: Any) -> Any:
+        if not isinstance(parts, dict):
+            return parts
+        return {name: resolve_as(find("modalities", name).DataConfig, part, f"{name}.") for name, part in parts.items()}
+
+
+class JointDataset(Dataset):
+    """Two data sets as one: their samples follow each other in turn, as often as each has some."""
+
+    def __init__(self, parts: Sequence[Dataset], names: Sequence[str], max_atoms: int):
+        self.parts, self.max_atoms = list(parts), max_atoms
+        places = [((i + 0.5) / len(part), kind, i) for kind, part in enumerate(parts) for i in range(len(part))]
+        self.order = [(kind, i) for _, kind, i in sorted(places)]
+        self.facts = {"labels": {"class_names": tuple(names)}}
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        kind, i = self.order[index]
+        sample, _ = self.parts[kind][i]
+        return _widened(sample, self.max_atoms), {"labels": kind}
+
+    @property
+    def fingerprint(self) -> str:
+        own = [part.fingerprint for part in self.parts]
+        return hashlib.sha256(repr((own, self.max_atoms)).encode()).hexdigest()
+
+
+class Joint(atoms.AtomModality):
+    """Data: those of both kinds, zeros of what a sample is not, and `periodic` (B,), which of them it is."""
+
+    Config = JointConfig
+    DataConfig = JointData
+    config: JointConfig
+    molecules = True
+    crystals = True
+
+    @cached_property
+    def parts(self) -> list[atoms.AtomModality]:
+        return [find("modalities", part.name)(part) for part in self.config.parts]
+
+    def splits(self, data: JointData) -> Splits:
+        names = [part.name for part in self.config.parts]
+        if set(data.parts) != set(names):
+            raise ValueError(f"data.parts: give the data of {' and '.join(names)}, not of {', '.join(data.parts)}")
+        found = []
+        for number, (name, part) in enumerate(zip(names, self.parts, strict=True)):
+            own: Any = data.parts[name]
+            if data.held_out is not None:
+                own = own.model_copy(update={"held_out": (data.held_out + number) // len(names)})
+            found.append(part.splits(own))
+        n = self.config.max_atoms
+        return Splits(
+            JointDataset([split.train for split in found], names, n),
+            JointDataset([split.held_out for split in found], names, n),
+        )
+
+    def fitted(self, splits: Splits) -> JointConfig:
+        train, held_out = splits.train, splits.held_out
+        assert isinstance(train, JointDataset) and isinstance(held_out, JointDataset)
+        own = [Splits(a, b) for a, b in zip(train.parts, held_out.parts, strict=True)]
+        parts = tuple(part.fitted(split) for part, split in zip(self.parts, own, strict=True))
+        found: dict[str, Any] = {"parts": parts}
+        if self.config.elements == "found":
+            found["elements"] = tuple(sorted({z for split in own for z in atoms.elements_in(split)}))
+        return self.config.model_copy(update=found)
+
+    def _sized(self, streams: Streams, values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """Of the kind that a label asks for, else each as often as training has it."""
+        counts = [sum(part.sizes or (0, 1)) for part in self.config.parts]
+        kinds = (streams.uniform() * sum(counts) >= counts[0]).long()
+        if values and "labels" in values:
+            kinds = values["labels"].to(kinds.device)
+        uniform, most = streams.uniform(), self.config.max_atoms
+        each = torch.stack([atoms.drawn(uniform, part.sizes, part.max_atoms) for part in self.config.parts])
+        sizes = each.gather(0, kinds[None])[0]
+        periodic = torch.tensor([part.crystals for part in self.parts], device=kinds.device)[kinds]
+        return torch.arange(most, device=sizes.device) < sizes[:, None], periodic
+
+    # What belongs to the parts.
+
+    def spaces(self) -> list[Space]:
+        return []
+
+    def metrics(self) -> list[Metric]:
+        """None: numbers of two kinds have no mean. Samples of one kind (`--labels`) are judged by its own modality."""
+        return []
+
+    @property
+    def preprocessing(self) -> str:
+        return "; ".join(part.preprocessing for part in self.parts)
+
+    def errors(self, made: Any, data: Any) -> dict[str, list[float]]:
+        """What both kinds have: the share of atoms of the right element."""
+        atoms = data["types"] > 0
+        right = (made["types"].to(atoms.device) == data["types"]) & atoms
+        return {"type_accuracy": (right.sum(1) / atoms.sum(1)).tolist()}
+
+    def draw_grid(
+        self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
+    ) -> None:
+        """Each sample as its own kind draws it."""
+        with tempfile.TemporaryDirectory() as folder:
+            cells = [[self._drawn(take(row, slice(i, i + 1)), Path(folder)) for i in range(count(row))] for row in rows]
+        paste_grid(cells, path, columns, captions)
+
+    def _drawn(self, one: dict[str, Tensor], folder: Path) -> Image.Image:
+        part = self._part(one)
+        part.draw_grid([_narrowed(one, part)], folder / "cell.png")
+        with Image.open(folder / "cell.png") as picture:
+            return picture.convert("RGB")
+
+    def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
+        """Each sample as its own kind writes it, in a folder of that kind."""
+        written = []
+        for i in range(count(data)):
+            one = take(data, slice(i, i + 1))
+            part = self._part(one)
+            written += part.write(_narrowed(one, part), folder / part.config.name, start + i)
+        return written
+
+    def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        """What each kind finds in its own folder of `path`, or where there is none in `path` itself, by name."""
+        found: list[tuple[str, dict[str, Tensor]]] = []
+        faults: list[ValueError] = []
+        for part in self.parts:
+            own = path / part.config.name
+            try:
+                for data, names in part.read(own if own.is_dir() else path, batch_size):
+                    rows = [take(data, slice(i, i + 1)) for i in range(len(names))]
+                    wide = [_widened(row, self.config.max_atoms, 1) for row in rows]
+                    found += zip(names, wide, strict=True)
+            except ValueError as error:
+                faults.append(error)
+        if faults and (
+            len(faults) == len(self.parts) or any((path / part.config.name).is_dir() for part in self.parts)
+        ):
+            raise faults[0]
+        found.sort(key=lambda pair: pair[0])
+        for first in range(0, len(found), batch_size):
+            some = found[first : first + batch_size]
+            yield self.join([row for _, row in some]), [name for name, _ in some]
+
+    def _part(self, one: dict[str, Tensor]) -> atoms.AtomModality:
+        """The kind of a sample (1, ...)."""
+        return next(part for part in self.parts if part.crystals == bool(one["periodic"][0]))
+
+
+def _widened(sample: dict[str, Tensor], max_atoms: int, axes: int = 0) -> dict[str, Tensor]:
+    """A sample of one kind as one of both; axes: before that of its atoms."""
+    batch = sample["types"].shape[:axes]
+    room = max_atoms - sample["types"].shape[-1]
+    out = {
+        "types": F.pad(sample["types"], (0, room)),
+        "positions": torch.zeros(*batch, max_atoms, 3), "fractional": torch.zeros(*batch, max_atoms, 3),
+        "lattice": sample.get("lattice", torch.zeros(*batch, 6)),
+        "periodic": torch.full(batch, "lattice" in sample),
+    }  # fmt: skip
+    for key in ("positions", "fractional"):
+        if key in sample:
+            out[key] = F.pad(sample[key], (0, 0, 0, room))
+    return out
+
+
+def _narrowed(data: dict[str, Tensor], part: atoms.AtomModality) -> dict[str, Tensor]:
+    """Samples of both kinds as the part holds them; all of its kind."""
+    return {key: data[key] for key in part.keys}

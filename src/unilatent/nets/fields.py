@@ -1,0 +1,87 @@
+"""What the channels of a token mean to a network: spans of them that are brought to its width each in its own way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .embeddings import sincos
+from .layers import linear
+
+WAVES = 4
+"""Frequencies 1, 2, ... of a periodic number."""
+
+
+@dataclass(frozen=True)
+class TokenField:
+    """A span of neighbouring channels.
+
+    linear: a matrix (of a one-hot: a table). smooth: numbers of which small differences matter (coordinates), Linear
+    without bias, SiLU, Linear. periodic: numbers of period 1; sin and cos of 2 pi k x, k = 1 .. 4, then as smooth.
+    """
+
+    channels: int
+    kind: Literal["linear", "smooth", "periodic"] = "linear"
+
+
+class LinearInput(nn.Linear):
+    """Tokens whose channels all mean the same."""
+
+    def forward(self, values: Tensor, positions: Tensor | None = None) -> Tensor:
+        """values (B, N, C) -> (B, N, D). positions: not looked at; whoever attends rotates by them."""
+        return super().forward(values)
+
+
+class FieldInput(nn.Module):
+    """The sum of what each field becomes, and of sinusoids of the token's position: tokens of several kinds are told
+    apart, and found by the latents of their own place, from the first step."""
+
+    def __init__(self, fields: Sequence[TokenField], width: int):
+        super().__init__()
+        self.spans, self.width = [field.channels for field in fields], width
+        self.fields = nn.ModuleList([_network(field, width) for field in fields])
+
+    def forward(self, values: Tensor, positions: Tensor) -> Tensor:
+        """values (B, N, C), positions (B or 1, N, A) -> (B, N, D)."""
+        h = sincos(positions, self.width)
+        for field, part in zip(self.fields, values.split(self.spans, dim=-1), strict=True):
+            h = h + field(part)
+        return h
+
+
+class _Waves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., c) -> (..., 2 WAVES c)."""
+        angles = 2 * math.pi * x.float()[..., None] * torch.arange(1, WAVES + 1, device=x.device)  # (..., c, WAVES)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class _Smooth(nn.Module):
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.hidden = nn.Linear(channels, width, bias=False)
+        self.out = linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.silu(self.hidden(x)))
+
+
+def _network(field: TokenField, width: int) -> nn.Module:
+    if field.kind == "linear":
+        return nn.Linear(field.channels, width)
+    if field.kind == "smooth":
+        return _Smooth(field.channels, width)
+    return nn.Sequential(_Waves(), _Smooth(2 * WAVES * field.channels, width))
+
+
+def token_input(fields: Sequence[TokenField], width: int) -> LinearInput | FieldInput:
+    """Tokens (B, N, C) of those fields to D = width channels; a single linear field is one Linear."""
+    if len(fields) == 1 and fields[0].kind == "linear":
+        return LinearInput(fields[0].channels, width)
+    return FieldInput(fields, width)

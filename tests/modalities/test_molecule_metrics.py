@@ -1,0 +1,198 @@
+"""How molecules are judged: every number beside a ceiling and noise, and what each number must notice."""
+
+from __future__ import annotations
+
+import builtins
+import math
+
+import pytest
+import torch
+from test_molecules import batch
+from torch import Tensor
+
+pytest.importorskip("rdkit")
+
+from unilatent.modalities.base import Evidence, Row, Space
+from unilatent.modalities.molecule import chemistry, generator, metrics
+from unilatent.records import Held
+
+CPU = torch.device("cpu")
+LIGHT = ("atoms", "edm", "rdkit")
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    made = generator.compose(128, seed=5)
+    return batch(made, range(64)), batch(made, range(64, 128))
+
+
+def kept(data: dict[str, Tensor], names: tuple[str, ...] = LIGHT, **others: Tensor) -> Held:
+    tensors = dict(others)
+    for space in metrics.spaces():
+        if space.name in names:
+            tensors |= space(data)
+    return Held(tensors)
+
+
+def rows(evidence: Evidence, names: tuple[str, ...] = LIGHT) -> dict[str, Row]:
+    """By key, of the metrics whose space is there."""
+    found = [metric(evidence) for metric in metrics.metrics() if metric.space in (*names, None)]
+    return {row.key: row for some in found for row in some}
+
+
+def test_samples_are_real_molecules(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    """Copies of held-out molecules reach the ceiling, and copies of training molecules are not novel."""
+    train, held_out = sets
+    found = rows(Evidence(kept(train), kept(held_out), kept(held_out)))
+    for key in ("valid_rdkit", "valid_connected_rdkit", "mol_stable", "atom_stable", "valid_edm", "novel_rdkit"):
+        row = found[key]
+        assert row.value == row.beside["held-out real"] == 100, key
+        assert set(row.beside) == {"held-out real", "noise 0.05 A", "noise 1 A"}
+    assert found["mol_stable"].beside["noise 0.05 A"] < 30 and found["mol_stable"].beside["noise 1 A"] == 0
+    assert found["valid_connected_rdkit"].beside["noise 1 A"] == 0
+    for key in ("atoms_w1", "elements_tv", "bond_lengths_w1", "rings_w1"):
+        assert found[key].value == found[key].beside["held-out real"] >= 0
+    assert found["bond_lengths_w1"].value < found["bond_lengths_w1"].beside["noise 0.05 A"]
+    copies = rows(Evidence(kept(train), kept(held_out), kept(train)))
+    assert copies["novel_rdkit"].value == copies["novel_edm"].value == 0
+    assert copies["valid_unique_rdkit"].value == 100
+
+
+def test_repeated_samples_are_not_unique(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    train, held_out = sets
+    again = {name: value[:16].repeat(4, *[1] * (value.ndim - 1)) for name, value in held_out.items()}
+    found = rows(Evidence(kept(train), kept(held_out), kept(again)))
+    assert found["valid_rdkit"].value == 100
+    assert found["unique_rdkit"].value == found["valid_unique_edm"].value == 25
+    assert found["unique_rdkit"].beside["held-out real"] == 100
+
+
+def test_distributions_notice_what_changed(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    train, _ = sets
+    bare = {"types": torch.where(train["types"] == 1, 0, train["types"]), "positions": train["positions"]}
+    stretched = {**train, "positions": train["positions"] * 1.03}
+    same, without, longer = (rows(Evidence(kept(train), None, kept(d))) for d in (train, bare, stretched))
+    assert same["atoms_w1"].value == same["elements_tv"].value == same["rings_w1"].value == 0
+    assert same["bond_lengths_w1"].value == pytest.approx(0, abs=1e-6)
+    hydrogens = float((train["types"] == 1).sum(1).float().mean())
+    assert without["atoms_w1"].value == pytest.approx(hydrogens, rel=1e-6)
+    assert without["elements_tv"].value == pytest.approx(hydrogens / float((train["types"] > 0).sum(1).float().mean()))
+    assert 0.01 < longer["bond_lengths_w1"].value < 0.06
+    assert set(same["valid_rdkit"].beside) == {"noise 0.05 A", "noise 1 A"}  # of training molecules
+
+
+def test_wasserstein_in_closed_form():
+    a = torch.tensor([0.0, 1.0, 3.0])
+    assert metrics.wasserstein(a, a + 2) == pytest.approx(2)
+    assert metrics.wasserstein(torch.tensor([0.0]), torch.tensor([0.0, 4.0])) == pytest.approx(2)
+    assert metrics.wasserstein(a, a.repeat(5)) == pytest.approx(0)
+    assert math.isinf(metrics.wasserstein(a, torch.zeros(0)))
+
+
+def test_errors_of_turned_mirrored_and_shifted_molecules(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    data = sets[0]
+    mask = (data["types"] > 0)[..., None]
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
+    turn = turn * torch.det(turn)  # proper
+    moved = {**data, "positions": (data["positions"] @ turn + 3) * mask}
+    found = metrics.errors(moved, data)
+    assert max(found["rmsd"]) < 1e-5 and found["close"] == [1.0] * 64 and found["types_right"] == [1.0] * 64
+    mirrored = metrics.errors({**data, "positions": data["positions"] * torch.tensor([-1.0, 1, 1])}, data)
+    assert sorted(mirrored["rmsd"])[32] > 0.3
+    wrong = {**data, "types": data["types"].clone()}
+    wrong["types"][:, 0] = 15
+    found = metrics.errors(wrong, data)
+    assert found["types_right"] == found["close"] == [0.0] * 64 and max(found["rmsd"]) < 1e-6
+    assert found["type_accuracy"][0] == pytest.approx(1 - 1 / float((data["types"][0] > 0).sum()))
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05])
+def test_rmsd_of_noise_is_what_statistics_says(sigma: float, sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    """Of 3 n coordinates, superposition takes up six: sigma^2 (3 n - 6) / n."""
+    data = sets[0]
+    n = (data["types"] > 0).sum(1).double()
+    expected = (sigma**2 * (3 * n - 6) / n).mean().sqrt()
+    found = torch.tensor(metrics.errors(metrics.with_noise(data, sigma), data)["rmsd"], dtype=torch.float64)
+    assert float(found.square().mean().sqrt()) == pytest.approx(float(expected), rel=0.06)
+
+
+def test_reconstruction_rows(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    train, held_out = sets
+    made = metrics.with_noise(held_out, 0.02)
+    tensors = {name: torch.tensor(values) for name, values in metrics.errors(made, held_out).items()}
+    found = rows(Evidence(kept(train), kept(held_out), None, kept(made, **tensors)))
+    assert found["rmsd"].value < found["rmsd"].beside["noise 0.05 A"] < found["rmsd"].beside["noise 1 A"]
+    assert found["type_accuracy"].value == 100 > found["type_accuracy"].beside["one element"] > 40
+    assert found["same_graph"].value > 90 and found["same_graph"].beside["held-out real"] == 100
+    assert 60 < found["reconstruction_stable"].value < 97
+    assert found["close"].value > found["close"].beside["noise 0.05 A"]
+
+
+def test_match_rate_by_inchi(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    pytest.importorskip("openbabel")
+    pytest.importorskip("pymatgen")
+    held_out = {name: value[:12] for name, value in sets[1].items()}
+    made = metrics.with_noise(held_out, 0.02)
+    space = metrics.Matched()
+    space.prepare(CPU)
+    found = rows(Evidence(None, kept(held_out), None, Held(space.against(made, held_out))), ("match",))
+    assert found["match_rate"].value >= 90 and found["match_rate"].beside["held-out real"] == 100
+    assert 0.01 < found["match_rmsd"].value < 0.1
+    assert found["match_rate"].beside["noise 1 A"] == 0
+
+
+def test_posebusters_on_real_molecules_and_noise(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    pytest.importorskip("posebusters")
+    few = {name: value[:12] for name, value in sets[1].items()}
+    assert metrics.passing(few, energy=False) >= 90
+    assert metrics.passing(metrics.with_noise(few, 1.0), energy=False) == 0
+
+
+def test_samples_of_nan_are_refused(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    broken = {**sets[0], "positions": sets[0]["positions"] * math.nan}
+    for space in metrics.spaces():
+        if space.name in LIGHT:
+            with pytest.raises(ValueError, match="NaN or infinity"):
+                space(broken)
+
+
+def test_garbage_of_an_untrained_model_is_invalid_and_quick(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    types, positions = sets[0]["types"], sets[0]["positions"]
+    xenon = torch.where(types > 0, 54, 0)
+    for data in (
+        {"types": types * 0, "positions": positions * 0},  # no atoms
+        {"types": types, "positions": positions * 0},  # all in one place
+        {"types": types, "positions": positions * 0.6},
+        {"types": xenon, "positions": positions},
+    ):
+        edm, seen = metrics.DistanceTables()(data), metrics.Perceived()(data)
+        for verdict in (edm["edm_valid"], edm["edm_stable"], seen["rdkit_connected"]):
+            assert not verdict.any()
+        assert set(seen["rdkit_rings"].tolist()) == {-1}
+
+
+def test_empty_evidence_is_silent():
+    assert [metric(Evidence()) for metric in metrics.metrics()] == [[] for _ in metrics.metrics()]
+
+
+@pytest.mark.parametrize(
+    ("space", "blocked", "words"),
+    [
+        (metrics.Perceived(), "rdkit", r"rdkit: pip install 'unilatent\[atoms\]'"),
+        (metrics.Babel(), "openbabel", r"openbabel: pip install 'unilatent\[atoms-eval\]'"),
+        (metrics.Busters(), "posebusters", r"posebusters: pip install 'unilatent\[atoms-eval\]'"),
+    ],
+)
+def test_missing_packages_are_named(space: Space, blocked: str, words: str, monkeypatch: pytest.MonkeyPatch):
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: object) -> object:
+        if name.split(".")[0] == blocked:
+            raise ImportError(name)
+        return real(name, *rest)
+
+    for made in (chemistry.rdkit, chemistry.openbabel, chemistry.posebusters):
+        made.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ValueError, match=words):
+        space.prepare(CPU)

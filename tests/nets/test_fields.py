@@ -1,0 +1,42 @@
+"""Fields of a token: one linear field is a plain matrix, periodic numbers have a period, every field is heard."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from unilatent.nets.fields import TokenField, token_input
+
+PLACES = torch.arange(3.0)[None, :, None]
+
+
+def test_one_linear_field_is_a_linear_layer_and_named_like_one() -> None:
+    torch.manual_seed(0)
+    own = token_input([TokenField(5)], 8)
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(5, 8)
+    x = torch.randn(2, 3, 5)
+    assert own.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(own(x, PLACES), plain(x))
+
+
+def test_a_periodic_field_has_period_one_and_others_have_none() -> None:
+    torch.manual_seed(0)
+    network = token_input([TokenField(4), TokenField(3, "smooth"), TokenField(2, "periodic")], 16)
+    x = torch.randn(2, 3, 9)
+    h = network(x, PLACES)
+    assert h.shape == (2, 3, 16)
+    for span, same in ((slice(0, 4), False), (slice(4, 7), False), (slice(7, 9), True)):
+        moved = x.clone()
+        moved[..., span] += 1.0
+        assert torch.allclose(network(moved, PLACES), h, atol=1e-4) is same
+    half = x.clone()
+    half[..., 7:] += 0.5
+    assert not torch.allclose(network(half, PLACES), h, atol=1e-2)
+
+
+def test_tokens_that_hold_the_same_are_told_apart_by_their_place() -> None:
+    torch.manual_seed(0)
+    network = token_input([TokenField(4), TokenField(3, "smooth")], 16)
+    h = network(torch.ones(1, 3, 7), PLACES)
+    assert F.pdist(h[0]).min() > 0.1
