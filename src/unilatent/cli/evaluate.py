@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import STOPPED, BatchSize, Device, Precision, Seed, autocast, load, make_folder, progress_of
+from .options import (
+    STOPPED,
+    BatchSize,
+    DecoderSolver,
+    DecoderSteps,
+    Device,
+    Precision,
+    Seed,
+    autocast,
+    decoder_settings,
+    load,
+    make_folder,
+    progress_of,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, Evaluator
@@ -55,6 +68,8 @@ def run(
     guidance_norm: Annotated[str | None, typer.Option(help="norm_first or guidance_first.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps.", min=1)] = None,
     solver: Annotated[str | None, typer.Option(help="See `unilatent sample --help`.")] = None,
+    decoder_solver: DecoderSolver = None,
+    decoder_steps: DecoderSteps = None,
     inception_weights: Annotated[
         str | None, typer.Option(help="A local file with the FID Inception network; default: downloaded once.")
     ] = None,
@@ -111,6 +126,7 @@ def run(
     settings: dict[str, Any] = {
         "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "guidance_norm": guidance_norm,
         "num_inference_steps": steps, "solver": solver, "labels": labels,
+        **decoder_settings(network, decoder_solver, decoder_steps),
     }  # fmt: skip
     started = time.perf_counter()
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:

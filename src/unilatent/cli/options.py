@@ -20,6 +20,20 @@ Seed = Annotated[int, typer.Option(help="Random numbers are a function of (seed,
 BatchSize = Annotated[int, typer.Option(help="How many at a time; changes nothing but memory and speed.", min=1)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
 Precision = Annotated[str, typer.Option(help="fp32, or bf16 autocast inside the networks.")]
+DecoderSolver = Annotated[
+    str | None, typer.Option(help="Of a decoder that is a diffusion model itself (Unified Latents).")
+]
+DecoderSteps = Annotated[int | None, typer.Option(help="Steps of such a decoder.", min=1)]
+
+
+def decoder_settings(model: LatentModel | None, solver: str | None, steps: int | None) -> dict[str, Any]:
+    """What of the two options is given, as settings; ValueError where the model's decoder takes no steps."""
+    settings = {"decoder_solver": solver, "decoder_steps": steps}
+    given = {key: value for key, value in settings.items() if value is not None}
+    if given and (model is None or model.stepped_decoder is None):
+        whose = "there is no model" if model is None else "this model decodes in one pass"
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')}: {whose}; leave it out")
+    return given
 
 
 def load(source: str, device: str | None) -> LatentModel:

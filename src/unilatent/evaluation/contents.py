@@ -159,7 +159,9 @@ def draw_reconstructions(evaluator: Evaluator, evaluation: Evaluation) -> Grid |
     places = [i * len(dataset) // len(held_out) for i in range(min(PAIRS, len(held_out)))]
     batch = collate([dataset[place] for place in places], model.modality)
     with evaluator.autocast():
-        made = reconstruct(model, batch.data, seed=request.seed, batch_size=request.batch_size)
+        made = reconstruct(
+            model, batch.data, seed=request.seed, batch_size=request.batch_size, **(evaluator.decoding or {})
+        )
     return _grid(model, [batch.data, made], captions(model, batch.values, len(places)), places, PAIRS // 2)
 
 
