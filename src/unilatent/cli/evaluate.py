@@ -135,7 +135,11 @@ def run(
             request, modality=modality, samples=None if samples is None else find_samples(modality, str(samples)),
             reference=None if reference is None else find_reference(modality, reference),
             processes=processes, progress=progress, autocast=lambda: autocast(processes.device, precision),
-            stop=lambda: stop.received is not None, **settings,
+            stop=lambda: stop.received is not None,
+            sources={
+                "--data": data, "--reference": reference, "--samples": None if samples is None else str(samples),
+                "--inception-weights": inception_weights, "--lpips-weights": lpips_weights,
+            }, **settings,
         )  # fmt: skip
         processes.on_main(lambda: make_folder(folder))
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -113,14 +113,17 @@ class Evaluator:
         self, model: LatentModel | None, splits: Splits | None, folder: Path, request: Request, *,
         modality: Modality | None = None, samples: Reference | None = None, reference: Reference | None = None,
         processes: Processes | None = None, progress: Progress = silent, stop: Callable[[], bool] = lambda: False,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext, **settings: Any,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        sources: Mapping[str, str | None] | None = None, **settings: Any,
     ):  # fmt: skip
         """splits: the data the model was trained on, None where it is not known; settings: as for `sample`.
 
         modality: in place of the model's own, where only its evaluation settings differ. samples: judged in place of
         new ones, all of them; then the model may be None. reference: in place of the training samples.
         processes: share the work, each making some of the pieces. stop: asked between batches; once any process says
-        yes, all raise Interrupted. ValueError if a metric is unknown, or asks for data or weights that are not there.
+        yes, all raise Interrupted. sources: option of `unilatent evaluate` -> the file or folder it named, for the line
+        in a report that makes the numbers again. ValueError if a metric is unknown, or asks for data or weights that
+        are not there.
         """
         assert model is not None or (modality is not None and samples is not None)
         if splits is None and reference is None:
@@ -128,7 +131,7 @@ class Evaluator:
         self._model, self.made = model, samples
         self.modality: Modality = modality or self.model.modality
         self.splits, self.folder, self.request, self.reference = splits, folder, request, reference
-        self.processes = processes
+        self.processes, self.sources = processes, dict(sources or {})
         self.rank = processes.rank if processes else 0
         self.world = processes.world if processes else 1
         self.stop, self.progress, self.autocast, self.settings = stop, progress, autocast, settings
