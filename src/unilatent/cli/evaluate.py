@@ -194,14 +194,21 @@ def _compare(a: Path, b: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..evaluation.comparison import compare, read_evaluation
+    from ..evaluation.comparison import compare, read_evaluation, unshared
     from ..evaluation.table import number
 
-    found = compare(read_evaluation(a), read_evaluation(b))
+    own, other = read_evaluation(a), read_evaluation(b)
+    found = compare(own, other)
     if all(comparison.differences for comparison in found):
         raise ValueError(f"compare: {found[0].a.row.key}: {found[0].verdict}; evaluate both the same way")
     shown = Table("measure", f"A: {a}", f"B: {b}", "verdict")
     for comparison in found:
-        x, y = comparison.a.row, comparison.b.row
-        shown.add_row(x.name, number(x.value), number(y.value), comparison.verdict)
+        cells = [
+            "\n".join([number(measured.row.value), *measured.protocol.cautions()])
+            for measured in (comparison.a, comparison.b)
+        ]
+        shown.add_row(comparison.a.row.name, *cells, comparison.verdict)
     Console().print(shown)
+    for name, alone in (("A", unshared(own, other)), ("B", unshared(other, own))):
+        if alone:
+            print(f"only in {name}, not compared: {', '.join(measured.key for measured in alone)}")
