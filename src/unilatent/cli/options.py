@@ -13,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
+
     from ..methods.base import LatentModel
 
 Model = Annotated[str, typer.Argument(help="A run folder, a model folder, or a hub id (owner/name).", metavar="MODEL")]
@@ -59,6 +61,17 @@ def autocast(device: object, precision: str) -> Iterator[None]:
         raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
     with torch.autocast(torch.device(str(device)).type, torch.bfloat16, enabled=precision == "bf16"):
         yield
+
+
+WIDE = 200
+"""Columns where no terminal sets a width: a file or a pipe wraps nothing."""
+
+
+def wide(console: Console) -> Console:
+    """One that wraps nothing where no terminal sets its width."""
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
 
 
 STOPPED = 130
