@@ -111,7 +111,7 @@ def _aligned(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioni
     return a.padded(length), b.padded(length)
 
 
-def take(data: Any, rows: slice) -> Any:
+def take(data: Any, rows: slice | Tensor) -> Any:
     """Some rows of data: of a tensor, or of every tensor of a dict of them."""
     return {key: take(value, rows) for key, value in data.items()} if isinstance(data, dict) else data[rows]
 
