@@ -21,10 +21,7 @@ def test_digits_ul_reconstructs_generates_and_uses_its_latents(cli: Command, tmp
     assert cli("analyze", run, "--out", out).code == 0
     found = json.loads((out / "analysis.json").read_text())
     bits = ", ".join(f"{value['mean']:.3g} {name.replace('_', ' ')}" for name, value in found["rate"]["bits"].items())
-    print(
-        f"PSNR {numbers['psnr']:.2f} dB, recognised {numbers['recognised']:.1f} %, use {found['rate']['use']:.3g}; {bits}"
-    )
-    assert numbers["psnr"] >= 18
-    assert numbers["recognised"] >= 85
-    assert found["rate"]["use"] >= 1.2
+    psnr, recognised, use = numbers["psnr"], numbers["recognised"], found["rate"]["use"]
+    print(f"PSNR {psnr:.2f} dB, recognised {recognised:.1f} %, use {use:.3g}; {bits}")
+    assert psnr >= 18 and recognised >= 85 and use >= 1.2
     assert not [line for line in found["warnings"] if line.startswith("collapse")]
