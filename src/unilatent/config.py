@@ -126,6 +126,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict's leaves by their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
 def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
     for i, key in enumerate(keys[:-1]):
         if not isinstance(data.get(key), dict):

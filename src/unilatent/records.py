@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch import Tensor
 from .faults import reach
 from .files import read_json, write_json
 from .maths.frechet import Moments, RunningMoments
+from .types import join_values
 
 HEADER = "header.json"
 SMALLEST, LARGEST = 64, 512
@@ -71,7 +71,7 @@ class Rows(ABC):
             held += len(piece)
             if held >= count:
                 break
-        return torch.cat(parts)[:count]
+        return join_values(parts)[:count]
 
     def moments(self, name: str) -> Moments:
         """Mean (D,) and covariance (D, D) of a tensor's rows in float64, read in pieces."""

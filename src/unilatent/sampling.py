@@ -49,8 +49,9 @@ def sample(
     """`num` new samples as data of the modality (pictures: (num, C, H, W) in [0, 1]), on the CPU.
 
     settings: condition values under their own keywords (`labels=[3]`, cycled up to `num`; left out: spread evenly over
-    all there are), and any field of SamplingConfig (`solver`, `num_inference_steps`, `guidance_scale`,
-    `guidance_interval`, `guidance_norm`, `time_shift`); what is left out is the model's own setting.
+    all there are), what guidance leads away from (`negative_prompts="..."`; left out: no condition), and any field of
+    SamplingConfig (`solver`, `num_inference_steps`, `guidance_scale`, `guidance_interval`, `guidance_norm`,
+    `time_shift`); what is left out is the model's own setting.
     Sample i is a function of (model, seed, i, its condition): neither `num` nor `batch_size` changes it.
     """
     parts = list(sample_batches(model, num, seed=seed, batch_size=batch_size, progress=progress, **settings))
@@ -93,7 +94,8 @@ def sample_latents(
     n = len(streams)
     cond = model.conditions(values) if values else model.conditions.null(n)
     seen = Counter[str]()
-    denoise = guided_denoiser(model, cond, latent_layout, settings, seen)
+    null = model.conditions.null(n, values)
+    denoise = guided_denoiser(model, cond, null, latent_layout, settings, seen)
     grid = times.grid(settings.num_inference_steps, settings.time_shift)
 
     def noise() -> Tensor:
@@ -105,9 +107,11 @@ def sample_latents(
 
 
 def guided_denoiser(
-    model: LatentModel, cond: Conditioning, layout: Layout, settings: SamplingConfig, seen: Counter[str]
-) -> Denoise:
-    """denoise(z, t) under the settings' guidance; `seen` counts the rows that went through the network."""
+    model: LatentModel, cond: Conditioning, null: Conditioning, layout: Layout, settings: SamplingConfig,
+    seen: Counter[str],
+) -> Denoise:  # fmt: skip
+    """denoise(z, t) under the settings' guidance, away from `null`; `seen` counts the rows that went through the
+    network."""
     raw_first = settings.guidance_norm == "guidance_first"
     n = len(cond)
     layouts = {n: layout, 2 * n: layout.repeat(2)}
@@ -119,7 +123,7 @@ def guided_denoiser(
     return classifier_free(
         denoise,
         cond,
-        model.conditions.null(n),
+        null,
         settings.guidance_scale if len(model.conditions) else 1.0,
         settings.guidance_interval,
         model.finish_latents if raw_first else None,

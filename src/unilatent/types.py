@@ -85,6 +85,13 @@ class Conditioning:
         more = length - tokens.shape[1]
         return Conditioning(self.vector, F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more), value=False))
 
+    def trimmed(self) -> Conditioning:
+        """Without tokens that are padding in every row, where looking costs nothing: they change no result."""
+        if self.tokens is None or self.mask is None or not is_at_hand(self.mask):
+            return self
+        some = self.mask.any(0)  # (L,)
+        return self if some.all() else Conditioning(self.vector, self.tokens[:, some], self.mask[:, some])
+
     def where(self, keep: Tensor, other: Conditioning) -> Conditioning:
         """Rows of self where `keep` (B,) is True, rows of `other` elsewhere."""
         a, b = _aligned(self, other)
@@ -109,6 +116,36 @@ def _aligned(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioni
         return a, b
     length = max(0 if c.tokens is None else c.tokens.shape[1] for c in (a, b))
     return a.padded(length), b.padded(length)
+
+
+def is_at_hand(tensor: Tensor) -> bool:
+    """Whether its numbers can be looked at without waiting for a device: real ones, on a CPU."""
+    return tensor.device.type == "cpu" and type(tensor) is Tensor
+
+
+def encode_texts(texts: Sequence[str]) -> Tensor:
+    """Texts as condition values: UTF-8 bytes (B, W) uint8 with zeros behind, W the longest's length and at least 1.
+
+    A NUL becomes a space, half of a surrogate pair a question mark; everything else comes back from `decode_texts`.
+    """
+    rows = [text.replace("\0", " ").encode("utf-8", errors="replace") for text in texts]
+    width = max([1, *map(len, rows)])
+    padded = bytearray(b"".join(row.ljust(width, b"\0") for row in rows))
+    return torch.frombuffer(padded, dtype=torch.uint8).view(len(rows), width)
+
+
+def decode_texts(values: Tensor) -> list[str]:
+    """The inverse of `encode_texts`; a character that was cut in two is left out."""
+    rows = values.detach().cpu().contiguous().numpy()
+    return [row.tobytes().rstrip(b"\0").decode("utf-8", errors="ignore") for row in rows]
+
+
+def join_values(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of the same value from several batches as one tensor; texts (B, W) of different widths are padded."""
+    if parts[0].ndim == 2 and len({part.shape[1] for part in parts}) > 1:
+        width = max(part.shape[1] for part in parts)
+        parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
+    return torch.cat(list(parts))
 
 
 def take(data: Any, rows: slice | Tensor) -> Any:
@@ -140,7 +177,7 @@ class Batch:
     """Samples as their modality holds them, and the condition values that came with them.
 
     data: what the modality's `pack` takes: a tensor with B rows (pictures: (B, C, H, W) in [0, 1]) or a dict of them.
-    values: condition argument ("labels", say) -> tensor with B rows.
+    values: condition argument ("labels", say) -> tensor with B rows; texts as `encode_texts` gives them.
     """
 
     data: Any

@@ -148,9 +148,10 @@ def test_no_warning_where_nothing_is_wrong():
     assert found.warnings() == [] and found.use == pytest.approx(5) and found.latents is None
 
 
-def test_a_second_stage_that_is_its_prior_has_the_prior_s_rate():
+@pytest.mark.parametrize("learned_variance", [False, True])
+def test_a_second_stage_that_is_its_prior_has_the_prior_s_rate(learned_variance: bool):
     """Unconditional, with the prior's weights: the same bound, from other draws."""
-    tokenizer = rated()
+    tokenizer = rated(learned_variance=learned_variance)
     own = model_of("image", "latent_diffusion", tokenizer_model=tokenizer.config.plain()).eval()
     own.tokenizer.load_state_dict(tokenizer.state_dict())
     own.base = own.tokenizer.prior

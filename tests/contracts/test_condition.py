@@ -162,6 +162,18 @@ def test_keywords(name: str):
         conditions({})
 
 
+@every_condition
+def test_negative_values_take_the_place_of_no_condition(name: str):
+    conditions = small(name)
+    argument = conditions[name].argument
+    values = conditions.parse(4, {f"negative_{argument}": conditions[name].example(2)})
+    assert set(values) == {argument, f"negative_{argument}"} and len(values[f"negative_{argument}"]) == 4
+    wanted = conditions[name].embed(conditions[name].example(2)[torch.arange(4) % 2])
+    assert close(conditions.null(4, values), wanted)
+    plain = {argument: values[argument]}
+    assert close(conditions(values), conditions(plain)) and close(conditions.null(4, plain), conditions.null(4))
+
+
 def test_a_model_without_conditions():
     conditions = Conditions({}, D)
     null = conditions.null(3)

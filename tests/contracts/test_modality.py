@@ -94,8 +94,12 @@ def test_pack_and_unpack(name: str):
 
 @every_modality
 def test_tokens_have_a_scale_that_networks_bear(name: str):
-    values = modality_of(name).pack(batch_of(name, B).data).values
+    """As they are, and shifted and scaled to what noise is added to."""
+    modality = modality_of(name)
+    values = modality.pack(batch_of(name, B).data).values
     assert values.isfinite().all() and 0.05 < values.std() < 5
+    noised = (values - modality.token_shift) / modality.token_scale
+    assert abs(noised.mean()) < 0.75 and 0.5 < noised.square().mean().sqrt() < 1.5
 
 
 @every_modality

@@ -19,6 +19,7 @@ from unilatent.methods import latent_diffusion
 from unilatent.methods.base import LatentModel, LossPart, ModelConfig, SamplingConfig
 from unilatent.methods.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from unilatent.methods.unified_latents import Draws, UnifiedLatents, UnifiedLatentsConfig
+from unilatent.methods.unite import UNITE, UNITEConfig
 from unilatent.modalities.image import ImageConfig
 from unilatent.nets.backbones import ViTConfig
 from unilatent.sampling import sample_latents
@@ -328,8 +329,29 @@ def test_a_tokenizer_that_is_missing_or_unfinished_is_named(state: str, tmp_path
 
 def test_a_tokenizer_of_other_pictures_is_refused():
     config = LatentDiffusionConfig(base=NET, tokenizer_model=make().config.plain())
-    with pytest.raises(ConfigError, match="modality: the tokenizer was trained with other settings"):
+    with pytest.raises(ConfigError, match=r"resolution \(8, 8, 1\), but method.tokenizer was trained with \(4, 4, 1\)"):
         LatentDiffusion(ModelConfig(modality=ImageConfig(size=8, patch_size=2, channels=1), method=config))
+
+
+def test_noise_is_added_to_pixels_between_minus_one_and_one():
+    """As the schedules of both papers presume; halving that width moves every log-SNR by 2 log 2."""
+    model = make()
+    black = torch.zeros(1, 1, 4, 4)
+    assert (model._tokens(black).values == -1).all() and (model._tokens(black + 1).values == 1).all()
+
+
+def test_what_is_sampled_from_is_the_estimate_that_was_trained(monkeypatch: pytest.MonkeyPatch):
+    """Also on latents that have a norm: the mean of what a noisy latent may have been is shorter than any of them."""
+    first = UNITE(ModelConfig(modality=PICTURE, method=UNITEConfig.small()))
+    config = LatentDiffusionConfig(base=NET, tokenizer_model=first.config.plain())
+    model = wake(LatentDiffusion(ModelConfig(modality=PICTURE, method=config)))
+    seen: list[tuple[torch.Tensor, ...]] = []
+    forward = model.base.forward
+    monkeypatch.setattr(model.base, "forward", lambda z, t, *rest: seen.append((z, t, y := forward(z, t, *rest))) or y)
+    next(iter(model.loss(batch(), streams())))
+    ((z, t, trained),) = seen
+    torch.testing.assert_close(model.denoise(z, t, model.conditions.null(B)), trained)
+    assert trained.square().mean().sqrt() < 0.9
 
 
 # ---- ablations -------------------------------------------------------------------------------------------------------
@@ -394,9 +416,12 @@ def test_a_decoder_on_another_run_s_encoder_is_all_that_is_trained(tmp_path: Pat
     """Table 5: encoder and prior trained under a decoder in one pass, then a diffusion decoder on those latents."""
     first = make(decoder_loss="mse", prior=ViTConfig(width=16, depth=1, heads=2, dropout=0.5))
     first.save_pretrained(tmp_path / "model")
-    asked = UnifiedLatentsConfig(decoder=NET, loss_factor=2.0, encoder_run=str(tmp_path))
+    own = {"latent_channels": 3, "encoder": NET, "prior": first.method.prior, "decoder": NET}
+    asked = UnifiedLatentsConfig(**own, loss_factor=2.0, encoder_run=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"method\.latent_channels: 5, but .* has 3"):
+        asked.model_copy(update={"latent_channels": 5}).with_sources()
     method = asked.with_sources()
-    assert method.encoder_run is None and method.latent_channels == 3 and method.decoder_loss == "diffusion"
+    assert method.encoder_run is None and not method.train_encoder
     model = UnifiedLatents(ModelConfig(modality=PICTURE, method=method))
     model.start(asked)
     wake(model).train()
@@ -420,9 +445,10 @@ def test_an_encoder_that_cannot_be_taken_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match="names no run"):
         model.start(model.method)
     make().save_pretrained(tmp_path / "other" / "model")
-    asked = UnifiedLatentsConfig(decoder=NET, encoder_run=str(tmp_path / "other"))
+    own = {"latent_channels": 3, "encoder": NET, "prior": NET, "decoder": NET}
+    asked = UnifiedLatentsConfig(**own, encoder_run=str(tmp_path / "other"))
     larger = PICTURE.model_copy(update={"size": 8})
-    with pytest.raises(ConfigError, match="of another kind"):
+    with pytest.raises(ConfigError, match=r"resolution \(8, 8, 1\), but .* was trained with \(4, 4, 1\)"):
         UnifiedLatents(ModelConfig(modality=larger, method=asked.with_sources())).start(asked)
 
 

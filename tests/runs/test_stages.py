@@ -121,6 +121,35 @@ def test_a_run_whose_tokenizer_is_given_uses_that_one(both: Path, cli: Command, 
     assert missing.code == 2 and "method.tokenizer" in missing.err and not (tmp_path / "other").exists()
 
 
+def test_a_finished_first_stage_is_not_taken_for_another(both: Path, cli: Command) -> None:
+    """Its latents are those of the settings it was trained with, whatever is asked for now."""
+    for asked, said in (("method.loss_factor=3", "method.loss_factor: 3.0"), ("training.steps=5", "training.steps: 5")):
+        refused = cli("train", "digits-ul", *SHORT, f"tokenizer.{asked}", "--out", both, "--dry-run")
+        assert refused.code == 2 and f"tokenizer.{said}, but {both / 'tokenizer'} was trained with" in refused.err
+    assert cli("train", "digits-ul", *SHORT, "seed=5", "--out", both, "--dry-run").err.startswith(
+        "error: tokenizer.seed"
+    )
+    assert cli("train", "digits-ul", *SHORT, "--out", both, "--resume", "auto", "--dry-run").code == 0
+
+
+def test_a_second_stage_that_cannot_be_built_is_refused_before_the_first_is_trained(
+    cli: Command, tmp_path: Path
+) -> None:
+    refused = cli("train", "digits-ul", *SHORT, "method.base.heads=5", "--out", tmp_path / "run")
+    assert refused.code == 2 and "not divisible by heads 5" in refused.err and not (tmp_path / "run").exists()
+    larger = cli("train", "digits-ul", *SHORT, "modality.size=16", "--out", tmp_path / "run", "--dry-run")
+    assert larger.code == 0, "the picture's size is one for both stages"
+
+
+def test_a_run_of_the_other_method_can_be_the_first_stage(cli: Command, tmp_path: Path) -> None:
+    """As the documentation has it, although its reconstruction loss has other weights."""
+    short = ["training.steps=2", "training.checkpoint_every=0", "training.evaluate_samples=0", "training.batch_size=8"]
+    assert cli("train", "digits", *short, "--out", tmp_path / "digits").code == 0
+    run = tmp_path / "run"
+    assert cli("train", "digits-ul", *short, f"method.tokenizer={tmp_path / 'digits'}", "--out", run).code == 0
+    assert cli("sample", run, "--num", 2, "--steps", 2, "--out", tmp_path / "samples").code == 0
+
+
 def test_every_verb_works_on_the_result(both: Path, cli: Command, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -131,3 +131,16 @@ def clear_numbered(folder: Path) -> Path:
     for path in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
         path.unlink()
     return folder
+
+
+def read_lines(option: str, path: Path) -> list[str]:
+    """Lines of a text file that are not blank; ValueError names the option and what is wrong with the file."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror or 'cannot be read'}; give a text file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{option} {path}: is not UTF-8 text; save it as such") from None
+    if not any(lines):
+        raise ValueError(f"{option} {path}: has no line with a text; write one a line")
+    return [line for line in lines if line]

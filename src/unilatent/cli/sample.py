@@ -27,6 +27,7 @@ from .options import (
     load,
     make_folder,
     progress,
+    read_lines,
 )
 
 GRID = 100
@@ -35,9 +36,18 @@ GRID = 100
 
 def run(
     model: Model,
-    num: Annotated[int, typer.Option(help="How many samples.")] = 16,
+    num: Annotated[
+        int | None, typer.Option(help="How many samples [default: 16; one of each where several prompts are given].")
+    ] = None,
     labels: Annotated[
         str | None, typer.Option("--labels", "--label", help="3, 0-9, 2,5 or names; cycled. Default: all in turn.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="A text; give it several times for several, cycled.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Texts, one a line; after those given.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="A text that guidance leads away from [default: no text].")
     ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="0 unconditional, 1 conditional, above 1 guided.")
@@ -69,7 +79,7 @@ def run(
     """
     from ..sampling import sample_batches, split_settings
     from ..training.signals import StopRequest
-    from ..types import take
+    from ..types import join, take
 
     network = load(model, device)
     settings: dict[str, Any] = {
@@ -77,13 +87,16 @@ def run(
         "num_inference_steps": steps, "solver": solver, **decoder_settings(network, decoder_solver, decoder_steps),
     }  # fmt: skip
     chosen, _ = split_settings(network.config.sampling, settings)
-    settings["labels"] = labels
+    texts = [*(prompt or []), *(read_lines("--prompts", prompts) if prompts else [])]
+    given = {"labels": labels, "prompts": texts or None, "negative_prompts": negative_prompt}
+    settings |= given
+    num = (len(texts) if len(texts) > 1 else 16) if num is None else num
     with progress("sampling", num) as advance, autocast(network.device, precision), StopRequest() as stop:
         batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
         first = next(batches)
         folder = make_folder(out)
         clear_numbered(folder)
-        shown, made = [], 0
+        shown, asked, made = [], [], 0
         with NpzWriter(folder / "samples.npz") as arrays:
             for part in _chain(first, batches):
                 network.modality.write(part.data, folder, start=part.start)
@@ -91,12 +104,16 @@ def run(
                 arrays.add({**network.modality.arrays(part.data), **values})
                 if part.start < GRID:
                     shown.append(take(part.data, slice(GRID - part.start)))
+                    asked.append(take(part.values, slice(GRID - part.start)))
                 made += part.count
                 if stop.received is not None:
                     break
-    network.modality.draw_grid([network.modality.join(shown)], folder / "grid.png", columns=network.conditions.columns)
+    conditions = network.conditions
+    captions = conditions.grid_captions(join(asked)) if asked[0] else None
+    grid = folder / "grid.png"
+    network.modality.draw_grid([network.modality.join(shown)], grid, columns=conditions.columns, captions=captions)
     record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "made": made, "seed": seed,
-              "labels": labels, "precision": precision, **chosen.plain()}  # fmt: skip
+              **given, "precision": precision, **chosen.plain()}  # fmt: skip
     (folder / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
     if made < num:
         leave_stopped(f"{made} of {num} samples are in {folder}", AGAIN)

@@ -49,7 +49,10 @@ def run(
     resume = "auto" if resume == "latest" else resume
     if config.first is not None:
         first = folder / "tokenizer"
-        if not (first / "model").is_dir():
+        build_on_meta(config)
+        if (first / "model").is_dir():
+            refuse_other_first(config.first, first)
+        else:
             trainer = Trainer(config.first, first, resume=resume, allow_data_change=allow_data_change)
             if dry_run:
                 print(describe(trainer))
@@ -64,6 +67,36 @@ def run(
     else:
         trainer.fit()
     trainer.processes.leave()
+
+
+def build_on_meta(config: RunConfig) -> None:
+    """ValueError on a second stage that cannot be built, before hours go into the first."""
+    import torch
+
+    from ..methods.base import LatentModel
+
+    with torch.device("meta"):
+        LatentModel.build(config.example().model())
+
+
+OF_THE_RESULT = ("steps", "epochs", "batch_size", "optimizer", "schedule", "gradient_clip", "ema_decay")
+"""Settings of `training` that a finished run cannot have otherwise."""
+
+
+def refuse_other_first(asked: RunConfig, folder: Path) -> None:
+    """ConfigError names the first setting that a finished first stage was not trained with."""
+    from ..config import ConfigError, flat, read_yaml
+
+    wanted, had = flat(asked.plain()), flat(read_yaml(folder / "config.yaml"))
+    for key, value in wanted.items():
+        part = key.split(".")
+        counts = part[0] in ("seed", "data", "modality", "conditions", "method")
+        counts |= part[0] == "training" and part[1] in OF_THE_RESULT
+        if counts and value is not None and had.get(key) != value:  # None: found when training started
+            raise ConfigError(
+                f"tokenizer.{key}: {value!r}, but {folder} was trained with {had.get(key)!r}; keep it, choose another "
+                "--out, or delete that folder"
+            )
 
 
 def read_run(source: str, overrides: list[str] | None) -> RunConfig:

@@ -10,10 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config as Settings
+from ..nets.transformer import TokenAttention
 from ..registry import find
 from ..types import Conditioning
 
 MAX_COLUMNS = 16
+NEGATIVE = "negative_"
+"""Before a condition's argument: what guidance leads away from, in place of "no condition"."""
 
 
 class ConditionConfig(Settings):
@@ -42,6 +45,15 @@ class Condition(nn.Module, ABC):
     @property
     def cycle(self) -> int | None:
         """After how many rows `example` repeats itself, if it does."""
+        return None
+
+    @property
+    def token_attention(self) -> TokenAttention | None:
+        """How networks read the tokens it makes; None: it makes none, only a vector."""
+        return None
+
+    def prepare(self) -> None:
+        """Loads what embedding needs (pretrained weights, say); ValueError says what is missing. Default: nothing."""
         return None
 
     @abstractmethod
@@ -90,6 +102,28 @@ class Conditions(nn.ModuleDict):
         return cycles[0] if len(cycles) == 1 and cycles[0] <= MAX_COLUMNS else 10
 
     @property
+    def token_attention(self) -> TokenAttention | None:
+        """How a network that is built for these conditions reads their tokens; None: they make none."""
+        found = {condition.token_attention for condition in self.all if condition.token_attention}
+        if len(found) > 1:
+            raise ValueError(f"conditions: {' and '.join(sorted(found))} do not combine; choose one for all of them")
+        return next(iter(found), None)
+
+    def prepare(self) -> None:
+        """Loads what every condition needs; ValueError says what is missing."""
+        for condition in self.all:
+            condition.prepare()
+
+    def captions(self, values: dict[str, Tensor]) -> list[str]:
+        """What each row is asked to be, by every condition there are values of; [] without any."""
+        told = [c.describe(values[c.argument]) for c in self.all if c.argument in values]
+        return [", ".join(filter(None, row)) for row in zip(*told, strict=True)]
+
+    def grid_captions(self, values: dict[str, Tensor]) -> list[str] | None:
+        """Captions for a picture of samples with these values; None where its columns say as much."""
+        return self.captions(values) if any((c.cycle or MAX_COLUMNS + 1) > MAX_COLUMNS for c in self.all) else None
+
+    @property
     def arguments(self) -> list[str]:
         """The keyword of each condition."""
         return [condition.argument for condition in self.all]
@@ -113,9 +147,11 @@ class Conditions(nn.ModuleDict):
             parts.append(part)
         return self._join(parts, 0)
 
-    def null(self, n: int) -> Conditioning:
-        """n rows without any condition."""
-        return self._join([condition.null(n) for condition in self.all], n)
+    def null(self, n: int, values: dict[str, Tensor] | None = None) -> Conditioning:
+        """n rows without any condition; where `values` has a condition's negative ones, with those instead."""
+        values = values or {}
+        named = [(condition, NEGATIVE + condition.argument) for condition in self.all]
+        return self._join([c.embed(values[key]) if key in values else c.null(n) for c, key in named], n)
 
     def example(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """n rows of example values."""
@@ -124,9 +160,11 @@ class Conditions(nn.ModuleDict):
     def parse(self, n: int, given: dict[str, Any]) -> dict[str, Tensor]:
         """Users' keyword values, by each condition's `argument`, as n rows each; shorter lists are cycled.
 
-        A condition that is not given gets `example` values. ValueError on a keyword no condition answers to.
+        A condition that is not given gets `example` values. With `negative_` before its argument, what guidance leads
+        away from, under that key. ValueError on a keyword no condition answers to.
         """
-        unknown = [key for key, value in given.items() if value is not None and key not in self.arguments]
+        known = {key for argument in self.arguments for key in (argument, NEGATIVE + argument)}
+        unknown = [key for key, value in given.items() if value is not None and key not in known]
         if unknown:
             has = f"it takes {', '.join(self.arguments)}" if self.arguments else "it is unconditional"
             raise ValueError(f"{unknown[0]}: this model has no such condition; {has}")
@@ -135,6 +173,10 @@ class Conditions(nn.ModuleDict):
             value = given.get(condition.argument)
             rows = condition.example(n) if value is None else condition.parse(value)
             values[condition.argument] = rows[torch.arange(n) % len(rows)]
+            negative = given.get(NEGATIVE + condition.argument)
+            if negative is not None:
+                rows = condition.parse(negative)
+                values[NEGATIVE + condition.argument] = rows[torch.arange(n) % len(rows)]
         return values
 
     def _join(self, parts: list[Conditioning], n: int) -> Conditioning:

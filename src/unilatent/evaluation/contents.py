@@ -20,7 +20,7 @@ from ..methods.base import LatentModel
 from ..sampling import reconstruct, sample_batches
 from ..training.batches import collate
 from ..training.curves import Panel, Points, draw_curves, panels, read_points
-from ..types import count, take
+from ..types import count, join_values, take
 from .evaluate import Evaluation, Evaluator
 from .search import At
 
@@ -157,7 +157,7 @@ def draw_samples(evaluator: Evaluator) -> Grid:
             if made >= SAMPLES:
                 break
     shown = take(model.modality.join(data), slice(SAMPLES))
-    asked = {key: torch.cat([part[key] for part in values]) for key in (values[0] if values else {})}
+    asked = {key: join_values([part[key] for part in values]) for key in (values[0] if values else {})}
     columns = model.conditions.columns
     columns *= max(1, WIDE // columns)
     return _grid(model, [shown], captions(model, asked, count(shown)), range(SAMPLES), columns)
@@ -181,12 +181,7 @@ def draw_reconstructions(evaluator: Evaluator, evaluation: Evaluation) -> Grid |
 
 def captions(model: LatentModel, values: dict[str, Tensor], rows: int) -> list[str]:
     """What each sample was asked to be, by every condition; empty where a model has none."""
-    described = [
-        condition.describe(values[condition.argument][:rows])
-        for condition in model.conditions.all
-        if condition.argument in values
-    ]
-    return [", ".join(row) for row in zip(*described, strict=True)] if described else [""] * rows
+    return model.conditions.captions({key: value[:rows] for key, value in values.items()}) or [""] * rows
 
 
 def find_searches(folder: Path, fingerprint: str, notes: list[str]) -> list[Search]:

@@ -27,7 +27,7 @@ from ..records import Joined, Moments, Records, Rows, Statistics, open_records
 from ..sampling import decoder_rows, reconstruct, sample_batches, split_settings
 from ..training.batches import collate, spread_evenly
 from ..training.processes import Processes
-from ..types import Batch
+from ..types import Batch, join_values
 from .protocol import Balance, Protocol
 
 Progress = Callable[[str, int, int], None]
@@ -138,6 +138,8 @@ class Evaluator:
         self.sampling, self.given = split_settings(model.config.sampling if model else SamplingConfig(), settings)
         if model is not None:
             model.conditions.parse(1, self.given)
+            if samples is None:
+                self.settings = {**settings, **self._asked_by_data()}
         self.metrics = choose_metrics(self.modality, request.metrics)
         self.spaces = _with_needs(self.modality.spaces(), {metric.space for metric in self.metrics})
         self.decoding: dict[str, Any] | None = None
@@ -149,6 +151,24 @@ class Evaluator:
         for space in self.spaces:
             space.prepare(device)
         self.fingerprint = samples.data_hash if model is None and samples is not None else self.model.fingerprint()
+
+    def _asked_by_data(self) -> dict[str, Tensor]:
+        """Values of conditions that have no end of them (texts, numbers) and that the caller leaves open: those of
+        held-out samples, spread evenly, or of training ones where none are held out. Values of all other open
+        conditions come from the same samples, so that they belong together."""
+        conditions, num = self.model.conditions.all, self.request.num_samples
+        open_ones = [c for c in conditions if self.given.get(c.argument) is None]
+        if not num or self.splits is None or all(c.cycle is not None for c in open_ones):
+            return {}
+        dataset = self.splits.held_out if len(self.splits.held_out) else self.splits.train
+        keys = [c.argument for c in open_ones if c.argument in dataset.facts]
+        samples = spread_evenly(dataset, range(num), num)
+        parts: dict[str, list[Tensor]] = {key: [] for key in keys}
+        while keys and (some := list(islice(samples, self.request.batch_size))):
+            batch = collate([sample for sample, _ in some], self.modality)
+            for key in keys:
+                parts[key].append(batch.values[key])
+        return {key: join_values(values) for key, values in parts.items()}
 
     @property
     def model(self) -> LatentModel:
@@ -311,7 +331,7 @@ class Evaluator:
             assert self.made.dataset is not None
             return self._real(self.made.dataset, None, spaces, what="made")
         num = self.request.num_samples
-        values = self.model.conditions.parse(num, self.given)
+        values = self.model.conditions.parse(num, split_settings(self.sampling, self.settings)[1])
         asked = {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in values.items()}
         about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "values": asked, **self._about(spaces)}
         records = self._open(self.folder, "samples", num, about)
@@ -444,7 +464,7 @@ def _count(rows: Rows | None, most: int | None) -> int:
 
 def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     parts = list(parts)
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return {key: join_values([part[key] for part in parts]) for key in parts[0]}
 
 
 def _bytes(value: Tensor) -> bytes:

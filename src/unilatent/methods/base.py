@@ -150,7 +150,8 @@ class Costs:
     """What B samples cost in nats, each at random noise levels of its own; every tensor (B,).
 
     rate: the bound on the information in the latents that `decode` is given. base_rate: the same under the denoiser of
-        a second stage; None without one.
+        a second stage; None without one. variance: what a learned variance of the latents takes off both; None
+        without one.
     decoder: the decoder's loss before any factor; shuffled: the same given another sample's latents.
     latent_logsnr, latent_density: a noise level, and nats for each unit of log-SNR there; the area under the mean is
         the rate, less what is left at the noisiest end. data_logsnr, data_density, shuffled_density: those of the
@@ -161,6 +162,7 @@ class Costs:
     decoder: Tensor
     shuffled: Tensor
     base_rate: Tensor | None = None
+    variance: Tensor | None = None
     latent_logsnr: Tensor | None = None
     latent_density: Tensor | None = None
     data_logsnr: Tensor | None = None
@@ -420,6 +422,20 @@ def model_folder(source: str, field: str) -> Path:
         if (candidate / CONFIG).is_file():
             return candidate
     raise ConfigError(f"{field}: {source} holds no finished model; train it to its end, or give its folder")
+
+
+def refuse_other_tokens(own: Any, other: Any, field: str) -> None:
+    """ConfigError names what decides tokens and differs between two modalities; `field`: where the other came from."""
+    if own.name != other.name:
+        raise ConfigError(f"{field}: is for {other.name} data, the run for {own.name}; give one of its own kind")
+    a, b = (find("modalities", config.name)(config) for config in (own, other))
+    for name in ("resolution", "channels", "max_tokens", "token_shift", "token_scale"):
+        asked, had = getattr(a, name), getattr(b, name)
+        if asked != had:
+            raise ConfigError(
+                f"modality: {name.replace('_', ' ')} {asked}, but {field} was trained with {had}; copy modality from "
+                "its run's config.yaml"
+            )
 
 
 def read_model(folder: Path, device: str | torch.device = "cpu") -> LatentModel:

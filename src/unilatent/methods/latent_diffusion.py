@@ -35,6 +35,7 @@ from .base import (
     model_folder,
     read_config,
     read_model,
+    refuse_other_tokens,
 )
 
 
@@ -78,17 +79,16 @@ class LatentDiffusion(LatentModel):
         if method.tokenizer_model is None:
             raise ConfigError("method.tokenizer_model: not known yet; it is read from method.tokenizer")
         own = ModelConfig.parse(method.tokenizer_model)
-        if own.modality != config.modality:
-            raise ConfigError(
-                "modality: the tokenizer was trained with other settings; copy them from its run's config.yaml"
-            )
+        refuse_other_tokens(config.modality, own.modality, "method.tokenizer")
         self.tokenizer = LatentModel.build(own).requires_grad_(False)
         self.path = self.tokenizer.path
         self.latent_channels = self.tokenizer.latent_channels
         self.max_latents = self.tokenizer.max_latents
         self.conditions = Conditions(config.conditions, method.base.width)
         axes = self.latent_axes
-        self.base = Denoiser(make_backbone(method.base, self.latent_channels, axes), self.path)
+        attention = self.conditions.token_attention
+        network = make_backbone(method.base, self.latent_channels, axes, token_attention=attention)
+        self.base = Denoiser(network, self.path)
 
     @property
     def latent_axes(self) -> int:
@@ -129,8 +129,7 @@ class LatentDiffusion(LatentModel):
     ) -> Tensor:
         if layout is None:
             layout = self.latent_layout(self.modality.sample_layout(Streams([("layout", 0)]))).to(self.device)
-        estimate = self.base(z, t, cond, layout)
-        return self.finish_latents(estimate) if finish else estimate
+        return self.base(z, t, cond, layout)
 
     def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
         """Weighted nats of the noise's error, over the number of values in the largest latent."""
@@ -164,16 +163,14 @@ class LatentDiffusion(LatentModel):
         cond = self.conditions(batch.values) if len(self.conditions) else self.conditions.null(len(z))
         estimate = self.base(self.path.add_noise(z, eps, t), t, cond, layout)
         nats = denoising_nats(z, estimate, weightings.elbo(t, self.path), layout.mask)
-        return replace(found, base_rate=nats + terminal_kl(z, self.path, layout.mask))
+        rate = nats + terminal_kl(z, self.path, layout.mask)
+        return replace(found, base_rate=rate if found.variance is None else rate + found.variance)
 
     def weight(self, t: Tensor) -> Tensor:
         """Of the squared error of the clean estimate at times (B,)."""
         if isinstance(self.path, LogSNRPath):
             return weightings.sigmoid(t, self.path, self.method.bias)
         return weightings.velocity(t)
-
-    def finish_latents(self, latents: Tensor) -> Tensor:
-        return self.tokenizer.finish_latents(latents)
 
     def latent_layout(self, layout: Layout) -> Layout:
         return self.tokenizer.latent_layout(layout)

@@ -42,6 +42,7 @@ from .base import (
     model_folder,
     read_config,
     read_model,
+    refuse_other_tokens,
 )
 
 
@@ -100,14 +101,17 @@ class UnifiedLatentsConfig(MethodConfig):
         return self
 
     def with_sources(self) -> Self:
-        """With what decides the latents of `encoder_run`; ConfigError names the folder if there is no model in it."""
+        """Without `encoder_run`; ConfigError if it holds no model, or names a field that its latents differ in."""
         if self.encoder_run is None:
             return self
         found = read_config(model_folder(self.encoder_run, "method.encoder_run")).method
         if not isinstance(found, type(self)):
             raise ConfigError(f"method.encoder_run: {self.encoder_run} holds a {found.name}; give a run of this method")
-        own = {name: getattr(found, name) for name in ENCODING}
-        return self.model_copy(update={**own, "encoder_run": None, "train_encoder": False})
+        for name in ENCODING:
+            asked, had = getattr(self, name), getattr(found, name)
+            if asked != had:
+                raise ConfigError(f"method.{name}: {asked!r}, but {self.encoder_run} has {had!r}; set it to that")
+        return self.model_copy(update={"encoder_run": None, "train_encoder": False})
 
 
 ENCODING = (
@@ -151,7 +155,11 @@ class UnifiedLatents(LatentModel):
         )
         prior = None if method.prior == "normal" else method.prior
         self.conditions = Conditions(config.conditions, prior.width if prior else 1)
-        self.prior = None if prior is None else Denoiser(make_backbone(prior, method.latent_channels, axes), self.path)
+        self.prior = None
+        if prior is not None:
+            attention = self.conditions.token_attention
+            network = make_backbone(prior, method.latent_channels, axes, token_attention=attention)
+            self.prior = Denoiser(network, self.path)
         one_pass = method.decoder_loss == "mse"
         network = make_backbone(method.decoder, channels, axes, context_channels=method.latent_channels)
         self.decoder_width = method.decoder.width
@@ -173,10 +181,11 @@ class UnifiedLatents(LatentModel):
             return
         source = read_model(model_folder(method.encoder_run, "method.encoder_run"), device=self.device)
         assert isinstance(source, UnifiedLatents)
-        if source.config.modality != self.config.modality or source.config.conditions != self.config.conditions:
+        refuse_other_tokens(self.config.modality, source.config.modality, "method.encoder_run")
+        if source.config.conditions != self.config.conditions:
             raise ConfigError(
-                f"method.encoder_run: {method.encoder_run} was trained on samples or conditions of another kind; copy "
-                "modality and conditions from its config.yaml"
+                f"method.encoder_run: {method.encoder_run} was trained with other conditions; copy them from its "
+                "config.yaml"
             )
         for own, other in zip(self._encoding, source._encoding, strict=True):
             own.load_state_dict(other.state_dict())
@@ -319,7 +328,10 @@ class UnifiedLatents(LatentModel):
                 costs, data_logsnr=self.data_path.logsnr(t), data_density=costs.decoder / slope,
                 shuffled_density=costs.shuffled / slope,
             )  # fmt: skip
-        return costs if log_std is None else replace(costs, rate=rate + self.variance_nats(log_std, layout))
+        if log_std is None:
+            return costs
+        variance = self.variance_nats(log_std, layout)
+        return replace(costs, rate=rate + variance, variance=variance)
 
     def rate_nats(self, z: Tensor, batch: Batch, layout: Layout, draws: Draws) -> Tensor:
         """L_z (B,): the bound on the information in z_0, in nats (Eq. 3), with its terminal term."""

@@ -27,9 +27,10 @@ from ..maths import times, weightings
 from ..maths.denoising import denoising_loss
 from ..maths.paths import LinearPath
 from ..maths.streams import Streams
+from ..nets.attention import join_masks
 from ..nets.embeddings import sincos
 from ..nets.layers import linear
-from ..nets.transformer import PlainTransformer, Transformer
+from ..nets.transformer import PlainTransformer, TokenAttention, Transformer
 from ..types import Batch, Conditioning, Layout, Tokens
 from .base import LatentModel, LossPart, MethodConfig, ModelConfig, SamplingConfig
 
@@ -118,7 +119,9 @@ class GenerativeEncoder(nn.Module):
     Latent k sits at rotary position k, data token n at `max_latents` + n, so padding latents moves nothing.
     """
 
-    def __init__(self, config: UNITEConfig, channels: int, max_latents: int):
+    def __init__(
+        self, config: UNITEConfig, channels: int, max_latents: int, token_attention: TokenAttention | None = None
+    ):
         super().__init__()
         ge = config.generative_encoder
         self.max_latents = max_latents
@@ -127,7 +130,7 @@ class GenerativeEncoder(nn.Module):
         self.latent_positions = nn.Parameter(sincos(torch.arange(max_latents)[:, None].float(), ge.width))
         self.transformer = Transformer(
             ge.width, ge.depth, ge.heads, config.latent_channels, ge.in_context_tokens, ge.in_context_start,
-            ge.block_norm,
+            ge.block_norm, token_attention=token_attention,
         )  # fmt: skip
 
     def forward(
@@ -141,7 +144,7 @@ class GenerativeEncoder(nn.Module):
             n = data.values.shape[1]
             h = torch.cat([h, self.data_in(data.values)], dim=1)  # (B, K + N, H)
             index = torch.cat([index, self.max_latents + torch.arange(n, device=z.device)])
-            mask = _join_masks(mask, data.layout.mask, k, n)
+            mask = join_masks(mask, data.layout.mask, k, n)
         layout = Layout(index[None, :, None].float(), mask)
         return self.transformer(h, layout, LinearPath().feature(t), cond)[:, :k]
 
@@ -174,7 +177,7 @@ class Decoder(nn.Module):
         index = torch.arange(k, device=z.device, dtype=torch.float32)[:, None]
         h = h + sincos(index, self.width)
         queries = (self.query + positions).expand(len(z), -1, -1)
-        mask = _join_masks(None, layout.mask, k, n)
+        mask = join_masks(None, layout.mask, k, n)
         return self.out(self.transformer(torch.cat([h, queries.to(h.dtype)], dim=1), mask)[:, k:])
 
 
@@ -205,8 +208,9 @@ class UNITE(LatentModel):
         max_latents = self.max_latents = method.num_latents or self.modality.max_tokens
         channels = self.modality.channels
         self.conditions = Conditions(config.conditions, method.generative_encoder.width)
-        self.generative_encoder = GenerativeEncoder(method, channels, max_latents)
-        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, channels, max_latents)
+        attention = self.conditions.token_attention
+        self.generative_encoder = GenerativeEncoder(method, channels, max_latents, attention)
+        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, channels, max_latents, attention)
         if self.denoiser is not None:
             self.denoiser.data_in.requires_grad_(False)  # this copy never sees data
         self.latent_norm = _latent_norm(method)
@@ -340,15 +344,3 @@ def _latent_norm(method: UNITEConfig) -> nn.Module:
     if method.latent_norm == "rms":
         return nn.RMSNorm(method.latent_channels, eps=1e-6)
     return nn.LayerNorm(method.latent_channels, eps=1e-5, elementwise_affine=method.latent_norm == "layer")
-
-
-def _join_masks(first: Tensor | None, second: Tensor | None, k: int, n: int) -> Tensor | None:
-    """Masks of k and n tokens as one; None only when neither pads."""
-    if first is None and second is None:
-        return None
-    some = second if first is None else first
-    assert some is not None
-    ones = torch.ones(len(some), 1, dtype=torch.bool, device=some.device)
-    return torch.cat(
-        [ones.expand(-1, k) if first is None else first, ones.expand(-1, n) if second is None else second], 1
-    )

@@ -201,6 +201,11 @@ class Raw(ABC):
     def encode(self, number: int) -> tuple[str, bytes]:
         """Suffix and content of a sample as it goes into a shard; ValueError if it cannot be used."""
 
+    def beside(self, number: int) -> Sequence[tuple[str, bytes]]:
+        """Suffix and content of what else goes into a shard with a sample (its captions, say); ValueError if it cannot
+        be used. Default: nothing."""
+        return ()
+
     @abstractmethod
     def stamp(self, number: int) -> str:
         """What is known of a sample without reading it."""
@@ -333,8 +338,12 @@ class Modality(ABC):
         """How far each sample of `made` is from its original, in the modality's usual measures (pictures: PSNR)."""
 
     @abstractmethod
-    def draw_grid(self, rows: Sequence[Any], path: Path, columns: int | None = None) -> None:
-        """One picture with every row's samples (Data of equal B) side by side; longer rows than `columns` wrap."""
+    def draw_grid(
+        self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
+    ) -> None:
+        """One picture with every row's samples (Data of equal B) side by side; longer rows than `columns` wrap.
+
+        captions: a text for each sample, under it (of several rows: under the last one's)."""
 
     @abstractmethod
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:

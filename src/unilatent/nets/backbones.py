@@ -9,6 +9,7 @@ from torch import nn
 
 from ..config import Config
 from .convnet import ConvEncoder, UViT
+from .transformer import TokenAttention
 from .vit import TokenEncoder, ViT
 
 Strides = tuple[int | tuple[int, ...], ...]
@@ -66,15 +67,22 @@ def per_axis(size: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 
 def make_backbone(
-    config: ViTConfig | UViTConfig, channels: int, axes: int, context_channels: int | None = None
-) -> nn.Module:
-    """The network a configuration describes, over tokens of `channels` channels."""
+    config: ViTConfig | UViTConfig, channels: int, axes: int, context_channels: int | None = None,
+    token_attention: TokenAttention | None = None,
+) -> nn.Module:  # fmt: skip
+    """The network a configuration describes, over tokens of `channels` channels.
+
+    token_attention: how it reads condition tokens (`Conditions.token_attention`); None: there are none.
+    """
     if isinstance(config, ViTConfig):
-        return ViT(channels, config.width, config.depth, config.heads, config.dropout, context_channels)
+        return ViT(
+            channels, config.width, config.depth, config.heads, config.dropout, context_channels,
+            token_attention=token_attention,
+        )  # fmt: skip
     return UViT(
         channels, config.channels, config.blocks, config.transformers, per_axis(config.patch, axes),
         [per_axis(stride, axes) for stride in config.strides], config.width, config.heads, config.dropout,
-        context_channels,
+        context_channels, token_attention,
     )  # fmt: skip
 
 

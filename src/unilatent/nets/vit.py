@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..types import Conditioning, Layout
 from .layers import linear
-from .transformer import Transformer
+from .transformer import TokenAttention, Transformer
 
 
 class ViT(nn.Module):
@@ -17,18 +17,27 @@ class ViT(nn.Module):
     them in attention and MLPs, and takes 120 G multiply-adds.
 
     context_channels: D' of context tokens (B, N, D') that are added to the input, one to each; None: no context.
-    out_channels: of the output; None: as many as of the input.
+    out_channels: of the output; None: as many as of the input. token_attention: see `Transformer`.
     """
 
     def __init__(
         self, in_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
         context_channels: int | None = None, out_channels: int | None = None,
+        token_attention: TokenAttention | None = None,
     ):  # fmt: skip
         super().__init__()
         self.values_in = nn.Linear(in_channels, width)
         self.context_in = None if context_channels is None else linear(context_channels, width)
         out = in_channels if out_channels is None else out_channels
-        self.transformer = Transformer(width, depth, heads, out, block_norm=False, dropout=dropout)
+        self.transformer = Transformer(
+            width,
+            depth,
+            heads,
+            out,
+            block_norm=False,
+            dropout=dropout,
+            token_attention=token_attention,
+        )
 
     def forward(
         self, values: Tensor, layout: Layout, time: Tensor, cond: Conditioning, context: Tensor | None = None

@@ -1,7 +1,7 @@
 """What a tar holds and where, from its headers alone: nothing is ever extracted, no member is trusted.
 
 A sample is the members that share a key: `cat/7.jpg` and `cat/7.cls` are sample `cat/7`. Its class is the number in
-`.cls`, or `label` in `.json`.
+`.cls`, or `label` in `.json`; its texts are in `.txt`, or `caption` or `captions` in `.json`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Self
 
 from ..files import write_text
 
-VERSION = 1
+VERSION = 2
 LARGEST = 512 * 2**20
 """Bytes of a member, above which it is refused."""
 LARGEST_HEADER = 2**20
@@ -35,7 +35,8 @@ KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 class Index:
     """Samples in the order of their first member; every list has one entry a sample.
 
-    places: (offset, bytes) of the data in the file. labels: class numbers, -1 where there is none.
+    places: (offset, bytes) of the data in the file. labels: class numbers, -1 where there is none. texts: (offset,
+    bytes, suffix) of the member with its texts, the suffix "" where there is none.
     faults: what is wrong with a sample, "" if nothing is. refused: members that are not what they should be, with the
     reason. pickles: members left alone. end: what is wrong with the end of the file, "" if nothing is.
     """
@@ -43,10 +44,16 @@ class Index:
     keys: list[str] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    texts: list[tuple[int, int, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     pickles: list[str] = field(default_factory=list)
     end: str = ""
+
+    def __post_init__(self) -> None:
+        """From JSON, which knows no tuples, the same as from the tar: fingerprints are made of these."""
+        self.places = [(offset, size) for offset, size in self.places]
+        self.texts = [(offset, size, suffix) for offset, size, suffix in self.texts]
 
 
 @dataclass
@@ -56,6 +63,7 @@ class _Sample:
     label: int = -1
     noted: int = -1
     """The label in its .json, which .cls overrules."""
+    text: tuple[int, int, str] = (0, 0, "")
     fault: str = ""
 
 
@@ -112,6 +120,7 @@ def _scan(path: Path, suffixes: Collection[str]) -> Index:
         found.keys.append(key.partition("\0")[0])
         found.places.append(sample.place or (0, 0))
         found.labels.append(sample.label if sample.classed else sample.noted)
+        found.texts.append(sample.text)
         missing = "" if sample.place else f"no data beside its class; looked for .{', .'.join(sorted(suffixes))}"
         found.faults.append(sample.fault or missing)
     return found
@@ -138,7 +147,7 @@ def _add(
     if suffix.rpartition(".")[2] in PICKLES:
         found.pickles.append(member.name)
         return
-    if suffix not in suffixes and suffix not in ("cls", "json"):
+    if suffix not in suffixes and suffix not in ("cls", "json", "txt"):
         return
     sample = samples.setdefault(key, _Sample())
     if reason:
@@ -147,6 +156,8 @@ def _add(
         sample.fault = f"{member.name}: cut short, {max(0, size - member.offset_data):,} of {member.size:,} bytes"
     elif suffix in suffixes:
         _add_data(member, key, sample, samples)
+    elif suffix == "txt":
+        sample.text = (member.offset_data, member.size, "txt")
     else:
         _add_label(member, suffix, sample, os.pread(fd, min(member.size, LARGEST_LABEL), member.offset_data))
 
@@ -162,8 +173,11 @@ def _add_label(member: tarfile.TarInfo, suffix: str, sample: _Sample, raw: bytes
     if suffix == "json":
         with suppress(ValueError, RecursionError):
             content = json.loads(raw)
-            label = content.get("label") if isinstance(content, dict) else None
+            content = content if isinstance(content, dict) else {}
+            label = content.get("label")
             sample.noted = label if type(label) is int and 0 <= label < 2**31 else -1
+            if sample.text[2] != "txt" and not content.keys().isdisjoint(("caption", "captions")):
+                sample.text = (member.offset_data, member.size, "json")
         return
     if sample.classed:
         sample.fault = f"{member.name}: its key appears more than once"

@@ -69,9 +69,12 @@ class ShardSet:
         self.shards, self.manifest, self.suffixes = shards, manifest, frozenset(suffixes)
         self._indices, self._files = _Recent[Index](OPEN), _Recent[_Open](OPEN)
         self.class_names: tuple[str, ...]
+        self.captioned = False
+        """Whether samples have texts."""
         if manifest is not None:
             counts = [shard["count"] for shard in manifest.shards]
             self.class_names, self.fingerprint = manifest.class_names, manifest.sha256
+            self.captioned = bool(manifest.made.get("captions"))
         else:
             counts, self.class_names, self.fingerprint = self._look_into_all(progress)
         self.counts = np.asarray(counts, dtype=np.int64)
@@ -90,7 +93,19 @@ class ShardSet:
         found, place = self._found(number)
         if fault := self._fault(found, place):
             raise SampleError(f"{self.where(number)}: {fault}")
-        offset, size = found.places[place]
+        return self._bytes(number, *found.places[place])
+
+    def text(self, number: int) -> tuple[bytes, str]:
+        """The member with a sample's texts, and its suffix; SampleError if there is none."""
+        found, place = self._found(number)
+        if fault := self._fault(found, place):
+            raise SampleError(f"{self.where(number)}: {fault}")
+        offset, size, suffix = found.texts[place]
+        if not suffix:
+            raise SampleError(f"{self.where(number)}: no caption beside it (a .txt, or caption in .json)")
+        return self._bytes(number, offset, size), suffix
+
+    def _bytes(self, number: int, offset: int, size: int) -> bytes:
         shard = self.locate(number)[0]
         try:
             file = self._files.get(shard, self._open)  # held until it was read: another thread may let go of it
@@ -161,7 +176,8 @@ class ShardSet:
                 found = self.look_into(i)
             except OSError as error:
                 raise ValueError(f"shard {shard.place}: {error.strerror}; make it readable or remove it") from error
-            rows = repr((shard.name, found.keys, found.places, found.labels, found.faults))
+            self.captioned = self.captioned or any(suffix for *_, suffix in found.texts)
+            rows = repr((shard.name, found.keys, found.places, found.labels, found.texts, found.faults))
             digest.update(rows.encode("utf-8", "surrogateescape"))
             counts.append(len(found.keys))
             most = max(most, *found.labels, -1)

@@ -54,6 +54,9 @@ class Samples(Protocol):
     def check(self, number: int) -> None:
         """ValueError if it is damaged."""
 
+    def beside(self, number: int) -> Sequence[tuple[str, bytes]]:
+        """Suffix and content of what else belongs to a sample; ValueError if it is damaged."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -253,13 +256,14 @@ def _write_shard(plan: _Plan, shard: int) -> dict[str, Any]:
     with _appearing(path) as tar:
         for i in members:
             try:
-                suffix, raw = plan.samples.encode(i)
+                parts = [plan.samples.encode(i), *plan.samples.beside(i)]
             except ValueError as error:
                 bad.append({"sample": plan.samples.names[i], "reason": " ".join(str(error).split())})
                 continue
             if plan.samples.labels is not None:
                 _add(tar, f"{plan.keys[i]}.cls", str(plan.samples.labels[i]).encode())
-            _add(tar, f"{plan.keys[i]}.{suffix}", raw)
+            for suffix, raw in parts:
+                _add(tar, f"{plan.keys[i]}.{suffix}", raw)
     facts = {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
     record = {"shard": {**facts, "count": len(members) - len(bad)}, "samples": len(members), "bad": bad}
     write_json(path.with_suffix(".done"), record)

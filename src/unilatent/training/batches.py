@@ -15,13 +15,14 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..faults import reach
 from ..maths.streams import seed_of
 from ..modalities.base import BadSample, Dataset, Modality, Stream
-from ..types import Batch
+from ..types import Batch, encode_texts
 
 ATTEMPTS = 16
 """How many samples are tried for one position; so many bad ones in a row are no chance."""
@@ -260,9 +261,13 @@ def _as_it_is(found: Found) -> Found:
 
 
 def collate(samples: list[Sample], modality: Modality) -> Batch:
-    """Items of a Dataset to a Batch."""
-    values = {key: torch.as_tensor([value[key] for _, value in samples]) for key in samples[0][1]}
+    """Items of a Dataset to a Batch: condition values that are texts become bytes, others numbers."""
+    values = {key: _value_rows([value[key] for _, value in samples]) for key in samples[0][1]}
     return Batch(modality.collate([data for data, _ in samples]), values)
+
+
+def _value_rows(values: list[Any]) -> Tensor:
+    return encode_texts(values) if isinstance(values[0], str) else torch.as_tensor(values)
 
 
 def _quiet_worker(_: int) -> None:

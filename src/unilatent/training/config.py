@@ -171,10 +171,10 @@ class RunConfig(ModelConfig):
 
     @property
     def first(self) -> RunConfig | None:
-        """The run to be finished before this one, on this one's data and with its seed; None if there is none."""
+        """The run to be finished before this one, on this one's data, modality and seed; None if there is none."""
         if self.tokenizer is None or getattr(self.method, "tokenizer", None) is not None:
             return None
-        own = {"seed": self.seed, "data": self.data, "preset": f"{self.preset}-tokenizer"}
+        own = {"seed": self.seed, "data": self.data, "modality": self.modality, "preset": f"{self.preset}-tokenizer"}
         return self.tokenizer.model_copy(update=own)
 
     def example(self) -> Self:

@@ -99,6 +99,7 @@ class Trainer:
         self._try_data(modality)
         torch.manual_seed(seed_of("init", self.config.seed))
         self.model = LatentModel.build(self.config.model()).to(self.device)
+        self.model.conditions.prepare()
         if self.checkpoint is None:
             self.model.start(config.method)
         else:
@@ -433,7 +434,9 @@ class Trainer:
         with self._autocast():
             made = sample(model, t.num_samples, seed=self.config.seed, progress=self.stop.between_batches)
             again = reconstruct(model, real, seed=self.config.seed)
-        modality.draw_grid([made], self.out / "samples" / name, columns=self.model.conditions.columns)
+        conditions = self.model.conditions
+        captions = conditions.grid_captions(conditions.parse(t.num_samples, {}))
+        modality.draw_grid([made], self.out / "samples" / name, columns=conditions.columns, captions=captions)
         modality.draw_grid([real, again], self.out / "recon" / name)
         for kind in ("samples", "recon"):
             self.loggers.picture(self.step, kind, self.out / kind / name)

@@ -16,10 +16,10 @@ from ...maths.streams import Streams
 from ...shards.places import is_shards
 from ...types import Layout, Tokens, grid_layout
 from ..base import Dataset, Metric, Modality, Raw, Space, Splits
+from . import agreement, fidelity, losses, made, obedience, render, shards, spaces
 from . import data as files
-from . import fidelity, losses, made, render, shards, spaces
 from . import tokens as patches
-from .data import Frame, ImageData
+from .data import SCENES, Frame, ImageData
 from .metrics import Judge, Reconstruction, psnr
 from .ssim import WINDOW, ssim
 
@@ -106,6 +106,7 @@ class Image(Modality):
     Config = ImageConfig
     DataConfig = ImageData
     suffixes = shards.SUFFIXES
+    token_shift = token_scale = 0.5  # noise is added to pixels in [-1, 1]
     config: ImageConfig
 
     @property
@@ -168,6 +169,10 @@ class Image(Modality):
         return torch.stack(list(samples))
 
     def splits(self, data: ImageData) -> Splits:
+        if data.path == SCENES and self.config.flip:
+            raise ValueError(
+                f"modality.flip: true mirrors pictures, and captions of {SCENES!r} say left and right; set false"
+            )
         source = shards if data.path is not None and is_shards(data.path, shards.SUFFIXES) else files
         return source.splits(data, self.frame)
 
@@ -198,6 +203,7 @@ class Image(Modality):
         return [
             spaces.Pixels(),
             spaces.ClassifierSpace(),
+            obedience.SceneSpace(),
             spaces.Perceptual(c.perceptual_weights),
             spaces.Inception(c.inception_weights),
             spaces.DINOv2(*[c.dinov2] if c.dinov2 else []),
@@ -207,8 +213,9 @@ class Image(Modality):
     def metrics(self) -> list[Metric]:
         return [
             Reconstruction(), fidelity.PerceptualDistance(), fidelity.ReconstructionFidelity(), Judge(),
-            fidelity.Classifier(), fidelity.FrechetInception(), fidelity.InceptionScore(), fidelity.KernelInception(),
-            fidelity.Manifold(), fidelity.Semantic("dinov2", "DINOv2"), fidelity.Semantic("clip", "CLIP"),
+            fidelity.Classifier(), obedience.Obedience(), fidelity.FrechetInception(), fidelity.InceptionScore(),
+            fidelity.KernelInception(), fidelity.Manifold(), fidelity.Semantic("dinov2", "DINOv2"),
+            fidelity.Semantic("clip", "CLIP"), agreement.ClipScore(self.config.clip or spaces.CLIP().source),
         ]  # fmt: skip
 
     @property
@@ -226,9 +233,11 @@ class Image(Modality):
             found["ssim"] = ssim(made, data).tolist()
         return found
 
-    def draw_grid(self, rows: Sequence[Tensor], path: Path, columns: int | None = None) -> None:
+    def draw_grid(
+        self, rows: Sequence[Tensor], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
+    ) -> None:
         """One PNG; rows longer than `columns` continue below, rows that belong together staying together."""
-        render.draw_grid(rows, path, columns)
+        render.draw_grid(rows, path, columns, captions)
 
     def write(self, data: Tensor, folder: Path, start: int = 0) -> list[Path]:
         """One PNG a sample: `000000.png`, ..."""

@@ -1,5 +1,5 @@
-"""Pictures in a .npz of ADM's layout: `arr_0` uint8 (N, H, W, C), and labels (N,) in `labels` or `arr_1` if there are
-any. Exactly as they are: no crop, and nothing is ever unpickled."""
+"""Pictures in a .npz of ADM's layout: `arr_0` uint8 (N, H, W, C), labels (N,) in `labels` or `arr_1` and texts (N, W)
+in `prompts` if there are any. Exactly as they are: no crop, and nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .captions import ARGUMENT, Captions
 from .data import Collection, Frame
 
 SUFFIX = ".npz"
@@ -58,6 +59,7 @@ class Pictures(Collection):
         self.names = [f"{i:06d}" for i in range(count)]
         self.labels = _labels(found.get("labels") or found.get("arr_1"), count, field)
         self.class_names = tuple(str(i) for i in range(max(self.labels) + 1)) if self.labels else ()
+        self.captions = _captions(found.get(ARGUMENT), count, field)
         self._mapped: np.ndarray | None = None
 
     def picture(self, index: int) -> Tensor:
@@ -133,6 +135,30 @@ def _labels(member: Member | None, count: int, field: str) -> list[int] | None:
             f"for each of the {count} pictures"
         )
     return labels.tolist()
+
+
+class _Bytes(Captions):
+    """UTF-8 with zeros behind, (N, W) uint8, as `unilatent sample` writes what it was asked for."""
+
+    def __init__(self, rows: np.ndarray):
+        self.texts = [row.tobytes().rstrip(b"\0").decode("utf-8", "ignore") for row in rows]
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        return (self.texts[index],)
+
+    def stamp(self, index: int) -> str:
+        return self.texts[index]
+
+
+def _captions(member: Member | None, count: int, field: str) -> Captions | None:
+    if member is None:
+        return None
+    if len(member.shape) != 2 or member.shape[0] != count or member.kind != np.uint8:
+        raise ValueError(
+            f"{field}: {member.path}: {member.name} is {member.kind} {member.shape}, not texts as bytes: uint8 "
+            f"({count}, W) with zeros behind"
+        )
+    return _Bytes(member.read())
 
 
 def _written(size: Any) -> str:

@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from torch import Tensor
 from ...config import Config
 from ...maths.streams import seed_of
 from ..base import BadSample, Dataset, Splits
+from . import captions as texts
+from .captions import ARGUMENT, Captions
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_BYTES = 256 * 2**20
@@ -34,26 +36,35 @@ SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 DIGITS = "digits"
 """The path that means scikit-learn's 1,797 handwritten digits."""
+SCENES = "scenes"
+"""The path that means drawn scenes with captions."""
 
 
 HUB = "hf:"
 """Starts the path of a Hugging Face data set: "hf:OWNER/NAME", or "hf:FOLDER" of parquet or arrow files."""
 HUB_FIELDS = (
-    "split", "held_out_split", "image_column", "label_column", "revision", "streaming", "num_samples", "lanes",
-    "shuffle_buffer",
+    "split", "held_out_split", "image_column", "label_column", "revision", "streaming", "lanes", "shuffle_buffer",
 )  # fmt: skip
 
 
 class ImageData(Config):
-    """path: a folder or zip of class folders, or of pictures without classes; "digits", the embedded 8 x 8 ones; a .npz
-    of ADM's layout (`arr_0`, uint8 (N, H, W, C)), whose pictures have the model's size already; tar shards: a folder, a
-    pattern such as `name-{000..099}.tar`, or the URL of either; or "hf:OWNER/NAME" or "hf:FOLDER", a data set that the
-    library `datasets` reads, to which the fields from `split` to `shuffle_buffer` belong.
+    """path: a folder or zip of class folders, or of pictures without classes; "digits", the embedded 8 x 8 ones;
+    "scenes", drawn shapes with captions; a .npz of ADM's layout (`arr_0`, uint8 (N, H, W, C)), whose pictures have the
+    model's size already; tar shards: a folder, a pattern such as `name-{000..099}.tar`, or the URL of either; or
+    "hf:OWNER/NAME" or "hf:FOLDER", a data set that the library `datasets` reads, to which the fields from `split` to
+    `shuffle_buffer` belong.
     """
 
     path: str | None = None
     held_out: float = Field(default=0, ge=0)
     """How many pictures no training step sees, or below 1 which share of them, in equal numbers of every class."""
+    captions: bool = True
+    """Read captions where there are some: files beside the pictures, metadata.csv or .jsonl, members of shards, a
+    column of texts. False leaves them alone."""
+    caption_template: str | tuple[str, ...] | None = None
+    """Captions made of class names, in place of all others: "a photo of a {}", or several such."""
+    caption_column: str | None = None
+    """Of metadata.csv, metadata.jsonl or a Hugging Face data set; None: text, caption, captions or prompt."""
     cache: bool = True
     """Keep decoded pictures in memory when all of them take at most 256 MB."""
     split: str = "train"
@@ -68,7 +79,7 @@ class ImageData(Config):
     streaming: bool = False
     """Read in order while training, without a local copy; shuffled by shards and within a buffer."""
     num_samples: int | None = Field(default=None, ge=1)
-    """Pictures of a stream's epoch, where the data set does not say."""
+    """Pictures of a stream's epoch, where the data set does not say; of scenes, how many are trained on (20,000)."""
     lanes: int | None = Field(default=None, ge=1)
     """Rows that a stream is read in side by side; None: the largest power of two up to 64 and the number of files."""
     shuffle_buffer: int = Field(default=4096, ge=1)
@@ -82,11 +93,26 @@ class ImageData(Config):
     def _fields_of_the_path(self) -> Self:
         plain = type(self).model_fields
         given = [name for name in HUB_FIELDS if getattr(self, name) != plain[name].default]
+        if self.num_samples is not None and self.path != SCENES:
+            given.append("num_samples")
         if given and not (self.path or "").startswith(HUB):
             raise ValueError(
                 f"{given[0]}: for a data.path that starts with {HUB!r}, not for {self.path!r}; leave it out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _templates_have_a_place(self) -> Self:
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(
+                    f'caption_template: {template!r} has no {{}} for the class name; write "a photo of a {{}}"'
+                )
+        return self
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return (self.caption_template,) if isinstance(self.caption_template, str) else self.caption_template or ()
 
 
 @dataclass(frozen=True)
@@ -168,11 +194,16 @@ class _Files(ABC):
     path: Path
 
     @abstractmethod
+    def files(self) -> list[str]:
+        """Of everything there."""
+
     def names(self) -> list[str]:
         """Of all picture files, sorted."""
+        return sorted(name for name in set(self.files()) if _is_picture(name))
 
     @abstractmethod
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """BadSample if it cannot be read."""
 
     @abstractmethod
     def stamp(self, name: str) -> str:
@@ -187,13 +218,13 @@ class _Folder(_Files):
     def __init__(self, path: Path):
         self.path = path
 
-    def names(self) -> list[str]:
+    def files(self) -> list[str]:
         found = []
         for folder, subfolders, names in os.walk(self.path, onerror=_unreadable, followlinks=True):
             subfolders[:] = [name for name in subfolders if not _is_loop(Path(folder, name))]
             inside = Path(folder).relative_to(self.path).as_posix()
             found += [name if inside == "." else f"{inside}/{name}" for name in names]
-        return sorted(name for name in found if _is_picture(name))
+        return found
 
     def read(self, name: str) -> bytes:
         try:
@@ -202,7 +233,8 @@ class _Folder(_Files):
             raise BadSample(f"picture {self.where(name)}: {error.strerror}; make it readable or remove it") from error
 
     def stamp(self, name: str) -> str:
-        return str((self.path / name).stat().st_size)
+        path = self.path / name
+        return str(path.stat().st_size) if path.exists() else "missing"
 
     def where(self, name: str) -> str:
         return str(self.path / name)
@@ -216,10 +248,12 @@ class _Zip(_Files):
         self._process: int | None = None
         self._opened: zipfile.ZipFile | None = None
 
-    def names(self) -> list[str]:
-        return sorted({name for name in self._archive.namelist() if _is_picture(name)})
+    def files(self) -> list[str]:
+        return self._archive.namelist()
 
     def read(self, name: str) -> bytes:
+        if name not in self._archive.NameToInfo:
+            raise BadSample(f"picture {self.where(name)}: not in the archive; add it, or do not name it")
         if (size := self._archive.getinfo(name).file_size) > MEMBER_BYTES:
             raise BadSample(
                 f"picture {self.where(name)}: unpacks to {size / 2**20:,.0f} MiB, more than {MEMBER_BYTES >> 20}; "
@@ -232,8 +266,8 @@ class _Zip(_Files):
             raise BadSample(f"picture {self.where(name)}: cannot be unpacked ({reason}); make the zip anew") from error
 
     def stamp(self, name: str) -> str:
-        member = self._archive.getinfo(name)
-        return f"{member.file_size} {member.CRC:08x}"
+        member = self._archive.NameToInfo.get(name)
+        return "missing" if member is None else f"{member.file_size} {member.CRC:08x}"
 
     def where(self, name: str) -> str:
         return f"{name} in {self.path}"
@@ -285,10 +319,55 @@ def locate(path: Path, field: str) -> _Files:
 
 
 def picture_names(source: _Files, field: str) -> list[str]:
-    names = source.names()
+    return _some(source.names(), source, field)
+
+
+def _some(names: list[str], source: _Files, field: str) -> list[str]:
     if not names:
         raise ValueError(f"{field}: {source.path} holds no pictures; accepted are {', '.join(EXTENSIONS)}")
     return names
+
+
+class Listing:
+    """The pictures of a folder or archive, with their classes and captions.
+
+    root: the folder of all of them. names: from there on, sorted; also those that only a table of captions names, which
+    are bad samples. labels: None without classes. captions: None where there are none, or none are wanted.
+    """
+
+    def __init__(self, source: _Files, field: str, captions: bool = True, column: str | None = None):
+        present = set(source.files())
+        tables = _tables(source, sorted(present), column) if captions else {}
+        names = {name for name in present if _is_picture(name)} | {name for rows in tables.values() for name in rows}
+        pictures = _some(sorted(names), source, field)
+        self.root = class_root(pictures)
+        self.names = [name.removeprefix(self.root) for name in pictures]
+        self.class_names = class_names(self.names, source.path / self.root, field)
+        numbers = {name: i for i, name in enumerate(self.class_names)}
+        self.labels = [numbers[name.split("/", 1)[0]] for name in self.names] if numbers else None
+        self.captions: Captions | None = None
+        if tables:
+            cells = {name: row for rows in tables.values() for name, row in rows.items()}
+            listed = ", ".join(source.where(table) for table in tables)
+            self.captions = texts.Listed(
+                [cells.get(name) for name in pictures], lambda i: f"{source.where(pictures[i])} (by {listed})"
+            )
+        elif captions and (beside := texts.Beside(source, pictures, present)):
+            self.captions = beside
+
+
+def _tables(source: _Files, present: Sequence[str], column: str | None) -> dict[str, dict[str, list[str]]]:
+    """Captions by picture, of every table of captions; names are those of `source`."""
+    found = {}
+    for name in present:
+        folder, slash, file = name.rpartition("/")
+        if file in texts.TABLES:
+            rows = texts.table(source.read(name), file, source.where(name), column)
+            if rows is not None:
+                found[name] = {f"{folder}{slash}{picture}": cells for picture, cells in rows.items()}
+    if column is not None and not found:
+        raise ValueError(f"data.caption_column: {column!r}, but {source.path} has no {' or '.join(texts.TABLES)}")
+    return found
 
 
 # ---- collections and their splits ----------------------------------------------------------------------------------
@@ -301,6 +380,7 @@ class Collection(ABC):
     names: Sequence[str]
     labels: Sequence[int] | None
     class_names: tuple[str, ...]
+    captions: Captions | None = None
 
     @abstractmethod
     def picture(self, index: int) -> Tensor:
@@ -334,15 +414,14 @@ class _Digits(Collection):
 
 
 class PictureFiles(Collection):
-    def __init__(self, source: _Files, frame: Frame, cache: bool):
-        names = picture_names(source, "data.path")
+    def __init__(
+        self, source: _Files, frame: Frame, cache: bool, captions: bool = True, column: str | None = None
+    ):  # fmt: skip
         self.source, self.frame = source, frame
-        self.root = class_root(names)
-        self.names = [name.removeprefix(self.root) for name in names]
-        self.class_names = class_names(self.names, source.path / self.root, "data.path")
-        indices = {name: i for i, name in enumerate(self.class_names)}
-        self.labels = [indices[name.split("/", 1)[0]] for name in self.names] if indices else None
-        self.keep = cache and len(names) * frame.channels * frame.height * frame.width <= CACHE_BYTES
+        listing = Listing(source, "data.path", captions, column)
+        self.root, self.names, self.captions = listing.root, listing.names, listing.captions
+        self.class_names, self.labels = listing.class_names, listing.labels
+        self.keep = cache and len(self.names) * frame.channels * frame.height * frame.width <= CACHE_BYTES
         self.kept: dict[int, Tensor] = {}
 
     def picture(self, index: int) -> Tensor:
@@ -359,28 +438,47 @@ class PictureFiles(Collection):
 
 
 class View(Dataset):
-    """Some of a collection's pictures: (C, H, W) float32 in [0, 1], with {"labels": int} where there are classes."""
+    """Some of a collection's pictures: (C, H, W) float32 in [0, 1], with {"labels": int} where there are classes, and
+    {"prompts": str} where there are captions: the first of each picture's, or one of them by its position."""
 
     def __init__(self, collection: Collection, indices: Sequence[int]):
         self.collection, self.indices = collection, indices
-        self.facts = {"labels": {"class_names": collection.class_names}} if collection.labels is not None else {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        if collection.labels is not None:
+            self.facts["labels"] = {"class_names": collection.class_names}
+        if collection.captions is not None:
+            self.facts[ARGUMENT] = texts.facts(collection.captions, self._few(texts.SHOWN))
+
+    def _few(self, count: int) -> list[int]:
+        """At most so many of the collection's indices, spread evenly."""
+        count = min(count, len(self.indices))
+        return [int(self.indices[place * len(self.indices) // count]) for place in range(count)]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        return self._sample(index, lambda captions: captions[0])
+
+    def view(self, index: int, position: int) -> tuple[Tensor, dict[str, Any]]:
+        return self._sample(index, lambda captions: texts.chosen(captions, index, position))
+
+    def _sample(self, index: int, choose: Callable[[tuple[str, ...]], str]) -> tuple[Tensor, dict[str, Any]]:
         at = self.indices[index]
-        labels = self.collection.labels
-        return self.collection.picture(at), {} if labels is None else {"labels": labels[at]}
+        labels, captions = self.collection.labels, self.collection.captions
+        values: dict[str, Any] = {} if labels is None else {"labels": labels[at]}
+        if captions is not None:
+            values[ARGUMENT] = choose(captions[at])
+        return self.collection.picture(at), values
 
     @cached_property
     def fingerprint(self) -> str:
         """Of names, sizes and, where they are known without reading, contents; and of what pictures are cropped to."""
         digest = hashlib.sha256(repr(self.collection.frame).encode())
         for at in self.indices:
-            digest.update(
-                f"{self.collection.names[at]}\0{self.collection.stamp(at)}\0".encode("utf-8", "surrogateescape")
-            )
+            stamps = [self.collection.names[at], self.collection.stamp(at)]
+            stamps += [] if self.collection.captions is None else [self.collection.captions.stamp(at)]
+            digest.update("".join(f"{stamp}\0" for stamp in stamps).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -393,6 +491,10 @@ def splits(config: ImageData, frame: Frame) -> Splits:
         from .hub import splits as hub_splits
 
         return hub_splits(config, frame)
+    if config.path == SCENES:
+        from .scenes import splits as scenes
+
+        return scenes(frame, config.num_samples, config.held_out)
     if config.path == DIGITS:
         collection = _Digits(frame)
     elif is_npz(config.path):
@@ -400,8 +502,17 @@ def splits(config: ImageData, frame: Frame) -> Splits:
 
         collection = Pictures(Path(config.path).expanduser(), frame, "data.path")
     else:
-        collection = PictureFiles(locate(Path(config.path), "data.path"), frame, config.cache)
-    return divide(collection, config.held_out)
+        source = locate(Path(config.path), "data.path")
+        wanted = config.captions and not config.templates
+        collection = PictureFiles(source, frame, config.cache, wanted, config.caption_column)
+    return divide(with_templates(collection, config), config.held_out)
+
+
+def with_templates(collection: Collection, config: ImageData) -> Collection:
+    """The collection, its captions made of class names where the configuration has templates."""
+    if config.templates:
+        collection.captions = texts.Templates(config.templates, collection.class_names, collection.labels)
+    return collection
 
 
 def divide(collection: Collection, held_out: float) -> Splits:

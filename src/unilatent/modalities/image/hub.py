@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ...maths.streams import generator
 from ..base import BadSample, Dataset, Splits, Stream
-from .data import CACHE_BYTES, HUB, Collection, Frame, ImageData, View, decode, divide
+from . import captions as texts
+from .captions import ARGUMENT, Captions, Templates
+from .data import CACHE_BYTES, HUB, Collection, Frame, ImageData, View, decode, divide, with_templates
 
 FORMATS = ("parquet", "arrow", "imagefolder")
 PIECES = 1024
@@ -38,10 +40,10 @@ def splits(config: ImageData, frame: Frame) -> Splits:
         )
     if config.streaming:
         return _stream_splits(config, frame)
-    collection = Table(_Source(config, config.split), frame, config.cache)
+    collection = with_templates(Table(_Source(config, config.split), frame, config.cache), config)
     if config.held_out_split is None:
         return divide(collection, config.held_out)
-    other = Table(_Source(config, config.held_out_split), frame, config.cache)
+    other = with_templates(Table(_Source(config, config.held_out_split), frame, config.cache), config)
     _same_classes(collection.class_names, other.class_names, config)
     total = len(other.names)
     count = round(config.held_out * total) if config.held_out < 1 else int(config.held_out)
@@ -87,7 +89,7 @@ def _library() -> Any:
 
 
 class _Source:
-    """A split of a data set, its two columns and the files it comes from."""
+    """A split of a data set, its columns and the files it comes from."""
 
     def __init__(self, config: ImageData, split: str):
         assert config.path is not None
@@ -106,8 +108,9 @@ class _Source:
                 "give another data.path, or the data set the feature type Image"
             )
         self.image: str = image
-        kept = [column for column in (self.image, self.label) if column is not None]
         features = self.rows.features
+        self.text = self._text_column() if config.captions and not config.templates else None
+        kept = [column for column in (self.image, self.label, self.text) if column is not None]
         self.class_names: tuple[str, ...] = tuple(features[self.label].names) if self.label else ()
         undecoded = _library().Image(decode=False)  # so that decoding, and the naming of what fails, is ours
         self.rows = self.rows.select_columns(kept).cast_column(self.image, undecoded)
@@ -192,6 +195,20 @@ class _Source:
             raise ValueError(f"data.{field}: not set, and there are {', '.join(found)}; name one")
         return given or (found[0] if found else None)
 
+    def _text_column(self) -> str | None:
+        """The column given, or the first of the usual names that holds texts."""
+        found = [name for name, feature in self.rows.features.items() if _holds_texts(feature)]
+        given = self.config.caption_column
+        if given is not None and given not in found:
+            raise ValueError(f"data.caption_column: {given!r} is no column of texts; there are {self._columns()}")
+        return given or next(filter(texts.COLUMNS.fullmatch, found), None)
+
+
+def _holds_texts(feature: Any) -> bool:
+    """A text, or a list of texts, in the several ways in which versions of the library write one."""
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    return getattr(inner, "dtype", None) in ("string", "large_string")
+
 
 def _content(cell: dict[str, Any] | None, where: Callable[[str | None], str]) -> bytes:
     """The bytes of a picture that a table holds, or names."""
@@ -231,6 +248,9 @@ class Table(Collection):
             raise ValueError(
                 f"data.label_column: {without:,} rows of {source.split} have no {source.label}; choose another split"
             )
+        if source.text is not None:
+            cells = source.rows.select_columns(source.text)[:][source.text]
+            self.captions = texts.Listed(cells, lambda row: source.where(f"row {row}", None))
         self.keep = cache and rows * frame.channels * frame.height * frame.width <= CACHE_BYTES
         self.kept: dict[int, Tensor] = {}
 
@@ -283,7 +303,14 @@ class Rows(Stream):
     def __init__(self, source: _Source, config: ImageData, frame: Frame):
         self.source, self.frame = source, frame
         self.class_names = source.class_names
-        self.facts = {"labels": {"class_names": source.class_names}} if source.label else {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        if source.label:
+            self.facts["labels"] = {"class_names": source.class_names}
+        self.templates = config.templates
+        if self.templates:
+            Templates(self.templates, source.class_names, [] if source.label else None)  # which refuses what has none
+        if self.templates or source.text:
+            self.facts[ARGUMENT] = {"examples": self._first_captions(texts.SHOWN)}
         shards = source.rows.num_shards
         self.pieces = min(shards, PIECES)
         self.lanes = config.lanes or 1 << (min(self.pieces, LANES).bit_length() - 1)
@@ -314,7 +341,7 @@ class Rows(Stream):
                 key = ("buffer", seed, epoch, lane, number)
                 for row in torch.randperm(len(block), generator=generator(*key)).tolist()[place:]:
                     index, cell = block[row]
-                    yield index, partial(self._sample, index, cell)
+                    yield index, partial(self._sample, index, cell, epoch)
                 number, place = number + 1, 0
             barren = 0 if found else barren + 1
             if barren > self.pieces:
@@ -353,16 +380,36 @@ class Rows(Stream):
                 self.sizes[piece] = sum(len(table) for table in self._tables(piece, 0, 1024))
         return self.sizes[piece]
 
-    def _sample(self, index: int, cell: dict[str, Any]) -> Sample:
+    def _sample(self, index: int, cell: dict[str, Any], epoch: int) -> Sample:
         where = partial(self.source.where, "row {1} of file {0}".format(*divmod(index, ROWS)))
         picture = cell[self.source.image]
         pixels = decode(_content(picture, where), self.frame, where((picture or {}).get("path")))
-        if self.source.label is None:
-            return pixels.float() / 255, {}
-        label = cell[self.source.label]
-        if label is None or label < 0:
-            raise BadSample(f"picture {where(None)}: has no {self.source.label}; remove it")
-        return pixels.float() / 255, {"labels": label}
+        values: dict[str, Any] = {}
+        if self.source.label is not None:
+            label = cell[self.source.label]
+            if label is None or label < 0:
+                raise BadSample(f"picture {where(None)}: has no {self.source.label}; remove it")
+            values["labels"] = label
+        if (captions := self._captions(cell, where(None))) is not None:
+            values[ARGUMENT] = texts.chosen(captions[0], index, epoch)
+        return pixels.float() / 255, values
+
+    def _captions(self, cell: dict[str, Any], where: str) -> Captions | None:
+        """Of that row alone."""
+        if self.templates:
+            assert self.source.label is not None
+            return Templates(self.templates, self.class_names, [cell[self.source.label]])
+        return None if self.source.text is None else texts.Listed([cell[self.source.text]], lambda _: where)
+
+    def _first_captions(self, count: int) -> tuple[str, ...]:
+        """Of the first classes, or of the first rows of the first file."""
+        source = self.source
+        if self.templates:
+            found: Captions = Templates(self.templates, source.class_names, range(len(source.class_names)))
+            return texts.facts(found, range(min(count, len(source.class_names))))["examples"]
+        tables = source.rows.select_columns(source.text).with_format("arrow").iter(batch_size=count)
+        cells = [cell[source.text] for cell in next(iter(tables)).to_pylist()]
+        return texts.facts(texts.Listed(cells, str), range(len(cells)))["examples"]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -370,8 +417,9 @@ class Rows(Stream):
         columns, the lanes, the buffer and what pictures are cropped to."""
         s = self.source
         files = [file if "://" in file else f"{Path(file).name} {_file_size(file)}" for file in s.files]
-        parts = (self.frame, s.split, s.image, s.label, s.class_names, self.pieces, self.lanes, self.block, files)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        parts = [self.frame, s.split, s.image, s.label, s.class_names, self.pieces, self.lanes, self.block, files]
+        parts += [s.text, self.templates] if ARGUMENT in self.facts else []
+        return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()
 
 
 class Kept(Dataset):

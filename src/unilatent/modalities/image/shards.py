@@ -21,6 +21,7 @@ from ...shards.order import Order
 from ...shards.places import find
 from ...shards.reading import SampleError, ShardSet
 from ..base import BadSample, Raw, Splits
+from . import captions as texts
 from . import data as files
 from .data import CACHE_BYTES, EXTENSIONS, Frame, ImageData
 
@@ -44,12 +45,30 @@ class _Lazily(Sequence[Any]):
         return self.value(number)
 
 
+class _Members(texts.Captions):
+    """The `.txt` or `.json` beside each picture of shards."""
+
+    def __init__(self, shards: ShardSet):
+        self.shards = shards
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        try:
+            raw, suffix = self.shards.text(index)
+        except SampleError as error:
+            raise BadSample(str(error)) from error
+        return texts.of_file(raw, suffix, self.shards.where(index))
+
+    def stamp(self, index: int) -> str:
+        raise AssertionError("the fingerprint of shards is not made of their samples")
+
+
 class _Shards(files.Collection):
-    def __init__(self, shards: ShardSet, frame: Frame, cache: bool):
+    def __init__(self, shards: ShardSet, frame: Frame, cache: bool, captions: bool):
         self.shards, self.frame = shards, frame
         self.class_names = shards.class_names
         self.names = _Lazily(len(shards), shards.key)
         self.labels = _Lazily(len(shards), self._label) if shards.labelled else None
+        self.captions = _Members(shards) if captions and shards.captioned else None
         self.keep = cache and len(shards) * frame.channels * frame.height * frame.width <= CACHE_BYTES
         self.kept: dict[int, Tensor] = {}
 
@@ -91,13 +110,19 @@ class ShardView(files.View):
         ends = np.searchsorted(indices, self.shards.ends)
         self.order = Order(np.diff(ends, prepend=0).tolist())
 
+    def _few(self, count: int) -> list[int]:
+        """The first ones: others may lie in shards that would have to be downloaded."""
+        return [int(number) for number in self.indices[:count]]
+
     def index_at(self, seed: int, position: int) -> int:
         return self.order.at(seed, position)
 
     @cached_property
     def fingerprint(self) -> str:
         """Of the manifest, or of all indices where there is none; of what is held out and what is cropped to."""
-        content = f"{self.collection.frame}\0{self.shards.fingerprint}\0".encode()
+        made = self.collection.captions
+        templates = repr(made.templates) if isinstance(made, texts.Templates) else ""
+        content = f"{self.collection.frame}\0{self.shards.fingerprint}\0{templates}".encode()
         return sha256(content + self.numbers.astype("<i8").tobytes()).hexdigest()
 
 
@@ -105,7 +130,8 @@ def splits(config: ImageData, frame: Frame) -> Splits:
     """Training and held-out pictures of shards; ValueError names what is missing and the way out."""
     assert config.path is not None
     shards = open_shards(config.path, "data.path")
-    collection = _Shards(shards, frame, config.cache)
+    collection = _Shards(shards, frame, config.cache, config.captions)
+    files.with_templates(collection, config)
     total = len(shards)
     held_out = _held_out(shards, files.held_out_count(config.held_out, total))
     train = np.setdiff1d(np.arange(total), held_out, assume_unique=True)
@@ -184,22 +210,28 @@ class Pictures(Raw):
     def __init__(self, source: Path, encoding: Encoding):
         self.encoding = encoding
         self.files = files.locate(source, "source")
-        names = files.picture_names(self.files, "source")
-        self.root = files.class_root(names)
-        self.names = [name.removeprefix(self.root) for name in names]
-        self.class_names = files.class_names(self.names, self.files.path / self.root, "source")
-        numbers = {name: i for i, name in enumerate(self.class_names)}
-        self.labels = [numbers[name.split("/", 1)[0]] for name in self.names] if numbers else None
+        listing = files.Listing(self.files, "source")
+        self.root, self.names, self.captions = listing.root, listing.names, listing.captions
+        self.class_names, self.labels = listing.class_names, listing.labels
         size = list(encoding.size) if encoding.size else None
         quality = {} if encoding.format == "png" else {"quality": encoding.quality}
-        self.settings = {"size": size, "format": encoding.format, **quality}
+        captions = {} if self.captions is None else {"captions": True}
+        self.settings = {"size": size, "format": encoding.format, **quality, **captions}
 
     def stamp(self, number: int) -> str:
-        return self.files.stamp(self.root + self.names[number])
+        stamp = self.files.stamp(self.root + self.names[number])
+        return stamp if self.captions is None else f"{stamp} {self.captions.stamp(number)}"
 
     def check(self, number: int) -> None:
         name = self.root + self.names[number]
         files.decode(self.files.read(name), Frame(1, 1, 3, 1), self.files.where(name))
+        self.beside(number)
+
+    def beside(self, number: int) -> list[tuple[str, bytes]]:
+        """Its captions, one a line."""
+        if self.captions is None:
+            return []
+        return [("txt", "\n".join(" ".join(line.split()) for line in self.captions[number]).encode())]
 
     def encode(self, number: int) -> tuple[str, bytes]:
         """Cropped as training crops, and saved; a file that is what it would become is taken as it is."""

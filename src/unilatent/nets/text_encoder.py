@@ -1,0 +1,237 @@
+"""Frozen text encoders of the `transformers` package, and what they made of texts, kept on disk.
+
+CACHE/embeddings/HASH-LENGTH/NAME.rows    float32 (rows, W): of each text its pooled vector, then its tokens
+                            /NAME.index   of each text 16 bytes of its hash, where its rows begin and how many they are
+
+Every process appends to files of its own name, rows before index, and reads those of all that were there when it began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..pretrained import cache_folder, offline
+from ..types import decode_texts
+
+EXTRA = "pip install 'unilatent[text]'"
+WAY_OUT = "give a folder or hub id of a text encoder, or conditions.text.encoder=null for one that is trained along"
+HASHED = (".json", ".safetensors", ".model", ".txt")
+"""Suffixes of the files that decide what an encoder gives: weights, settings, vocabulary."""
+ENTRY = struct.Struct("<16sQI")
+"""Of an index: hash of a text, first row, number of rows."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """W, width of what it gives; the most tokens it reads (None: any number); which encoder it is."""
+
+    width: int
+    most_tokens: int | None
+    hash: str
+
+
+@lru_cache(maxsize=8)
+def describe(source: str, revision: str | None = None) -> Description:
+    """Without its weights being loaded; ValueError says what is missing."""
+    config = _load("AutoConfig", source, revision)
+    own = config.get_text_config()
+    folder = Path(source).expanduser()
+    known = _hash_of(folder) if folder.is_dir() else getattr(config, "_commit_hash", None)
+    if known is None:
+        raise ValueError(f"conditions.text.encoder: {source} does not say which version it is; {WAY_OUT}")
+    return Description(int(own.hidden_size), getattr(own, "max_position_embeddings", None), known)
+
+
+@lru_cache(maxsize=4)
+def text_encoder(source: str, revision: str | None, max_length: int, cache: bool) -> TextEncoder:
+    """One for all models of this process."""
+    return TextEncoder(source, revision, max_length, cache)
+
+
+class TextEncoder:
+    """A frozen encoder; no module, so that its weights are nobody's parameters and in no checkpoint.
+
+    They are loaded when a text comes that is not kept on disk.
+    """
+
+    def __init__(self, source: str, revision: str | None, max_length: int, cache: bool):
+        self.source, self.revision, self.max_length = source, revision, max_length
+        about = describe(source, revision)
+        self.width = about.width
+        folder = cache_folder() / "embeddings" / f"{about.hash[:32]}-{max_length}"
+        self.kept = Kept(folder, about.width) if cache else None
+        self.network: nn.Module | None = None
+        self.tokenizer: Any = None
+
+    def prepare(self) -> None:
+        """Makes sure that texts can be embedded; what has embedded some that are kept is not loaded for that."""
+        if not (self.kept and self.kept.places):
+            self.load()
+
+    def load(self) -> nn.Module:
+        """Its weights and its tokenizer; ValueError says what is missing."""
+        if self.network is None:
+            self._load_tokenizer()
+            with torch.random.fork_rng():  # what is loaded when changes no random number of training
+                network = _load("text model", self.source, self.revision)
+            self.network = network.eval().requires_grad_(False)
+        return self.network
+
+    def length(self, text: str) -> int:
+        """Tokens of a text, however many they are."""
+        return len(self._load_tokenizer()(text)["input_ids"])
+
+    def __call__(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts (B, W) uint8 -> vectors (B, L, H), mask (B, L) and pooled (B, H), float32, on the texts' device."""
+        if type(values) is not Tensor:  # shapes without numbers: what a step would need is being estimated
+            n, most = len(values), self.max_length
+            some = torch.ones(n, most, dtype=torch.bool, device=values.device)
+            return (torch.zeros(n, most, self.width, device=values.device), some,
+                    torch.zeros(n, self.width, device=values.device))  # fmt: skip
+        texts = decode_texts(values)
+        found: dict[str, np.ndarray] = {}
+        if self.kept:
+            found |= {text: known for text in set(texts) if (known := self.kept.get(text)) is not None}
+        if missing := sorted(set(texts) - found.keys()):
+            made = self._made(missing, values.device)
+            found |= made
+            if self.kept:
+                self.kept.add(made)
+        rows = [found[text] for text in texts]
+        lengths = torch.tensor([len(row) - 1 for row in rows])
+        out = torch.zeros(len(rows), int(lengths.max()), self.width)
+        for i, row in enumerate(rows):
+            out[i, : len(row) - 1] = torch.from_numpy(row[1:])
+        pooled = torch.from_numpy(np.stack([row[0] for row in rows]))
+        mask = torch.arange(out.shape[1]) < lengths[:, None]
+        return out.to(values.device), mask.to(values.device), pooled.to(values.device)
+
+    @torch.no_grad()
+    def _made(self, texts: list[str], device: torch.device) -> dict[str, np.ndarray]:
+        network = self.load().to(device)
+        given = self._load_tokenizer()(
+            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        mask = given["attention_mask"].bool()
+        with torch.autocast(device.type, enabled=False):
+            out = network(input_ids=given["input_ids"].to(device), attention_mask=given["attention_mask"].to(device))
+        hidden = out.last_hidden_state.float().cpu()  # (B, L, H)
+        pooled = getattr(out, "pooler_output", None)
+        if pooled is None:
+            weight = mask[..., None].float()
+            pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        rows = torch.cat([pooled.float().cpu()[:, None], hidden], dim=1)
+        keep = torch.cat([torch.ones(len(texts), 1, dtype=torch.bool), mask], dim=1)
+        return {text: row[some].numpy() for text, row, some in zip(texts, rows, keep, strict=True)}
+
+    def _load_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            self.tokenizer = _load("AutoTokenizer", self.source, self.revision)
+            self.tokenizer.padding_side = "right"
+            if self.tokenizer.pad_token is None:
+                self.tokenizer.pad_token = self.tokenizer.eos_token
+        return self.tokenizer
+
+
+class Kept:
+    """Rows (1 + tokens, W) of texts on disk. What cannot be written is made again each time, with one warning."""
+
+    def __init__(self, folder: Path, width: int):
+        self.folder, self.width = folder, width
+        self.own = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows"
+        self.places: dict[bytes, tuple[Path, int, int]] = {}
+        self.maps: dict[Path, np.ndarray] = {}
+        self.rows, self.full = 0, False
+        for path in sorted(folder.glob("*.rows")):
+            size = path.stat().st_size // (4 * width)
+            for key, first, count in _entries(path.with_suffix(".index")):
+                if first + count <= size:
+                    self.places[key] = (path, first, count)
+
+    def get(self, text: str) -> np.ndarray | None:
+        """Rows of a text, if they are there."""
+        place = self.places.get(_key(text))
+        if place is None:
+            return None
+        path, first, count = place
+        if path not in self.maps or len(self.maps[path]) < first + count:
+            size = path.stat().st_size // (4 * self.width)
+            self.maps[path] = np.memmap(path, np.float32, "r", shape=(size, self.width))
+        return np.array(self.maps[path][first : first + count])
+
+    def add(self, made: dict[str, np.ndarray]) -> None:
+        """Rows of new texts."""
+        if self.full:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.own.open("ab") as rows, self.own.with_suffix(".index").open("ab") as index:
+                for row in made.values():
+                    rows.write(np.ascontiguousarray(row, np.float32).tobytes())
+                rows.flush()
+                for text, row in made.items():
+                    index.write(ENTRY.pack(_key(text), self.rows, len(row)))
+                    self.places[_key(text)] = (self.own, self.rows, len(row))
+                    self.rows += len(row)
+        except OSError as error:
+            self.full = True
+            for text in made:
+                self.places.pop(_key(text), None)
+            warnings.warn(f"{self.folder}: {error.strerror}; embeddings of new texts are not kept, but made each time")
+
+
+def _entries(path: Path) -> Iterator[tuple[bytes, int, int]]:
+    """Whole ones of an index; a process that was killed may have left half of one."""
+    content = path.read_bytes() if path.is_file() else b""
+    yield from ENTRY.iter_unpack(content[: len(content) // ENTRY.size * ENTRY.size])
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _hash_of(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in HASHED and path.is_file():
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _load(what: str, source: str, revision: str | None) -> Any:
+    """A configuration, tokenizer or text model; ValueError names what is missing."""
+    try:
+        import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as ENCODERS
+    except ImportError:
+        raise ValueError(f"conditions.text.encoder: needs the package transformers: {EXTRA}; or {WAY_OUT}") from None
+    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": offline() is not None}
+    problem = f"conditions.text.encoder: {source}"
+    try:
+        if what != "text model":
+            return getattr(transformers, what).from_pretrained(source, **options)
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        kinds = [config.get_text_config().model_type, config.model_type]
+        name = next((ENCODERS[kind] for kind in kinds if kind in ENCODERS), "AutoModel")
+        options |= {"output_loading_info": True, "dtype": torch.float32}
+        network, report = getattr(transformers, name).from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{problem} cannot be loaded ({reason}); {WAY_OUT}") from None
+    if missing := sorted(report["missing_keys"]) + [str(key) for key in report.get("mismatched_keys", ())]:
+        raise ValueError(f"{problem} lacks {len(missing)} tensors, {missing[0]} for one; {WAY_OUT}")
+    return network

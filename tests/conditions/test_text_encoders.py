@@ -1,0 +1,203 @@
+"""Frozen text encoders of the `transformers` package, tiny and with random weights, and what is kept of their work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unilatent.conditions.base import Conditions
+from unilatent.conditions.text import TextConfig
+from unilatent.nets import text_encoder
+from unilatent.nets.text_encoder import ENTRY, Kept, TextEncoder, describe
+from unilatent.types import decode_texts, encode_texts
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+D, WORDS = 24, ["a", "small", "red", "circle", "two", "blue", "squares", "left", "of"]
+PROMPTS = ["a", "a small red circle left of two blue squares", "", "two squares"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is kept from one test to the next."""
+    monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
+    describe.cache_clear()
+    text_encoder.text_encoder.cache_clear()
+    return tmp_path / "cache" / "embeddings"
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders as `save_pretrained` writes them."""
+    from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model, T5Config, T5EncoderModel
+
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: i for i, word in enumerate(WORDS, 3)}
+    sizes: dict[str, Any] = {"vocab_size": len(words), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    torch.manual_seed(0)
+    models = {
+        "t5": T5EncoderModel(T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, **sizes)),
+        "clip": CLIPTextModel(CLIPTextConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=16,
+            max_position_embeddings=12, **sizes,
+        )),
+        "gemma": Gemma2Model(Gemma2Config(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=8, **sizes,
+        )),
+    }  # fmt: skip
+    folders = {}
+    for name, model in models.items():
+        folder = folders[name] = tmp_path_factory.mktemp("encoders") / name
+        model.save_pretrained(folder)
+        core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
+        core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        core.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=12
+        ).save_pretrained(folder)
+    return folders
+
+
+def config_of(folder: Path, **changes: Any) -> TextConfig:
+    return TextConfig(encoder=str(folder), max_length=12, **changes).with_data()
+
+
+def conditions_of(folder: Path, **changes: Any) -> Conditions:
+    torch.manual_seed(0)
+    return Conditions({"text": config_of(folder, **changes)}, D)
+
+
+@pytest.mark.parametrize("kind", ["t5", "clip", "gemma"])
+def test_a_batch_equals_its_texts_one_by_one_and_weights_stay_outside(kind: str, encoders: dict[str, Path]):
+    conditions = conditions_of(encoders[kind], cache=False)
+    conditions.prepare()
+    assert not any("encoder" in key or "bytes" in key for key in conditions.state_dict())
+    assert sum(p.numel() for p in conditions.parameters()) == 2 * (16 + 16 * D + D + D)
+    cond = conditions({"prompts": encode_texts(PROMPTS)})
+    assert cond.tokens is not None and cond.mask is not None
+    assert cond.tokens.shape == (4, 12, D) and cond.mask.sum(1).tolist() == [2, 10, 1, 3]
+    null = conditions.null(4)
+    assert torch.equal(cond.vector[2], null.vector[2]) and torch.equal(cond.tokens[2], null.tokens[2])
+    for i, prompt in enumerate(PROMPTS):
+        one = conditions({"prompts": encode_texts([prompt])})
+        torch.testing.assert_close(one.vector[0], cond.vector[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.tokens[0], cond.tokens[i], atol=1e-5, rtol=0)
+        assert torch.equal(one.mask[0], cond.mask[i])
+    assert (cond.vector[0] - cond.vector[1]).abs().max() > 1e-4
+
+
+def test_e_what_is_kept_is_the_same_and_needs_no_network(encoders: dict[str, Path], own_cache: Path):
+    values = encode_texts(PROMPTS)
+    first = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
+    made = first(values)
+    assert first.network is not None and list(own_cache.rglob("*.rows"))
+    again = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
+    kept = again(values.flip(0))
+    assert again.network is None, "the network was loaded although every text is kept"
+    assert all(torch.equal(a, b.flip(0)) for a, b in zip(made, kept, strict=True))
+    again(encode_texts(["blue"]))
+    assert again.network is not None
+    other = TextEncoder(str(encoders["t5"]), None, 4, cache=True)  # another length reads other tokens
+    assert other(values)[1].sum(1).max() == 4
+
+
+def test_entries_that_a_kill_left_half_written_are_made_again(encoders: dict[str, Path], own_cache: Path):
+    encoder = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
+    made = encoder(encode_texts(PROMPTS[:2]))
+    assert encoder.kept is not None
+    index = encoder.kept.own.with_suffix(".index")
+    index.write_bytes(index.read_bytes() + b"half an entry")
+    assert len(Kept(encoder.kept.folder, 16).places) == 2
+    with encoder.kept.own.open("r+b") as file:
+        file.truncate(4 * 16 * 3)  # the rows of the first text alone
+    fresh = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
+    assert fresh.kept is not None and len(fresh.kept.places) == 1
+    for a, b in zip(fresh(encode_texts(PROMPTS[:2])), made, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert index.stat().st_size > 2 * ENTRY.size
+
+
+def test_a_full_disk_costs_the_cache_and_one_warning(encoders: dict[str, Path], own_cache: Path):
+    own_cache.parent.mkdir(parents=True)
+    own_cache.write_text("a file where the folder should be")
+    encoder = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
+    with pytest.warns(UserWarning, match="embeddings of new texts are not kept"):
+        first = encoder(encode_texts(["a"]))
+    again = encoder(encode_texts(["a"]))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_loading_moves_no_random_number(encoders: dict[str, Path]):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    conditions = Conditions({"text": config_of(encoders["clip"])}, D)
+    torch.manual_seed(5)
+    conditions({"prompts": encode_texts(["a"])})
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_longer_prompts_are_refused_in_tokens(encoders: dict[str, Path]):
+    text = conditions_of(encoders["t5"])["text"]
+    assert decode_texts(text.parse("a small red circle left of two")) == ["a small red circle left of two"]
+    with pytest.raises(ValueError, match="has 10001 tokens, this model reads 12") as error:
+        text.parse("a " * 10_000)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_missing_is_named(encoders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("UNILATENT_OFFLINE", "1")
+    for source in (str(tmp_path / "nowhere"), "somebody/an-encoder-that-is-not-cached"):
+        with pytest.raises(ValueError, match=f"^conditions.text.encoder: {source} cannot be loaded") as error:
+            TextConfig(encoder=source).with_data()
+        assert "encoder=null" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"max_length: 40, but .* reads 12 tokens; set conditions.text.max_length=12"):
+        TextConfig(encoder=str(encoders["clip"]), max_length=40).with_data()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    describe.cache_clear()
+    with pytest.raises(ValueError, match=r"needs the package transformers: pip install 'unilatent\[text\]'"):
+        TextConfig(encoder=str(encoders["t5"])).with_data()
+
+
+def test_an_incomplete_or_another_encoder_is_refused(encoders: dict[str, Path], tmp_path: Path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(encoders["t5"], tmp_path / "t5"))
+    config = config_of(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("encoder.final_layer_norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    describe.cache_clear()
+    with pytest.raises(ValueError, match="is not the one this model was trained with"):
+        Conditions({"text": config}, D).prepare()
+    describe.cache_clear()
+    with pytest.raises(ValueError, match=r"lacks 1 tensors, encoder.final_layer_norm.weight"):
+        Conditions({"text": config_of(folder)}, D).prepare()
+
+
+def test_a_model_is_built_and_encodes_without_its_encoder(encoders: dict[str, Path], tmp_path: Path):
+    config = config_of(encoders["t5"]).model_copy(update={"encoder": str(tmp_path / "moved")})
+    conditions = Conditions({"text": config}, D)
+    assert conditions.null(2).tokens is not None
+    with pytest.raises(ValueError, match="moved cannot be loaded"):
+        conditions({"prompts": encode_texts(["a"])})
+    with pytest.raises(ValueError, match="encoder_width: not known yet"):
+        Conditions({"text": TextConfig(encoder="x/y")}, D)
+    assert TextConfig(encoder="x/y").example().encoder_width == 768
+
+
+def test_a_step_can_be_estimated_without_reading_a_text(encoders: dict[str, Path]):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = config_of(encoders["t5"])
+    with FakeTensorMode():
+        cond = Conditions({"text": config}, D)({"prompts": torch.empty(3, 9, dtype=torch.uint8)})
+    assert cond.tokens is not None and cond.tokens.shape == (3, 12, D)
+    assert text_encoder.text_encoder(config.encoder, None, 12, True).network is None

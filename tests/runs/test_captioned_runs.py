@@ -1,0 +1,92 @@
+"""Runs on captions: what evaluation asks for, and what it says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unilatent.evaluation.evaluate import Evaluator, Request
+from unilatent.methods.base import LatentModel
+from unilatent.modalities.image.scenes import parse
+from unilatent.presets import preset
+from unilatent.training.config import RunConfig
+from unilatent.training.trainer import Trainer
+from unilatent.types import decode_texts
+
+SCENES = ("scenes-unite", "scenes-ul")
+
+
+def small(name: str, **training: Any) -> RunConfig:
+    """A preset with narrow networks and few scenes."""
+    plain = preset(name).plain()
+    shrink(plain)
+    plain["training"] |= {
+        "steps": 2,
+        "batch_size": 8,
+        "threads": 1,
+        "sample_every": 0,
+        "checkpoint_every": 0,
+        **training,
+    }
+    return RunConfig.parse(plain)
+
+
+def shrink(tree: dict[str, Any]) -> None:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            shrink(value)
+        elif key in ("width", "mlp_width", "stem_width") and value:
+            tree[key] = 32
+        elif key in ("depth", "num_inference_steps", "decoder_steps"):
+            tree[key] = 2
+        elif key == "num_samples" and value == 20_000:
+            tree |= {"num_samples": 60, "held_out": 24}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    trainer = Trainer(small("scenes-unite", evaluate_samples=12), tmp_path_factory.mktemp("run") / "out")
+    trainer.fit()
+    return trainer
+
+
+def test_a_run_is_judged_by_what_held_out_captions_ask_for(run: Trainer):
+    (path,) = (run.out / "eval").glob("step_*.json")
+    text = path.read_text()
+    for key in ("scene_colours", "scene_everything", "scene_objects_unseen", "scene_count_unseen"):
+        assert f'"{key}"' in text
+    assert "held-out real" in text and "chance" in text and json.loads(text)
+
+
+def test_prompts_come_evenly_from_held_out_samples(run: Trainer, tmp_path: Path):
+    held_out = run.splits.held_out
+    evaluator = Evaluator(run.model, run.splits, tmp_path, Request(num_samples=24, batch_size=5))
+    asked = decode_texts(evaluator.settings["prompts"])
+    assert asked == [held_out[i][1]["prompts"] for i in range(24)]
+    assert [parse(text).unseen for text in asked] == [False] * 12 + [True] * 12
+    few = Evaluator(run.model, run.splits, tmp_path, Request(num_samples=8, batch_size=64))
+    assert decode_texts(few.settings["prompts"]) == asked[::3]
+    given = Evaluator(run.model, run.splits, tmp_path, Request(num_samples=8), prompts="a small red circle")
+    assert given.settings["prompts"] == "a small red circle"
+    assert "prompts" not in Evaluator(run.model, run.splits, tmp_path, Request(num_samples=0)).settings
+
+
+def test_unified_latents_train_on_captions_too(tmp_path: Path):
+    config = small("scenes-ul", evaluate_samples=0)
+    first = config.tokenizer.model_copy(update={"training": config.training})
+    Trainer(first, tmp_path / "first").fit()
+    method = config.method.model_copy(update={"tokenizer": str(tmp_path / "first")})
+    trainer = Trainer(config.model_copy(update={"method": method, "tokenizer": None}), tmp_path / "out")
+    trainer.fit()
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values() if value.is_floating_point())
+
+
+def test_presets_with_captions_build():
+    with torch.device("meta"):
+        for name in ("imagenet256-unite-b-text", "text256-unite-l"):
+            assert len(LatentModel.build(preset(name).example().model()).conditions) == 1
+    assert preset("imagenet256-unite-b-text").data.templates[0] == "a photo of a {}"
