@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import read_json, write_json
-from .methods.base import LatentModel, read_weights
+from .methods.base import LatentModel, SamplingConfig, read_weights
 from .types import move, take
 
 INDEX = "index.json"
@@ -66,8 +66,10 @@ def encode_to_shards(
     return count, done
 
 
-def decode_shards(model: LatentModel, folder: Path, batch_size: int = 64) -> Iterator[Any]:
-    """Batches of data from a folder of shards; ValueError if another model made them."""
+def decode_shards(
+    model: LatentModel, folder: Path, batch_size: int = 64, settings: SamplingConfig | None = None
+) -> Iterator[Any]:
+    """Batches of data from a folder of shards; ValueError if another model made them. settings: as for `decode`."""
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(f"{folder}: no {INDEX} in it; give a folder written by `unilatent encode`")
@@ -79,7 +81,8 @@ def decode_shards(model: LatentModel, folder: Path, batch_size: int = 64) -> Ite
     start = 0
     for shard in index["shards"]:
         for batch in _read_shard(folder / shard).split(batch_size):
-            yield move(model.decode(batch.to(model.device), seed=index["seed"], start=start), "cpu")
+            made = model.decode(batch.to(model.device), seed=index["seed"], start=start, settings=settings)
+            yield move(made, "cpu")
             start += len(batch)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import ConfigError
 from .maths import times
@@ -26,7 +27,7 @@ Progress = Callable[[int], None]
 class Samples:
     """Samples `start` to `start + B` of a request: their data, condition values and latents (B, K, D).
 
-    evaluations: how often the denoiser looked at each of them.
+    evaluations: how often the denoiser looked at each of them, and a decoder that takes steps.
     """
 
     start: int
@@ -74,7 +75,9 @@ def sample_batches(
         streams = Streams(("sample", seed, i) for i in rows)
         layout = model.modality.sample_layout(streams, own).to(model.device)
         latents, evaluations = sample_latents(model, own, layout, streams, chosen)
-        data = move(model.decode(latents, layout, seed=seed, start=first, settings=chosen), "cpu")
+        with decoder_rows(model) as decoded:
+            data = move(model.decode(latents, layout, seed=seed, start=first, settings=chosen), "cpu")
+        evaluations += decoded["rows"] / len(latents)
         yield Samples(first, data, move(own, "cpu"), latents.cpu(), evaluations)
         if progress:
             progress(len(rows))
@@ -129,15 +132,41 @@ def guided_denoiser(
     )
 
 
+@contextmanager
+def decoder_rows(model: LatentModel) -> Iterator[Counter[str]]:
+    """Counts, as `rows`, how many samples a decoder that takes steps was asked about meanwhile."""
+    seen = Counter[str]()
+
+    def count_rows(_: nn.Module, arguments: tuple[Any, ...], __: object) -> None:
+        seen["rows"] += len(arguments[0])
+
+    decoder = model.stepped_decoder
+    hook = decoder.register_forward_hook(count_rows) if decoder is not None else None
+    try:
+        yield seen
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
 @torch.no_grad()
-def reconstruct(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0) -> Any:
-    """Data through `encode` and `decode` in its own layout, on the CPU; `start` is the index of its first sample."""
+def reconstruct(
+    model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0,
+    decoder_solver: str | None = None, decoder_steps: int | None = None,
+) -> Any:  # fmt: skip
+    """Data through `encode` and `decode` in its own layout, on the CPU; `start` is the index of its first sample.
+
+    decoder_solver, decoder_steps: of a decoder that takes steps; None is the model's own.
+    """
     data, parts, seed = model.modality.check(data), [], whole("seed", seed, 0)
+    own = {"decoder_solver": decoder_solver, "decoder_steps": decoder_steps}
+    chosen, _ = split_settings(model.config.sampling, own)
     for first in range(0, count(data), whole("batch_size", batch_size, 1)):
         batch = take(data, slice(first, first + batch_size))
         latents = model.encode(batch, seed=seed, start=start + first)
         layout = model.modality.pack(batch).layout
-        parts.append(move(model.decode(latents, layout, seed=seed, start=start + first), "cpu"))
+        made = model.decode(latents, layout, seed=seed, start=start + first, settings=chosen)
+        parts.append(move(made, "cpu"))
     return model.modality.join(parts)
 
 
@@ -148,13 +177,19 @@ def encode(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64
     return torch.cat([model.encode(take(data, slice(i, i + batch_size)), seed=seed, start=i).cpu() for i in parts])
 
 
-def decode(model: LatentModel, latents: Tensor, *, seed: int = 0, batch_size: int = 64) -> Any:
-    """Latents (B, K, D) to data in batches, on the CPU."""
+def decode(
+    model: LatentModel, latents: Tensor, *, seed: int = 0, batch_size: int = 64, decoder_solver: str | None = None,
+    decoder_steps: int | None = None,
+) -> Any:  # fmt: skip
+    """Latents (B, K, D) to data in batches, on the CPU; the decoder's settings as in `reconstruct`."""
+    own = {"decoder_solver": decoder_solver, "decoder_steps": decoder_steps}
+    chosen, _ = split_settings(model.config.sampling, own)
     seed, size = whole("seed", seed, 0), whole("batch_size", batch_size, 1)
     if not isinstance(latents, Tensor) or not latents.ndim or not len(latents):
         return model.decode(latents, seed=seed)  # which says what is wrong with them
     parts = range(0, len(latents), size)
-    return model.modality.join([move(model.decode(latents[i : i + size], seed=seed, start=i), "cpu") for i in parts])
+    made = (model.decode(latents[i : i + size], seed=seed, start=i, settings=chosen) for i in parts)
+    return model.modality.join([move(part, "cpu") for part in made])
 
 
 def whole(name: str, value: Any, least: int) -> int:

@@ -152,7 +152,7 @@ def join_values(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
-def take(data: Any, rows: slice) -> Any:
+def take(data: Any, rows: slice | Tensor) -> Any:
     """Some rows of data: of a tensor, or of every tensor of a dict of them."""
     return {key: take(value, rows) for key, value in data.items()} if isinstance(data, dict) else data[rows]
 

@@ -46,8 +46,8 @@ def test_nothing_more_is_trained_once_the_target_is_met():
 def test_steps_between_two_settings_never_leave_them():
     """A staircase, where the line between two points misleads."""
     measure, asked = trials_of(lambda x: float(x > 3.21))
-    found = search(measure, 0.0, 0.5, 0.1, most=12)
-    assert not found.within and len(asked) == 12 and max(asked) <= 7
+    found = search(measure, 2.0, 0.5, 0.1, most=12)
+    assert not found.within and len(asked) == 12 and min(asked) >= 2 and max(asked) <= 5
     enclosing = [x for x in asked if x > 0]
     assert min(abs(x - 3.21) for x in enclosing) < 0.05
 
@@ -64,6 +64,36 @@ def test_noise_that_breaks_the_order_is_told():
     values = iter([5.0, 4.0, 9.0, 7.0])
     measure, _ = trials_of(lambda x: next(values))
     assert not search(measure, 1.0, 8.0, 0.1, most=4).monotone
+
+
+@pytest.mark.parametrize("start", [2.0, 9.0])
+@pytest.mark.parametrize(
+    "function", [lambda x: 10 - x, lambda x: 5.0, lambda x: 5 - 1e-3 * x], ids=["falling", "flat", "slowly falling"]
+)
+def test_a_dial_that_does_not_work_is_given_up(function: Callable[[float], float], start: float):
+    """After two more trials, not at the end of its reach; the start is as good as any of them."""
+    measure, asked = trials_of(function)
+    found = search(measure, start, 20.0, 0.1)
+    assert len(asked) == 3 and found.wrong_way and not found.within and found.best.setting == start
+    measure, asked = trials_of(lambda x: x)
+    assert not search(measure, 0.0, 12.0, 0.1).wrong_way
+
+
+def test_whole_numbers_stay_whole_and_within_their_bounds():
+    measure, asked = trials_of(lambda n: 10 + 3 * math.log2(n))
+    found = search(measure, 4, 10 + 3 * math.log2(6), 0.1, logarithmic=True, whole=True)
+    assert found.within and found.best.setting == 6 and all(type(n) is int for n in asked)
+    for target, end in ((-99.0, 1), (99.0, 32)):
+        measure, asked = trials_of(lambda n: float(n))
+        found = search(measure, 4, target, 0.1, logarithmic=True, whole=True, low=1, high=32)
+        assert not found.within and asked[-1] == end and len(set(asked)) == len(asked), asked
+
+
+def test_every_integer_between_two_is_tried_before_giving_up():
+    """A staircase that misses the target: between 4 and 8 nothing is left, and nothing was asked twice."""
+    measure, asked = trials_of(lambda n: 0.0 if n < 7 else 10.0)
+    found = search(measure, 4, 5.0, 0.1, logarithmic=True, whole=True, most=20)
+    assert not found.within and sorted(asked) == [4, 6, 7, 8]
 
 
 def test_a_shorter_run_keeps_the_shape_of_its_schedule():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,11 +15,12 @@ from unilatent.analysis.latents import interpolations
 from unilatent.analysis.rates import RateReport, by_level, rate_report
 from unilatent.evaluation.evaluate import Measured
 from unilatent.evaluation.protocol import Protocol
+from unilatent.maths.coding import histogram_entropy
 from unilatent.maths.spread import Spread
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import Costs, LatentModel
 from unilatent.modalities.base import Row
-from unilatent.types import Batch, take
+from unilatent.types import Batch
 
 N = 48
 
@@ -28,15 +29,8 @@ def rated(awake: bool = True, **fields) -> LatentModel:
     return model_of("image", "unified_latents", awake=awake, **fields).eval()
 
 
-def parts(data: Batch, size: int) -> list[Batch]:
-    return [
-        Batch(take(data.data, slice(i, i + size)), {k: v[i : i + size] for k, v in data.values.items()})
-        for i in range(0, N, size)
-    ]
-
-
 def report(model: LatentModel, size: int = 16, draws: int = 4) -> RateReport:
-    found = rate_report(model, parts(batch_of("image", N), size), draws)
+    found = rate_report(model, batch_of("image", N), draws, batch_size=size)
     assert found is not None
     return found
 
@@ -65,6 +59,34 @@ def test_costs_do_not_depend_on_batch_mates_but_for_the_lent_latents():
     for key in ("nats", "decoder"):
         assert getattr(a, key).mean == pytest.approx(getattr(b, key).mean, rel=1e-5)
     assert a.shuffled.mean != b.shuffled.mean
+
+
+class Grey(type(model_of("image", "unified_latents"))):  # type: ignore[misc]
+    """A model that knows of a sample only how bright it is: its rate, and what another's latents cost."""
+
+    def costs(self, batch: Batch, streams: Streams) -> Costs:
+        own = batch.data.flatten(1).mean(1)
+        return Costs(rate=own, decoder=torch.ones_like(own), shuffled=(own - own.roll(1, 0)).abs())
+
+
+@pytest.mark.parametrize("size", [2, 7, 16, N])
+def test_sorted_data_lends_latents_as_any_does(size: int):
+    """Half of the samples black, then half white: a lender is any other sample, whatever the batches."""
+    model = rated()
+    model.__class__ = Grey
+    halves = (torch.arange(N) >= N // 2).float()[:, None, None, None].expand(-1, 1, 8, 8)
+    found = rate_report(model, Batch(halves, {}), 16, batch_size=size)
+    assert found is not None and found.shuffled.mean == pytest.approx(N / 2 / (N - 1), abs=0.08)
+
+
+def test_errors_are_over_samples_whatever_their_order():
+    """Each sample's draws are averaged before the spread over samples is taken."""
+    model = rated()
+    model.__class__ = Grey
+    levels = torch.linspace(0, 1, N)
+    found = rate_report(model, Batch(levels[:, None, None, None].expand(-1, 1, 8, 8), {}), 5)
+    assert found is not None and found.nats.mean == pytest.approx(0.5)
+    assert found.nats.error == pytest.approx(float(levels.std()) / math.sqrt(N), rel=1e-5)
 
 
 def test_the_area_under_the_curves_is_the_loss():
@@ -99,7 +121,19 @@ def test_latents_that_say_nothing_are_a_collapse_in_words():
     found = analyze(model, batch_of("image", 8))
     assert found.rate.nats.mean == pytest.approx(0, abs=1e-3)
     said = " ".join(found.warnings())
-    assert "the latents carry" in said and "loss factor" in said
+    assert "the latents carry" in said and "loss factor" in said and "bias" in said
+
+
+@pytest.mark.parametrize(("bits", "warned"), [(0.064, True), (0.099, True), (0.101, False)])
+@pytest.mark.parametrize("decoder_loss", ["diffusion", "mse"])
+def test_few_bits_are_told_with_the_dials_that_the_decoder_has(bits: float, warned: bool, decoder_loss: str):
+    """0.064 is what the paper's collapsed ablation still had (Table 6, B)."""
+    found = replace(report(rated(decoder_loss=decoder_loss), draws=1), use=5.0)
+    mean = replace(found.bits["bits_per_latent_dimension"], mean=bits)
+    said = replace(found, bits={**found.bits, "bits_per_latent_dimension": mean}).warnings()
+    assert len(said) == warned
+    if warned:
+        assert "a larger loss factor" in said[0] and ("bias" in said[0]) == (decoder_loss == "diffusion")
 
 
 def test_no_warning_where_nothing_is_wrong():
@@ -132,6 +166,7 @@ def test_methods_without_a_rate_are_analysed_without_it():
     found = analyze(model_of("image", "unite", awake=True).eval(), batch_of("image", 6))
     assert found.rate is None and found.latents.std > 0 and "psnr" in found.errors and not found.warnings()
     asleep = analyze(model_of("image", "unite").eval(), batch_of("image", 6))
+    assert set(asleep.latents.channel_entropy) == {0.0}, "latents that never differ"
     assert asleep.latents.std == 0 and "all samples are nearly one point" in asleep.warnings()[0]
 
 
@@ -146,6 +181,8 @@ def test_latent_statistics_are_those_of_the_clean_latents():
     assert found.rank == pytest.approx(float(numbers["latent_rank"]), rel=1e-4)
     want = (z.double() - z.double().mean(0)).square().sum((0, 1)) / (16 * (N - 1))
     assert found.channel_std == pytest.approx(want.sqrt().tolist(), rel=1e-5)
+    wanted = histogram_entropy(z.flatten(0, 1), found.rms / 16)
+    assert found.channel_entropy == pytest.approx(wanted.tolist(), abs=1e-6) and min(found.channel_entropy) > 1
     assert sum(found.shares) == pytest.approx(1) and len(found.edges) == len(found.shares) + 1
     assert asdict(found)["samples"] == N
 

@@ -6,11 +6,12 @@ import base64
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,11 +22,14 @@ from rich.console import Console
 import unilatent
 from unilatent.cli import main
 from unilatent.evaluation import report as report_module
-from unilatent.evaluation.contents import MOST_POINTS, _thinned, draw_samples, find_searches
-from unilatent.evaluation.evaluate import Evaluation, Evaluator, Request
+from unilatent.evaluation.contents import MOST_POINTS, _thinned, command, draw_samples, find_searches
+from unilatent.evaluation.evaluate import Evaluation, Evaluator, Measured, Request
+from unilatent.evaluation.protocol import Protocol
 from unilatent.evaluation.reference import splits_of
 from unilatent.evaluation.report import write_report
+from unilatent.evaluation.search import At, Search, grid
 from unilatent.evaluation.table import ARROWS, number, table
+from unilatent.modalities.base import Row
 from unilatent.training.curves import Panel
 
 HOSTILE = ("<script>alert(1)<", "\"><img src=x onerror=alert(2)>'", "a|b [red]`*")
@@ -91,14 +95,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     request = Request(num_samples=70, seed=SEED, batch_size=30, metrics=("psnr", "frechet_pixels"))
     evaluator = Evaluator(model, splits_of(model.modality, run, None), run / "eval" / "records", request, **SETTINGS)
     evaluation = evaluator.run()
-    points = [{"guidance_scale": x, "value": 5 - x, "key": f"fid70/adm/<b>cfg{x}", "cautions": ["n = 70"]} for x in
-              (2.0, 1.0, 1.5)]  # fmt: skip
-    search = {"metric": "fid", "over": "guidance_scale", "points": points}
-    (run / "eval" / "search.json").write_text(json.dumps(search))
+    search(run / "eval", model.fingerprint(), "guidance_scale", [2.0, 1.0, 1.5])
+    search(run / "eval", model.fingerprint(), "guidance_interval", [(0.1, 1.0), (0.0, 0.9), (0.1, 0.9)])
     page = folder / "out" / "report.html"
     written = write_report(page, evaluator, evaluation, f"run {HOSTILE[0]}", source=str(run))
     assert written == [page.with_suffix(".md"), page]
     return Made(evaluator, evaluation, run, page)
+
+
+def search(folder: Path, fingerprint: str, over: str, values: list[At]) -> None:
+    """The file of a search through these values."""
+
+    def evaluate(at: At) -> tuple[Measured, dict[str, Any]]:
+        sampling = {"solver": "<b>", "num_inference_steps": 2, "guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)}
+        protocol = Protocol(
+            track="generation", num_samples=70, reference="training data", reference_data="d", num_reference=90,
+            preprocessing="adm", resolution=(8, 8, 1), space="inception", sampling={**sampling, over: at},
+        )  # fmt: skip
+        value = 5 - (sum(at) if isinstance(at, tuple) else at)
+        return Measured(Row("fid", "FID", value, "", "lower"), protocol), {}
+
+    grid(Search(over, "fid", {"fingerprint": fingerprint}, folder, evaluate, say=lambda line: None), values)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +200,7 @@ def test_every_protocol_is_there_in_full(made: Made, reader: Reader):
     text = "".join(reader.texts)
     for measured in made.evaluation.numbers:
         assert json.dumps(measured.protocol.plain(), indent=2, ensure_ascii=False) in text
-    assert len(reader.all("details")) == len({str(m.protocol) for m in made.evaluation.numbers}) + 1
+    assert len(reader.all("details")) == len({str(m.protocol) for m in made.evaluation.numbers}) + 2, "a search each"
 
 
 def test_curves_of_the_run_and_of_the_search(reader: Reader, made: Made):
@@ -191,22 +208,24 @@ def test_curves_of_the_run_and_of_the_search(reader: Reader, made: Made):
     assert "loss, total" in labels and "latents: spread over samples" in labels
     assert "gradient norm, before clipping" in labels and "fid over guidance scale" in labels
     rows = [row for row in reader.rows if "fid70/adm/<b>" in row]
-    assert len(rows) == 3 and all("n = 70" in row for row in rows)
+    assert len(rows) == 6 and all("n = 70" in row and "reference n = 90" in row for row in rows)
+    assert "fid over guidance interval" in labels and sum(row.strip().startswith("0.1 1") for row in rows) == 1
     page = made.page.read_text(encoding="utf-8")
     assert "currentColor" in page and "#010203" not in page
 
 
 def test_a_search_that_cannot_be_drawn_is_named(tmp_path: Path):
-    point = {"over": "x", "metric": "fid", "points": [{"x": 1, "value": 2, "key": "k"}]}
+    point = {"over": "x", "metric": "fid", "points": [{"x": 1, "value": 2, "key": "k"}], "cautions": []}
     for name, content in {
         "search-a.json": point, "search-b.json": {**point, "fingerprint": "other"}, "search-c.json": {"points": [3]},
         "search-d.json": {**point, "points": "no"}, "search-e.json": {**point, "points": []},
+        "search-g.json": {**point, "points": [{"x": [1, 2, 3], "value": 2, "key": "k"}]},
     }.items():  # fmt: skip
         (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / "search-f.json").write_text('{"metr')
     notes: list[str] = []
     assert [search.points[0].value for search in find_searches(tmp_path, "mine", notes)] == [2.0]
-    assert [note.split()[0] for note in notes] == [f"search-{x}.json" for x in "bcdf"]
+    assert [note.split()[0] for note in notes] == [f"search-{x}.json" for x in "bcdfg"]
     assert "another model" in notes[0]
 
 
@@ -221,16 +240,54 @@ def test_markdown_with_its_pictures(made: Made, tmp_path: Path):
     assert r"a\|b \[red\]\`\*" in text and "<script" not in text
 
 
-def test_the_command_makes_the_same_numbers(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def evaluate(out: Path, *words: object) -> list[str]:
+    """The words after `unilatent` of the line in the report of an evaluation; its numbers are in `out`."""
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, words), "--out", str(out), "--report", str(out / "card.md")])
+    assert stop.value.code == 0
+    line = re.findall(r"^unilatent (.*)$", (out / "card.md").read_text(encoding="utf-8"), re.MULTILINE)[0]
+    return shlex.split(line)
+
+
+def numbers_in(out: Path) -> list[dict[str, Any]]:
+    (path,) = out.glob("evaluation-*.json")
+    return json.loads(path.read_text())["numbers"]
+
+
+def test_the_command_makes_the_same_numbers(made: Made, tmp_path: Path):
     card = made.page.with_suffix(".md").read_text(encoding="utf-8")
     words = re.findall(r"^unilatent (evaluate .*)$", card, re.MULTILINE)[0].split()
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--out", str(tmp_path), "--report", str(tmp_path / "again.md")])
-    assert stop.value.code == 0
-    (path,) = tmp_path.glob("evaluation-*.json")
-    again = {n["key"]: n["value"] for n in json.loads(path.read_text())["numbers"]}
+    evaluate(tmp_path, *words)
+    again = {n["key"]: n["value"] for n in numbers_in(tmp_path)}
     assert again == pytest.approx({m.key: m.row.value for m in made.evaluation.numbers}, rel=1e-4)
-    assert "again.md" in capsys.readouterr().out
+
+
+def test_the_command_holds_every_option_that_decides_a_number(made: Made, tmp_path: Path):
+    """Run as it stands, it gives the same numbers under the same protocols: of a model folder with data, reference and
+    samples from files."""
+    draw = np.random.default_rng(1)
+    for name, count in (("data", 6), ("the reference", 9), ("made", 7)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=draw.integers(0, 256, (count, 8, 8, 1), np.uint8))
+    model, reference = made.run / "model", tmp_path / "the reference.npz"
+    given = ("evaluate", model, "--data", tmp_path / "data.npz", "--reference", reference)
+    lines = {
+        "new": (*given, "--num", 5, "--num-held-out", 4, "--steps", 2, "--guidance-scale", 2.5, "--labels", "0,2",
+                "--guidance-norm", "guidance_first", "--metrics", "psnr,frechet_classifier"),
+        "made": (*given, "--samples", tmp_path / "made.npz"),
+    }  # fmt: skip
+    for name, words in lines.items():
+        line = evaluate(tmp_path / name / "first", *words)
+        again = evaluate(tmp_path / name / "again", *line)
+        assert line == again and numbers_in(tmp_path / name / "first") == numbers_in(tmp_path / name / "again"), line
+    assert not list((tmp_path / "made" / "first").glob("card-samples.png")), "samples that were not the judged ones"
+
+
+def test_the_command_names_files_with_weights(made: Made):
+    evaluator = Evaluator(
+        made.evaluator.model, made.evaluator.splits, made.evaluator.folder, made.evaluator.request,
+        sources={"--inception-weights": "my weights.pth", "--lpips-weights": None}, **SETTINGS,
+    )  # fmt: skip
+    assert "--inception-weights 'my weights.pth'" in command(evaluator, "run") and "lpips" not in command(evaluator, "")
 
 
 def test_another_suffix_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

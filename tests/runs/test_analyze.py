@@ -89,8 +89,24 @@ def test_a_calibration_is_kept_resumed_and_ends_with_the_override(cli: Command, 
     again = cli(*command)
     assert again.code == 0 and again.out.count("(from before)") == 2 and weights.stat().st_mtime_ns == before
     assert json.loads((out / "calibration.json").read_text()) == found
+    fewer = cli(*[6 if word == 8 else word for word in command])
+    assert fewer.code == 0 and "(from before)" not in fewer.out and weights.stat().st_mtime_ns == before
+    anew = json.loads((out / "calibration.json").read_text())["trials"]
+    assert [t["setting"] for t in anew] == settings and anew[0]["value"] != values[0], "measured on other samples"
+    assert json.loads((out / "latent_logsnr_5" / "analysis.json").read_text())["num"] == 6
     other = cli(*command, "tokenizer.method.bias=3")
     assert other.code == 2 and "method.bias: 3.0" in other.err and "another --out" in other.err
+
+
+def test_a_dial_of_whole_numbers_is_turned_by_whole_numbers(cli: Command, tmp_path: Path) -> None:
+    """More channels, more bits: 4, 8, then one between; each a run that could be built."""
+    out = tmp_path / "calibration"
+    done = cli("calibrate", "digits-ul", *QUIET, "--bits-per-pixel", 0.02, "--over", "latent_channels", "--steps", 1,
+               "--trials", 3, "--num", 4, "--tolerance", 0, "--out", out)  # fmt: skip
+    assert done.code == 0, done.err
+    settings = [trial["setting"] for trial in json.loads((out / "calibration.json").read_text())["trials"]]
+    assert len(settings) >= 2 and all(type(n) is int and n >= 1 for n in settings), settings
+    assert re.fullmatch(r"tokenizer\.method\.latent_channels=\d+\n", (out / "override.txt").read_text())
 
 
 def test_what_calibrate_refuses(cli: Command, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..sampling import reconstruct
 from ..types import Batch, count, take
 from .latents import LatentStatistics, interpolations, latent_statistics
 from .plots import draw_latents, draw_levels
-from .rates import RateReport, rate_report
+from .rates import RateReport, in_batches, rate_report
 
 FORMAT = 1
 PAIRS = 6
@@ -46,13 +45,14 @@ def analyze(model: LatentModel, data: Batch, *, draws: int = 4, seed: int = 0, b
     """Of samples that the model was not trained on, at least two."""
     if count(data.data) < 2:
         raise ValueError(f"data: an analysis needs at least 2 samples, got {count(data.data)}; hold out more")
-    batches = list(_batches(data, batch_size))
+    parts = in_batches(count(data.data), batch_size)
+    batches = [Batch(take(data.data, rows), {key: value[rows] for key, value in data.values.items()}) for rows in parts]
     made = reconstruct(model, data.data, seed=seed, batch_size=batch_size)
     errors = model.modality.errors(made, data.data)
     return Analysis(
         latents=latent_statistics(model, batches, seed),
         errors={key: sum(values) / len(values) for key, values in errors.items()},
-        rate=rate_report(model, batches, draws, seed),
+        rate=rate_report(model, data, draws, seed, batch_size),
     )
 
 
@@ -81,26 +81,19 @@ def analysis_table(analysis: Analysis, title: str) -> Table:
     out.add_row("latents", f"{s.tokens} x {s.channels}", f"of {s.samples} samples")
     out.add_row("spread over samples", f"{s.std:.4g}", f"root of a channel's mean variance; size {s.rms:.4g}")
     out.add_row("effective rank", f"{s.rank:.3g} of {s.channels}", "directions that samples differ along")
+    bits = s.channel_entropy
+    out.add_row(
+        "entropy of a channel", f"{min(bits):.3g} to {max(bits):.3g}", "bits of a value, in 16ths of their size"
+    )
     for key, value in analysis.errors.items():
         out.add_row(f"reconstruction {key}", f"{value:.4g}", "mean over samples")
     if rate is None:
         out.add_row("rate", "none", "this method's latents have no bitrate")
         return out
-    for name, bits in rate.bits.items():
-        out.add_row(name.replace("_", " "), f"{bits.mean:.4g} ± {bits.error:.2g}", "bound on what the latents tell")
-    for name, bits in (rate.base_bits or {}).items():
-        out.add_row(f"{name.replace('_', ' ')}, base", f"{bits.mean:.4g} ± {bits.error:.2g}", "under the second stage")
+    for name, cost in rate.bits.items():
+        out.add_row(name.replace("_", " "), f"{cost.mean:.4g} ± {cost.error:.2g}", "bound on what the latents tell")
+    for name, cost in (rate.base_bits or {}).items():
+        out.add_row(f"{name.replace('_', ' ')}, base", f"{cost.mean:.4g} ± {cost.error:.2g}", "under the second stage")
     out.add_row("decoder's loss", f"{rate.decoder.mean:.4g} ± {rate.decoder.error:.2g}", "nats, without loss factor")
     out.add_row("use of the latents", f"{rate.use:.3g} x", "its loss with another sample's latents / with its own")
     return out
-
-
-def _batches(data: Batch, size: int) -> Iterator[Batch]:
-    """Parts of at least two samples: a last one alone joins the part before."""
-    n, size = count(data.data), max(size, 2)
-    starts = list(range(0, n, size))
-    if n - starts[-1] < 2 and len(starts) > 1:
-        starts.pop()
-    for start, stop in zip(starts, [*starts[1:], n], strict=True):
-        rows = slice(start, stop)
-        yield Batch(take(data.data, rows), {key: value[rows] for key, value in data.values.items()})

@@ -26,11 +26,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """The trials in the order in which they were made; best: nearest to the target; within: as near as asked for."""
+    """The trials in the order in which they were made; best: nearest to the target; within: as near as asked for.
+    wrong_way: given up, as turning the dial towards the target brought the number no nearer."""
 
     trials: list[Trial]
     best: Trial
     within: bool
+    wrong_way: bool = False
 
     @property
     def monotone(self) -> bool:
@@ -41,44 +43,66 @@ class Found:
 
 REACH = {True: math.log(256), False: 16.0}
 """How far from its start a dial is turned at most; True: a factor, by its logarithm."""
+PATIENCE = 2
+"""Trials in a row that come no nearer to the target, after which a dial is given up."""
 
 
 def search(
     measure: Callable[[float], Trial], start: float, target: float, tolerance: float, *, logarithmic: bool = False,
-    most: int = 10,
+    whole: bool = False, low: float = -math.inf, high: float = math.inf, most: int = 10,
 ) -> Found:  # fmt: skip
     """The setting at which a rising function reaches the target, by at most `most` measurements.
 
-    From `start` in steps that double (the first: 1, or a factor of 2) until two settings enclose the target, or the
-    dial is further from its start than anybody would turn it; then where a line between these two meets it, kept off
-    their ends by a tenth. logarithmic: settings are positive, steps are factors.
+    From `start` in steps that double (the first: 1, or a factor of 2) until two settings enclose the target, the dial
+    is further from its start than anybody would turn it, or the number came no nearer twice in a row; then where a line
+    between these two meets it, kept off their ends by a tenth. logarithmic: settings are positive, steps are factors.
+    whole: settings are integers. low, high: settings end there. No setting is measured twice.
     """
     forth, back = (math.log, math.exp) if logarithmic else (float, float)
     if logarithmic and start <= 0:
         raise ValueError(f"start: {start} must be positive to be searched by factors")
     trials: list[Trial] = []
-    low: tuple[float, float] | None = None  # (place, value) below the target
-    high: tuple[float, float] | None = None
-    place, step = forth(start), math.log(2) if logarithmic else 1.0
-    while len(trials) < most:
-        trial = measure(back(place))
+    under: tuple[float, float] | None = None  # (setting, value) below the target
+    over: tuple[float, float] | None = None
+    asked: list[float] = []
+    setting, step, misses = start, math.log(2) if logarithmic else 1.0, 0
+    while len(trials) < most and misses < PATIENCE:
+        trial = measure(setting)
         trials.append(trial)
+        asked.append(setting)
         if abs(trial.value - target) <= tolerance:
             break
         if trial.value < target:
-            low = (place, trial.value)
+            under = (setting, trial.value)
         else:
-            high = (place, trial.value)
-        if low is None or high is None:
-            place += step if trial.value < target else -step
+            over = (setting, trial.value)
+        if under is None or over is None:
+            nearer = len(trials) < 2 or abs(trial.value - target) < abs(trials[-2].value - target)
+            misses = 0 if nearer else misses + 1
+            place = forth(setting) + (step if trial.value < target else -step)
             step *= 2
             if abs(place - forth(start)) > REACH[logarithmic]:
                 break
-            continue
-        share = (target - low[1]) / (high[1] - low[1])
-        place = low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
+        else:
+            share = min(max((target - under[1]) / (over[1] - under[1]), 0.1), 0.9)
+            place = forth(under[0]) + share * (forth(over[0]) - forth(under[0]))
+        setting = min(max(back(place), low), high)
+        if whole:
+            free = [n for n in _between(under, over) if n not in asked]
+            setting = round(setting) if round(setting) not in asked or not free else _nearest(free, setting)
+        if setting in asked:
+            break
     best = min(trials, key=lambda trial: abs(trial.value - target))
-    return Found(trials, best, abs(best.value - target) <= tolerance)
+    return Found(trials, best, abs(best.value - target) <= tolerance, wrong_way=misses == PATIENCE)
+
+
+def _between(a: tuple[float, float] | None, b: tuple[float, float] | None) -> range:
+    """Integers between two settings."""
+    return range(0) if a is None or b is None else range(round(min(a[0], b[0])) + 1, round(max(a[0], b[0])))
+
+
+def _nearest(settings: list[int], wanted: float) -> int:
+    return min(settings, key=lambda n: abs(n - wanted))
 
 
 def shortened(run: RunConfig, steps: int | None) -> RunConfig:
@@ -123,12 +147,15 @@ def write_calibration(folder: Path, found: Found, about: dict[str, Any]) -> None
     draw_scatter(points, over.replace("_", " "), folder / "calibration.png")
 
 
-def read_trial(folder: Path, setting: float, wanted: str) -> Trial | None:
-    """What a trial's analysis says; None if it has none yet. ValueError if the number is not among it."""
+def read_trial(folder: Path, setting: float, wanted: str, measured: dict[str, int]) -> Trial | None:
+    """What a trial's analysis says; None if it has none yet, or one measured otherwise than with these numbers of
+    samples and draws. ValueError if the number is not among it."""
     path = folder / "analysis.json"
     if not path.is_file():
         return None
     content = read_json(path, "delete the folder to make the trial again")
+    if any(content.get(key) != value for key, value in measured.items()):
+        return None
     rate = content.get("rate")
     if not rate:
         raise ValueError(f"{folder}: its latents have no rate, so there is nothing to calibrate")

@@ -26,9 +26,10 @@ class Compared:
 
 
 def last_evaluation(run: Path) -> list[Measured]:
-    """The numbers of a run's newest evaluation; none if it has not been evaluated."""
-    files = sorted((run / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return read_evaluation(files[-1]) if files else []
+    """The numbers of a run's newest evaluation, of new samples if there is such a one; none if there is none at all."""
+    files = [path for kind in ("evaluation-*.json", "step_*.json") for path in (run / "eval").glob(kind)]
+    newest = [read_evaluation(path) for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
+    return next((own for own in newest if any(m.protocol.track == "generation" for m in own)), [*newest, []][0])
 
 
 def settings_of(model: LatentModel) -> dict[str, Any]:

@@ -8,21 +8,23 @@ from typing import Any
 
 import torch
 
+from ..maths.coding import histogram_entropy
 from ..maths.spread import Spread
-from ..maths.streams import Streams
+from ..maths.streams import Streams, generator
 from ..methods.base import LatentModel
 from ..types import Batch, count, move, take
 
 BINS = 80
 """Of a histogram."""
 VALUES = 2**20
-"""At most about so many values are kept for a histogram."""
+"""Of a batch, at most a 64th of so many values is kept for the histogram and the entropies."""
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
     """Of clean latents (n, K, D). std, rms, rank: as `maths.spread` has them. channel_std: (D,), of each channel over
-    samples. edges (BINS + 1,) and shares (BINS,): histogram of all values."""
+    samples. channel_entropy: (D,), bits of each channel's values in bins of a 16th of the latents' size (rms). edges
+    (BINS + 1,) and shares (BINS,): histogram of all values."""
 
     samples: int
     tokens: int
@@ -31,6 +33,7 @@ class LatentStatistics:
     rms: float
     rank: float
     channel_std: list[float]
+    channel_entropy: list[float]
     edges: list[float]
     shares: list[float]
 
@@ -45,12 +48,14 @@ def latent_statistics(model: LatentModel, batches: Iterable[Batch], seed: int = 
         z = model.encode_clean(batch.data, streams)
         mask = model.latent_layout(model.modality.pack(batch.data).layout.to(z.device)).mask
         spread.add(z, mask)
-        values = (z if mask is None else z[mask]).flatten().float().cpu()
-        kept.append(values[:: max(1, values.numel() // (VALUES // 64))])
+        real = (z.flatten(0, 1) if mask is None else z[mask]).float().cpu()
+        chosen = torch.randperm(len(real), generator=generator("histogram", seed, done))
+        kept.append(real[chosen[: max(1, VALUES // 64 // real.shape[1])]])
         done, most = done + len(z), max(most, z.shape[1])
     if not done:
         raise ValueError("data: no samples to analyse; give --data with some")
-    values = torch.cat(kept)
+    latents = torch.cat(kept)
+    values = latents.flatten()
     reach = max(float(values.abs().max()), 1e-6)
     shares = torch.histc(values, BINS, -reach, reach) / len(values)
     numbers = {key: float(value) for key, value in spread.numbers().items()}
@@ -58,6 +63,7 @@ def latent_statistics(model: LatentModel, batches: Iterable[Batch], seed: int = 
         samples=done, tokens=most, channels=model.latent_channels, std=numbers["latent_std"],
         rms=numbers["latent_rms"], rank=numbers["latent_rank"],
         channel_std=spread.covariance().diagonal().clamp(min=0).sqrt().tolist(),
+        channel_entropy=histogram_entropy(latents, max(numbers["latent_rms"] / 16, 1e-6)).tolist(),
         edges=torch.linspace(-reach, reach, BINS + 1).tolist(), shares=shares.tolist(),
     )  # fmt: skip
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .calibrate import wide
-from .options import BatchSize, Device, Precision, Seed, autocast, load, make_folder
+from .options import BatchSize, Device, Precision, Seed, autocast, load, make_folder, wide
 
 if TYPE_CHECKING:
     from ..analysis.analyze import Analysis
@@ -89,7 +88,7 @@ def _one(
         print("note: nothing is held out of this data, so training samples are analysed")
     found = analyze(network, samples, draws=draws, seed=seed, batch_size=batch_size)
     about = {"model": source, "fingerprint": network.fingerprint(), "split": "held_out" if held_out else "train",
-             "seed": seed}  # fmt: skip
+             "num": num, "draws": draws, "seed": seed}  # fmt: skip
     return found, write_analysis(network, samples, found, make_folder(folder), about, seed)
 
 

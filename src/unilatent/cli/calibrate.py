@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import make_folder
-from .runs import WIDE
+from .options import make_folder, wide
 from .train import Overrides, read_run
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..analysis.calibration import Trial
     from ..training.config import RunConfig
 
@@ -64,32 +62,33 @@ def run(
         raise ConfigError(f"--over: {over!r} is no number of {preset}'s method; there are {', '.join(numbers)}")
     if tolerance is None:
         tolerance = 0.25 if wanted == "psnr" else 0.05 * target
+    whole_numbers = isinstance(start, int)
     folder = make_folder(out)
     _same_search(folder / "config.yaml", first, steps)
 
     def measure(setting: float) -> Trial:
-        setting = float(f"{setting:.4g}")
+        setting = int(setting) if whole_numbers else float(f"{setting:.4g}")
         return _trial(first, over, setting, steps, folder / f"{over}_{setting:.4g}", wanted, num)
 
-    positive = any(getattr(rule, "gt", None) == 0 for rule in type(first.method).model_fields[over].metadata)
-    found = search(measure, float(start), target, tolerance, logarithmic=positive, most=trials)
+    rules = type(first.method).model_fields[over].metadata
+    low = max([getattr(rule, "ge", -math.inf) for rule in rules], default=-math.inf)
+    high = min([getattr(rule, "le", math.inf) for rule in rules], default=math.inf)
+    positive = low > 0 or any(getattr(rule, "gt", None) == 0 for rule in rules)
+    found = search(
+        measure, start, target, tolerance, logarithmic=positive, whole=whole_numbers, low=low, high=high, most=trials
+    )
     about = {"preset": preset, "over": over, "wanted": wanted, "target": target, "tolerance": tolerance,
-             "override": f"{prefix}.{over}={found.best.setting:.4g}"}  # fmt: skip
+             "override": f"{prefix}.{over}={found.best.setting:.9g}"}  # fmt: skip
     write_calibration(folder, found, about)
     wide(Console()).print(calibration_table(found, over, wanted, target))
-    if not found.monotone:
+    if found.wrong_way:
+        print(f"note: stopped early: turning {over} brought {wanted} no nearer to {target:g}; try another --over")
+    elif not found.monotone:
         print(f"note: {wanted} does not rise with {over} everywhere: the trials are short or noisy, try more --steps")
     if not found.within:
         print(f"note: no trial came within {tolerance:g}; the nearest is taken. Try more --trials or another --over")
     write_text(folder / "override.txt", f"{about['override']}\n")
     print(f"train with: unilatent train {preset} {about['override']}")
-
-
-def wide(console: Console) -> Console:
-    """One that wraps nothing where no terminal sets its width."""
-    if not console.is_terminal:
-        console.width = WIDE
-    return console
 
 
 def _trial(
@@ -102,23 +101,27 @@ def _trial(
     from ..training.batches import whole
     from ..training.trainer import Trainer
 
-    known = read_trial(folder, setting, wanted)
+    measured = {"num": num, "draws": DRAWS, "seed": 0}
+    known = read_trial(folder, setting, wanted, measured)
     if known is not None:
         print(f"{over} {setting:g}: {wanted} {known.value:.4g} (from before)")
         return known
     config = shortened(first.override(f"method.{over}={setting}"), steps)
-    trainer = Trainer(config, folder, resume="auto")
-    if not len(trainer.splits.held_out):
-        raise ValueError("data.held_out: nothing is held out, a calibration needs samples to measure; set it above 0")
-    if trainer.fit() == folder:
-        print("stopped: the same command goes on")
-        raise typer.Exit(130)
-    model = load(folder, device=str(trainer.device))
-    samples = whole(trainer.splits.held_out, model.modality, limit=num)
+    if not (folder / "model").is_dir():
+        trainer = Trainer(config, folder, resume="auto")
+        if not len(trainer.splits.held_out):
+            raise ValueError(
+                "data.held_out: nothing is held out, a calibration needs samples to measure; set it above 0"
+            )
+        if trainer.fit() == folder:
+            print("stopped: the same command goes on")
+            raise typer.Exit(130)
+    model = load(folder, device=config.training.device)
+    samples = whole(model.modality.splits(config.data).held_out, model.modality, limit=num)
     found = analyze(model, samples, draws=DRAWS)
-    about = {"model": str(folder), "fingerprint": model.fingerprint(), "split": "held_out", "seed": 0}
+    about = {"model": str(folder), "fingerprint": model.fingerprint(), "split": "held_out", **measured}
     write_analysis(model, samples, found, folder, about)
-    trial = read_trial(folder, setting, wanted)
+    trial = read_trial(folder, setting, wanted, measured)
     assert trial is not None
     print(f"{over} {setting:g}: {wanted} {trial.value:.4g}")
     return trial

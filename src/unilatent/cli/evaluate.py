@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import STOPPED, BatchSize, Device, Precision, Seed, autocast, load, make_folder, progress_of
+from .options import (
+    STOPPED,
+    BatchSize,
+    DecoderSolver,
+    DecoderSteps,
+    Device,
+    Precision,
+    Seed,
+    autocast,
+    decoder_settings,
+    load,
+    make_folder,
+    progress_of,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, Evaluator
@@ -55,6 +68,8 @@ def run(
     guidance_norm: Annotated[str | None, typer.Option(help="norm_first or guidance_first.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps.", min=1)] = None,
     solver: Annotated[str | None, typer.Option(help="See `unilatent sample --help`.")] = None,
+    decoder_solver: DecoderSolver = None,
+    decoder_steps: DecoderSteps = None,
     inception_weights: Annotated[
         str | None, typer.Option(help="A local file with the FID Inception network; default: downloaded once.")
     ] = None,
@@ -111,6 +126,7 @@ def run(
     settings: dict[str, Any] = {
         "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "guidance_norm": guidance_norm,
         "num_inference_steps": steps, "solver": solver, "labels": labels,
+        **decoder_settings(network, decoder_solver, decoder_steps),
     }  # fmt: skip
     started = time.perf_counter()
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
@@ -119,7 +135,11 @@ def run(
             request, modality=modality, samples=None if samples is None else find_samples(modality, str(samples)),
             reference=None if reference is None else find_reference(modality, reference),
             processes=processes, progress=progress, autocast=lambda: autocast(processes.device, precision),
-            stop=lambda: stop.received is not None, **settings,
+            stop=lambda: stop.received is not None,
+            sources={
+                "--data": data, "--reference": reference, "--samples": None if samples is None else str(samples),
+                "--inception-weights": inception_weights, "--lpips-weights": lpips_weights,
+            }, **settings,
         )  # fmt: skip
         processes.on_main(lambda: make_folder(folder))
         try:
@@ -174,14 +194,21 @@ def _compare(a: Path, b: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..evaluation.comparison import compare, read_evaluation
+    from ..evaluation.comparison import compare, read_evaluation, unshared
     from ..evaluation.table import number
 
-    found = compare(read_evaluation(a), read_evaluation(b))
+    own, other = read_evaluation(a), read_evaluation(b)
+    found = compare(own, other)
     if all(comparison.differences for comparison in found):
         raise ValueError(f"compare: {found[0].a.row.key}: {found[0].verdict}; evaluate both the same way")
     shown = Table("measure", f"A: {a}", f"B: {b}", "verdict")
     for comparison in found:
-        x, y = comparison.a.row, comparison.b.row
-        shown.add_row(x.name, number(x.value), number(y.value), comparison.verdict)
+        cells = [
+            "\n".join([number(measured.row.value), *measured.protocol.cautions()])
+            for measured in (comparison.a, comparison.b)
+        ]
+        shown.add_row(comparison.a.row.name, *cells, comparison.verdict)
     Console().print(shown)
+    for name, alone in (("A", unshared(own, other)), ("B", unshared(other, own))):
+        if alone:
+            print(f"only in {name}, not compared: {', '.join(measured.key for measured in alone)}")

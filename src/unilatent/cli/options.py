@@ -13,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
+
     from ..methods.base import LatentModel
 
 Model = Annotated[str, typer.Argument(help="A run folder, a model folder, or a hub id (owner/name).", metavar="MODEL")]
@@ -20,6 +22,20 @@ Seed = Annotated[int, typer.Option(help="Random numbers are a function of (seed,
 BatchSize = Annotated[int, typer.Option(help="How many at a time; changes nothing but memory and speed.", min=1)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
 Precision = Annotated[str, typer.Option(help="fp32, or bf16 autocast inside the networks.")]
+DecoderSolver = Annotated[
+    str | None, typer.Option(help="Of a decoder that is a diffusion model itself (Unified Latents).")
+]
+DecoderSteps = Annotated[int | None, typer.Option(help="Steps of such a decoder.", min=1)]
+
+
+def decoder_settings(model: LatentModel | None, solver: str | None, steps: int | None) -> dict[str, Any]:
+    """What of the two options is given, as settings; ValueError where the model's decoder takes no steps."""
+    settings = {"decoder_solver": solver, "decoder_steps": steps}
+    given = {key: value for key, value in settings.items() if value is not None}
+    if given and (model is None or model.stepped_decoder is None):
+        whose = "there is no model" if model is None else "this model decodes in one pass"
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')}: {whose}; leave it out")
+    return given
 
 
 def load(source: str, device: str | None) -> LatentModel:
@@ -45,6 +61,17 @@ def autocast(device: object, precision: str) -> Iterator[None]:
         raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
     with torch.autocast(torch.device(str(device)).type, torch.bfloat16, enabled=precision == "bf16"):
         yield
+
+
+WIDE = 200
+"""Columns where no terminal sets a width: a file or a pipe wraps nothing."""
+
+
+def wide(console: Console) -> Console:
+    """One that wraps nothing where no terminal sets its width."""
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
 
 
 STOPPED = 130

@@ -12,12 +12,15 @@ import typer
 from .options import (
     AGAIN,
     BatchSize,
+    DecoderSolver,
+    DecoderSteps,
     Device,
     Model,
     Precision,
     Seed,
     autocast,
     clear_numbered,
+    decoder_settings,
     leave_stopped,
     load,
     make_folder,
@@ -35,6 +38,8 @@ def run(
         "reconstructions"
     ),
     num: Annotated[int | None, typer.Option(help="Only the first so many.", min=1)] = None,
+    decoder_solver: DecoderSolver = None,
+    decoder_steps: DecoderSteps = None,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
     device: Device = None,
@@ -44,11 +49,13 @@ def run(
 
     Says how far the result is from it.
     """
-    from ..sampling import reconstruct
+    from ..sampling import reconstruct, split_settings
     from ..training.signals import StopRequest
     from ..types import take
 
     network = load(model, device)
+    decoding = decoder_settings(network, decoder_solver, decoder_steps)
+    chosen, _ = split_settings(network.config.sampling, decoding)
     batches = network.modality.read(source, batch_size)
     files: list[dict[str, Any]] = []
     shown: list[Any] = []
@@ -61,7 +68,7 @@ def run(
             )
             started = time.perf_counter()
             with autocast(network.device, precision):
-                made = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files))
+                made = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files), **decoding)
             seconds += time.perf_counter() - started
             folder = folder or clear_numbered(make_folder(out))
             if not shown:
@@ -79,7 +86,9 @@ def run(
     keys = [key for key in files[0] if key not in ("input", "output")]
     means = {key: sum(f[key] for f in files) / len(files) for key in keys}
     speed = {"samples_per_second": len(files) / seconds}
-    record = {"model": model, "num": len(files), "seed": seed, "mean": means, **speed, "files": files}
+    steps = network.stepped_decoder is not None
+    own = {"decoder_solver": chosen.decoder_solver, "decoder_steps": chosen.decoder_steps} if steps else {}
+    record = {"model": model, "num": len(files), "seed": seed, **own, "mean": means, **speed, "files": files}
     (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
     if stop.received is not None and len(files) != num:
         leave_stopped(f"{len(files)} reconstructions are in {folder}", AGAIN)

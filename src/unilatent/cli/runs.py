@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-WIDE = 200
-"""Columns where there is no terminal: nothing is wrapped for a program that reads it."""
+from .options import wide
 
 
 def run(
@@ -35,8 +34,7 @@ def run(
         numbers = [f"{value:.4g}" if isinstance(value, int | float) else "-" for value in values]
         step = f"{item.step:,}" + (f" / {item.steps:,}" if item.steps else "")
         table.add_row(str(item.folder), item.state, step, *numbers, ", ".join(item.alarms) or "-")
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDE)).print(table)
+    wide(Console()).print(table)
     for item in found if plot else ():
         draw_curves(item.folder / "metrics.jsonl", item.folder / "curves.png")
         print(f"drawn: {item.folder / 'curves.png'}")

@@ -14,12 +14,15 @@ from ..maths.solvers import SOLVERS
 from .options import (
     AGAIN,
     BatchSize,
+    DecoderSolver,
+    DecoderSteps,
     Device,
     Model,
     Precision,
     Seed,
     autocast,
     clear_numbered,
+    decoder_settings,
     leave_stopped,
     load,
     make_folder,
@@ -60,6 +63,8 @@ def run(
     guidance_norm: Annotated[str | None, typer.Option(help="norm_first or guidance_first.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps.")] = None,
     solver: Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = None,
+    decoder_solver: DecoderSolver = None,
+    decoder_steps: DecoderSteps = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
@@ -79,7 +84,7 @@ def run(
     network = load(model, device)
     settings: dict[str, Any] = {
         "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "guidance_norm": guidance_norm,
-        "num_inference_steps": steps, "solver": solver,
+        "num_inference_steps": steps, "solver": solver, **decoder_settings(network, decoder_solver, decoder_steps),
     }  # fmt: skip
     chosen, _ = split_settings(network.config.sampling, settings)
     texts = [*(prompt or []), *(read_lines("--prompts", prompts) if prompts else [])]

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import BatchSize, Device, Model, Precision, Seed, autocast, load, make_folder, progress_of
+from .options import (
+    BatchSize,
+    DecoderSolver,
+    DecoderSteps,
+    Device,
+    Model,
+    Precision,
+    Seed,
+    autocast,
+    decoder_settings,
+    load,
+    make_folder,
+    progress_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +36,12 @@ LOWS, HIGHS = "0,0.1,0.2,0.3", "0.7,0.8,0.9,1"
 
 def run(
     model: Model,
-    over: Annotated[str, typer.Option(help="guidance_scale, guidance_interval, num_inference_steps or ema.")],
-    metric: Annotated[str, typer.Option(help="A measure of new samples: fid, kid, frechet_pixels ...")] = "fid",
+    over: Annotated[
+        str, typer.Option(help="guidance_scale, guidance_interval, num_inference_steps, decoder_steps or ema.")
+    ],
+    metric: Annotated[
+        str, typer.Option(help="A measure of new samples, fid, kid, frechet_pixels ...; over decoder_steps any.")
+    ] = "fid",
     method: Annotated[
         str | None,
         typer.Option(help="walk, golden or grid [default: grid with --values, for steps and intervals; else walk]"),
@@ -56,6 +73,8 @@ def run(
         int | None, typer.Option("--steps", "--num-inference-steps", help="For all values.", min=1)
     ] = None,
     solver: Annotated[str | None, typer.Option(help="See `unilatent sample --help`.")] = None,
+    decoder_solver: DecoderSolver = None,
+    decoder_steps: DecoderSteps = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
@@ -70,7 +89,7 @@ def run(
     """
     from ..evaluation.evaluate import Evaluator, Interrupted, Request, choose_metrics
     from ..evaluation.reference import find_reference, splits_of
-    from ..evaluation.search import INTERVAL, OVER, Search
+    from ..evaluation.search import AXES, DECODER, INTERVAL, OVER, Search
     from ..sampling import split_settings
     from ..training.processes import Processes
     from ..training.signals import StopRequest
@@ -80,13 +99,16 @@ def run(
         raise ValueError(f"--over: {over!r} is unknown; use one of {', '.join(OVER)}")
     settings: dict[str, Any] = {
         "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "num_inference_steps": steps,
-        "solver": solver, "labels": labels,
+        "solver": solver, "labels": labels, "decoder_solver": decoder_solver, "decoder_steps": decoder_steps,
     }  # fmt: skip
     if settings.get(over) is not None:
         raise ValueError(f"--{over.replace('_', '-')}: is what is searched over; leave it out")
     look = _method(over, method, values, start, step, low, high, tolerance)
     network = load(model, device)
-    if any(found.track != "generation" for found in choose_metrics(network.modality, [metric])):
+    decoder_settings(network, decoder_solver, decoder_steps)
+    if over == DECODER and network.stepped_decoder is None:
+        raise ValueError(f"--over {over}: this model decodes in one pass; choose another")
+    if over != DECODER and any(m.track != "generation" for m in choose_metrics(network.modality, [metric])):
         raise ValueError(f"--metric {metric}: is of reconstructions, which no sampling setting changes; choose another")
     sampling, given = split_settings(network.config.sampling, settings)
     if over.startswith("guidance") and not len(network.conditions):
@@ -113,7 +135,7 @@ def run(
                 assert isinstance(at, float)
                 about["profile_error"] = round(snapshots.apply(network, at), 6)
             else:
-                settings[over] = int(at) if over == "num_inference_steps" else at  # type: ignore[arg-type]
+                settings[over] = int(at) if over in AXES and AXES[over].whole else at  # type: ignore[arg-type]
             evaluator = Evaluator(
                 network, splits, folder / "search-records", request, reference=found, processes=processes,
                 progress=lambda what, more, total: progress(f"{what} at {at}", more, total),
@@ -147,7 +169,7 @@ def run(
                 )
             processes.leave()
             raise typer.Exit(130) from None
-    processes.on_main(lambda: _finish(search, model))
+    processes.on_main(lambda: _finish(search, model, network.stepped_decoder is not None))
     processes.leave()
 
 
@@ -214,8 +236,8 @@ def _numbers(option: str, text: str) -> list[float]:
         raise ValueError(f'{option}: {text!r} are no numbers; give them with commas, e.g. "1,1.5,2"') from None
 
 
-def _finish(search: Search, model: str) -> None:
-    """The table, the curve and the command that uses the best."""
+def _finish(search: Search, model: str, stepped: bool) -> None:
+    """The table, the curve and the command that uses the best; stepped: whether the decoder takes steps."""
     from rich.console import Console
     from rich.table import Table
 
@@ -244,6 +266,8 @@ def _finish(search: Search, model: str) -> None:
         return
     fixed = {key: value for key, value in search.about["sampling"].items() if key in OPTIONS}
     fixed[search.over] = best.at
+    if not stepped:
+        fixed = {key: value for key, value in fixed.items() if not key.startswith("decoder_")}
     line = [f"{OPTIONS[key]} {_spaced(value)}" for key, value in fixed.items()]
     print(f"unilatent sample {source} {' '.join(line)}")
 
@@ -251,6 +275,7 @@ def _finish(search: Search, model: str) -> None:
 OPTIONS = {
     "solver": "--solver", "num_inference_steps": "--steps", "guidance_scale": "--guidance-scale",
     "guidance_interval": "--guidance-interval", "guidance_norm": "--guidance-norm",
+    "decoder_solver": "--decoder-solver", "decoder_steps": "--decoder-steps",
 }  # fmt: skip
 """Sampling settings that `unilatent sample` takes."""
 

@@ -50,6 +50,12 @@ def read_evaluation(path: Path) -> list[Measured]:
         raise ValueError(f"{path}: damaged ({error}); evaluate again") from None
 
 
+def unshared(a: list[Measured], b: list[Measured]) -> list[Measured]:
+    """The numbers of the first whose metric the second has not."""
+    others = {measured.row.key for measured in b}
+    return [measured for measured in a if measured.row.key not in others]
+
+
 def compare(a: list[Measured], b: list[Measured]) -> list[Comparison]:
     """Every metric that both have; ValueError if they share none."""
     others = {measured.row.key: measured for measured in b}

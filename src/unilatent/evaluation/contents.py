@@ -22,6 +22,7 @@ from ..training.batches import collate
 from ..training.curves import Panel, Points, draw_curves, panels, read_points
 from ..types import count, join_values, take
 from .evaluate import Evaluation, Evaluator
+from .search import At
 
 SAMPLES = 64
 PAIRS = 16
@@ -50,21 +51,30 @@ class Grid:
 
 @dataclass(frozen=True)
 class Point:
-    """A number of a search: the setting searched over, the value, the metric's full name and what must be said."""
+    """A number of a search: the setting searched over, the value and the metric's full name."""
 
-    at: float
+    at: At
     value: float
     key: str
-    cautions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Search:
-    """Evaluations of one model that differ in one setting, `over`, in its order."""
+    """Evaluations of one model that differ in one setting, `over`, in its order; cautions: what must be said of all."""
 
     metric: str
     over: str
     points: list[Point]
+    cautions: tuple[str, ...]
+
+    @property
+    def lines(self) -> dict[str, list[tuple[float, float]]]:
+        """(x, value) of each curve by its name: a single one, or of intervals one for each low end over the high."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for point in self.points:
+            name, x = (f"from {point.at[0]:g}", point.at[1]) if isinstance(point.at, tuple) else ("", point.at)
+            found.setdefault(name, []).append((x, point.value))
+        return found
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def gather(evaluator: Evaluator, evaluation: Evaluation, title: str, source: str
         evaluation=evaluation,
         seed=evaluator.request.seed,
         command=command(evaluator, source),
-        samples=draw_samples(evaluator) if evaluator.request.num_samples else None,
+        samples=draw_samples(evaluator) if evaluator.request.num_samples and evaluator.made is None else None,
         reconstructions=draw_reconstructions(evaluator, evaluation),
         curves=curves,
         curves_png=_drawn(lambda path: draw_curves(metrics, path)) if curves else None,
@@ -114,15 +124,19 @@ def command(evaluator: Evaluator, source: str | None) -> str:
         words += ["--num-held-out", str(request.num_held_out)]
     if request.metrics:
         words += ["--metrics", ",".join(request.metrics)]
-    if evaluator.reference is not None:
-        words += ["--reference", evaluator.reference.name]
-    if request.num_samples:
+    for option, text in evaluator.sources.items():
+        if text is not None:
+            words += [option, text]
+    if request.num_samples and evaluator.made is None:
         for key, value in evaluator.given.items():
             if value is not None:
-                words += [f"--{key.replace('_', '-')}", str(value)]
+                text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                words += [f"--{key.replace('_', '-')}", text]
         words += ["--solver", s.solver, "--steps", str(s.num_inference_steps)]
-        words += ["--guidance-scale", f"{s.guidance_scale:g}"]
-        words += ["--guidance-interval", *(f"{t:g}" for t in s.guidance_interval)]
+        words += ["--guidance-scale", str(s.guidance_scale)]
+        words += ["--guidance-interval", *map(str, s.guidance_interval), "--guidance-norm", s.guidance_norm]
+    for key, value in (evaluator.decoding or {}).items():
+        words += [f"--{key.replace('_', '-')}", str(value)]
     return shlex.join([*words, "--seed", str(request.seed), "--precision", request.precision])
 
 
@@ -159,7 +173,9 @@ def draw_reconstructions(evaluator: Evaluator, evaluation: Evaluation) -> Grid |
     places = [i * len(dataset) // len(held_out) for i in range(min(PAIRS, len(held_out)))]
     batch = collate([dataset[place] for place in places], model.modality)
     with evaluator.autocast():
-        made = reconstruct(model, batch.data, seed=request.seed, batch_size=request.batch_size)
+        made = reconstruct(
+            model, batch.data, seed=request.seed, batch_size=request.batch_size, **(evaluator.decoding or {})
+        )
     return _grid(model, [batch.data, made], captions(model, batch.values, len(places)), places, PAIRS // 2)
 
 
@@ -179,18 +195,28 @@ def find_searches(folder: Path, fingerprint: str, notes: list[str]) -> list[Sear
                 notes.append(f"{name} is left out: it searched another model")
                 continue
             over = str(content["over"])
-            points = [
-                Point(float(p[over]), float(p["value"]), str(p["key"]), tuple(map(str, p.get("cautions", ()))))
-                for p in content["points"]
-            ]
-            finite = [point for point in points if math.isfinite(point.at) and math.isfinite(point.value)]
-            search = Search(str(content["metric"]), over, sorted(finite, key=lambda point: point.at))
+            points = [Point(_place(p[over]), float(p["value"]), str(p["key"])) for p in content["points"]]
+            finite = [point for point in points if all(map(math.isfinite, (*_ends(point.at), point.value)))]
+            cautions = tuple(map(str, content["cautions"]))
+            search = Search(str(content["metric"]), over, sorted(finite, key=lambda p: _ends(p.at)), cautions)
         except (ValueError, KeyError, TypeError, AttributeError):
             notes.append(f"{name} is left out: it is no search that can be drawn")
             continue
         if search.points:
             found.append(search)
     return found
+
+
+def _place(at: Any) -> At:
+    """A value of a setting as a search wrote it."""
+    if not isinstance(at, list):
+        return float(at)
+    low, high = at
+    return float(low), float(high)
+
+
+def _ends(at: At) -> tuple[float, ...]:
+    return at if isinstance(at, tuple) else (at,)
 
 
 def _facts(evaluator: Evaluator, source: str | None) -> list[tuple[str, str]]:

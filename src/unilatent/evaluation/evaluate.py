@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,7 +24,7 @@ from ..methods.base import LatentModel, SamplingConfig
 from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
 from ..pretrained import cache_folder
 from ..records import Joined, Moments, Records, Rows, Statistics, open_records
-from ..sampling import reconstruct, sample_batches, split_settings
+from ..sampling import decoder_rows, reconstruct, sample_batches, split_settings
 from ..training.batches import collate, spread_evenly
 from ..training.processes import Processes
 from ..types import Batch, join_values
@@ -113,14 +113,17 @@ class Evaluator:
         self, model: LatentModel | None, splits: Splits | None, folder: Path, request: Request, *,
         modality: Modality | None = None, samples: Reference | None = None, reference: Reference | None = None,
         processes: Processes | None = None, progress: Progress = silent, stop: Callable[[], bool] = lambda: False,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext, **settings: Any,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        sources: Mapping[str, str | None] | None = None, **settings: Any,
     ):  # fmt: skip
         """splits: the data the model was trained on, None where it is not known; settings: as for `sample`.
 
         modality: in place of the model's own, where only its evaluation settings differ. samples: judged in place of
         new ones, all of them; then the model may be None. reference: in place of the training samples.
         processes: share the work, each making some of the pieces. stop: asked between batches; once any process says
-        yes, all raise Interrupted. ValueError if a metric is unknown, or asks for data or weights that are not there.
+        yes, all raise Interrupted. sources: option of `unilatent evaluate` -> the file or folder it named, for the line
+        in a report that makes the numbers again. ValueError if a metric is unknown, or asks for data or weights that
+        are not there.
         """
         assert model is not None or (modality is not None and samples is not None)
         if splits is None and reference is None:
@@ -128,7 +131,7 @@ class Evaluator:
         self._model, self.made = model, samples
         self.modality: Modality = modality or self.model.modality
         self.splits, self.folder, self.request, self.reference = splits, folder, request, reference
-        self.processes = processes
+        self.processes, self.sources = processes, dict(sources or {})
         self.rank = processes.rank if processes else 0
         self.world = processes.world if processes else 1
         self.stop, self.progress, self.autocast, self.settings = stop, progress, autocast, settings
@@ -139,6 +142,10 @@ class Evaluator:
                 self.settings = {**settings, **self._asked_by_data()}
         self.metrics = choose_metrics(self.modality, request.metrics)
         self.spaces = _with_needs(self.modality.spaces(), {metric.space for metric in self.metrics})
+        self.decoding: dict[str, Any] | None = None
+        if model is not None and model.stepped_decoder is not None:
+            s = self.sampling
+            self.decoding = {"decoder_solver": s.decoder_solver, "decoder_steps": s.decoder_steps}
         own = model or processes
         device = torch.device("cpu") if own is None else own.device
         for space in self.spaces:
@@ -186,11 +193,11 @@ class Evaluator:
         judged = bool(self.made or self.request.num_samples) and "generation" in self._tracks
         train = self._reference([s for s in self.spaces if s in generation or s in light]) if judged else None
         held_out = self._held_out([s for s in self.spaces if s in reconstruction or s in light])
-        samples, nfe = self._samples(generation) if judged else (None, None)
+        samples = self._samples(generation) if judged else None
         rebuilds = self._model is not None and held_out is not None and "reconstruction" in self._tracks
         reconstructions = self._reconstructions(len(held_out), reconstruction) if rebuilds and held_out else None
         evidence = Evidence(train, held_out, samples, reconstructions)
-        numbers = self._shared(lambda: self._numbers(evidence, nfe))
+        numbers = self._shared(lambda: self._numbers(evidence))
         found = {measured.row.key for measured in numbers}
         return Evaluation(numbers, evidence, tuple(key for key in self.request.metrics if key not in found))
 
@@ -202,12 +209,12 @@ class Evaluator:
 
     # The numbers.
 
-    def _numbers(self, evidence: Evidence, nfe: float | None) -> list[Measured]:
+    def _numbers(self, evidence: Evidence) -> list[Measured]:
         unseen = evidence if not self._only_one_set else replace(evidence, held_out=None)
         numbers = []
         for metric in self.metrics:
             self._may_go_on()
-            protocol = self._protocol(metric, evidence, nfe)
+            protocol = self._protocol(metric, evidence)
             wanted = self.request.metrics or metric.gives
             rows = metric(unseen if metric.track == "generation" else evidence)
             numbers += [Measured(row, protocol) for row in rows if row.key in wanted]
@@ -294,18 +301,22 @@ class Evaluator:
         assert self.splits is not None
         dataset = self.splits.held_out
         about = {"model": self.fingerprint, "data": dataset.fingerprint, "of": len(dataset), **self._about(spaces)}
+        decoding = self.decoding or {}
         records = self._open(self.folder, "reconstructions", count, about)
 
         def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
             parts, first = [], rows.start
             for batch, replaced in self._batches(dataset, rows, count):
-                with self.autocast():
+                with self.autocast(), decoder_rows(self.model) as decoded:
                     made = reconstruct(
-                        self.model, batch.data, seed=self.request.seed, batch_size=self.request.batch_size, start=first
-                    )
+                        self.model, batch.data, seed=self.request.seed, batch_size=self.request.batch_size,
+                        start=first, **decoding,
+                    )  # fmt: skip
                 tensors = {key: torch.tensor(row) for key, row in self.modality.errors(made, batch.data).items()}
                 for space in spaces:
                     tensors |= space(made) | space.against(made, batch.data)
+                if decoding:
+                    tensors["nfe"] = torch.full((len(replaced),), decoded["rows"] / len(replaced))
                 parts.append(tensors)
                 first += len(replaced)
                 done(len(replaced))
@@ -314,11 +325,11 @@ class Evaluator:
         self._complete("reconstructions", records, make)
         return records
 
-    def _samples(self, spaces: list[Space]) -> tuple[Rows, float | None]:
-        """New samples, and how often the denoiser looked at each; or those that were made elsewhere."""
+    def _samples(self, spaces: list[Space]) -> Rows:
+        """New samples, with how often the networks looked at each (`nfe`); or those that were made elsewhere."""
         if self.made is not None:
             assert self.made.dataset is not None
-            return self._real(self.made.dataset, None, spaces, what="made"), None
+            return self._real(self.made.dataset, None, spaces, what="made")
         num = self.request.num_samples
         values = self.model.conditions.parse(num, split_settings(self.sampling, self.settings)[1])
         asked = {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in values.items()}
@@ -341,7 +352,7 @@ class Evaluator:
             return _joined(parts)
 
         self._complete("samples", records, make)
-        return records, float(records.first("nfe", 1))
+        return records
 
     def _open(self, root: Path, what: str, count: int, about: dict[str, Any]) -> Records:
         name = hashlib.sha256(json.dumps({"rows": count, **about}, sort_keys=True).encode()).hexdigest()[:16]
@@ -369,7 +380,8 @@ class Evaluator:
 
     def _about(self, spaces: list[Space]) -> dict[str, Any]:
         weights = {space.name: space.weights for space in spaces}
-        return {"seed": self.request.seed, "precision": self.request.precision, "spaces": weights}
+        about = {"seed": self.request.seed, "precision": self.request.precision, "spaces": weights}
+        return about if self.decoding is None else {**about, "decoding": self.decoding}
 
     def _batches(self, dataset: Dataset, rows: range, count: int) -> Iterator[tuple[Batch, Tensor]]:
         """Samples `rows` of `count`, and of each (B,) whether it stands in for another."""
@@ -379,7 +391,7 @@ class Evaluator:
             replaced = torch.tensor([fault is not None for _, fault in some], dtype=torch.uint8)
             yield collate([sample for sample, _ in some], self.modality), replaced
 
-    def _protocol(self, metric: Metric, evidence: Evidence, nfe: float | None) -> Protocol:
+    def _protocol(self, metric: Metric, evidence: Evidence) -> Protocol:
         generation = metric.track == "generation"
         rows = evidence.samples if generation else evidence.reconstructions
         against = evidence.train if generation else evidence.held_out
@@ -406,7 +418,8 @@ class Evaluator:
             weights=space.weights if space else None,
             balance=self._balance(evidence.samples) if generation and evidence.samples is not None else {},
             sampling=self.sampling.plain() if generation and self.made is None else None,
-            nfe=nfe if generation else None,
+            decoding=None if generation and self.made is not None else self.decoding,
+            nfe=float(rows.first("nfe", 1)) if rows is not None and "nfe" in rows else None,
             seed=self.request.seed,
             precision=self.request.precision,
         )

@@ -13,6 +13,7 @@ from ..training.curves import Panel, draw_panel
 from .contents import Contents, Grid, Search
 from .evaluate import Measured
 from .protocol import ENOUGH, Protocol
+from .search import shown
 from .table import ARROWS, LEGEND, beside, counts, number, outline, protocols, value
 
 if TYPE_CHECKING:
@@ -201,19 +202,22 @@ def _search(search: Search) -> str:
     title = f"{search.metric} over {search.over.replace('_', ' ')}"
 
     def draw(axes: Axes) -> None:
-        points = [(point.at, point.value) for point in search.points]
-        axes.plot(*zip(*points, strict=True), "o-", linewidth=1.3, markersize=5)
-        axes.set_xlabel(search.over.replace("_", " "), parse_math=False)
+        for name, points in search.lines.items():
+            axes.plot(*zip(*points, strict=True), "o-", linewidth=1.3, markersize=5, label=name)
+        if len(search.lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        pairs = isinstance(search.points[0].at, tuple)
+        axes.set_xlabel(search.over.replace("_", " ") + (", high end" if pairs else ""), parse_math=False)
         axes.set_ylabel(search.metric, parse_math=False)
         axes.grid(alpha=0.25)
 
+    said = _cautions(search.cautions)
     rows = "\n".join(
-        f'<tr><td>{point.at:g}</td><td class="value">{number(point.value)}</td>'
-        f"<td>{_cautions(point.cautions)}<code>{escape(point.key)}</code></td></tr>"
+        f'<tr><td>{shown(point.at)}</td><td class="value">{number(point.value)}</td>'
+        f"<td>{said}<code>{escape(point.key)}</code></td></tr>"
         for point in search.points
     )
     first, last = escape(search.points[0].key), escape(search.points[-1].key)
-    said = _cautions(dict.fromkeys(caution for point in search.points for caution in point.cautions))
     return (
         f"<section>\n<h2>Search: {escape(title)}</h2>\n"
         f"<p>{said}From <code>{first}</code> to <code>{last}</code>.</p>\n"

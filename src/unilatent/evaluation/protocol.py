@@ -33,8 +33,9 @@ class Protocol(Config):
     reference: what it is held against; reference_data: a hash of it. preprocessing: how pictures came to their size.
     space, weights: the feature space and the checksum of its weights; None where there is no network.
     reference_preprocessing, reference_resolution: how the reference's samples were; None where nobody knows.
-    sampling: solver, steps, guidance; None for a reconstruction, and for samples made elsewhere. nfe: evaluations of
-    the denoiser for each sample. replaced: real samples that could not be used, for which others stand in.
+    sampling: solver, steps, guidance; None for a reconstruction, and for samples made elsewhere. decoding: solver and
+    steps of a decoder that takes steps; None where there is no such. nfe: evaluations of the denoiser, and of such a
+    decoder, for each sample. replaced: real samples that could not be used, for which others stand in.
     """
 
     track: Track
@@ -51,12 +52,16 @@ class Protocol(Config):
     weights: str | None = None
     balance: dict[str, Balance] = Field(default_factory=dict)
     sampling: dict[str, Any] | None = None
+    decoding: dict[str, Any] | None = None
     nfe: float | None = None
     seed: int = 0
     precision: str = "fp32"
 
     def key(self, metric: str) -> str:
-        """The metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; time as in this package, t = 1 noise."""
+        """The metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; time as in this package, t = 1 noise.
+
+        Where the decoder takes steps, they come last: psnr360/adm/decoder-ddim-50.
+        """
         between = "-" if metric[-1:].isdigit() else ""
         parts = [f"{metric}{between}{_count(self.num_samples)}", self.preprocessing.split(" ")[0]]
         if self.sampling is not None:
@@ -67,6 +72,8 @@ class Protocol(Config):
             parts.append(f"cfg{s['guidance_scale']:g}{interval}" if s["guidance_scale"] != 1 else "cfg1")
         elif self.track == "generation":
             parts.append("made-elsewhere")
+        if self.decoding is not None:
+            parts.append(f"decoder-{self.decoding['decoder_solver']}-{self.decoding['decoder_steps']}")
         return "/".join(parts)
 
     def cautions(self) -> list[str]:

@@ -54,8 +54,10 @@ class Axis:
 AXES = {
     "guidance_scale": Axis(1.5, 0.2, 0.0, 20.0),
     "num_inference_steps": Axis(25, 5, 1, 1000, whole=True),
+    "decoder_steps": Axis(25, 5, 1, 1000, whole=True),
     "ema": Axis(0.1, 0.02, 0.01, 0.28),
 }
+DECODER = "decoder_steps"
 INTERVAL = "guidance_interval"
 OVER = (*AXES, INTERVAL)
 
@@ -235,7 +237,9 @@ class Search:
 def _shared(protocol: Protocol, over: str) -> dict[str, Any]:
     """A point's protocol without what differs between points."""
     plain = protocol.plain()
-    plain["sampling"] = {key: value for key, value in (plain["sampling"] or {}).items() if key != over}
+    for field in ("sampling", "decoding"):
+        if plain[field] is not None:
+            plain[field] = {key: value for key, value in plain[field].items() if key != over}
     return {key: value for key, value in plain.items() if key != "nfe"}
 
 

@@ -70,13 +70,19 @@ def counts(protocol: Protocol) -> str:
 def outline(protocol: Protocol) -> str:
     """A protocol in a line; what it leaves out stands in the file of the evaluation."""
     parts = [f"{protocol.track}: {counts(protocol)}", protocol.preprocessing.split(",")[0]]
-    if protocol.sampling is not None:
+    if protocol.sampling is not None or protocol.decoding is not None:
         parts.append("/".join(protocol.key("").split("/")[2:]))
     if protocol.nfe is not None:
-        parts.append(f"{protocol.nfe:g} evaluations of the denoiser a sample")
+        parts.append(f"{protocol.nfe:g} evaluations of {_asked(protocol)} a sample")
     if protocol.space is not None:
         parts.append(f"seen by {protocol.space}")
     return "; ".join([*parts, f"seed {protocol.seed}", protocol.precision])
+
+
+def _asked(protocol: Protocol) -> str:
+    """The networks whose evaluations are counted."""
+    own = [] if protocol.sampling is None else ["the denoiser"]
+    return " and ".join(own if protocol.decoding is None else [*own, "the decoder"])
 
 
 def is_better(row: Row, other: float) -> bool:

@@ -76,13 +76,12 @@ def dpmpp_2m(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise:
 
 def ancestral(
     denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None,
-    share: float = 0.2, end_with_noise: bool = True,
+    share: float = 0.2,
 ) -> Tensor:  # fmt: skip
     """Steps drawn from p(z_s | z_t, x = the clean estimate) (Ho et al. 2020); one evaluation a step.
 
     share: the log-variance goes that far from its lower bound, right when x is certain, to its upper bound, right
         when x ~ N(0, 1); Hoogeboom et al. 2023 take 0.2.
-    end_with_noise: False returns the mean of the last step, which on a path with sigma(0) > 0 has too little noise.
     """
     assert noise is not None, "this solver draws noise at every step"
     logsnr = path.logsnr(times).tolist()
@@ -91,8 +90,7 @@ def ancestral(
         news = -math.expm1(logsnr[i] - logsnr[i + 1])  # 1 - SNR_t / SNR_s
         kept = alpha[i] * sigma[i + 1] ** 2 / (alpha[i + 1] * sigma[i] ** 2)
         z = kept * z + alpha[i + 1] * news * denoise(z, t)
-        if end_with_noise or i + 2 < len(times):
-            z = z + math.sqrt(news) * sigma[i] ** share * sigma[i + 1] ** (1 - share) * noise().to(z)
+        z = z + math.sqrt(news) * sigma[i] ** share * sigma[i + 1] ** (1 - share) * noise().to(z)
     return z
 
 

@@ -288,6 +288,11 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
         return latents.to(self.device).float(), layout.to(self.device)
 
     @property
+    def stepped_decoder(self) -> nn.Module | None:
+        """The network that `decode` asks in each of its `decoder_steps`; None where it decodes in one pass."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..conditions.base import Conditions
 from ..config import ConfigError
@@ -146,6 +146,10 @@ class LatentDiffusion(LatentModel):
         yield LossPart(value, {"base": value}, name="base", latents=z, latent_mask=layout.mask)
 
     # Their parts.
+
+    @property
+    def stepped_decoder(self) -> nn.Module | None:
+        return self.tokenizer.stepped_decoder
 
     @torch.no_grad()
     def costs(self, batch: Batch, streams: Streams) -> Costs | None:

@@ -259,6 +259,10 @@ class UnifiedLatents(LatentModel):
 
     # Their parts.
 
+    @property
+    def stepped_decoder(self) -> nn.Module | None:
+        return None if self.method.decoder_loss == "mse" else self.decoder
+
     def latent_layout(self, layout: Layout) -> Layout:
         return self.encoder.latent_layout(layout)
 

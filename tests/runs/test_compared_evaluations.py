@@ -1,0 +1,65 @@
+"""What is compared: which of a run's files, with what must be said of a number, and what only one side has."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command
+
+from unilatent.analysis.comparison import last_evaluation
+from unilatent.evaluation.evaluate import Evaluation, Measured
+from unilatent.evaluation.protocol import Protocol
+from unilatent.evaluation.search import Search, grid
+from unilatent.evaluation.table import write
+from unilatent.modalities.base import Evidence, Row
+
+
+def measured(key: str, value: float, track: str = "generation") -> Measured:
+    sampling: dict[str, Any] = {
+        "solver": "heun", "num_inference_steps": 2, "guidance_scale": 1.0, "guidance_interval": (0, 1),
+    }  # fmt: skip
+    protocol = Protocol(
+        track=track, num_samples=70, reference="training data", reference_data="d", num_reference=90,  # type: ignore[arg-type]
+        preprocessing="adm", resolution=(8, 8, 1), reference_preprocessing="adm", reference_resolution=(8, 8, 1),
+        space="inception", sampling=sampling if track == "generation" else None,
+    )  # fmt: skip
+    return Measured(Row(key, f"{key} distance", value, "", "lower"), protocol)
+
+
+def stored(path: Path, numbers: list[Measured], age: float) -> Path:
+    write(Evaluation(numbers, Evidence(None, None, None, None)), path, {}, 0.0)
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return path
+
+
+def test_the_newest_evaluation_of_samples_is_a_run_s_last(tmp_path: Path) -> None:
+    """Neither the file of a search, however new, nor an evaluation of reconstructions alone takes its place."""
+    folder = tmp_path / "eval"
+    assert last_evaluation(tmp_path) == []
+    stored(folder / "evaluation-a-1.json", [measured("rfid", 1.0, "reconstruction")], age=0)
+    assert [m.row.key for m in last_evaluation(tmp_path)] == ["rfid"]
+    stored(folder / "step_00000004.json", [measured("fid", 3.0)], age=9)
+    stored(folder / "evaluation-b-1.json", [measured("fid", 2.0)], age=5)
+    grid(Search("ema", "fid", {}, folder, lambda at: (measured("fid", 7.0), {}), say=lambda line: None), [0.1])
+    assert len(list(folder.glob("*.json"))) == 4
+    assert [m.row.value for m in last_evaluation(tmp_path)] == [2.0]
+
+
+def test_cautions_stand_beside_compared_numbers_and_unshared_ones_are_named(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    a = stored(tmp_path / "a.json", [measured("fid", 1.0), measured("kid", 1.0)], 0)
+    b = stored(tmp_path / "b.json", [measured("fid", 2.0), measured("is", 1.0), measured("sfid", 1.0)], 0)
+    done = cli("evaluate", "--compare", a, b)
+    assert done.code == 0 and "A is better" in done.out, done.err
+    assert done.out.count(" n = 70 ") == 2 and done.out.count("reference n = 90") == 2, done.out
+    assert "only in A, not compared: kid70/adm/heun-2/cfg1\n" in done.out
+    assert "only in B, not compared: is70/adm/heun-2/cfg1, sfid70/adm/heun-2/cfg1\n" in done.out
+    same = cli("evaluate", "--compare", a, a)
+    assert same.code == 0 and "only in" not in same.out
+    assert json.loads(a.read_text())["numbers"][0]["cautions"] == ["n = 70", "reference n = 90"]
