@@ -18,6 +18,7 @@ from unilatent.modalities.image.metrics import (
     psnr,
     within_class_std,
 )
+from unilatent.modalities.image.obedience import Obedience
 from unilatent.modalities.image.spaces import Pixels
 from unilatent.records import Held
 
@@ -169,4 +170,4 @@ def test_distances_and_pairs_closed_form():
 def test_small_pictures_are_judged_without_a_download():
     light = {space.name for space in IMAGE.spaces() if not space.needs_download}
     kinds = {type(metric) for metric in IMAGE.metrics() if metric.space is None or metric.space in light}
-    assert kinds == {Reconstruction, Judge, Classifier}
+    assert kinds == {Reconstruction, Judge, Classifier, Obedience}

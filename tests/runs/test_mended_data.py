@@ -111,7 +111,7 @@ def test_labels_of_a_hub_table_are_read_without_its_pictures(tmp_path: Path, mon
     monkeypatch.setattr(datasets.Dataset, "__getitem__", spy)
 
     class Source:
-        config, split, class_names, image, label = None, "train", ("a", "b", "c"), "image", "label"
+        config, split, class_names, image, label, text = None, "train", ("a", "b", "c"), "image", "label", None
 
     Source.rows = rows  # type: ignore[attr-defined]
     table = hub.Table(Source(), hub.Frame(1, 8, 8, 1), cache=False)  # type: ignore[arg-type]

@@ -276,7 +276,7 @@ class Evaluator:
         for space in spaces:
             if fit:
                 space.fit(Joined(parts, count))
-            if space.compares:
+            if space.compares or space.silent:
                 continue
             about = {"data": dataset.fingerprint, "of": size, "space": space.name, "weights": space.weights,
                      "preprocessing": self.modality.preprocessing}  # fmt: skip

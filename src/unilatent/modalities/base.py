@@ -132,6 +132,8 @@ class Space(ABC):
     needs_download: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     """Spaces, listed before it, whose tensors it is fitted to."""
+    silent: bool = False
+    """Whether it has nothing to say of what it was fitted to, which then is not read for it."""
     compares: ClassVar[bool] = False
     """Whether it has something to say only of two sets side by side (`against`)."""
 

@@ -33,6 +33,7 @@ class Crystal(atoms.AtomModality):
     DataConfig = CrystalData
     config: CrystalConfig
     crystals = True
+    token_scale = 0.25  # most of a token are the zeros of its class
 
     def splits(self, data: CrystalData) -> Splits:
         train, held_out = files.load(data)

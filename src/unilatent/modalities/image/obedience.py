@@ -162,16 +162,16 @@ class SceneSpace(Space):
     needs = ("pixels",)
 
     def __init__(self) -> None:
-        self.speaks = False
+        self.silent = True
 
     def fit(self, train: Rows) -> None:
         """Looks at the first captions."""
         if ARGUMENT in train and len(train):
             said = [parse(text) is not None for text in decode_texts(train.first(ARGUMENT, 64))]
-            self.speaks = sum(said) >= ENOUGH * len(said)
+            self.silent = sum(said) < ENOUGH * len(said)
 
     def __call__(self, data: Tensor) -> dict[str, Tensor]:
-        return {"scene": read(colours(data))} if self.speaks else {}
+        return {} if self.silent else {"scene": read(colours(data))}
 
 
 NAMES = {

@@ -110,6 +110,7 @@ class Joint(atoms.AtomModality):
     config: JointConfig
     molecules = True
     crystals = True
+    token_scale = 0.25  # most of a token are the zeros of its class
 
     @cached_property
     def parts(self) -> list[atoms.AtomModality]:
