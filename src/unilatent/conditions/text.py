@@ -1,4 +1,4 @@
-"""A text: bytes read by a small transformer that is trained along, or the output of a frozen, pretrained encoder.
+"""A text: its bytes read by a small transformer that is trained along, or the output of a frozen, pretrained encoder.
 
 Values are UTF-8 bytes (B, W) uint8 with zeros behind (`types.encode_texts`). The empty text is "no condition", exactly:
 both are one learned token and one learned vector, so that neither encoding pictures nor sampling without a text needs
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..nets.byte_encoder import ByteEncoder
+from ..nets.byte_encoder import ByteEncoder, count_pieces
 from ..nets.layers import RMSNorm, linear
 from ..nets.text_encoder import Description, TextEncoder, describe, text_encoder
 from ..nets.transformer import TokenAttention
@@ -27,8 +27,8 @@ SHOWN = 60
 class TextConfig(ConditionConfig):
     """Texts, under the keyword `prompts`.
 
-    max_length: tokens that are read of a text, bytes or those of the pretrained encoder. Captions of the data are cut
-        there; a longer prompt is refused.
+    max_length: tokens that are read of a text, pieces of its bytes (`nets.byte_encoder`: words of up to eight bytes,
+        and marks) or those of the pretrained encoder. Captions of the data are cut there; a longer prompt is refused.
     token_attention: how networks read them, see `nets.transformer.Transformer`.
     width, depth, heads: of the byte-level transformer.
     encoder: a folder or hub id of a T5, CLIP or other text model of the `transformers` package, used in place of the
@@ -129,16 +129,12 @@ class Text(Condition):
 
     def embed(self, values: Tensor) -> Conditioning:
         """(B, W) bytes, any W -> tokens (B, max_length, D), their mask, and a vector (B, D)."""
-        values = values[:, : self._most_bytes].to(self.null_token.device)
-        features, mask, pooled = self.encoder(values) if self.bytes is None else self.bytes(values)
+        values, most = values.to(self.null_token.device), self.config.max_length
+        features, mask, pooled = self.encoder(values) if self.bytes is None else self.bytes(values, most)
         tokens = self.token_out(self.token_norm(features)).float() * mask[..., None]  # (B, L, D), L <= max_length
         vector = self.vector_out(self.vector_norm(pooled)).float()
-        said = Conditioning(vector, tokens, mask).padded(self.config.max_length)
-        return said.where((values != 0).any(1), self.null(len(values)))
-
-    @property
-    def _most_bytes(self) -> int | None:
-        return self.config.max_length if self.bytes is not None else None
+        said = Conditioning(vector, tokens, mask).padded(most)
+        return said.where((values != 0).any(1) & mask.any(1), self.null(len(values)))
 
     def null(self, n: int) -> Conditioning:
         vector, token = (part.expand(n, -1) for part in (self.null_vector, self.null_token))
@@ -165,10 +161,10 @@ class Text(Condition):
         return encode_texts(texts)
 
     def _refuse_longer(self, text: str) -> None:
-        most, unit = self.config.max_length, "bytes" if self.bytes is not None else "tokens"
+        most, unit = self.config.max_length, "words and marks" if self.bytes is not None else "tokens"
         if len(text.encode(errors="replace")) <= most:
             return  # no tokeniser makes more tokens than there are bytes, but for one or two around them
-        length = len(text.encode(errors="replace")) if self.bytes is not None else self.encoder.length(text)
+        length = count_pieces(text) if self.bytes is not None else self.encoder.length(text)
         if length > most:
             raise ValueError(
                 f"prompts: {text[:SHOWN]!r}... has {length} {unit}, this model reads {most} (its "

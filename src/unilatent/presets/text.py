@@ -16,7 +16,7 @@ from .image import DECODERS, GENERATIVE_ENCODERS, imagenet256_unite
 
 SCENES = ImageData(path="scenes", num_samples=20_000, held_out=600)
 """Half of the held-out ones with a pair of colour and shape that is never trained on."""
-BYTES = TextConfig(max_length=96, token_attention="cross", width=64, depth=2, heads=4)
+BYTES = TextConfig(max_length=32, token_attention="cross", width=64, depth=2, heads=4)
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "{}")
 
 
@@ -25,15 +25,14 @@ def scenes_unite() -> RunConfig:
     cores.
     """
     return RunConfig(
-        modality=ImageConfig(size=32, patch_size=4, channels=3, squared_weight=1.0, flip=False),
+        modality=ImageConfig(size=32, patch_size=8, channels=3, squared_weight=1.0, flip=False),
         conditions={"text": BYTES},
         method=UNITEConfig(
-            num_latents=16,
             latent_channels=16,
             generative_encoder=GenerativeEncoderConfig(
-                width=96, depth=5, heads=4, in_context_tokens=4, in_context_start=1
+                width=96, depth=4, heads=4, in_context_tokens=4, in_context_start=1
             ),
-            decoder=DecoderConfig(width=96, depth=3, heads=4, mlp_width=384),
+            decoder=DecoderConfig(width=96, depth=2, heads=4, mlp_width=384),
             reconstruction_weight=10.0,
             flow_weight=0.1,
             flow_draws=2,

@@ -1,0 +1,59 @@
+"""Texts as pieces of their bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unilatent.nets.byte_encoder import ByteEncoder, count_pieces, pieces
+from unilatent.types import encode_texts
+
+
+def cut(text: str) -> list[str]:
+    """A text's pieces, as text."""
+    rows = pieces(encode_texts([text]))[0]
+    return [bytes(row[row != 0].tolist()).decode(errors="replace") for row in rows if row.any()]
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("a small red circle", ["a", "small", "red", "circle"]),
+        ("  two,\n\tblue  squares. ", ["two", ",", "blue", "squares", "."]),
+        ("photosynthesis!!", ["photosyn", "thesis", "!", "!"]),
+        ("x" * 17 + " y", ["x" * 8, "x" * 8, "x", "y"]),
+        ("grünes Dreieck", ["grünes", "Dreieck"]),
+        (" \n\x07 ", []),
+        ("", []),
+    ],
+)
+def test_words_of_up_to_eight_bytes_and_marks(text: str, want: list[str]):
+    assert cut(text) == want and count_pieces(text) == len(want)
+
+
+@pytest.mark.parametrize("text", ["日本語のテキスト", "🙂🙃 שלום עולם", "e\u0301a\u200bb"])
+def test_no_byte_of_other_scripts_is_lost(text: str):
+    kept = pieces(encode_texts([text]))
+    assert bytes(kept[kept != 0].tolist()) == text.replace(" ", "").encode()
+
+
+def test_texts_do_not_change_each_other_and_what_is_too_long_is_left_out():
+    texts = ["a b c d", "", "photosynthesis is slow"]
+    together = pieces(encode_texts(texts))
+    for text, row in zip(texts, together, strict=True):
+        alone = pieces(encode_texts([text]))[0]
+        assert torch.equal(row[: len(alone)], alone) and not row[len(alone) :].any()
+    assert torch.equal(pieces(encode_texts(texts), 2), together[:, :2])
+    assert pieces(encode_texts(texts), 9).shape == together.shape
+
+
+def test_words_are_told_apart_by_spelling_and_as_wholes():
+    """Equal words are equal wherever they stand; swapped letters, other words and shorter ones are not."""
+    torch.manual_seed(0)
+    net = ByteEncoder(16, 1, 2)
+    vectors = net._embedded(pieces(encode_texts(["left felt left lef t"])).long())[0]
+    assert torch.equal(vectors[0], vectors[2])
+    apart = torch.cdist(vectors, vectors)[[0, 0, 0, 1], [1, 3, 4, 3]]
+    assert apart.min() > 1
+    net.hashed.weight.data.zero_()
+    assert (torch.cdist(*(2 * [net._embedded(pieces(encode_texts(["left felt"])).long())[0]]))[0, 1]) > 0.5
