@@ -182,6 +182,51 @@ def test_an_incomplete_or_another_encoder_is_refused(encoders: dict[str, Path], 
         Conditions({"text": config_of(folder)}, D).prepare()
 
 
+def test_weights_in_pickles_are_refused_before_a_pickle_is_opened(encoders: dict[str, Path], tmp_path: Path):
+    """Two folders that differ in their pytorch_model.bin alone would share one hash, and what is kept under it."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    folder = Path(shutil.copytree(encoders["t5"], tmp_path / "t5"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    encoder = TextEncoder(str(folder), None, 12, cache=True)
+    with pytest.raises(
+        ValueError, match=r"has no model.safetensors, and weights in other formats are not read"
+    ) as told:
+        encoder.prepare()
+    assert "save_pretrained" in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer.json"])
+def test_what_is_missing_is_named_before_training_though_texts_are_kept(
+    lost: str, encoders: dict[str, Path], tmp_path: Path
+):  # fmt: skip
+    import shutil
+
+    folder = Path(shutil.copytree(encoders["t5"], tmp_path / "t5"))
+    first = TextEncoder(str(folder), None, 12, cache=True)
+    first(encode_texts(["a"]))
+    again = TextEncoder(str(folder), None, 12, cache=True)
+    again.prepare()
+    assert again.network is None, "weights were loaded although a text is kept"
+    (folder / lost).unlink()
+    again.tokenizer = None
+    with pytest.raises(ValueError, match=r"^conditions.text.encoder: .*t5 (has no model.safetensors|cannot be loaded)"):
+        again.prepare()
+
+
+def test_a_lost_part_of_weights_is_named(encoders: dict[str, Path], tmp_path: Path):
+    import shutil
+
+    folder = Path(shutil.copytree(encoders["t5"], tmp_path / "t5"))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(ValueError, match=r"has no model-00001-of-00002.safetensors; copy it there"):
+        TextEncoder(str(folder), None, 12, cache=False).prepare()
+
+
 def test_a_model_is_built_and_encodes_without_its_encoder(encoders: dict[str, Path], tmp_path: Path):
     config = config_of(encoders["t5"]).model_copy(update={"encoder": str(tmp_path / "moved")})
     conditions = Conditions({"text": config}, D)

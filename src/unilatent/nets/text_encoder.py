@@ -9,6 +9,7 @@ Every process appends to files of its own name, rows before index, and reads tho
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import uuid
@@ -29,7 +30,10 @@ from ..types import decode_texts
 EXTRA = "pip install 'unilatent[text]'"
 WAY_OUT = "give a folder or hub id of a text encoder, or conditions.text.encoder=null for one that is trained along"
 HASHED = (".json", ".safetensors", ".model", ".txt")
-"""Suffixes of the files that decide what an encoder gives: weights, settings, vocabulary."""
+"""Suffixes of the files that decide what an encoder gives: weights, settings, vocabulary. No others are read: weights
+in pickles (.bin) would run what is in them, and two encoders that differ in nothing else would have one hash."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""Whole, or the list of their parts."""
 ENTRY = struct.Struct("<16sQI")
 """Of an index: hash of a text, first row, number of rows."""
 
@@ -77,8 +81,12 @@ class TextEncoder:
         self.tokenizer: Any = None
 
     def prepare(self) -> None:
-        """Makes sure that texts can be embedded; what has embedded some that are kept is not loaded for that."""
-        if not (self.kept and self.kept.places):
+        """Makes sure that new texts can be embedded. Where some are kept, maybe all that will come, the weights are
+        looked for and not loaded."""
+        if self.kept and self.kept.places and self.network is None:
+            self._load_tokenizer()
+            _find_weights(self.source, self.revision)
+        else:
             self.load()
 
     def load(self) -> nn.Module:
@@ -212,6 +220,45 @@ def _hash_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _find_weights(source: str, revision: str | None) -> None:
+    """ValueError if there are none that can be read, here or, where downloads are allowed, on the hub."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        names = [name for name in WEIGHTS if (folder / name).is_file()]
+        parts = _parts(folder / names[0]) if names else set()
+        if lost := sorted(part for part in parts if not (folder / part).is_file()):
+            raise ValueError(f"conditions.text.encoder: {source} has no {lost[0]}; copy it there, or {WAY_OUT}")
+        found = bool(names)
+    else:
+        from huggingface_hub import file_exists, try_to_load_from_cache
+
+        at = revision or "main"
+        found = any(isinstance(try_to_load_from_cache(source, name, revision=at), str) for name in WEIGHTS)
+        if not found and offline() is None:
+            try:
+                found = any(file_exists(source, name, revision=at) for name in WEIGHTS)
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                raise ValueError(f"conditions.text.encoder: {source} cannot be loaded ({reason}); {WAY_OUT}") from None
+    if not found:
+        raise ValueError(
+            f"conditions.text.encoder: {source} has no {WEIGHTS[0]}, and weights in other formats are not read; "
+            "save it with save_pretrained of a recent version of transformers"
+        )
+
+
+def _parts(index: Path) -> set[str]:
+    """Files that a list of parts names."""
+    if index.name == WEIGHTS[0]:
+        return set()
+    try:
+        return set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"conditions.text.encoder: {index} cannot be read ({error}); copy it again, or {WAY_OUT}"
+        ) from None
+
+
 def _load(what: str, source: str, revision: str | None) -> Any:
     """A configuration, tokenizer or text model; ValueError names what is missing."""
     try:
@@ -219,6 +266,8 @@ def _load(what: str, source: str, revision: str | None) -> Any:
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as ENCODERS
     except ImportError:
         raise ValueError(f"conditions.text.encoder: needs the package transformers: {EXTRA}; or {WAY_OUT}") from None
+    if what == "text model":
+        _find_weights(source, revision)
     options: dict[str, Any] = {"revision": revision or "main", "local_files_only": offline() is not None}
     problem = f"conditions.text.encoder: {source}"
     try:
@@ -227,7 +276,7 @@ def _load(what: str, source: str, revision: str | None) -> Any:
         config = transformers.AutoConfig.from_pretrained(source, **options)
         kinds = [config.get_text_config().model_type, config.model_type]
         name = next((ENCODERS[kind] for kind in kinds if kind in ENCODERS), "AutoModel")
-        options |= {"output_loading_info": True, "dtype": torch.float32}
+        options |= {"output_loading_info": True, "dtype": torch.float32, "use_safetensors": True}
         network, report = getattr(transformers, name).from_pretrained(source, **options)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
