@@ -305,6 +305,11 @@ def test_a_hugging_face_column_of_texts(columns: Path):
     assert several(splits(f"hf:{columns}", caption_column="many").train, 1) == {"m1", "n1"}
     assert set(splits(f"hf:{columns}", captions=False).train[2][1]) == {"labels"}
     assert splits(f"hf:{columns}", caption_template="a {}").train[1][1]["prompts"] == "a dog"
+    (names := columns.parent / "names.txt").write_text("dog Hund\ncat Katze\n")
+    for streaming in (False, True):
+        named = splits(f"hf:{columns}", caption_template="a {}", class_names_file=str(names), streaming=streaming).train
+        assert named.facts["labels"]["class_names"] == ("Katze", "Hund")
+        assert named.facts["prompts"]["examples"][:2] == ("a Katze", "a Hund")
     with pytest.raises(ValueError, match=r"data\.caption_column: 'kind' is no column of texts"):
         splits(f"hf:{columns}", caption_column="kind")
 

@@ -89,8 +89,8 @@ def scenes_ul() -> RunConfig:
 
 
 def imagenet256_unite_b_text() -> RunConfig:
-    """UNITE-B on ImageNet at 256x256, from class names put into templates; needs data.path, whose classes are folders
-    by their names.
+    """UNITE-B on ImageNet at 256x256, from class names put into templates; needs data.path and, where its
+    folders have ImageNet's codes, data.class_names_file=LOC_synset_mapping.txt (names in their order will do).
 
     Nobody published a number for it; the class-conditional run it follows is imagenet256-unite-b.
     """

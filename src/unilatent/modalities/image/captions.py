@@ -110,20 +110,24 @@ def _cleaned(texts: Sequence[str]) -> tuple[str, ...]:
 class Templates(Captions):
     """A class's name in each of some templates: "a photo of a {}"."""
 
-    def __init__(self, templates: Sequence[str], class_names: Sequence[str], labels: Sequence[int] | None):
+    def __init__(
+        self, templates: Sequence[str], class_names: Sequence[str], labels: Sequence[int] | None, named: bool = False
+    ):  # fmt: skip
+        """named: whether the names come from elsewhere than the data, and belong to the fingerprint."""
         if labels is None:
             raise ValueError(
                 "data.caption_template: needs classes to name, and there are none; give class folders, or leave it out"
             )
         self.templates, self.labels = tuple(templates), labels
         self.class_names = tuple(name.replace("_", " ") for name in class_names)
+        self.key = repr((self.templates, self.class_names) if named else self.templates)
 
     def __getitem__(self, index: int) -> tuple[str, ...]:
         name = self.class_names[self.labels[index]]
         return tuple(template.replace("{}", name) for template in self.templates)
 
     def stamp(self, index: int) -> str:
-        return repr(self.templates)
+        return self.key
 
 
 class Beside(Captions):

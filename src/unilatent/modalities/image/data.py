@@ -26,6 +26,7 @@ from ...maths.streams import seed_of
 from ..base import BadSample, Dataset, Splits
 from . import captions as texts
 from .captions import ARGUMENT, Captions
+from .class_names import read_class_names, refuse_codes
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_BYTES = 256 * 2**20
@@ -63,6 +64,9 @@ class ImageData(Config):
     column of texts. False leaves them alone."""
     caption_template: str | tuple[str, ...] | None = None
     """Captions made of class names, in place of all others: "a photo of a {}", or several such."""
+    class_names_file: str | None = None
+    """Names of the classes in place of their folders' (or columns'): a text file with one a line, in the order of the
+    sorted classes, or `class name` a line. Labels are shown and asked for by them, and templates say them."""
     caption_column: str | None = None
     """Of metadata.csv, metadata.jsonl or a Hugging Face data set; None: text, caption, captions or prompt."""
     cache: bool = True
@@ -99,6 +103,12 @@ class ImageData(Config):
             raise ValueError(
                 f"{given[0]}: for a data.path that starts with {HUB!r}, not for {self.path!r}; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scenes_have_no_classes(self) -> Self:
+        if self.class_names_file is not None and self.path == SCENES:
+            raise ValueError(f"class_names_file: {SCENES!r} have no classes; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -505,14 +515,26 @@ def splits(config: ImageData, frame: Frame) -> Splits:
         source = locate(Path(config.path), "data.path")
         wanted = config.captions and not config.templates
         collection = PictureFiles(source, frame, config.cache, wanted, config.caption_column)
-    return divide(with_templates(collection, config), config.held_out)
+    return divide(with_names(collection, config), config.held_out)
 
 
-def with_templates(collection: Collection, config: ImageData) -> Collection:
-    """The collection, its captions made of class names where the configuration has templates."""
+def with_names(collection: Collection, config: ImageData) -> Collection:
+    """The collection, its classes called as the configuration says, and with captions made of their names where it has
+    templates."""
+    collection.class_names = called(collection.class_names, config)
     if config.templates:
-        collection.captions = texts.Templates(config.templates, collection.class_names, collection.labels)
+        named = config.class_names_file is not None
+        collection.captions = texts.Templates(config.templates, collection.class_names, collection.labels, named)
     return collection
+
+
+def called(found: tuple[str, ...], config: ImageData) -> tuple[str, ...]:
+    """Names of these classes; ValueError where there are to be captions of codes."""
+    if config.class_names_file is not None:
+        return read_class_names(config.class_names_file, found)
+    if config.templates and config.path != DIGITS:  # whose numbers are what the pictures show
+        refuse_codes(found)
+    return found
 
 
 def divide(collection: Collection, held_out: float) -> Splits:

@@ -20,7 +20,7 @@ from ...maths.streams import generator
 from ..base import BadSample, Dataset, Splits, Stream
 from . import captions as texts
 from .captions import ARGUMENT, Captions, Templates
-from .data import CACHE_BYTES, HUB, Collection, Frame, ImageData, View, decode, divide, with_templates
+from .data import CACHE_BYTES, HUB, Collection, Frame, ImageData, View, called, decode, divide, with_names
 
 FORMATS = ("parquet", "arrow", "imagefolder")
 PIECES = 1024
@@ -40,11 +40,13 @@ def splits(config: ImageData, frame: Frame) -> Splits:
         )
     if config.streaming:
         return _stream_splits(config, frame)
-    collection = with_templates(Table(_Source(config, config.split), frame, config.cache), config)
+    table = Table(_Source(config, config.split), frame, config.cache)
+    collection = with_names(table, config)
     if config.held_out_split is None:
         return divide(collection, config.held_out)
-    other = with_templates(Table(_Source(config, config.held_out_split), frame, config.cache), config)
-    _same_classes(collection.class_names, other.class_names, config)
+    other = Table(_Source(config, config.held_out_split), frame, config.cache)
+    with_names(other, config)
+    _same_classes(table.source.class_names, other.source.class_names, config)
     total = len(other.names)
     count = round(config.held_out * total) if config.held_out < 1 else int(config.held_out)
     held_out = View(other, range(total)) if count == total else divide(other, count).held_out
@@ -63,7 +65,7 @@ def _stream_splits(config: ImageData, frame: Frame) -> Splits:
     if config.held_out < 1:
         raise ValueError(f"data.held_out: {config.held_out:g}, a share, but streams are not counted; give a number")
     other = Rows(_Source(config, config.held_out_split), config, frame)
-    _same_classes(train.class_names, other.class_names, config)
+    _same_classes(train.source.class_names, other.source.class_names, config)
     return Splits(train, Kept(first(other, int(config.held_out)), train.facts))
 
 
@@ -302,13 +304,13 @@ class Rows(Stream):
 
     def __init__(self, source: _Source, config: ImageData, frame: Frame):
         self.source, self.frame = source, frame
-        self.class_names = source.class_names
+        self.class_names = called(source.class_names, config)
         self.facts: dict[str, dict[str, Any]] = {}
         if source.label:
-            self.facts["labels"] = {"class_names": source.class_names}
+            self.facts["labels"] = {"class_names": self.class_names}
         self.templates = config.templates
         if self.templates:
-            Templates(self.templates, source.class_names, [] if source.label else None)  # which refuses what has none
+            Templates(self.templates, self.class_names, [] if source.label else None)  # which refuses what has none
         if self.templates or source.text:
             self.facts[ARGUMENT] = {"examples": self._first_captions(texts.SHOWN)}
         shards = source.rows.num_shards
@@ -405,8 +407,8 @@ class Rows(Stream):
         """Of the first classes, or of the first rows of the first file."""
         source = self.source
         if self.templates:
-            found: Captions = Templates(self.templates, source.class_names, range(len(source.class_names)))
-            return texts.facts(found, range(min(count, len(source.class_names))))["examples"]
+            found: Captions = Templates(self.templates, self.class_names, range(len(self.class_names)))
+            return texts.facts(found, range(min(count, len(self.class_names))))["examples"]
         tables = source.rows.select_columns(source.text).with_format("arrow").iter(batch_size=count)
         cells = [cell[source.text] for cell in next(iter(tables)).to_pylist()]
         return texts.facts(texts.Listed(cells, str), range(len(cells)))["examples"]
@@ -419,6 +421,7 @@ class Rows(Stream):
         files = [file if "://" in file else f"{Path(file).name} {_file_size(file)}" for file in s.files]
         parts = [self.frame, s.split, s.image, s.label, s.class_names, self.pieces, self.lanes, self.block, files]
         parts += [s.text, self.templates] if ARGUMENT in self.facts else []
+        parts += [self.class_names] if self.class_names != s.class_names and self.templates else []
         return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()
 
 

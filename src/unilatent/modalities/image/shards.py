@@ -121,7 +121,7 @@ class ShardView(files.View):
     def fingerprint(self) -> str:
         """Of the manifest, or of all indices where there is none; of what is held out and what is cropped to."""
         made = self.collection.captions
-        templates = repr(made.templates) if isinstance(made, texts.Templates) else ""
+        templates = made.key if isinstance(made, texts.Templates) else ""
         content = f"{self.collection.frame}\0{self.shards.fingerprint}\0{templates}".encode()
         return sha256(content + self.numbers.astype("<i8").tobytes()).hexdigest()
 
@@ -131,7 +131,7 @@ def splits(config: ImageData, frame: Frame) -> Splits:
     assert config.path is not None
     shards = open_shards(config.path, "data.path")
     collection = _Shards(shards, frame, config.cache, config.captions)
-    files.with_templates(collection, config)
+    files.with_names(collection, config)
     total = len(shards)
     held_out = _held_out(shards, files.held_out_count(config.held_out, total))
     train = np.setdiff1d(np.arange(total), held_out, assume_unique=True)
