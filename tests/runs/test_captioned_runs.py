@@ -11,7 +11,9 @@ import torch
 
 from unilatent.evaluation.evaluate import Evaluator, Request
 from unilatent.methods.base import LatentModel
-from unilatent.modalities.image.scenes import parse
+from unilatent.modalities.base import Dataset, Splits
+from unilatent.modalities.image.data import View
+from unilatent.modalities.image.scenes import Scenes, parse
 from unilatent.presets import preset
 from unilatent.training.config import RunConfig
 from unilatent.training.trainer import Trainer
@@ -73,6 +75,56 @@ def test_prompts_come_evenly_from_held_out_samples(run: Trainer, tmp_path: Path)
     given = Evaluator(run.model, run.splits, tmp_path, Request(num_samples=8), prompts="a small red circle")
     assert given.settings["prompts"] == "a small red circle"
     assert "prompts" not in Evaluator(run.model, run.splits, tmp_path, Request(num_samples=0)).settings
+
+
+def test_no_picture_is_opened_to_learn_what_is_asked_for(run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Scenes, "picture", None)
+    looked: list[int] = []
+    plain = View.values
+    monkeypatch.setattr(View, "values", lambda self, index: looked.append(index) or plain(self, index))
+    Evaluator(run.model, run.splits, tmp_path, Request(num_samples=100))
+    assert looked == list(range(24)), "each of the 24 once"
+
+
+@pytest.fixture(scope="module")
+def classes_and_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatentModel, Splits]:
+    """A model of both, and digits with a caption that names the class."""
+    config = preset("scenes-unite").plain()
+    shrink(config)
+    config["conditions"] |= {"class_label": {"num_classes": 10}}
+    config["modality"] |= {"channels": 1}
+    config["data"] = {"path": "digits", "caption_template": ["the digit {}"], "held_out": 100}
+    built = RunConfig.parse(config)
+    model = LatentModel.build(built.model())
+    return model, model.modality.splits(built.data)
+
+
+def test_captions_of_the_data_agree_with_labels_that_are_given(classes_and_texts, tmp_path: Path):
+    model, splits = classes_and_texts
+    evaluator = Evaluator(model, splits, tmp_path, Request(num_samples=6), labels=[3, 7])
+    assert decode_texts(evaluator.settings["prompts"]) == ["the digit 3", "the digit 7"] * 3
+    assert evaluator.settings["labels"] == [3, 7]
+    nothing_of_labels, no_nine = Few(splits.held_out, "prompts"), Few(splits.held_out, "prompts", "labels")
+    for data, problem in ((nothing_of_labels, "the data has none"), (no_nine, "no sample of the data has 9")):
+        with pytest.raises(ValueError, match=rf"^labels: .*{problem}.*; give prompts as well") as told:
+            Evaluator(model, Splits(data, data), tmp_path, Request(num_samples=6), labels=[9])
+        assert "\n" not in str(told.value)
+
+
+class Few(Dataset):
+    """Those of another data set that are no nines."""
+
+    fingerprint = "few"
+
+    def __init__(self, other: Dataset, *facts: str):
+        self.other, self.facts = other, {key: {} for key in facts}
+        self.rows = [i for i in range(len(other)) if other.values(i)["labels"] != 9]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
+        return self.other[self.rows[index]]
 
 
 def test_unified_latents_train_on_captions_too(tmp_path: Path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions.base import Condition
 from ..config import Config
 from ..methods.base import LatentModel, SamplingConfig
 from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
 from ..pretrained import cache_folder
 from ..records import Joined, Moments, Records, Rows, Statistics, open_records
 from ..sampling import decoder_rows, reconstruct, sample_batches, split_settings
-from ..training.batches import collate, spread_evenly
+from ..training.batches import collate, spread_evenly, value_rows, values_of
 from ..training.processes import Processes
 from ..types import Batch, join_values
 from .protocol import Balance, Protocol
@@ -139,7 +141,8 @@ class Evaluator:
         if model is not None:
             model.conditions.parse(1, self.given)
             if samples is None:
-                self.settings = {**settings, **self._asked_by_data()}
+                found = processes.from_main(self._asked_by_data) if processes else self._asked_by_data()
+                self.settings = {**settings, **found}
         self.metrics = choose_metrics(self.modality, request.metrics)
         self.spaces = _with_needs(self.modality.spaces(), {metric.space for metric in self.metrics})
         self.decoding: dict[str, Any] | None = None
@@ -155,20 +158,45 @@ class Evaluator:
     def _asked_by_data(self) -> dict[str, Tensor]:
         """Values of conditions that have no end of them (texts, numbers) and that the caller leaves open: those of
         held-out samples, spread evenly, or of training ones where none are held out. Values of all other open
-        conditions come from the same samples, so that they belong together."""
+        conditions come from the same samples, so that they belong together; where the caller gives some, only samples
+        that have those are taken. ValueError where there are none."""
         conditions, num = self.model.conditions.all, self.request.num_samples
         open_ones = [c for c in conditions if self.given.get(c.argument) is None]
         if not num or self.splits is None or all(c.cycle is not None for c in open_ones):
             return {}
         dataset = self.splits.held_out if len(self.splits.held_out) else self.splits.train
         keys = [c.argument for c in open_ones if c.argument in dataset.facts]
-        samples = spread_evenly(dataset, range(num), num)
-        parts: dict[str, list[Tensor]] = {key: [] for key in keys}
-        while keys and (some := list(islice(samples, self.request.batch_size))):
-            batch = collate([sample for sample, _ in some], self.modality)
-            for key in keys:
-                parts[key].append(batch.values[key])
-        return {key: join_values(values) for key, values in parts.items()}
+        if not keys:
+            return {}
+        size = num if isinstance(dataset, Stream) else len(dataset)
+        given = [c for c in conditions if c not in open_ones]
+        wanted = self._agreeing(dataset, size, given, keys) if given else [row * size // num for row in range(num)]
+        found = values_of(dataset, wanted)
+        return {key: value_rows([values[key] for values in found]) for key in keys}
+
+    def _agreeing(self, dataset: Dataset, size: int, given: list[Condition], keys: list[str]) -> list[int]:
+        """For each new sample one of the data's that has the values the caller gives it, spread evenly over those."""
+        num, way_out = self.request.num_samples, f"give {' and '.join(keys)} as well"
+        for condition in given:
+            if condition.argument not in dataset.facts:
+                raise ValueError(
+                    f"{condition.argument}: given, but the data has none, so nobody knows which {keys[0]} belong to "
+                    f"them; {way_out}"
+                )
+        rows = {c.argument: c.parse(self.given[c.argument]) for c in given}
+        asked = [tuple(_plain(rows[key][i % len(rows[key])]) for key in rows) for i in range(num)]
+        having: dict[tuple[Any, ...], list[int]] = {}
+        for index, values in enumerate(values_of(dataset, range(size))):
+            having.setdefault(tuple(_plain(value_rows([values[key]])[0]) for key in rows), []).append(index)
+        times, turn = Counter(asked), Counter[tuple[Any, ...]]()
+        chosen = []
+        for i, each in enumerate(asked):
+            if each not in having:
+                told = ", ".join(c.describe(rows[c.argument][[i % len(rows[c.argument])]])[0] for c in given)
+                raise ValueError(f"{given[0].argument}: no sample of the data has {told}; {way_out}")
+            chosen.append(having[each][turn[each] * len(having[each]) // times[each]])
+            turn[each] += 1
+        return chosen
 
     @property
     def model(self) -> LatentModel:
@@ -465,6 +493,11 @@ def _count(rows: Rows | None, most: int | None) -> int:
 def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     parts = list(parts)
     return {key: join_values([part[key] for part in parts]) for key in parts[0]}
+
+
+def _plain(row: Tensor) -> Any:
+    """One value, comparable; of a text without the zeros behind it."""
+    return row.numpy().tobytes().rstrip(b"\0") if row.dtype == torch.uint8 else row.tolist()
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -58,6 +58,11 @@ class Dataset(ABC):
         """A sample as it is seen at a position of training; an override may choose by it (a clip of a video)."""
         return self[index]
 
+    def values(self, index: int) -> dict[str, Any]:
+        """Condition values of a sample alone; an override may leave the sample itself unread, and then tells nothing
+        of whether it can be used. BadSample if they cannot be had."""
+        return self[index][1]
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

@@ -262,11 +262,12 @@ def _as_it_is(found: Found) -> Found:
 
 def collate(samples: list[Sample], modality: Modality) -> Batch:
     """Items of a Dataset to a Batch: condition values that are texts become bytes, others numbers."""
-    values = {key: _value_rows([value[key] for _, value in samples]) for key in samples[0][1]}
+    values = {key: value_rows([value[key] for _, value in samples]) for key in samples[0][1]}
     return Batch(modality.collate([data for data, _ in samples]), values)
 
 
-def _value_rows(values: list[Any]) -> Tensor:
+def value_rows(values: list[Any]) -> Tensor:
+    """Values of samples as one tensor."""
     return encode_texts(values) if isinstance(values[0], str) else torch.as_tensor(values)
 
 
@@ -330,18 +331,37 @@ def spread_evenly(dataset: Dataset, rows: range, count: int) -> Iterator[tuple[S
     size = count if isinstance(dataset, Stream) else len(dataset)
     stream = iter(_Row(dataset, 0, [rows])) if isinstance(dataset, Stream) else None
     for row in rows:
-        sample, bad = next(stream) if stream is not None else _next_usable(dataset, row * size // count)
+        sample, bad = (
+            next(stream) if stream is not None else _next_usable(dataset, row * size // count, dataset.__getitem__)
+        )
         if sample is None:
             raise ValueError(f"data: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}")
         yield sample, bad[0].message if bad else None
 
 
-def _next_usable(dataset: Dataset, index: int) -> Found:
+def values_of(dataset: Dataset, indices: Iterable[int]) -> list[dict[str, Any]]:
+    """Condition values of those samples (of a stream: of its first ones), each read once, and without the sample where
+    the data set can. Values that cannot be had are replaced as in `spread_evenly`."""
+    wanted = list(indices)
+    if isinstance(dataset, Stream):
+        first = max(wanted, default=-1) + 1
+        read = [sample[1] for sample, _ in spread_evenly(dataset, range(first), first)]
+        return [read[index] for index in wanted]
+    known: dict[int, dict[str, Any]] = {}
+    for index in dict.fromkeys(wanted):
+        found, bad = _next_usable(dataset, index, dataset.values)
+        if found is None:
+            raise ValueError(f"data: {ATTEMPTS} samples in a row cannot be used, the last is: {bad[-1].message}")
+        known[index] = found
+    return [known[index] for index in wanted]
+
+
+def _next_usable(dataset: Dataset, index: int, get: Callable[[int], Any]) -> tuple[Any, list[Bad]]:
     bad: list[Bad] = []
     for attempt in range(ATTEMPTS):
         at = (index + attempt) % len(dataset)
         try:
-            return dataset[at], bad
+            return get(at), bad
         except BadSample as error:
             bad.append(Bad(at, index, str(error)))
     return None, bad

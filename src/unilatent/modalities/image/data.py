@@ -473,13 +473,21 @@ class View(Dataset):
     def view(self, index: int, position: int) -> tuple[Tensor, dict[str, Any]]:
         return self._sample(index, lambda captions: texts.chosen(captions, index, position))
 
+    def values(self, index: int) -> dict[str, Any]:
+        """Without the picture being opened."""
+        return self._values(self.indices[index], lambda captions: captions[0])
+
     def _sample(self, index: int, choose: Callable[[tuple[str, ...]], str]) -> tuple[Tensor, dict[str, Any]]:
         at = self.indices[index]
+        values = self._values(at, choose)
+        return self.collection.picture(at), values
+
+    def _values(self, at: int, choose: Callable[[tuple[str, ...]], str]) -> dict[str, Any]:
         labels, captions = self.collection.labels, self.collection.captions
         values: dict[str, Any] = {} if labels is None else {"labels": labels[at]}
         if captions is not None:
             values[ARGUMENT] = choose(captions[at])
-        return self.collection.picture(at), values
+        return values
 
     @cached_property
     def fingerprint(self) -> str:

@@ -439,6 +439,9 @@ class Kept(Dataset):
         pixels, values = self.samples[index]
         return pixels.float() / 255, values
 
+    def values(self, index: int) -> dict[str, Any]:
+        return self.samples[index][1]
+
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
