@@ -6,7 +6,7 @@ or of a network, A axes of a position, L condition tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,5 +187,7 @@ class Batch:
     data: Any
     values: dict[str, Tensor]
 
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(move(self.data, device), move(self.values, device))
+    def to(self, device: torch.device | str, staying: Collection[str] = ()) -> Batch:
+        """staying: of the values, those that are wanted where they are (`Conditions.on_cpu`)."""
+        values = {key: value if key in staying else move(value, device) for key, value in self.values.items()}
+        return Batch(move(self.data, device), values)

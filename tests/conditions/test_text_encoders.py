@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,12 +15,13 @@ from unilatent.conditions.base import Conditions
 from unilatent.conditions.text import TextConfig
 from unilatent.nets import text_encoder
 from unilatent.nets.text_encoder import ENTRY, Kept, TextEncoder, describe
-from unilatent.types import decode_texts, encode_texts
+from unilatent.types import Batch, decode_texts, encode_texts
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
 D, WORDS = 24, ["a", "small", "red", "circle", "two", "blue", "squares", "left", "of"]
+CPU = torch.device("cpu")
 PROMPTS = ["a", "a small red circle left of two blue squares", "", "two squares"]
 
 
@@ -94,21 +97,21 @@ def test_a_batch_equals_its_texts_one_by_one_and_weights_stay_outside(kind: str,
 def test_e_what_is_kept_is_the_same_and_needs_no_network(encoders: dict[str, Path], own_cache: Path):
     values = encode_texts(PROMPTS)
     first = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
-    made = first(values)
+    made = first(values, CPU)
     assert first.network is not None and list(own_cache.rglob("*.rows"))
     again = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
-    kept = again(values.flip(0))
+    kept = again(values.flip(0), CPU)
     assert again.network is None, "the network was loaded although every text is kept"
     assert all(torch.equal(a, b.flip(0)) for a, b in zip(made, kept, strict=True))
-    again(encode_texts(["blue"]))
+    again(encode_texts(["blue"]), CPU)
     assert again.network is not None
     other = TextEncoder(str(encoders["t5"]), None, 4, cache=True)  # another length reads other tokens
-    assert other(values)[1].sum(1).max() == 4
+    assert other(values, CPU)[1].sum(1).max() == 4
 
 
 def test_entries_that_a_kill_left_half_written_are_made_again(encoders: dict[str, Path], own_cache: Path):
     encoder = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
-    made = encoder(encode_texts(PROMPTS[:2]))
+    made = encoder(encode_texts(PROMPTS[:2]), CPU)
     assert encoder.kept is not None
     index = encoder.kept.own.with_suffix(".index")
     index.write_bytes(index.read_bytes() + b"half an entry")
@@ -117,7 +120,7 @@ def test_entries_that_a_kill_left_half_written_are_made_again(encoders: dict[str
         file.truncate(4 * 16 * 3)  # the rows of the first text alone
     fresh = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
     assert fresh.kept is not None and len(fresh.kept.places) == 1
-    for a, b in zip(fresh(encode_texts(PROMPTS[:2])), made, strict=True):
+    for a, b in zip(fresh(encode_texts(PROMPTS[:2]), CPU), made, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     assert index.stat().st_size > 2 * ENTRY.size
 
@@ -127,8 +130,8 @@ def test_a_full_disk_costs_the_cache_and_one_warning(encoders: dict[str, Path], 
     own_cache.write_text("a file where the folder should be")
     encoder = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
     with pytest.warns(UserWarning, match="embeddings of new texts are not kept"):
-        first = encoder(encode_texts(["a"]))
-    again = encoder(encode_texts(["a"]))
+        first = encoder(encode_texts(["a"]), CPU)
+    again = encoder(encode_texts(["a"]), CPU)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -207,7 +210,7 @@ def test_what_is_missing_is_named_before_training_though_texts_are_kept(
 
     folder = Path(shutil.copytree(encoders["t5"], tmp_path / "t5"))
     first = TextEncoder(str(folder), None, 12, cache=True)
-    first(encode_texts(["a"]))
+    first(encode_texts(["a"]), CPU)
     again = TextEncoder(str(folder), None, 12, cache=True)
     again.prepare()
     assert again.network is None, "weights were loaded although a text is kept"
@@ -246,3 +249,41 @@ def test_a_step_can_be_estimated_without_reading_a_text(encoders: dict[str, Path
         cond = Conditions({"text": config}, D)({"prompts": torch.empty(3, 9, dtype=torch.uint8)})
     assert cond.tokens is not None and cond.tokens.shape == (3, 12, D)
     assert text_encoder.text_encoder(config.encoder, None, 12, True).network is None
+
+
+def test_texts_that_are_kept_go_to_a_device_and_never_come_back(encoders: dict[str, Path]):
+    """A device that gives nothing back stands for one that would have to be waited for."""
+    conditions = conditions_of(encoders["t5"])
+    batch = Batch(torch.rand(4, 3), {"prompts": encode_texts(PROMPTS), "labels": torch.arange(4)})
+    conditions(batch.values)
+    assert conditions.on_cpu == {"prompts"} and not Conditions({"text": TextConfig()}, D).on_cpu
+    batch = batch.to("meta", staying=conditions.on_cpu)
+    assert batch.data.is_meta and batch.values["labels"].is_meta and not batch.values["prompts"].is_meta
+    cond = conditions.to("meta")(batch.values)
+    assert cond.tokens is not None and cond.tokens.is_meta and cond.vector.shape == (4, D)
+
+
+def test_many_files_at_rest_become_one(tmp_path: Path):
+    def rows_of(i: int) -> np.ndarray:
+        return np.full((2 + i % 3, 16), i, np.float32)
+
+    for i in range(12):
+        Kept(tmp_path, 16).add({f"text {i}": rows_of(i)})
+    living = Kept(tmp_path, 16)  # a process that writes, rests, and writes again
+    living.add({"text 12": rows_of(12)})
+    assert len(list(tmp_path.glob("*.rows"))) == 13 and len(Kept(tmp_path, 16).places) == 13, "young files stay"
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    merged = Kept(tmp_path, 16)
+    assert len(list(tmp_path.iterdir())) == 2 and len(merged.places) == 13
+    for kept in (merged, Kept(tmp_path, 16)):
+        for i in range(13):
+            found = kept.get(f"text {i}")
+            assert found is not None and np.array_equal(found, rows_of(i))
+    assert living.get("text 3") is None, "what is gone for a process is made again, no error"
+    living.add({"text 3": rows_of(3), "text 13": rows_of(13)})
+    late = Kept(tmp_path, 16)
+    for kept in (living, late):
+        found = kept.get("text 13")
+        assert found is not None and np.array_equal(found, rows_of(13))
+    assert np.array_equal(late.get("text 12"), rows_of(12))

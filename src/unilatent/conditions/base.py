@@ -52,6 +52,11 @@ class Condition(nn.Module, ABC):
         """How networks read the tokens it makes; None: it makes none, only a vector."""
         return None
 
+    @property
+    def reads_on_cpu(self) -> bool:
+        """Whether `embed` looks at its values on the CPU: fetching them back from a device would wait for it."""
+        return False
+
     def prepare(self) -> None:
         """Loads what embedding needs (pretrained weights, say); ValueError says what is missing. Default: nothing."""
         return None
@@ -108,6 +113,11 @@ class Conditions(nn.ModuleDict):
         if len(found) > 1:
             raise ValueError(f"conditions: {' and '.join(sorted(found))} do not combine; choose one for all of them")
         return next(iter(found), None)
+
+    @property
+    def on_cpu(self) -> frozenset[str]:
+        """Arguments whose values had better stay on the CPU; all others go where the model is."""
+        return frozenset(condition.argument for condition in self.all if condition.reads_on_cpu)
 
     def prepare(self) -> None:
         """Loads what every condition needs; ValueError says what is missing."""

@@ -17,7 +17,7 @@ from ..nets.byte_encoder import ByteEncoder, count_pieces
 from ..nets.layers import RMSNorm, linear
 from ..nets.text_encoder import Description, TextEncoder, describe, text_encoder
 from ..nets.transformer import TokenAttention
-from ..types import Conditioning, decode_texts, encode_texts
+from ..types import Conditioning, decode_texts, encode_texts, move
 from .base import Condition, ConditionConfig
 
 SHOWN = 60
@@ -122,6 +122,11 @@ class Text(Condition):
         self.config.described()
         return text_encoder(self.config.encoder, self.config.revision, self.config.max_length, self.config.cache)
 
+    @property
+    def reads_on_cpu(self) -> bool:
+        """To look up what is kept of them."""
+        return self.bytes is None
+
     def prepare(self) -> None:
         """ValueError says what is missing of the pretrained encoder."""
         if self.bytes is None:
@@ -129,12 +134,16 @@ class Text(Condition):
 
     def embed(self, values: Tensor) -> Conditioning:
         """(B, W) bytes, any W -> tokens (B, max_length, D), their mask, and a vector (B, D)."""
-        values, most = values.to(self.null_token.device), self.config.max_length
-        features, mask, pooled = self.encoder(values) if self.bytes is None else self.bytes(values, most)
+        device, most = self.null_token.device, self.config.max_length
+        some = move((values != 0).any(1), device)  # (B,)
+        if self.bytes is not None:
+            features, mask, pooled = self.bytes(values.to(device), most)
+        else:
+            features, mask, pooled = self.encoder(values, device)
         tokens = self.token_out(self.token_norm(features)).float() * mask[..., None]  # (B, L, D), L <= max_length
         vector = self.vector_out(self.vector_norm(pooled)).float()
         said = Conditioning(vector, tokens, mask).padded(most)
-        return said.where((values != 0).any(1) & mask.any(1), self.null(len(values)))
+        return said.where(some & mask.any(1), self.null(len(values)))
 
     def null(self, n: int) -> Conditioning:
         vector, token = (part.expand(n, -1) for part in (self.null_vector, self.null_token))

@@ -4,6 +4,8 @@ CACHE/embeddings/HASH-LENGTH/NAME.rows    float32 (rows, W): of each text its po
                             /NAME.index   of each text 16 bytes of its hash, where its rows begin and how many they are
 
 Every process appends to files of its own name, rows before index, and reads those of all that were there when it began.
+One that begins where many lie that nobody has written to for an hour makes one of them. Whoever misses a file then, or
+its own, makes again what was in it.
 """
 
 from __future__ import annotations
@@ -12,26 +14,31 @@ import hashlib
 import json
 import os
 import struct
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..pretrained import cache_folder, offline
-from ..types import decode_texts
+from ..types import decode_texts, move
 
 EXTRA = "pip install 'unilatent[text]'"
 WAY_OUT = "give a folder or hub id of a text encoder, or conditions.text.encoder=null for one that is trained along"
 HASHED = (".json", ".safetensors", ".model", ".txt")
 """Suffixes of the files that decide what an encoder gives: weights, settings, vocabulary. No others are read: weights
 in pickles (.bin) would run what is in them, and two encoders that differ in nothing else would have one hash."""
+MANY = 8
+"""Files above which those that are at rest become one."""
+AT_REST = 3600.0
+"""Seconds without a new row after which a file's process is taken to be gone."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """Whole, or the list of their parts."""
 ENTRY = struct.Struct("<16sQI")
@@ -102,30 +109,31 @@ class TextEncoder:
         """Tokens of a text, however many they are."""
         return len(self._load_tokenizer()(text)["input_ids"])
 
-    def __call__(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Texts (B, W) uint8 -> vectors (B, L, H), mask (B, L) and pooled (B, H), float32, on the texts' device."""
+    def __call__(self, values: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts (B, W) uint8 -> vectors (B, L, H), mask (B, L) and pooled (B, H), float32, on that device; texts on the
+        CPU that are kept are given without waiting for it."""
         if type(values) is not Tensor:  # shapes without numbers: what a step would need is being estimated
             n, most = len(values), self.max_length
-            some = torch.ones(n, most, dtype=torch.bool, device=values.device)
-            return (torch.zeros(n, most, self.width, device=values.device), some,
-                    torch.zeros(n, self.width, device=values.device))  # fmt: skip
+            some = torch.ones(n, most, dtype=torch.bool, device=device)
+            return (torch.zeros(n, most, self.width, device=device), some,
+                    torch.zeros(n, self.width, device=device))  # fmt: skip
         texts = decode_texts(values)
         found: dict[str, np.ndarray] = {}
         if self.kept:
             found |= {text: known for text in set(texts) if (known := self.kept.get(text)) is not None}
         if missing := sorted(set(texts) - found.keys()):
-            made = self._made(missing, values.device)
+            made = self._made(missing, device)
             found |= made
             if self.kept:
                 self.kept.add(made)
-        rows = [found[text] for text in texts]
+        rows = [found[text] for text in texts]  # of each its pooled vector and its tokens
         lengths = torch.tensor([len(row) - 1 for row in rows])
         out = torch.zeros(len(rows), int(lengths.max()), self.width)
         for i, row in enumerate(rows):
-            out[i, : len(row) - 1] = torch.from_numpy(row[1:])
+            out[i, : len(row) - 1] = torch.tensor(row[1:])
         pooled = torch.from_numpy(np.stack([row[0] for row in rows]))
         mask = torch.arange(out.shape[1]) < lengths[:, None]
-        return out.to(values.device), mask.to(values.device), pooled.to(values.device)
+        return _sent(out, device), _sent(mask, device), _sent(pooled, device)
 
     @torch.no_grad()
     def _made(self, texts: list[str], device: torch.device) -> dict[str, np.ndarray]:
@@ -154,6 +162,11 @@ class TextEncoder:
         return self.tokenizer
 
 
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory, the only one from which nobody waits for a copy."""
+    return move(tensor.pin_memory() if device.type == "cuda" else tensor, device)
+
+
 class Kept:
     """Rows (1 + tokens, W) of texts on disk. What cannot be written is made again each time, with one warning."""
 
@@ -161,24 +174,66 @@ class Kept:
         self.folder, self.width = folder, width
         self.own = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows"
         self.places: dict[bytes, tuple[Path, int, int]] = {}
-        self.maps: dict[Path, np.ndarray] = {}
+        self.files: dict[Path, BinaryIO] = {}
         self.rows, self.full = 0, False
-        for path in sorted(folder.glob("*.rows")):
-            size = path.stat().st_size // (4 * width)
-            for key, first, count in _entries(path.with_suffix(".index")):
-                if first + count <= size:
-                    self.places[key] = (path, first, count)
+        self._look()
+        resting = [path for path in sorted(folder.glob("*.rows")) if _is_at_rest(path)]
+        if len(resting) > MANY and self._merge(resting):
+            self._look()
+
+    def _look(self) -> None:
+        """Which texts are there."""
+        self.places = {}
+        for path in sorted(self.folder.glob("*.rows")):
+            try:
+                size = path.stat().st_size // (4 * self.width)
+                for key, first, count in _entries(path.with_suffix(".index")):
+                    if first + count <= size:
+                        self.places[key] = (path, first, count)
+            except FileNotFoundError:  # merged in this moment
+                continue
+
+    def _merge(self, paths: list[Path]) -> bool:
+        """One file in their place, whole before they go. Two processes that do so at once leave each text twice."""
+        new = self.folder / f"merged-{uuid.uuid4().hex}.rows"
+        part, some = new.with_suffix(".part"), set(paths)
+        try:
+            with part.open("wb") as rows, new.with_suffix(".index").open("wb") as index:
+                at = 0
+                for key, (path, first, count) in self.places.items():
+                    if path in some:
+                        rows.write(self._rows(path, first, count).tobytes())
+                        index.write(ENTRY.pack(key, at, count))
+                        at += count
+            part.replace(new)
+            for path in paths:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".index").unlink(missing_ok=True)
+        except OSError:  # another process was first, or the disk is full
+            for path in (part, *(() if new.exists() else (new.with_suffix(".index"),))):
+                path.unlink(missing_ok=True)
+        self.files.clear()
+        return new.exists()
 
     def get(self, text: str) -> np.ndarray | None:
         """Rows of a text, if they are there."""
         place = self.places.get(_key(text))
         if place is None:
             return None
-        path, first, count = place
-        if path not in self.maps or len(self.maps[path]) < first + count:
-            size = path.stat().st_size // (4 * self.width)
-            self.maps[path] = np.memmap(path, np.float32, "r", shape=(size, self.width))
-        return np.array(self.maps[path][first : first + count])
+        try:
+            return self._rows(*place)
+        except OSError:  # merged by another process
+            return None
+
+    def _rows(self, path: Path, first: int, count: int) -> np.ndarray:
+        """Read, not mapped: touching the map of a file that another machine removed would end the process."""
+        if path not in self.files:
+            self.files[path] = path.open("rb")
+        self.files[path].seek(4 * self.width * first)
+        raw = self.files[path].read(4 * self.width * count)
+        if len(raw) < 4 * self.width * count:
+            raise OSError(f"{path}: ends too early")
+        return np.frombuffer(raw, np.float32).reshape(count, self.width)
 
     def add(self, made: dict[str, np.ndarray]) -> None:
         """Rows of new texts."""
@@ -186,6 +241,9 @@ class Kept:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self.rows and not self.own.exists():  # merged by another process: what is added there begins at 0
+                self.rows = 0
+                self.own = self.own.with_name(f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows")
             with self.own.open("ab") as rows, self.own.with_suffix(".index").open("ab") as index:
                 for row in made.values():
                     rows.write(np.ascontiguousarray(row, np.float32).tobytes())
@@ -205,6 +263,14 @@ def _entries(path: Path) -> Iterator[tuple[bytes, int, int]]:
     """Whole ones of an index; a process that was killed may have left half of one."""
     content = path.read_bytes() if path.is_file() else b""
     yield from ENTRY.iter_unpack(content[: len(content) // ENTRY.size * ENTRY.size])
+
+
+def _is_at_rest(path: Path) -> bool:
+    """Nobody has written to it lately."""
+    try:
+        return time.time() - path.stat().st_mtime > AT_REST
+    except FileNotFoundError:
+        return False
 
 
 def _key(text: str) -> bytes:

@@ -261,7 +261,7 @@ class Trainer:
         for positions, batch in micro:
             keys = (("train", self.config.seed, position) for position in positions)
             streams = Streams(keys, self.device)
-            batch = batch.to(self.device)
+            batch = batch.to(self.device, staying=self.model.conditions.on_cpu)
             batch = replace(batch, data=self.model.modality.augment(batch.data, streams))
             share = len(positions) / self.training.batch_size
             for part in self._backward(batch, streams, share, measurement):
