@@ -16,12 +16,15 @@ from .options import (
     DecoderSteps,
     Device,
     Precision,
+    Prompt,
+    Prompts,
     Seed,
     autocast,
     decoder_settings,
     load,
     make_folder,
     progress_of,
+    texts_of,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +64,8 @@ def run(
     labels: Annotated[
         str | None, typer.Option("--labels", "--label", help='Classes, e.g. "3" or "0-9"; default: evenly over all.')
     ] = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance.", min=0)] = None,
     guidance_interval: Annotated[
         tuple[float, float] | None, typer.Option(help="Guide only at times between the two, t = 1 being noise.")
@@ -125,7 +130,7 @@ def run(
     )  # fmt: skip
     settings: dict[str, Any] = {
         "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "guidance_norm": guidance_norm,
-        "num_inference_steps": steps, "solver": solver, "labels": labels,
+        "num_inference_steps": steps, "solver": solver, "labels": labels, "prompts": texts_of(prompt, prompts),
         **decoder_settings(network, decoder_solver, decoder_steps),
     }  # fmt: skip
     started = time.perf_counter()

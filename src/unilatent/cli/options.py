@@ -28,6 +28,17 @@ DecoderSolver = Annotated[
 DecoderSteps = Annotated[int | None, typer.Option(help="Steps of such a decoder.", min=1)]
 
 
+Prompt = Annotated[
+    list[str] | None, typer.Option("--prompt", help="A text; give it several times for several, cycled.")
+]
+Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="Texts, one a line; after those given.")]
+
+
+def texts_of(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:
+    """Texts of the two options, None without any; ValueError says what is wrong with the file."""
+    return [*(prompt or []), *(read_lines("--prompts", prompts) if prompts else [])] or None
+
+
 def decoder_settings(model: LatentModel | None, solver: str | None, steps: int | None) -> dict[str, Any]:
     """What of the two options is given, as settings; ValueError where the model's decoder takes no steps."""
     settings = {"decoder_solver": solver, "decoder_steps": steps}

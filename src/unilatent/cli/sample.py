@@ -19,6 +19,8 @@ from .options import (
     Device,
     Model,
     Precision,
+    Prompt,
+    Prompts,
     Seed,
     autocast,
     clear_numbered,
@@ -27,7 +29,7 @@ from .options import (
     load,
     make_folder,
     progress,
-    read_lines,
+    texts_of,
 )
 
 GRID = 100
@@ -42,10 +44,8 @@ def run(
     labels: Annotated[
         str | None, typer.Option("--labels", "--label", help="3, 0-9, 2,5 or names; cycled. Default: all in turn.")
     ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="A text; give it several times for several, cycled.")
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Texts, one a line; after those given.")] = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="A text that guidance leads away from [default: no text].")
     ] = None,
@@ -87,10 +87,10 @@ def run(
         "num_inference_steps": steps, "solver": solver, **decoder_settings(network, decoder_solver, decoder_steps),
     }  # fmt: skip
     chosen, _ = split_settings(network.config.sampling, settings)
-    texts = [*(prompt or []), *(read_lines("--prompts", prompts) if prompts else [])]
-    given = {"labels": labels, "prompts": texts or None, "negative_prompts": negative_prompt}
+    texts = texts_of(prompt, prompts)
+    given = {"labels": labels, "prompts": texts, "negative_prompts": negative_prompt}
     settings |= given
-    num = (len(texts) if len(texts) > 1 else 16) if num is None else num
+    num = (len(texts) if texts and len(texts) > 1 else 16) if num is None else num
     with progress("sampling", num) as advance, autocast(network.device, precision), StopRequest() as stop:
         batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
         first = next(batches)

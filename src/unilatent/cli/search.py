@@ -16,12 +16,15 @@ from .options import (
     Device,
     Model,
     Precision,
+    Prompt,
+    Prompts,
     Seed,
     autocast,
     decoder_settings,
     load,
     make_folder,
     progress_of,
+    texts_of,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ def run(
     labels: Annotated[
         str | None, typer.Option("--labels", "--label", help='Classes, e.g. "3" or "0-9"; default: evenly over all.')
     ] = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     guidance_scale: Annotated[float | None, typer.Option(help="For all values.", min=0)] = None,
     guidance_interval: Annotated[tuple[float, float] | None, typer.Option(help="For all values.")] = None,
     steps: Annotated[
@@ -99,7 +104,8 @@ def run(
         raise ValueError(f"--over: {over!r} is unknown; use one of {', '.join(OVER)}")
     settings: dict[str, Any] = {
         "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "num_inference_steps": steps,
-        "solver": solver, "labels": labels, "decoder_solver": decoder_solver, "decoder_steps": decoder_steps,
+        "solver": solver, "labels": labels, "prompts": texts_of(prompt, prompts),
+        "decoder_solver": decoder_solver, "decoder_steps": decoder_steps,
     }  # fmt: skip
     if settings.get(over) is not None:
         raise ValueError(f"--{over.replace('_', '-')}: is what is searched over; leave it out")

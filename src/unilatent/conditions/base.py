@@ -73,6 +73,11 @@ class Condition(nn.Module, ABC):
     def parse(self, value: Any) -> Tensor:
         """What users write (a number, a name, a range, a list of them) as values; ValueError names what is wrong."""
 
+    def options(self, value: Any) -> list[str]:
+        """What users write on the command line for what they would give to `parse`."""
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        return [f"--{self.argument.replace('_', '-')}", text]
+
     @abstractmethod
     def example(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n values as they could come from data, spread evenly over what there is."""

@@ -169,6 +169,10 @@ class Text(Condition):
             self._refuse_longer(text)
         return encode_texts(texts)
 
+    def options(self, value: Any) -> list[str]:
+        """Each text by an option of its own, whatever commas it has."""
+        return [word for text in decode_texts(self.parse(value)) for word in ("--prompt", text)]
+
     def _refuse_longer(self, text: str) -> None:
         most, unit = self.config.max_length, "words and marks" if self.bytes is not None else "tokens"
         if len(text.encode(errors="replace")) <= most:

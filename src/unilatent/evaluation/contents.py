@@ -128,10 +128,11 @@ def command(evaluator: Evaluator, source: str | None) -> str:
         if text is not None:
             words += [option, text]
     if request.num_samples and evaluator.made is None:
+        conditions = {condition.argument: condition for condition in evaluator.model.conditions.all}
         for key, value in evaluator.given.items():
             if value is not None:
-                text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-                words += [f"--{key.replace('_', '-')}", text]
+                own = conditions.get(key)
+                words += own.options(value) if own else [f"--{key.replace('_', '-')}", str(value)]
         words += ["--solver", s.solver, "--steps", str(s.num_inference_steps)]
         words += ["--guidance-scale", str(s.guidance_scale)]
         words += ["--guidance-interval", *map(str, s.guidance_interval), "--guidance-norm", s.guidance_norm]
