@@ -1,120 +1,158 @@
-"""What reading texts costs a training step: a class, the same class in words through kept embeddings of a frozen
-encoder, and through the byte-level transformer; each read in context and by cross-attention.
+"""What reading texts costs an epoch of training: a class, captions through kept embeddings of a frozen encoder, and
+captions through the byte-level transformer; texts read in context and by cross-attention.
 
-python benchmarks/text_condition.py                       pictures of 64 x 64, 256 tokens, width 128, on the CPU
-python benchmarks/text_condition.py --width 768 --depth 12 --batch 64 --device cuda
+python benchmarks/text_condition.py                       2,000 pictures of 32 x 32, batch 64, width 128, on the CPU
+python benchmarks/text_condition.py --width 768 --depth 12 --size 256 --patch 16 --device cuda
 
-The encoder is a T5 of t5-small's size with random weights and one token a word: its speed is that of the real one.
-Cases take turns, so that whatever else the machine does hits all of them; times are medians.
+The data are drawn scenes, as PNG files in class folders with a .txt of captions beside each, read and decoded for every
+batch by the process that trains. Cases take turns, batch by batch, so that whatever else the machine does hits all of
+them alike; on a CPU seconds are those of the process's own work. Each begins with two batches that are not counted.
+
+Embeddings lie on disk before the epoch, as from the second epoch of a run on, and have the width of a t5-small and one
+token a word; they come from a shallow one with random weights, as what makes them is not timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from unilatent.conditions.class_label import ClassLabelConfig
 from unilatent.conditions.text import TextConfig
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel, ModelConfig
 from unilatent.methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
-from unilatent.modalities.image import ImageConfig
+from unilatent.modalities.image import ImageConfig, ImageData, scenes
+from unilatent.training.batches import Plan, loader
 from unilatent.training.config import OptimizerConfig
 from unilatent.training.optimizer import Optimizers
-from unilatent.types import Batch, encode_texts
+from unilatent.types import Batch
 
-CLASSES = 1000
-TEMPLATES = ("a photo of a {}", "a bad photo of a {}", "a drawing of a {} on a white wall", "one large {}")
+BASE = "class"
+UNCOUNTED = 2
+LENGTH = 32
+"""Tokens, or pieces, that are read: the longest caption has 18 words and marks."""
+
+
+@dataclass
+class Case:
+    """step: trains on a batch. batches: endless as far as this benchmark goes. Seconds of reading, and of both."""
+
+    step: Callable[[Batch, range], None]
+    batches: Generator[Any, None, None]
+    reading: float = 0.0
+    all: float = 0.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--patch", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["UNILATENT_CACHE"] = f"{folder}/cache"
-        encoder = str(make_encoder(Path(folder) / "t5"))
-        kept = TextConfig(encoder=encoder, max_length=32).with_data()
-        conditions = {
-            "class": {"class_label": ClassLabelConfig(num_classes=CLASSES)},
-            "frozen encoder, in context": {"text": kept},
-            "frozen encoder, cross": {"text": kept.model_copy(update={"token_attention": "cross"})},
-            "bytes, in context": {"text": TextConfig(max_length=64)},
-            "bytes, cross": {"text": TextConfig(max_length=64, token_attention="cross")},
+        make_data(Path(folder) / "data", options)
+        kept = TextConfig(encoder=str(make_encoder(Path(folder) / "t5")), max_length=LENGTH).with_data()
+        own = TextConfig(max_length=LENGTH)
+        conditions: dict[str, dict[str, Any]] = {
+            BASE: {},
+            "kept embeddings, in context": {"text": kept},
+            "kept embeddings, cross": {"text": kept.model_copy(update={"token_attention": "cross"})},
+            "bytes, in context": {"text": own},
+            "bytes, cross": {"text": own.model_copy(update={"token_attention": "cross"})},
         }
-        cases = {name: make_case(options, chosen) for name, chosen in conditions.items()}
-        for step, _ in cases.values():
-            step(0)  # what is not kept yet is embedded here
-        times: dict[str, list[float]] = {name: [] for name in cases}
-        embedding: dict[str, list[float]] = {name: [] for name in cases}
-        for repeat in range(options.repeat):
-            for name, (step, embed) in cases.items():
-                embedding[name].append(timed(embed, options.device))
-                times[name].append(timed(lambda step=step, repeat=repeat: step(repeat), options.device))
-        base = statistics.median(times["class"])
-        print("| condition | embedding ms | step s | over a class |\n| --- | --- | --- | --- |")
-        for name, found in times.items():
-            own, alone = statistics.median(found), 1e3 * statistics.median(embedding[name])
-            print(f"| {name} | {alone:.2f} | {own:.3f} | {100 * own / base - 100:+.1f} % |")
+        steps = range(UNCOUNTED + options.pictures // options.batch)
+        cases = {name: make_case(options, f"{folder}/data", chosen, steps) for name, chosen in conditions.items()}
+        for number in steps:
+            for case in cases.values():
+                positions = range(number * options.batch, (number + 1) * options.batch)
+                read, both = turn(case, positions, options.device)
+                if number >= UNCOUNTED:
+                    case.reading += read
+                    case.all += both
+        print(f"| condition | reading s | epoch s | over a {BASE} |\n| --- | --- | --- | --- |")
+        for name, case in cases.items():
+            print(f"| {name} | {case.reading:.1f} | {case.all:.1f} | {case.all / cases[BASE].all:.3f} x |")
 
 
-def make_case(
-    options: argparse.Namespace, conditions: dict[str, object]
-) -> tuple[Callable[[int], None], Callable[[], object]]:
-    """A training step on always the same samples, and the embedding of their conditions alone."""
-    width, depth, heads = options.width, options.depth, options.width // 64
+def make_case(options: argparse.Namespace, path: str, conditions: dict[str, Any], steps: range) -> Case:
+    """A model of one condition, and the batches that it sees; without one, of the class."""
+    width, depth, heads = options.width, options.depth, max(1, options.width // 64)
     encoder = GenerativeEncoderConfig(width=width, depth=depth, heads=heads, in_context_tokens=8, in_context_start=1)
     decoder = DecoderConfig(width=width, depth=depth, heads=heads, mlp_width=4 * width)
     method = UNITEConfig(latent_channels=32, generative_encoder=encoder, decoder=decoder)
+    image = ImageConfig(size=options.size, patch_size=options.patch, flip=False)
+    data = ImageData(path=path, captions=bool(conditions), cache=False)
     torch.manual_seed(0)
-    model = LatentModel.build(
-        ModelConfig(modality=ImageConfig(size=64, patch_size=4), conditions=conditions, method=method)
-    ).to(options.device)
+    classes = {"class_label": ClassLabelConfig(num_classes=len(scenes.COLOURS) * len(scenes.SHAPES))}
+    model = LatentModel.build(ModelConfig(modality=image, conditions=conditions or classes, method=method))
+    model.to(options.device)
+    train = model.modality.splits(data).train
+    plan = Plan(steps, options.batch)
+    for condition in model.conditions.all:
+        if condition.reads_on_cpu:  # what is not kept yet is embedded here
+            for batch, _ in loader(train, model.modality, plan, seed=0):
+                condition.embed(batch.values[condition.argument])
     optimizers = Optimizers(model, OptimizerConfig())
-    labels = torch.arange(options.batch) * 97 % CLASSES
-    texts = [TEMPLATES[i % len(TEMPLATES)].format(f"class{label}") for i, label in enumerate(labels.tolist())]
-    batch = Batch(torch.rand(options.batch, 3, 64, 64), {"labels": labels, "prompts": encode_texts(texts)})
-    batch = batch.to(options.device)
 
-    def step(number: int) -> None:
-        streams = Streams([("train", 0, number * options.batch + i) for i in range(options.batch)], options.device)
+    def step(batch: Batch, positions: range) -> None:
+        batch = batch.to(options.device, staying=model.conditions.on_cpu)
+        streams = Streams([("train", 0, position) for position in positions], options.device)
         for part in model.loss(batch, streams):
             part.value.backward(retain_graph=part.retain)
         optimizers.step()
         optimizers.zero_grad()
 
-    return step, lambda: model.conditions(batch.values)
+    return Case(step, loader(train, model.modality, plan, seed=0))
 
 
-def timed(what: Callable[[], object], device: str) -> float:
-    """Seconds; on a CPU those of its own work, whatever else the machine does."""
-    clock = time.perf_counter if torch.device(device).type == "cuda" else time.process_time
+def turn(case: Case, positions: range, device: str) -> tuple[float, float]:
+    """Seconds of reading a batch, and of that and a step on it."""
+    gpu = torch.device(device).type == "cuda"
+    clock = time.perf_counter if gpu else time.process_time
     start = clock()
-    what()
-    if torch.device(device).type == "cuda":
+    batch, _ = next(case.batches)
+    read = clock()
+    case.step(batch, positions)
+    if gpu:
         torch.cuda.synchronize()
-    return clock() - start
+    return read - start, clock() - start
+
+
+def make_data(folder: Path, options: argparse.Namespace) -> None:
+    """Scenes in folders by the first of their shapes, every caption of each beside it."""
+    for number in range(options.pictures):
+        drawn = scenes.scene(number, False)
+        first = drawn.asked.things[0]
+        file = folder / f"{first.colour}_{first.shape}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scenes.draw(drawn, options.size, options.size)).save(file)
+        file.with_suffix(".txt").write_text("\n".join(scenes.captions(drawn.asked)))
 
 
 def make_encoder(folder: Path) -> Path:
-    """A T5 encoder with random weights, and a tokenizer that knows the templates' words and classes."""
+    """A shallow T5 encoder with random weights, and a tokenizer that knows the words of scenes."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    words = {word for template in TEMPLATES for word in template.split()} | {f"class{i}" for i in range(CLASSES)}
+    said = [caption for number in range(500) for caption in scenes.captions(scenes.scene(number, False).asked)]
+    words = {word for caption in said for word in caption.replace(",", " ,").split()}
     known = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *sorted(words)])}
-    sizes = T5Config(vocab_size=len(known), d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8)
+    sizes = T5Config(vocab_size=len(known), d_model=512, d_kv=64, d_ff=256, num_layers=1, num_heads=8)
     T5EncoderModel(sizes).save_pretrained(folder)
     core = Tokenizer(models.WordLevel(known, "<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
