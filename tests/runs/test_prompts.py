@@ -44,6 +44,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(View, "__init__", init)
     monkeypatch.setattr(View, "__getitem__", caption)
     monkeypatch.setattr(View, "view", caption)
+    monkeypatch.setattr(View, "values", lambda self, index: self[index][1])
 
 
 def digits_in_words(*overrides: str) -> RunConfig:
