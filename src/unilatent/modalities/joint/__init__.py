@@ -96,9 +96,6 @@ class JointDataset(Dataset):
         sample, _ = self.parts[kind][i]
         return _widened(sample, self.max_atoms), {"labels": kind}
 
-    def values(self, index: int) -> dict[str, Any]:
-        return {"labels": self.order[index][0]}
-
     @property
     def fingerprint(self) -> str:
         own = [part.fingerprint for part in self.parts]
