@@ -28,6 +28,7 @@ from ...maths.streams import Streams
 from ...registry import available, find
 from ...types import count, take
 from ..base import Dataset, Metric, Space, Splits
+from . import metrics
 
 
 def _kinds() -> list[type[atoms.AtomModality]]:
@@ -192,21 +193,22 @@ class Joint(atoms.AtomModality):
     # What belongs to the parts.
 
     def spaces(self) -> list[Space]:
-        return []
+        """The parts' own; each looks at samples of its kind alone."""
+        return metrics.spaces(self.parts)
 
     def metrics(self) -> list[Metric]:
-        """None: numbers of two kinds have no mean. Samples of one kind (`--labels`) are judged by its own modality."""
-        return []
+        """The parts' own, each of samples of its kind: numbers of two kinds have no mean."""
+        return metrics.metrics(self.parts)
 
     @property
     def preprocessing(self) -> str:
         return "; ".join(part.preprocessing for part in self.parts)
 
     def errors(self, made: Any, data: Any) -> dict[str, list[float]]:
-        """What both kinds have: the share of atoms of the right element."""
+        """What both kinds have: percent of atoms of the right element."""
         atoms = data["types"] > 0
         right = (made["types"].to(atoms.device) == data["types"]) & atoms
-        return {"type_accuracy": (right.sum(1) / atoms.sum(1)).tolist()}
+        return {"type_accuracy": (100 * right.sum(1) / atoms.sum(1)).tolist()}
 
     def draw_grid(
         self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
@@ -218,7 +220,7 @@ class Joint(atoms.AtomModality):
 
     def _drawn(self, one: dict[str, Tensor], folder: Path) -> Image.Image:
         part = self._part(one)
-        part.draw_grid([_narrowed(one, part)], folder / "cell.png")
+        part.draw_grid([metrics.narrowed(one, part)], folder / "cell.png")
         with Image.open(folder / "cell.png") as picture:
             return picture.convert("RGB")
 
@@ -228,7 +230,7 @@ class Joint(atoms.AtomModality):
         for i in range(count(data)):
             one = take(data, slice(i, i + 1))
             part = self._part(one)
-            written += part.write(_narrowed(one, part), folder / part.config.name, start + i)
+            written += part.write(metrics.narrowed(one, part), folder / part.config.name, start + i)
         return written
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
@@ -286,8 +288,3 @@ def _widened(sample: dict[str, Tensor], max_atoms: int, axes: int = 0) -> dict[s
         if key in sample:
             out[key] = F.pad(sample[key], (0, 0, 0, room))
     return out
-
-
-def _narrowed(data: dict[str, Tensor], part: atoms.AtomModality) -> dict[str, Tensor]:
-    """Samples of both kinds as the part holds them; all of its kind."""
-    return {key: data[key] for key in part.keys}
