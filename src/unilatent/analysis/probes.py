@@ -52,7 +52,7 @@ class WithColumns(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
         sample, values = self.dataset[index]
-        return sample, values | {f"{COLUMN}{name}": value for name, value in self.dataset.numbers(index).items()}
+        return sample, values | {f"{COLUMN}{name}": value for name, value in self.dataset.numbers_of(index).items()}
 
     @property
     def fingerprint(self) -> str:

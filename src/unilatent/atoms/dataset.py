@@ -111,7 +111,7 @@ class SystemsDataset(Dataset):
             values["properties"] = number if np.isfinite(number) else float("nan")
         return sample, values
 
-    def numbers(self, index: int) -> dict[str, float]:
+    def numbers_of(self, index: int) -> dict[str, float]:
         return {name: float(values[index]) for name, values in self.systems.columns.items()}
 
     def _refuse(self, types: np.ndarray, name: str) -> None:

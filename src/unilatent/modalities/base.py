@@ -37,12 +37,12 @@ class Dataset(ABC):
     """Condition argument ("labels", say) -> what the data knows about that condition (its `class_names`, say)."""
 
     columns: tuple[str, ...] = ()
-    """Names of numbers that are known of samples (`numbers`), whether or not anything is conditioned on them."""
+    """Names of numbers that are known of samples (`numbers_of`), whether or not anything is conditioned on them."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
-    def numbers(self, index: int) -> dict[str, float]:
+    def numbers_of(self, index: int) -> dict[str, float]:
         """What is known of one sample, by column; NaN where it is not known. Only with `columns`."""
         raise AssertionError(f"{type(self).__name__} has no columns")
 

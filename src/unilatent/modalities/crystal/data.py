@@ -188,7 +188,7 @@ def _judge(found: _Found, data: CrystalData, where: str) -> None:
 def _with_columns(systems: Systems, data: CrystalData) -> Systems:
     known = sorted(set(systems.columns))
     asked = {*(data.columns or ()), *([data.label_column] if data.label_column else [])}
-    also = {data.property_column} - {None}
+    also = {data.property_column} if data.property_column else set()
     if unknown := sorted((asked | also) - set(known)):
         fields = {data.label_column: "data.label_column", data.property_column: "data.property_column"}
         field_name = fields.get(unknown[0], "data.columns")

@@ -99,10 +99,10 @@ class JointDataset(Dataset):
             self.facts["properties"] = asked.facts
         return self
 
-    def numbers(self, index: int) -> dict[str, float]:
+    def numbers_of(self, index: int) -> dict[str, float]:
         kind, i = self.order[index]
         part = self.parts[kind]
-        return dict.fromkeys(self.columns, float("nan")) | (part.numbers(i) if part.columns else {})
+        return dict.fromkeys(self.columns, float("nan")) | (part.numbers_of(i) if part.columns else {})
 
     def __len__(self) -> int:
         return len(self.order)
