@@ -95,7 +95,7 @@ def test_what_data_and_condition_disagree_on(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no properties \(a column of numbers, named by data.property_column\)"):
         conditioned(data, scalar={})
     asking = data.model_copy(update={"property_column": "carbons"})
-    with pytest.raises(ValueError, match="set data.property_column=gap"):
+    with pytest.raises(ValueError, match=r"set data\.property_column=gap"):
         conditioned(asking, scalar={"column": "gap"})
     with pytest.raises(ValueError, match=r"^data.property_column: .* has no column 'mu'; it has carbons, gap"):
         conditioned(data.model_copy(update={"property_column": "mu"}))

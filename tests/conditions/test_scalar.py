@@ -29,13 +29,13 @@ def test_the_data_fill_in_what_is_not_set() -> None:
     assert (found.column, found.mean, found.std) == ("gap", 7.0, 2.0) and found.quantiles == FACTS["quantiles"]
     other = {"column": "gap", "mean": 0.0, "std": 9.0, "quantiles": (0.0,)}
     assert found.with_data(**other) == found, "a trained model keeps its units on other data"
-    with pytest.raises(ValueError, match="set data.property_column=mu"):
+    with pytest.raises(ValueError, match=r"set data\.property_column=mu"):
         ScalarConfig(column="mu").with_data(**FACTS)
     with pytest.raises(ValueError, match="is 3 for every training sample"):
         ScalarConfig().with_data(**{**FACTS, "mean": 3.0, "std": 0.0})
     with pytest.raises(ConfigError, match="give all of them or none"):
         ScalarConfig.parse({"mean": 1.0})
-    with pytest.raises(ValueError, match="data.property_column"):
+    with pytest.raises(ValueError, match=r"data\.property_column"):
         Scalar(ScalarConfig(), D)
 
 
