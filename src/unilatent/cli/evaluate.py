@@ -62,7 +62,7 @@ def run(
         str | None, typer.Option("--labels", "--label", help='Classes, e.g. "3" or "0-9"; default: evenly over all.')
     ] = None,
     property: Annotated[
-        str | None, typer.Option("--property", help="A number to ask for, as `sample` takes it; default: real samples'.")
+        str | None, typer.Option("--property", help="A number to ask for, as in `sample`; default: real samples'.")
     ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance.", min=0)] = None,
     guidance_interval: Annotated[
