@@ -37,7 +37,8 @@ class Crystal(atoms.AtomModality):
 
     def splits(self, data: CrystalData) -> Splits:
         train, held_out = files.load(data)
-        return self.datasets(train, held_out, "spacegroup" if data.spacegroup else None)
+        label = data.label_column or ("spacegroup" if data.spacegroup else None)
+        return self.datasets(train, held_out, label, data.property_column)
 
     def made(self, source: Path) -> Dataset:
         """Files of `data.read_files`."""

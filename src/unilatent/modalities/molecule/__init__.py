@@ -36,7 +36,7 @@ class Molecule(atoms.AtomModality):
 
     def splits(self, data: MoleculeData) -> Splits:
         train, held_out = files.load(data, max_atoms=self.config.max_atoms)
-        return self.datasets(train, held_out, data.label)
+        return self.datasets(train, held_out, data.label, data.property_column)
 
     def made(self, source: Path) -> Dataset:
         """Files of `render.read_files`."""
