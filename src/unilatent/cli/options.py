@@ -126,10 +126,12 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def clear_numbered(folder: Path) -> Path:
-    """Removes what an earlier command numbered (`000000.png`, ...), so that two sets never mix."""
-    for path in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
-        path.unlink()
+def clear_numbered(folder: Path, subfolders: tuple[str, ...] = ()) -> Path:
+    """Removes what an earlier command numbered (`000000.png`, ...) there and in these folders of it, so that two sets
+    never mix."""
+    for place in (folder, *(folder / name for name in subfolders)):
+        for path in place.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
+            path.unlink()
     return folder
 
 

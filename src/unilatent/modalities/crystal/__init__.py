@@ -36,8 +36,8 @@ class Crystal(atoms.AtomModality):
     token_scale = 0.25  # most of a token are the zeros of its class
 
     def splits(self, data: CrystalData) -> Splits:
-        train, held_out = files.load(data)
-        return self.datasets(train, held_out, "spacegroup" if data.spacegroup else None)
+        train, held_out = files.load(data, max_atoms=self.config.max_atoms)
+        return self.datasets(train, held_out, data.label_column or ("spacegroup" if data.spacegroup else None))
 
     def made(self, source: Path) -> Dataset:
         """Files of `data.read_files`."""
@@ -45,6 +45,9 @@ class Crystal(atoms.AtomModality):
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
         return self.in_batches(files.read_files(path), batch_size)
+
+    def read_own(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        return self.in_batches(files.read_files(path, own=True), batch_size)
 
     def spaces(self) -> list[Space]:
         return metrics.spaces()

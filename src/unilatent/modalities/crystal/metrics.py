@@ -7,6 +7,7 @@ convex hull needs density functional theory, and is not measured.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -123,8 +124,9 @@ class Novelty(Metric):
             real = held_out.first("valid", NOVEL_CONTROLS).numpy() > 0
             beside = {REAL: novelty(_arrays(held_out, NOVEL_CONTROLS), real, known)}
         names = {
-            "unique": "distinct, of the valid", "novel": "not among the training crystals, of the distinct",
-            "valid_unique_novel": "valid, distinct and novel",
+            "unique": "distinct of the valid",
+            "novel": f"distinct of the valid, and not among {evidence.looked_at('crystals')}",
+            "valid_unique_novel": "valid, distinct and novel, of all",
         }  # fmt: skip
         return [
             Row(key, names[key], value, "%", "higher", _column(beside, key)) for key, value in found.items()
@@ -223,19 +225,23 @@ def match(made: Arrays, truth: Arrays) -> np.ndarray:
 
 
 def novelty(made: Arrays, valid: np.ndarray, known: matching.Known | None) -> dict[str, float]:
-    """Percent: `unique`, distinct ones of the valid; `novel`, of the distinct; `valid_unique_novel`, of all. The last
-    two only where training crystals are known, none without a valid one."""
-    rows = list(np.flatnonzero(valid))
-    structures = [matching.reduced(*(array[row] for array in made)) for row in rows]
-    usable = [(row, one) for row, one in zip(rows, structures, strict=True) if one is not None]
-    if not usable:
+    """Percent: `unique`, distinct ones of the valid; `novel`, distinct ones that are not known, of the valid;
+    `valid_unique_novel`, the same of all. The last two only where training crystals are known, none without a valid
+    one. Only crystals whose composition occurs twice, or is known, are matched: the others are distinct and new."""
+    rows = np.flatnonzero(valid)
+    if not len(rows):
         return {}
-    of = [composition(made[0][row]) for row, _ in usable]
-    firsts = matching.groups([one for _, one in usable], of)
-    found = {"unique": 100 * len(firsts) / len(rows)}
+    of = {row: composition(made[0][row]) for row in rows}
+    count = Counter(of.values())
+    rivalled = [row for row in rows if count[of[row]] > 1 or (known is not None and of[row] in known.rows)]
+    structures = {row: matching.reduced(*(array[row] for array in made)) for row in rivalled}
+    usable = [row for row in rivalled if structures[row] is not None]
+    firsts = matching.groups([structures[row] for row in usable], [of[row] for row in usable])
+    alone = len(rows) - len(rivalled)
+    found = {"unique": 100 * (alone + len(firsts)) / len(rows)}
     if known is not None:
-        new = sum(not known.has(usable[first][1], of[first]) for first in firsts)
-        found |= {"novel": 100 * new / len(firsts), "valid_unique_novel": 100 * new / len(valid)}
+        new = alone + sum(not known.has(structures[row], of[row]) for row in (usable[first] for first in firsts))
+        found |= {"novel": 100 * new / len(rows), "valid_unique_novel": 100 * new / len(valid)}
     return found
 
 

@@ -36,7 +36,7 @@ class Molecule(atoms.AtomModality):
 
     def splits(self, data: MoleculeData) -> Splits:
         train, held_out = files.load(data, max_atoms=self.config.max_atoms)
-        return self.datasets(train, held_out, data.label)
+        return self.datasets(train, held_out, data.label_column)
 
     def made(self, source: Path) -> Dataset:
         """Files of `render.read_files`."""
@@ -44,6 +44,9 @@ class Molecule(atoms.AtomModality):
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
         return self.in_batches(render.read_files(path), batch_size)
+
+    def read_own(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        return self.in_batches(render.read_files(path, own=True), batch_size)
 
     def spaces(self) -> list[Space]:
         return metrics.spaces()
