@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import sys
 import zipfile
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -282,3 +285,30 @@ def test_what_is_slow_is_left_out_and_what_is_quick_is_not() -> None:
     there = all(find_spec(name) is not None for name in ("openbabel", "pymatgen"))
     assert ("match_rate" in chosen) == there
     assert not any(space.needs_download for space in Molecule(Molecule.Config.small()).spaces())
+
+
+@pytest.mark.parametrize("kind", ["molecule", "crystal"])
+def test_the_first_use_of_a_made_set_tells_how_far_it_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def bars(**_: bool) -> Iterator[Callable[[str, int, int], None]]:
+        yield lambda what, more, total: told.append((more, total))
+
+    modality, data = {
+        "molecule": (Molecule(Molecule.Config.small()), MoleculeData(path="qm9-like", num=20)),
+        "crystal": (Crystal(Crystal.Config.small()), CrystalData(path="prototypes", num=20)),
+    }[kind]
+    monkeypatch.setattr(sys.modules[type(modality).__module__], "progress_of", bars)
+    modality.splits(data)
+    assert sum(more for more, _ in told) == 20 and {total for _, total in told} == {20}
+
+
+def test_packed_files_of_molecules_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz.gz").write_bytes(gzip.compress(WATER.encode()))
+    (tmp_path / "b.xyz").write_text(WATER.replace("O ", "8 ").replace("H ", "D "))
+    found = molecule_files.read(tmp_path)
+    assert found.systems.names == ("a", "b") and not found.faults
+    assert found.systems.types.tolist() == [8, 1, 1] * 2
+    (tmp_path / "c.xyz.gz").write_bytes(b"no gzip")
+    assert "c.xyz.gz: cannot be read (cannot be unpacked" in molecule_files.read(tmp_path).faults[0]

@@ -76,7 +76,7 @@ def test_three_protocols_agree_on_known_molecules(name: str, smiles: str):
     assert chemistry.plain_smiles(mol) == smiles and chemistry.fragments(mol) == 1
     atoms = one(types, places)
     assert metrics.DistanceTables()(atoms)["edm_valid"].tolist() == [1]
-    if not metrics.Babel.needs_download:
+    if not metrics.Babel.on_request:
         assert metrics.Babel()(atoms)["openbabel_connected"].tolist() == [1]
 
 
@@ -194,7 +194,7 @@ def test_noise_controls_are_what_they_were_elsewhere(made: Systems, sigma: float
         100 * float(edm["edm_stable_atoms"].sum() / edm["edm_atoms"].sum()),
         *(100 * float(t.float().mean()) for t in (edm["edm_stable"], edm["edm_valid"], seen["rdkit_valid"])),
     ]
-    if not metrics.Babel.needs_download:
+    if not metrics.Babel.on_request:
         found.append(100 * float(metrics.Babel()(noisy)["openbabel_valid"].float().mean()))
     for value, published, allowed in zip(found, PUBLISHED[sigma], ALLOWED, strict=False):
         assert abs(value - published) <= allowed, (sigma, found)

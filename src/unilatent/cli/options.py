@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ..progress import progress_of as progress_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -96,25 +98,6 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.update(task, advance=count)
-
-
-@contextmanager
-def progress_of(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each thing that is made; call it with what, how many more are done, and how many there will be."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-
-        def advance(what: str, more: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], advance=more)
-
-        yield advance
 
 
 def make_folder(path: Path) -> Path:

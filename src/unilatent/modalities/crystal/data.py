@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import importlib.metadata
 import io
@@ -23,10 +22,9 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field
 
-from ...atoms.files import is_periodic
+from ...atoms.files import CORES, MEMBER_BYTES, Progress, by_hash, is_periodic, share_of, unpacked
 from ...atoms.systems import System, Systems
 from ...config import Config
-from ...maths.streams import seed_of
 from ...pretrained import cache_folder
 from . import generator
 from .lattices import require
@@ -45,12 +43,8 @@ MP20 = range(45_229, 45_232)
 MOST_ATOMS = 256
 HELD_OUT = 0.1
 SHOWN = 3
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SMALL = 256
 """Records that are not worth a second process."""
-MEMBER_BYTES = 2**30
-"""What one file of an archive may unpack to."""
-Progress = generator.Progress
 
 
 class CrystalData(Config):
@@ -140,27 +134,22 @@ def load(
         train = parts["train"]
         held_out = parts[others[0]] if others else train.take([])
         if data.held_out is not None and others:
-            held_out = held_out.take(_chosen(held_out.names, _count(data.held_out, len(held_out) + 1)))
+            held_out = held_out.take(
+                _chosen(held_out.names, share_of(data.held_out, len(held_out), len(held_out), "crystals"))
+            )
         if others or data.held_out is None:
             return _some(train, where), held_out
         parts = {"": train}
     everything = next(iter(parts.values())) if len(parts) == 1 else _together(list(parts.values()))
     wanted = HELD_OUT if data.held_out is None else data.held_out
-    chosen = _chosen(everything.names, _count(wanted, len(everything)))
+    chosen = _chosen(everything.names, share_of(wanted, len(everything), len(everything) - 1, "crystals"))
     rest = np.setdiff1d(np.arange(len(everything)), chosen)
     return _some(everything.take(rest), where), everything.take(chosen)
 
 
-def _count(held_out: float, total: int) -> int:
-    count = round(held_out * total) if held_out < 1 else int(held_out)
-    if count >= total:
-        raise ValueError(f"data.held_out: {held_out:g}, but there are only {total} crystals; hold out fewer")
-    return count
-
-
 def _chosen(names: Sequence[str], count: int) -> list[int]:
-    """The `count` of the smallest hash, in order: more crystals move few others between the splits."""
-    return sorted(sorted(range(len(names)), key=lambda i: (seed_of("held_out", names[i]), i))[:count])
+    """The `count` of the smallest hash, in order."""
+    return sorted(by_hash(names)[:count])
 
 
 def _some(systems: Systems, where: str) -> Systems:
@@ -364,14 +353,11 @@ def _records(files: Files, path: Path) -> Iterator[_Record]:
             yield _Record(where, "poscar", text, stem)
 
 
-def _unpacked(name: str, read: Callable[[], bytes]) -> bytes:
-    raw = read()
-    if not name.lower().endswith(".gz"):
-        return raw
+def _unpacked(where: str, read: Callable[[], bytes]) -> bytes:
     try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError) as error:
-        raise ValueError(f"data.path: {name} cannot be unpacked ({error}); copy it again") from None
+        return unpacked(where, read())
+    except ValueError as error:
+        raise ValueError(f"data.path: {where} {error}") from None
 
 
 def _numbered(stem: str, i: int, several: bool) -> str:

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...atoms.elements import NUMBERS, SYMBOLS
 from ...atoms.systems import System
-from .elements import NUMBERS, SYMBOLS, in_order
+from .elements import in_order
 from .lattices import cell_matrix, distances_of, niggli, wrap
 
 CLOSEST = 0.5

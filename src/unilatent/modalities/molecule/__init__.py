@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...atoms import modality as atoms
 from ...atoms.grid import paste_grid
+from ...progress import progress_of
 from ..base import Dataset, Metric, Space, Splits
 from . import data as files
 from . import metrics, render
@@ -35,7 +36,8 @@ class Molecule(atoms.AtomModality):
     molecules = True
 
     def splits(self, data: MoleculeData) -> Splits:
-        train, held_out = files.load(data, max_atoms=self.config.max_atoms)
+        with progress_of(transient=True) as progress:
+            train, held_out = files.load(data, progress, self.config.max_atoms)
         return self.datasets(train, held_out, data.label_column)
 
     def made(self, source: Path) -> Dataset:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import re
 import warnings
 import zipfile
@@ -17,25 +16,22 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from ...atoms.files import is_periodic
+from ...atoms.elements import NUMBERS
+from ...atoms.files import CORES, MEMBER_BYTES, Progress, by_hash, is_periodic, share_of, unpacked
 from ...atoms.systems import System, Systems
 from ...config import Config
 from ...files import read_json, write_json
-from ...maths.streams import seed_of
 from ...pretrained import cache_folder
 from . import generator
-from .chemistry import NUMBERS, rdkit
+from .chemistry import rdkit
 
 OFFLINE = "qm9-like"
 """The path that means molecules made here."""
 SUFFIXES = ("sdf", "xyz", "extxyz")
 GDB9, UNCHARACTERIZED = "gdb9.sdf", "uncharacterized.txt"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CLASH = 0.4
 """Angstrom that two nuclei are always apart."""
-MEMBER_BYTES = 2**30
-"""What one file of an archive may unpack to."""
-READING = 1
+READING = 2
 """Version of the rules below, part of what names a file of the cache."""
 QM9_SPLIT = {"train": 100_000, "validation": 18_000, "test": 12_831}
 QM9_COLUMNS = ["A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
@@ -45,12 +41,11 @@ TOLD = 256
 SHOWN = 5
 """Faults that a message names."""
 
-Progress = Callable[[str, int, int], None]
-
 
 class MoleculeData(Config):
-    """path: a .sdf, .xyz, .extxyz or .npz file of molecules, a zip or folder of such files; a folder with gdb9.sdf,
-    which is QM9; or "qm9-like": molecules made here by RDKit, kept in the cache. None: not set, an error.
+    """path: a .sdf, .xyz, .extxyz (each also .gz) or .npz file of molecules, a zip or folder of such files; a folder
+    with gdb9.sdf, which is QM9; or "qm9-like": molecules made here by RDKit, kept in the cache. None: not set, an
+    error.
     """
 
     path: str | None = None
@@ -132,7 +127,7 @@ def read(path: Path, progress: Progress | None = None, own: bool = False) -> Fou
         return _qm9(path, progress)
     members = _members(path, own)
     if not members and not own:
-        accepted = ", ".join(f".{suffix}" for suffix in SUFFIXES)
+        accepted = ", ".join(f".{suffix}(.gz)" for suffix in SUFFIXES)
         raise ValueError(f"data.path: {path} holds no molecules; accepted are {accepted}, and .npz or .zip of them")
     return _checked(_records(members), str(path), progress, None)
 
@@ -142,25 +137,18 @@ def read(path: Path, progress: Progress | None = None, own: bool = False) -> Fou
 
 def divide(systems: Systems, data: MoleculeData) -> tuple[Systems, Systems]:
     """Training and held-out molecules by the smallest hash of their names, so that more of them move few others."""
-    order = sorted(range(len(systems)), key=lambda i: seed_of("held_out", systems.names[i]))
+    order = by_hash(systems.names)
     if data.path is not None and is_qm9(Path(data.path).expanduser()):
         sizes = _qm9_sizes(len(systems))
         starts = {"validation": sizes["train"], "test": sizes["train"] + sizes["validation"]}
         start = starts[data.held_out_part]
         train, part = order[: sizes["train"]], order[start : start + sizes[data.held_out_part]]
-        held_out = part if data.held_out is None else part[: _count(data.held_out, len(part), len(part))]
+        held_out = part if data.held_out is None else part[: share_of(data.held_out, len(part), len(part), "molecules")]
     else:
-        count = _count(0.1 if data.held_out is None else data.held_out, len(systems), len(systems) - 1)
+        wanted = 0.1 if data.held_out is None else data.held_out
+        count = share_of(wanted, len(systems), len(systems) - 1, "molecules")
         held_out, train = order[:count], order[count:]
     return systems.take(sorted(train)), systems.take(sorted(held_out))
-
-
-def _count(wanted: float, total: int, most: int) -> int:
-    """Of `total` molecules to be held out."""
-    count = round(wanted * total) if wanted < 1 else int(wanted)
-    if count > most:
-        raise ValueError(f"data.held_out: {wanted:g}, but there are only {total} molecules; hold out fewer")
-    return count
 
 
 def _qm9_sizes(count: int) -> dict[str, int]:
@@ -201,7 +189,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def _needs_rdkit(files: list[Path]) -> bool:
-    return any(file.suffix.lower() in (".sdf", ".zip") for file in files)
+    return any(_bare(file.name).lower().endswith((".sdf", ".zip")) for file in files)
 
 
 def _with_columns(systems: Systems, data: MoleculeData) -> Systems:
@@ -274,7 +262,7 @@ def fault_of(system: System) -> str | None:
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of a folder or archive. name: inside it, with forward slashes; where: for messages."""
+    """A file of a folder or archive. name: inside it, with forward slashes, without .gz; where: for messages."""
 
     name: str
     where: str
@@ -299,9 +287,9 @@ def _all_members(path: Path) -> list[_Member]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         shown = {file.relative_to(path).as_posix(): file for file in files}
-        return [_Member(name, str(shown[name]), shown[name].read_bytes) for name in _once(shown)]
+        return [_member(name, str(shown[name]), shown[name].read_bytes) for name in _once(shown)]
     if path.suffix.lower() != ".zip":
-        return [_Member(path.name, str(path), path.read_bytes)] if _is_molecule(path.name) else []
+        return [_member(path.name, str(path), path.read_bytes)] if _is_molecule(path.name) else []
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
@@ -313,19 +301,28 @@ def _all_members(path: Path) -> list[_Member]:
         return archive.read(name)
 
     names = _once(sorted(set(archive.namelist())))
-    return [_Member(name, f"{name} in {path}", lambda name=name: unpack(name)) for name in names]  # type: ignore[misc]
+    return [_member(name, f"{name} in {path}", lambda name=name: unpack(name)) for name in names]  # type: ignore[misc]
+
+
+def _member(name: str, where: str, read: Callable[[], bytes]) -> _Member:
+    return _Member(_bare(name), where, lambda: unpacked(name, read()))
+
+
+def _bare(name: str) -> str:
+    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def _once(names: Iterable[str]) -> list[str]:
     found = [name for name in names if _is_molecule(name)]
-    tables = {name.rpartition(".")[0] for name in found if not name.lower().endswith(".sdf")}
-    return [name for name in found if not name.lower().endswith(".sdf") or name.rpartition(".")[0] not in tables]
+    split = {name: _bare(name).rpartition(".")[::2] for name in found}
+    tables = {stem for stem, suffix in split.values() if suffix.lower() != "sdf"}
+    return [name for name, (stem, suffix) in split.items() if suffix.lower() != "sdf" or stem not in tables]
 
 
 def _is_molecule(name: str) -> bool:
     """By suffix; hidden files and what macOS adds to archives are none."""
     hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    return name.rpartition(".")[2].lower() in SUFFIXES and not hidden
+    return _bare(name).rpartition(".")[2].lower() in SUFFIXES and not hidden
 
 
 def _records(members: list[_Member]) -> Iterator[Record]:

@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...atoms.files import Progress
 from ...atoms.systems import System, Systems
 from ...maths.streams import seed_of
 from ...pretrained import cache_folder
@@ -35,9 +36,6 @@ DRAWS = 64
 """Draws of a piece: what a process makes at a time, and what an interruption loses."""
 PATIENCE = 50
 """Pieces in a row that bring nothing new before there are no more."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many more are done, and how many there will be."""
 
 HEAVY = {3: 0.0005, 4: 0.001, 5: 0.002, 6: 0.005, 7: 0.024, 8: 0.136, 9: 0.8315}
 """Heavy atoms of a molecule, about as often as in QM9."""

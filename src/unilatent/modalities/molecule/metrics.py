@@ -245,12 +245,13 @@ class Validity(Metric):
         for name in self.names:
             if name == "novel" and known is None:
                 continue
-            value = self._value(name, known)
+            value = self.share(name, known)
             stand = beside(value, others)
             rows.append(Row(self._key(name), f"{said[name]} ({self.title})", value(samples), "%", "higher", stand))
         return rows
 
-    def _value(self, name: str, known: Tensor | None) -> Callable[[Rows], float]:
+    def share(self, name: str, known: Tensor | None = None) -> Callable[[Rows], float]:
+        """One of the shares, in percent, as a function of what the space kept; known: graphs that are not novel."""
         prefix = f"{self.space}_"
 
         def value(rows: Rows) -> float:

@@ -12,10 +12,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ...atoms.elements import SYMBOLS
 from ...atoms.systems import System, Systems
 from ...files import write_text
 from . import chemistry
-from .chemistry import SYMBOLS, rdkit
+from .chemistry import rdkit
 from .data import read
 
 COLOURS = {1: "#e8e8e8", 6: "#505050", 7: "#3050f8", 8: "#e02010", 9: "#60c040", 16: "#e0c030"}
