@@ -70,9 +70,12 @@ def main() -> None:
     with Clock() as clock:
         rate = np.isfinite(metrics.match(moved, some)).mean()
     print(f"{len(some[0]):,} matched ({100 * rate:.1f} %): {clock}")
-    valid = np.ones(len(drawn[0]), bool)
-    known = matching.Known(types, fractional, lattice)
-    for kind, made in (("made again", (types, fractional, lattice)), ("of random elements", drawn)):
+    valid, known = np.ones(len(drawn[0]), bool), matching.Known(types, fractional, lattice)
+    with Clock() as clock:
+        for row in range(len(some[0])):
+            matching.reduced(*(array[row] for array in drawn))
+    print(f"{len(some[0]):,} reduced: {clock}")
+    for kind, made in (("of the same", some), ("of random elements", drawn)):
         with Clock() as clock:
             shares = metrics.novelty(made, valid[: len(made[0])], known)
         print(f"{len(made[0]):,} {kind} held against {len(types):,} and each other ({shares['unique']:.1f} % distinct, "

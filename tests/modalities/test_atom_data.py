@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -191,6 +192,35 @@ def test_what_both_kinds_wrote_before_is_cleared(both: Joint, tmp_path: Path) ->
     both.write(again, out)
     back, _ = next(both.read(out, 16))
     assert (back["types"] == data["types"]).all() and (back["periodic"] == data["periodic"]).all()
+
+
+def test_reconstructing_twice_leaves_no_stale_files(
+    both: Joint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the record says in which folder each lies."""
+    from unilatent.cli import main, reconstruct
+    from unilatent.methods.base import ModelConfig
+    from unilatent.methods.unite import UNITE
+
+    small = {"width": 32, "depth": 1, "heads": 2}
+    parts = {"generative_encoder": {**small, "in_context_tokens": 0}, "decoder": {**small, "mlp_width": 32}}
+    method = {"name": "unite", "latent_channels": 4, "reconstruction_noise": 0.1, **parts}
+    model = UNITE(ModelConfig.parse({"modality": both.config.plain(), "method": method})).eval()
+    monkeypatch.setattr(reconstruct, "load", lambda *_: model)
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.cif").write_text(crystal_render.cif(salt()))
+    for name in "bcd":
+        (source / f"{name}.xyz").write_text(WATER)
+    out = tmp_path / "out"
+    for kept in (4, 2):
+        with pytest.raises(SystemExit) as left:
+            main(["reconstruct", "model", str(source), "--out", str(out), "--num", str(kept)])
+        assert not left.value.code
+        files = [row["output"] for row in json.loads((out / "metrics.json").read_text())["files"]]
+        assert files == ["crystal/000000.cif", *(f"molecule/{i:06d}.xyz" for i in range(1, kept))]
+        lying = {path.relative_to(out).as_posix() for path in out.glob("*/*") if path.suffix in (".cif", ".xyz")}
+        assert lying == set(files)
 
 
 # ---- made molecules ------------------------------------------------------------------------------------------------
