@@ -139,7 +139,7 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
         if not isinstance(data.get(key), dict):
             if key in data and data[key] is not None:
                 raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[: i + 1])} is a single value, it has no fields")
-            if key not in data:
+            if key not in data and data:  # in an empty mapping any name may be new: conditions.scalar.column=gap
                 raise ConfigError(f"{'.'.join(keys)}: unknown field {key!r}{_suggest(key, data)}")
             data[key] = {}
         data = data[key]

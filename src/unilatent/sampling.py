@@ -51,7 +51,8 @@ def sample(
     settings: condition values under their own keywords (`labels=[3]`, cycled up to `num`; left out: spread evenly over
     all there are), what guidance leads away from (`negative_prompts="..."`; left out: no condition), and any field of
     SamplingConfig (`solver`, `num_inference_steps`, `guidance_scale`, `guidance_interval`, `guidance_norm`,
-    `time_shift`); what is left out is the model's own setting.
+    `time_shift`); what is left out is the model's own setting. Of systems of atoms also `num_atoms`, a number or a
+    range, in place of drawing it as training systems have it.
     Sample i is a function of (model, seed, i, its condition): neither `num` nor `batch_size` changes it.
     """
     parts = list(sample_batches(model, num, seed=seed, batch_size=batch_size, progress=progress, **settings))
@@ -67,13 +68,16 @@ def sample_batches(
     num, batch_size, start = whole("num", num, 1), whole("batch_size", batch_size, 1), whole("start", start, 0)
     seed = whole("seed", seed, 0)
     chosen, given = split_settings(model.config.sampling, settings)
+    of_layout = {key: given.pop(key) for key in list(given) if key in model.modality.layout_arguments}
     values = model.conditions.parse(num, given)
+    layouts = model.modality.parse_layout(num, of_layout)
     stop = num if stop is None else min(stop, num)
     for first in range(start, stop, batch_size):
         rows = range(first, min(first + batch_size, stop))
         own = {key: value[rows.start : rows.stop].to(model.device) for key, value in values.items()}
         streams = Streams(("sample", seed, i) for i in rows)
-        layout = model.modality.sample_layout(streams, own).to(model.device)
+        asked = {key: value[rows.start : rows.stop].to(model.device) for key, value in layouts.items()}
+        layout = model.modality.sample_layout(streams, {**own, **asked}).to(model.device)
         latents, evaluations = sample_latents(model, own, layout, streams, chosen)
         with decoder_rows(model) as decoded:
             data = move(model.decode(latents, layout, seed=seed, start=first, settings=chosen), "cpu")

@@ -307,14 +307,15 @@ def test_novel_says_how_many_were_looked_at() -> None:
     assert Evidence(train=rows).looked_at("molecules") == "200 training molecules"
 
 
-def test_what_is_slow_is_left_out_and_what_is_quick_is_not() -> None:
+def test_what_is_slow_is_left_out_and_what_is_quick_is_not(both: Joint) -> None:
     from unilatent.evaluation.evaluate import choose_metrics
 
-    chosen = {key for metric in choose_metrics(Molecule(Molecule.Config.small()), ()) for key in metric.gives}
-    assert not {"posebusters", "posebusters_energy"} & chosen
     there = all(find_spec(name) is not None for name in ("openbabel", "pymatgen"))
-    assert ("match_rate" in chosen) == there
-    assert not any(space.needs_download for space in Molecule(Molecule.Config.small()).spaces())
+    for modality, match in ((Molecule(Molecule.Config.small()), "match_rate"), (both, "molecule_match_rate")):
+        chosen = {key for metric in choose_metrics(modality, ()) for key in metric.gives}
+        assert not {"posebusters", "posebusters_energy"} & chosen
+        assert (match in chosen) == there
+        assert not any(space.needs_download for space in modality.spaces()), "records stay in the run's folder"
 
 
 @pytest.mark.parametrize("kind", ["molecule", "crystal"])

@@ -96,14 +96,14 @@ def test_errors_of_turned_mirrored_and_shifted_molecules(sets: tuple[dict[str, T
     turn = turn * torch.det(turn)  # proper
     moved = {**data, "positions": (data["positions"] @ turn + 3) * mask}
     found = metrics.errors(moved, data)
-    assert max(found["rmsd"]) < 1e-5 and found["close"] == [1.0] * 64 and found["types_right"] == [1.0] * 64
+    assert max(found["rmsd"]) < 1e-5 and found["close"] == [100.0] * 64 and found["types_right"] == [100.0] * 64
     mirrored = metrics.errors({**data, "positions": data["positions"] * torch.tensor([-1.0, 1, 1])}, data)
     assert sorted(mirrored["rmsd"])[32] > 0.3
     wrong = {**data, "types": data["types"].clone()}
     wrong["types"][:, 0] = 15
     found = metrics.errors(wrong, data)
     assert found["types_right"] == found["close"] == [0.0] * 64 and max(found["rmsd"]) < 1e-6
-    assert found["type_accuracy"][0] == pytest.approx(1 - 1 / float((data["types"][0] > 0).sum()))
+    assert found["type_accuracy"][0] == pytest.approx(100 - 100 / float((data["types"][0] > 0).sum()))
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.05])

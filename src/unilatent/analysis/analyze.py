@@ -15,6 +15,7 @@ from ..sampling import reconstruct
 from ..types import Batch, count, take
 from .latents import LatentStatistics, interpolations, latent_statistics
 from .plots import draw_latents, draw_levels
+from .probes import Probe, probes
 from .rates import RateReport, in_batches, rate_report
 
 FORMAT = 1
@@ -24,11 +25,13 @@ PAIRS = 6
 
 @dataclass(frozen=True)
 class Analysis:
-    """errors: mean over samples of the modality's measures of reconstruction. rate: None where latents have none."""
+    """errors: mean over samples of the modality's measures of reconstruction. rate: None where latents have none.
+    probes: what is known of samples and can be read off their latents."""
 
     latents: LatentStatistics
     errors: dict[str, float]
     rate: RateReport | None
+    probes: tuple[Probe, ...] = ()
 
     def warnings(self) -> list[str]:
         """In words: what looks wrong, and what to do."""
@@ -53,6 +56,7 @@ def analyze(model: LatentModel, data: Batch, *, draws: int = 4, seed: int = 0, b
         latents=latent_statistics(model, batches, seed),
         errors={key: sum(values) / len(values) for key, values in errors.items()},
         rate=rate_report(model, data, draws, seed, batch_size),
+        probes=tuple(probes(model, batches, seed)),
     )
 
 
@@ -67,7 +71,7 @@ def write_analysis(
     if analysis.rate is not None and (analysis.rate.latents or analysis.rate.data):
         draw_levels(analysis.rate, folder / "noise_levels.png")
         paths.append(folder / "noise_levels.png")
-    rows = interpolations(model, take(data.data, slice(2 * PAIRS)), seed=seed)
+    rows = interpolations(model, data.data, seed=seed, most=PAIRS)
     if rows:
         model.modality.draw_grid(rows, folder / "interpolation.png")
         paths.append(folder / "interpolation.png")
@@ -87,6 +91,9 @@ def analysis_table(analysis: Analysis, title: str) -> Table:
     )
     for key, value in analysis.errors.items():
         out.add_row(f"reconstruction {key}", f"{value:.4g}", "mean over samples")
+    for p in analysis.probes:
+        said = f"{p.measure} of a linear map to {p.name}; from its own tokens {p.tokens:.3g}, its size {p.size:.3g}"
+        out.add_row(f"probe {p.name}", f"{p.latents:.3g}", said)
     if rate is None:
         out.add_row("rate", "none", "this method's latents have no bitrate")
         return out

@@ -68,24 +68,40 @@ def latent_statistics(model: LatentModel, batches: Iterable[Batch], seed: int = 
     )  # fmt: skip
 
 
+def same_layouts(model: LatentModel, data: Any) -> list[tuple[int, int]]:
+    """Pairs of different samples with the same tokens real; all that follow each other where there is no padding."""
+    mask = model.modality.pack(data).layout.mask
+    waiting: dict[bytes, int] = {}
+    pairs = []
+    for row in range(count(data)):
+        key = b"" if mask is None else mask[row].cpu().numpy().tobytes()
+        if key in waiting:
+            pairs.append((waiting.pop(key), row))
+        else:
+            waiting[key] = row
+    return pairs
+
+
 @torch.no_grad()
-def interpolations(model: LatentModel, data: Any, steps: int = 8, seed: int = 0) -> list[Any]:
-    """For samples 0 and 1, 2 and 3, ...: the first, `steps` decoded from the line between their clean latents, the
-    second, as data of steps + 2 samples. All noise, of z_0 and of the decoder, is the same along a line. Empty where
-    samples have sizes of their own."""
-    pairs = count(data) // 2
-    data = take(data, slice(2 * pairs))
+def interpolations(
+    model: LatentModel, data: Any, steps: int = 8, seed: int = 0, most: int | None = None
+) -> list[Any]:  # fmt: skip
+    """For samples 0 and 1, 2 and 3, ..., or where samples have sizes of their own for each two that follow each other
+    among those of a size: the first, `steps` decoded from the line between their clean latents, the second, as data of
+    steps + 2 samples. All noise, of z_0 and of the decoder, is the same along a line. most: so many lines."""
+    found = same_layouts(model, data)[:most]
+    pairs = len(found)
     if not pairs:
         return []
-    layout = model.modality.pack(take(data, slice(pairs))).layout
-    if layout.mask is not None:
-        return []  # between samples of two sizes there is nothing
+    data = take(data, torch.tensor(found).flatten())
+    layout = model.modality.pack(take(data, slice(0, None, 2))).layout.to(model.device)
     z = model.encode_clean(data, Streams((("latents", seed, i) for i in range(2 * pairs)), model.device))
     a, b = z[::2], z[1::2]
     eps = Streams((("line", seed, i) for i in range(pairs)), model.device).normal(*z.shape[1:])
     columns = []
     for w in torch.linspace(0, 1, steps).tolist():
         z_0 = model.path.add_noise(model.finish_latents(a + w * (b - a)), eps, 0.0)
+        z_0 = model.latent_layout(layout).blank(z_0)
         columns.append(move(model.decode(z_0, layout, seed), "cpu"))
     own = [[take(data, slice(i, i + 1)) for i in range(2 * pair, 2 * pair + 2)] for pair in range(pairs)]
     lines = [[take(column, slice(pair, pair + 1)) for column in columns] for pair in range(pairs)]

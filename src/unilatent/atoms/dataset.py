@@ -1,10 +1,10 @@
-"""Systems of atoms as a data set: padded samples, and class labels out of a column."""
+"""Systems of atoms as a data set: padded samples, and out of columns class labels and a number to ask for."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -46,17 +46,57 @@ def classes_of(column: str, *parts: Systems) -> Classes:
     return Classes(column, tuple(values.tolist()), tuple(f"{value:g}" for value in values))
 
 
+QUANTILES = 21
+"""Of a property, kept with a model: every twentieth of the training systems."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """A column whose numbers samples can be asked for, and those of the training systems."""
+
+    column: str
+    mean: float
+    std: float
+    quantiles: tuple[float, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def property_of(column: str, train: Systems) -> Property:
+    """ValueError if systems have no such column, or none of them has a number there."""
+    if column not in train.columns:
+        known = ", ".join(sorted(train.columns)) or "none"
+        raise ValueError(f"data.property_column: {column!r} is not among the data's columns: {known}")
+    return property_from(column, train.columns[column])
+
+
+def property_from(column: str, values: np.ndarray) -> Property:
+    """Of these numbers, NaN where there is none; ValueError if there is not one."""
+    known = values[np.isfinite(values)].astype(np.float64)
+    if not len(known):
+        raise ValueError(f"data.property_column: {column!r} is unknown of every training system; choose another")
+    quantiles = np.quantile(known, np.linspace(0, 1, QUANTILES))
+    return Property(column, float(known.mean()), float(known.std()), tuple(quantiles.tolist()))
+
+
 class SystemsDataset(Dataset):
     """Samples are dicts without a batch axis, padded to `max_atoms`: `types` (N,) and of a molecule `positions` (N, 3),
     centred, of a crystal `fractional` (N, 3) and `lattice` (6,)."""
 
     def __init__(
-        self, systems: Systems, max_atoms: int, elements: Sequence[int] | None = None, classes: Classes | None = None
-    ):
-        self.systems, self.max_atoms, self.classes = systems, max_atoms, classes
+        self, systems: Systems, max_atoms: int, elements: Sequence[int] | None = None, classes: Classes | None = None,
+        asked: Property | None = None,
+    ):  # fmt: skip
+        """asked: the number that samples can be asked for."""
+        self.systems, self.max_atoms, self.classes, self.asked = systems, max_atoms, classes, asked
         self.elements = None if elements is None else frozenset(elements)
         self.starts = systems.starts
+        self.columns = tuple(systems.columns)
         self.facts = {} if classes is None else {"labels": {"class_names": classes.names}}
+        if asked is not None:
+            self.facts["properties"] = asked.facts
 
     def __len__(self) -> int:
         return len(self.systems)
@@ -73,10 +113,16 @@ class SystemsDataset(Dataset):
         sample["fractional" if periodic else "positions"] = torch.from_numpy(padded)
         if systems.lattice is not None:
             sample["lattice"] = torch.from_numpy(systems.lattice[index].copy())
-        if self.classes is None:
-            return sample, {}
-        label = self.classes.values.index(float(systems.columns[self.classes.column][index]))
-        return sample, {"labels": label}
+        values: dict[str, Any] = {}
+        if self.classes is not None:
+            values["labels"] = self.classes.values.index(float(systems.columns[self.classes.column][index]))
+        if self.asked is not None:
+            number = float(systems.columns[self.asked.column][index])
+            values["properties"] = number if np.isfinite(number) else float("nan")
+        return sample, values
+
+    def numbers_of(self, index: int) -> dict[str, float]:
+        return {name: float(values[index]) for name, values in self.systems.columns.items()}
 
     def _refuse(self, types: np.ndarray, name: str) -> None:
         if len(types) > self.max_atoms:
@@ -90,6 +136,9 @@ class SystemsDataset(Dataset):
         s = self.systems
         digest = hashlib.sha256(repr((self.max_atoms, self.classes)).encode())
         columns = [] if self.classes is None else [s.columns[self.classes.column]]
+        if self.asked is not None:
+            digest.update(repr(self.asked).encode())
+            columns.append(s.columns[self.asked.column])
         for array in [s.sizes, s.types, s.coordinates, *([] if s.lattice is None else [s.lattice]), *columns]:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()

@@ -11,6 +11,8 @@ Data are dicts of tensors, padded to `max_atoms` with the real atoms first, so t
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -28,7 +30,7 @@ from ..modalities.base import Modality, Splits
 from ..nets.fields import TokenField
 from ..types import Layout, Tokens
 from . import losses
-from .dataset import SystemsDataset, classes_of
+from .dataset import SystemsDataset, classes_of, property_of
 from .systems import HEAVIEST, Systems
 from .tokens import SURE, Format
 
@@ -225,13 +227,34 @@ class AtomModality(Modality):
 
     # Sizes and views.
 
+    layout_arguments = ("num_atoms",)
+
+    def parse_layout(self, n: int, given: dict[str, Any]) -> dict[str, Tensor]:
+        """num_atoms: 12, "12", "8-12", "8,12", or a list of them."""
+        if given.get("num_atoms") is None:
+            return {}
+        sizes = _whole_numbers(given["num_atoms"], self.config.max_atoms)
+        counts = self._counts
+        if counts and (unseen := sorted({size for size in sizes if size >= len(counts) or not counts[size]})):
+            shown = ", ".join(map(str, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
+            warnings.warn(f"num_atoms: no training system has {shown} atoms; samples may be poor", stacklevel=3)
+        return {"num_atoms": torch.tensor(sizes)[torch.arange(n) % len(sizes)]}
+
+    @property
+    def _counts(self) -> Sequence[int]:
+        """How many training systems have 0, 1, 2, ... atoms; empty where that is not known."""
+        return self.config.sizes or ()
+
     def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
-        """As many atoms as training systems have; any number up to the most where that is not known."""
+        """As many atoms as `num_atoms` says, else as training systems have; any number up to the most where that is not
+        known."""
         return self.form.layout(*self._sized(streams, values))
 
     def _sized(self, streams: Streams, values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
         """(B, N) which atoms there are, and (B,) which samples are periodic."""
         sizes = drawn(streams.uniform(), self.config.sizes, self.config.max_atoms)
+        if values and "num_atoms" in values:
+            sizes = values["num_atoms"].to(sizes.device)
         atoms = torch.arange(self.config.max_atoms, device=sizes.device) < sizes[:, None]
         return atoms, torch.ones_like(sizes, dtype=torch.bool) if self.crystals else None
 
@@ -263,12 +286,16 @@ class AtomModality(Modality):
 
     # Data.
 
-    def datasets(self, train: Systems, held_out: Systems, label_column: str | None) -> Splits:
-        """Both as padded samples; label_column: whose values are classes."""
+    def datasets(
+        self, train: Systems, held_out: Systems, label_column: str | None, property_column: str | None = None
+    ) -> Splits:
+        """Both as padded samples; label_column: whose values are classes; property_column: whose values are numbers
+        that samples can be asked for."""
         classes = None if label_column is None else classes_of(label_column, train, held_out)
         elements = self.config.elements if isinstance(self.config.elements, tuple) else None
         n = self.config.max_atoms
-        return Splits(*[SystemsDataset(part, n, elements, classes) for part in (train, held_out)])
+        asked = None if property_column is None else property_of(property_column, train)
+        return Splits(*[SystemsDataset(part, n, elements, classes, asked) for part in (train, held_out)])
 
     def as_made(self, systems: Systems) -> SystemsDataset:
         """Systems that somebody made; ValueError names one that this modality cannot hold."""
@@ -304,6 +331,28 @@ class AtomModality(Modality):
         if self.config.elements == "found":
             found["elements"] = tuple(sorted(elements_in(splits)))
         return self.config.model_copy(update=found)
+
+
+def _whole_numbers(value: Any, most: int) -> list[int]:
+    """Sizes that a user asks for; ValueError unless all are whole numbers from 1 to `most`."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple | range):
+        sizes = [size for part in value for size in _whole_numbers(part, most)]
+        if not sizes:
+            raise ValueError("num_atoms: empty; give at least one number")
+        return sizes
+    text = str(value).strip()
+    if isinstance(value, str) and "," in text:
+        return [size for part in text.split(",") for size in _whole_numbers(part, most)]
+    span = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if span is None:
+        raise ValueError(f"num_atoms: {text!r} is neither a whole number nor a range like 8-12")
+    first, last = int(span[1]), int(span[2] or span[1])
+    if first > last:
+        raise ValueError(f"num_atoms: {text} runs backwards; write {last}-{first}")
+    if first < 1 or last > most:
+        raise ValueError(f"num_atoms: {text} is out of range; this model makes 1 to {most} atoms (modality.max_atoms)")
+    return list(range(first, last + 1))
 
 
 def elements_in(splits: Splits) -> set[int]:

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _told
     try:
         code = app(arguments, standalone_mode=False)
     except ClickException as error:
@@ -80,6 +82,13 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(" ".join(str(error).split()), 2 if isinstance(error, ValueError) else 1)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of this package in one line, another's with its place."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _is_ours(error: Exception) -> bool:

@@ -38,7 +38,8 @@ def run(
 ) -> None:
     """Say what the latents hold and cost.
 
-    Spread, rank, bits, loss by noise level, the decoder's use of its latents, interpolations; warns of collapse.
+    Spread, rank, bits, loss by noise level, the decoder's use of its latents, what a linear map reads off them,
+    interpolations; warns of collapse.
     """
     from rich.console import Console
 
@@ -75,6 +76,7 @@ def _one(
 ) -> tuple[Analysis, list[Path]]:
     """A model's analysis, and the files it was written to."""
     from ..analysis.analyze import analyze, write_analysis
+    from ..analysis.probes import with_columns
     from ..evaluation.reference import splits_of
     from ..training.batches import whole
 
@@ -83,7 +85,7 @@ def _one(
     if splits is None:
         raise ValueError(f"--data: {source} is no run and does not say what it was trained on; give its data")
     held_out = len(splits.held_out) > 0
-    samples = whole(splits.held_out if held_out else splits.train, network.modality, limit=num)
+    samples = whole(with_columns(splits.held_out if held_out else splits.train), network.modality, limit=num)
     if not held_out:
         print("note: nothing is held out of this data, so training samples are analysed")
     found = analyze(network, samples, draws=draws, seed=seed, batch_size=batch_size)

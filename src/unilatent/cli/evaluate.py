@@ -61,6 +61,9 @@ def run(
     labels: Annotated[
         str | None, typer.Option("--labels", "--label", help='Classes, e.g. "3" or "0-9"; default: evenly over all.')
     ] = None,
+    property: Annotated[
+        str | None, typer.Option("--property", help="A number to ask for, as in `sample`; default: real samples'.")
+    ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance.", min=0)] = None,
     guidance_interval: Annotated[
         tuple[float, float] | None, typer.Option(help="Guide only at times between the two, t = 1 being noise.")
@@ -125,7 +128,7 @@ def run(
     )  # fmt: skip
     settings: dict[str, Any] = {
         "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "guidance_norm": guidance_norm,
-        "num_inference_steps": steps, "solver": solver, "labels": labels,
+        "num_inference_steps": steps, "solver": solver, "labels": labels, "properties": property,
         **decoder_settings(network, decoder_solver, decoder_steps),
     }  # fmt: skip
     started = time.perf_counter()

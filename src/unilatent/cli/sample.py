@@ -49,6 +49,13 @@ def run(
     negative_prompt: Annotated[
         str | None, typer.Option(help="A text that guidance leads away from [default: no text].")
     ] = None,
+    property: Annotated[
+        str | None,
+        typer.Option("--property", help="A number to ask for: 5.2, 4.0-6.0 (ten of them), 4,5.5; cycled."),
+    ] = None,
+    num_atoms: Annotated[
+        str | None, typer.Option(help="Of systems of atoms: 12, 8-12 or 8,12; cycled [default: as training has them].")
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="0 unconditional, 1 conditional, above 1 guided.")
     ] = None,
@@ -88,8 +95,13 @@ def run(
     }  # fmt: skip
     chosen, _ = split_settings(network.config.sampling, settings)
     texts = [*(prompt or []), *(read_lines("--prompts", prompts) if prompts else [])]
-    given = {"labels": labels, "prompts": texts or None, "negative_prompts": negative_prompt}
+    given = {
+        "labels": labels, "prompts": texts or None, "negative_prompts": negative_prompt, "properties": property,
+        "num_atoms": num_atoms,
+    }  # fmt: skip
     settings |= given
+    if num_atoms is not None and "num_atoms" not in network.modality.layout_arguments:
+        raise ValueError("--num-atoms: samples of this model have no number of atoms; leave it out")
     num = (len(texts) if len(texts) > 1 else 16) if num is None else num
     with progress("sampling", num) as advance, autocast(network.device, precision), StopRequest() as stop:
         batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)

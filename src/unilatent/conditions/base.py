@@ -35,6 +35,8 @@ class Condition(nn.Module, ABC):
     Config: ClassVar[type[ConditionConfig]]
     argument: ClassVar[str]
     """The keyword under which users give its values to `sample` (a class condition: "labels")."""
+    given_by: ClassVar[str] = "for pictures: a folder a class"
+    """Where data have its values from, for the message that they have none."""
 
     def __init__(self, config: Any, dim: int):
         """dim: D of the Conditioning it makes."""

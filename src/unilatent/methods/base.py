@@ -100,10 +100,11 @@ class ModelConfig(Config):
         modality = find("modalities", self.modality.name)(self.modality).fitted(splits)
         facts, filled = splits.train.facts, {}
         for name, condition in self.conditions.items():
-            argument = find("conditions", name).argument
+            kind = find("conditions", name)
+            argument = kind.argument
             if argument not in facts:
                 raise ConfigError(
-                    f"conditions.{name}: the data under data.path has no {argument} (for pictures: a folder a class); "
+                    f"conditions.{name}: the data under data.path has no {argument} ({kind.given_by}); "
                     "give data that has, or train without the condition: conditions={}"
                 )
             filled[name] = condition.with_data(**facts[argument])

@@ -36,8 +36,15 @@ class Dataset(ABC):
     facts: dict[str, dict[str, Any]]
     """Condition argument ("labels", say) -> what the data knows about that condition (its `class_names`, say)."""
 
+    columns: tuple[str, ...] = ()
+    """Names of numbers that are known of samples (`numbers_of`), whether or not anything is conditioned on them."""
+
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def numbers_of(self, index: int) -> dict[str, float]:
+        """What is known of one sample, by column; NaN where it is not known. Only with `columns`."""
+        raise AssertionError(f"{type(self).__name__} has no columns")
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
@@ -308,8 +315,15 @@ class Modality(ABC):
 
     @abstractmethod
     def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
-        """A layout for each stream's new sample. values: what the samples are to be conditioned on, by argument; a
-        modality may heed some of them."""
+        """A layout for each stream's new sample. values: what the samples are to be conditioned on, by argument, and
+        what `parse_layout` gave; a modality may heed some of them."""
+
+    layout_arguments: ClassVar[tuple[str, ...]] = ()
+    """Keywords under which users say what layouts of new samples are to be like. Default: there is nothing to say."""
+
+    def parse_layout(self, n: int, given: dict[str, Any]) -> dict[str, Tensor]:
+        """Users' values under those keywords, as n rows each, shorter lists cycled; ValueError names what is wrong."""
+        return {}
 
     def layout_of(self, mask: Tensor) -> Layout:
         """The layout of samples whose real tokens are those where mask (B, N) is True; ValueError if none can be, as

@@ -616,6 +616,7 @@ class Trainer:
             f"{argument}: {len(names)} found in the data: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"
             for argument, facts in self.splits.train.facts.items()
             for names in facts.values()
+            if isinstance(names, tuple) and all(isinstance(name, str) for name in names)
         ]
         lines += [f"note: {line}" for line in unreachable(t.schedule, self.steps, self.samples / t.batch_size)]
         if t.ema_decay and 1 / (1 - t.ema_decay) > self.steps:

@@ -39,7 +39,8 @@ class Crystal(atoms.AtomModality):
     def splits(self, data: CrystalData) -> Splits:
         with progress_of(transient=True) as progress:
             train, held_out = files.load(data, progress, self.config.max_atoms)
-        return self.datasets(train, held_out, data.label_column or ("spacegroup" if data.spacegroup else None))
+        label = data.label_column or ("spacegroup" if data.spacegroup else None)
+        return self.datasets(train, held_out, label, data.property_column)
 
     def made(self, source: Path) -> Dataset:
         """Files of `data.read_files`."""

@@ -71,6 +71,8 @@ class CrystalData(Config):
     """Numbers of each crystal that are kept, None: all; crystals without one that is named are left out."""
     label_column: str | None = None
     """A column of whole numbers, each of which is a class."""
+    property_column: str | None = None
+    """A column of numbers that new crystals can be asked for (`conditions.scalar`); NaN where it is not known."""
     spacegroup: bool = False
     """Finds each space group (spglib, tolerance 0.1 A) and keeps it as the column `spacegroup`, the class where
     there is no other `label_column`; slow."""
@@ -187,10 +189,12 @@ def _judge(found: _Found, data: CrystalData, most: int, where: str) -> None:
 def _with_columns(systems: Systems, data: CrystalData) -> Systems:
     known = sorted(set(systems.columns))
     asked = {*(data.columns or ()), *([data.label_column] if data.label_column else [])}
-    if unknown := sorted(asked - set(known)):
-        field_name = "data.label_column" if unknown[0] == data.label_column else "data.columns"
+    also = {data.property_column} if data.property_column else set()
+    if unknown := sorted((asked | also) - set(known)):
+        fields = {data.label_column: "data.label_column", data.property_column: "data.property_column"}
+        field_name = fields.get(unknown[0], "data.columns")
         raise ValueError(f"{field_name}: no column of numbers {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
-    wanted = known if data.columns is None else sorted(asked | ({"spacegroup"} if data.spacegroup else set()))
+    wanted = known if data.columns is None else sorted(asked | also | ({"spacegroup"} if data.spacegroup else set()))
     kept = replace(systems, columns={name: systems.columns[name] for name in wanted})
     lacking = np.zeros(len(systems), bool)
     for name in asked:

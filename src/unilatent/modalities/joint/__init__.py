@@ -9,9 +9,11 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -19,12 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...atoms import modality as atoms
+from ...atoms.dataset import Property, SystemsDataset, property_from
 from ...atoms.grid import paste_grid
 from ...config import Config, component, resolve_as
 from ...maths.streams import Streams
 from ...registry import available, find
 from ...types import count, take
 from ..base import Dataset, Metric, Space, Splits
+from . import metrics
 
 
 def _kinds() -> list[type[atoms.AtomModality]]:
@@ -87,19 +91,35 @@ class JointDataset(Dataset):
         places = [((i + 0.5) / len(part), kind, i) for kind, part in enumerate(parts) for i in range(len(part))]
         self.order = [(kind, i) for _, kind, i in sorted(places)]
         self.facts = {"labels": {"class_names": tuple(names)}}
+        self.columns = tuple(dict.fromkeys(name for part in parts for name in part.columns))
+
+    def asking_for(self, asked: Property | None) -> Self:
+        """With a number that samples of both kinds can be asked for; of a kind that does not know it, it is NaN."""
+        if asked is not None:
+            self.facts["properties"] = asked.facts
+        return self
+
+    def numbers_of(self, index: int) -> dict[str, float]:
+        kind, i = self.order[index]
+        part = self.parts[kind]
+        return dict.fromkeys(self.columns, float("nan")) | (part.numbers_of(i) if part.columns else {})
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         kind, i = self.order[index]
-        sample, _ = self.parts[kind][i]
-        return _widened(sample, self.max_atoms), {"labels": kind}
+        sample, own = self.parts[kind][i]
+        values = {"labels": kind}
+        if "properties" in self.facts:
+            values["properties"] = own.get("properties", float("nan"))
+        return _widened(sample, self.max_atoms), values
 
     @property
     def fingerprint(self) -> str:
         own = [part.fingerprint for part in self.parts]
-        return hashlib.sha256(repr((own, self.max_atoms)).encode()).hexdigest()
+        asked = [self.facts["properties"]] if "properties" in self.facts else []
+        return hashlib.sha256(repr((own, self.max_atoms, *asked)).encode()).hexdigest()
 
 
 class Joint(atoms.AtomModality):
@@ -131,10 +151,10 @@ class Joint(atoms.AtomModality):
                 said = str(error)
                 own_field = said.startswith("data.")
                 raise ValueError(f"data.parts.{name}.{said[5:]}" if own_field else f"{name}: {said}") from None
-        n = self.config.max_atoms
+        n, asked = self.config.max_atoms, _shared_property([split.train for split in found])
         return Splits(
-            JointDataset([split.train for split in found], names, n),
-            JointDataset([split.held_out for split in found], names, n),
+            JointDataset([split.train for split in found], names, n).asking_for(asked),
+            JointDataset([split.held_out for split in found], names, n).asking_for(asked),
         )
 
     def fitted(self, splits: Splits) -> JointConfig:
@@ -156,27 +176,44 @@ class Joint(atoms.AtomModality):
         uniform, most = streams.uniform(), self.config.max_atoms
         each = torch.stack([atoms.drawn(uniform, part.sizes, part.max_atoms) for part in self.config.parts])
         sizes = each.gather(0, kinds[None])[0]
+        if values and "num_atoms" in values:
+            sizes = values["num_atoms"].to(kinds.device)
+            for number, part in enumerate(self.config.parts):
+                if (large := sizes[(kinds == number) & (sizes > part.max_atoms)]).numel():
+                    raise ValueError(
+                        f"num_atoms: {int(large[0])} is out of range for a {part.name}; this model makes 1 to "
+                        f"{part.max_atoms} atoms of one; ask for fewer, or for the other kind by labels"
+                    )
         periodic = torch.tensor([part.crystals for part in self.parts], device=kinds.device)[kinds]
         return torch.arange(most, device=sizes.device) < sizes[:, None], periodic
+
+    @property
+    def _counts(self) -> Sequence[int]:
+        """Of both kinds together."""
+        known = [part.sizes for part in self.config.parts]
+        if None in known:
+            return ()
+        return [sum(row) for row in zip_longest(*known, fillvalue=0)]
 
     # What belongs to the parts.
 
     def spaces(self) -> list[Space]:
-        return []
+        """The parts' own; each looks at samples of its kind alone."""
+        return metrics.spaces(self.parts)
 
     def metrics(self) -> list[Metric]:
-        """None: numbers of two kinds have no mean. Samples of one kind (`--labels`) are judged by its own modality."""
-        return []
+        """The parts' own, each of samples of its kind: numbers of two kinds have no mean."""
+        return metrics.metrics(self.parts)
 
     @property
     def preprocessing(self) -> str:
         return "; ".join(part.preprocessing for part in self.parts)
 
     def errors(self, made: Any, data: Any) -> dict[str, list[float]]:
-        """What both kinds have: the share of atoms of the right element."""
+        """What both kinds have: percent of atoms of the right element."""
         atoms = data["types"] > 0
         right = (made["types"].to(atoms.device) == data["types"]) & atoms
-        return {"type_accuracy": (right.sum(1) / atoms.sum(1)).tolist()}
+        return {"type_accuracy": (100 * right.sum(1) / atoms.sum(1)).tolist()}
 
     def draw_grid(
         self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
@@ -188,7 +225,7 @@ class Joint(atoms.AtomModality):
 
     def _drawn(self, one: dict[str, Tensor], folder: Path) -> Image.Image:
         part = self._part(one)
-        part.draw_grid([_narrowed(one, part)], folder / "cell.png")
+        part.draw_grid([metrics.narrowed(one, part)], folder / "cell.png")
         with Image.open(folder / "cell.png") as picture:
             return picture.convert("RGB")
 
@@ -198,7 +235,7 @@ class Joint(atoms.AtomModality):
         for i in range(count(data)):
             one = take(data, slice(i, i + 1))
             part = self._part(one)
-            written += part.write(_narrowed(one, part), folder / part.config.name, start + i)
+            written += part.write(metrics.narrowed(one, part), folder / part.config.name, start + i)
         return written
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
@@ -227,6 +264,20 @@ class Joint(atoms.AtomModality):
         return next(part for part in self.parts if part.crystals == bool(one["periodic"][0]))
 
 
+def _shared_property(parts: Sequence[Dataset]) -> Property | None:
+    """The number that samples of either kind can be asked for, over both; ValueError where they name two."""
+    asking = [part for part in parts if isinstance(part, SystemsDataset) and part.asked is not None]
+    columns = list(dict.fromkeys(part.asked.column for part in asking if part.asked is not None))
+    if len(columns) > 1:
+        raise ValueError(
+            f"data.parts: property_column is {' of one kind and '.join(columns)} of the other; name the same for both, "
+            "or leave one null"
+        )
+    if not columns:
+        return None
+    return property_from(columns[0], np.concatenate([part.systems.columns[columns[0]] for part in asking]))
+
+
 def _widened(sample: dict[str, Tensor], max_atoms: int, axes: int = 0) -> dict[str, Tensor]:
     """A sample of one kind as one of both; axes: before that of its atoms."""
     batch = sample["types"].shape[:axes]
@@ -241,8 +292,3 @@ def _widened(sample: dict[str, Tensor], max_atoms: int, axes: int = 0) -> dict[s
         if key in sample:
             out[key] = F.pad(sample[key], (0, 0, 0, room))
     return out
-
-
-def _narrowed(data: dict[str, Tensor], part: atoms.AtomModality) -> dict[str, Tensor]:
-    """Samples of both kinds as the part holds them; all of its kind."""
-    return {key: data[key] for key in part.keys}

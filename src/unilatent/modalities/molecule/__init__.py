@@ -38,7 +38,7 @@ class Molecule(atoms.AtomModality):
     def splits(self, data: MoleculeData) -> Splits:
         with progress_of(transient=True) as progress:
             train, held_out = files.load(data, progress, self.config.max_atoms)
-        return self.datasets(train, held_out, data.label_column)
+        return self.datasets(train, held_out, data.label_column, data.property_column)
 
     def made(self, source: Path) -> Dataset:
         """Files of `render.read_files`."""

@@ -64,6 +64,8 @@ class MoleculeData(Config):
     """Numbers of each molecule that are kept, None: all; a name that the files do not have is an error."""
     label_column: str | None = None
     """A column of whole numbers that is the class of a molecule."""
+    property_column: str | None = None
+    """A column of numbers that new molecules can be asked for (`conditions.scalar`)."""
     bad_share: float = Field(default=0.01, ge=0, le=1)
     """Of all records, how many may be unusable before it is an error; fewer are left out with a warning."""
 
@@ -194,12 +196,12 @@ def _needs_rdkit(files: list[Path]) -> bool:
 
 def _with_columns(systems: Systems, data: MoleculeData) -> Systems:
     wanted = systems.columns if data.columns is None else dict.fromkeys(data.columns)
-    if data.label_column is not None:
-        wanted = {**wanted, data.label_column: None}
+    fields = {"data.label_column": data.label_column, "data.property_column": data.property_column}
+    wanted = {**wanted, **{name: None for name in fields.values() if name is not None}}
     for name in wanted:
         if name not in systems.columns:
             known = ", ".join(systems.columns) or "none"
-            field = "data.label_column" if name == data.label_column else "data.columns"
+            field = next((field for field, own in fields.items() if name == own), "data.columns")
             raise ValueError(f"{field}: {data.path} has no column {name!r}; it has {known}")
     return replace(systems, columns={name: systems.columns[name] for name in wanted})
 

@@ -391,9 +391,10 @@ def passing(data: dict[str, Tensor], energy: bool) -> float:
 
 
 def errors(made: dict[str, Tensor], data: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Of each reconstruction: share of atoms of the right element (`type_accuracy`), whether all are (`types_right`),
-    root mean squared and largest distance in Angstrom of atoms after turning the whole molecule onto its original
-    (`rmsd`, `max_error`: atom by atom, no mirror image), and whether none is off by 0.1 A (`close`)."""
+    """Of each reconstruction: percent of atoms of the right element (`type_accuracy`), 100 where all are
+    (`types_right`), root mean squared and largest distance in Angstrom of atoms after turning the whole molecule onto
+    its original (`rmsd`, `max_error`: atom by atom, no mirror image), and 100 where also none is off by 0.1 A
+    (`close`)."""
     types, mask = data["types"].cpu(), data["types"].cpu() > 0
     right = ((made["types"].cpu() == types) & mask).sum(1) / mask.sum(1)
     whole = (made["types"].cpu() == types).all(1)
@@ -401,9 +402,9 @@ def errors(made: dict[str, Tensor], data: dict[str, Tensor]) -> dict[str, list[f
     turned = superpose(made["positions"].detach().cpu().double(), original, mask)
     furthest = ((turned - original).norm(dim=-1) * mask).amax(1)
     return {
-        "type_accuracy": right.tolist(), "types_right": whole.double().tolist(),
+        "type_accuracy": (100 * right.double()).tolist(), "types_right": (100 * whole.double()).tolist(),
         "rmsd": root_mean_square(turned, original, mask).tolist(), "max_error": furthest.tolist(),
-        "close": (whole & (furthest < CLOSE)).double().tolist(),
+        "close": (100 * (whole & (furthest < CLOSE)).double()).tolist(),
     }  # fmt: skip
 
 
@@ -425,17 +426,17 @@ class Reconstruction(Metric):
             one_element = {**atoms, "types": torch.where(atoms["types"] > 0, commonest, 0)}
             others["one element"] = errors(one_element, atoms)
 
-        def row(key: str, name: str, scale: float, unit: str, better: str) -> Row:
+        def row(key: str, name: str, unit: str, better: str) -> Row:
             of_types = key.startswith("type")  # noise leaves elements right, one element leaves places right
             said = {control: found[key] for control, found in others.items() if of_types == (control == "one element")}
-            stand = {control: scale * sum(values) / len(values) for control, values in said.items()}
-            return Row(key, name, scale * float(made[key].double().mean()), unit, better, stand)
+            stand = {control: sum(values) / len(values) for control, values in said.items()}
+            return Row(key, name, float(made[key].double().mean()), unit, better, stand)
 
         return [
-            row("type_accuracy", "atoms reconstructed as the right element, mean over molecules", 100, "%", "higher"),
-            row("types_right", "molecules with every element right", 100, "%", "higher"),
-            row("rmsd", "index-aligned RMSD of reconstructions", 1, "A", "lower"),
-            row("close", "molecules with every element right and no atom off by 0.1 A", 100, "%", "higher"),
+            row("type_accuracy", "atoms reconstructed as the right element, mean over molecules", "%", "higher"),
+            row("types_right", "molecules with every element right", "%", "higher"),
+            row("rmsd", "index-aligned RMSD of reconstructions", "A", "lower"),
+            row("close", "molecules with every element right and no atom off by 0.1 A", "%", "higher"),
         ]
 
 
