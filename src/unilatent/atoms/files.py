@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import zlib
 from collections.abc import Callable, Sequence
 
 from ..maths.streams import seed_of
@@ -35,7 +36,7 @@ def unpacked(name: str, content: bytes) -> bytes:
         return content
     try:
         return gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"cannot be unpacked ({error}); copy it again") from None
 
 
