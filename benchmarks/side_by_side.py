@@ -45,15 +45,30 @@ UNITE = (
 
 
 def train(source: str, out: Path, *overrides: str) -> float:
-    """Processor seconds of a finished run, whatever it was trained by."""
+    """Processor seconds of a finished run, over all its starts."""
     record = out / "seconds.json"
-    if not record.is_file():
+    seconds = json.loads(record.read_text()) if record.is_file() else []
+    if not (out / "eval").is_dir() and not (out / "model").is_dir():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "unilatent", "train", source, "--out", str(out), *overrides]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        record.write_text(json.dumps(after.ru_utime - before.ru_utime))
-    return float(json.loads(record.read_text()))
+        command = [
+            sys.executable,
+            "-m",
+            "unilatent",
+            "train",
+            source,
+            "--out",
+            str(out),
+            "--resume",
+            "auto",
+            *overrides,
+        ]
+        try:
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        finally:
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+            record.write_text(json.dumps(seconds))
+    return float(sum(seconds))
 
 
 def unite(out: Path, seed: int) -> float:

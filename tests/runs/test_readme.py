@@ -37,9 +37,47 @@ def workplace(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
+TINY = [
+    "training.steps=2", "training.checkpoint_every=0", "training.sample_every=0", "training.evaluate_samples=0",
+    "training.batch_size=4", "method.generative_encoder.depth=1", "method.generative_encoder.in_context_tokens=0",
+    "method.decoder.depth=1",
+]  # fmt: skip
+OTHERS = {"runs/scenes": ["scenes-unite", "data.num_samples=64", "data.held_out=8"],
+          "runs/molecules": ["molecules", "data.num=48", "data.held_out=8"]}  # fmt: skip
+"""Runs of other presets that the README trains, and how the test makes them in seconds."""
+
+
+@pytest.fixture
+def others(cli: Command, workplace: Path) -> None:
+    for folder, arguments in OTHERS.items():
+        done = cli("train", *arguments, *TINY, "--out", folder)
+        assert done.code == 0, done.err
+
+
+def shortened(arguments: list[str]) -> list[str]:
+    """A command line on one of those runs: not trained again; few samples."""
+    if arguments[0] == "train":
+        folder = arguments[arguments.index("--out") + 1]
+        return ["train", *OTHERS[folder], *TINY, "--out", "runs/again", "--dry-run"]
+    if "--num" in arguments:
+        arguments[arguments.index("--num") + 1] = "4"
+    return [*arguments, "--steps", "2"]
+
+
+def test_every_command_line_on_other_data(cli: Command, workplace: Path, others: None) -> None:
+    own = [command[1:] for command in COMMANDS if any(part in OTHERS for part in command)]
+    assert {command[0] for command in own} == {"train", "sample", "evaluate"}
+    for arguments in own:
+        done = cli(*shortened(arguments))
+        assert done.code == 0, (arguments, done.err)
+    assert len(list((workplace / "made").glob("*.xyz"))) == 4
+
+
 def test_every_command_line(cli: Command, workplace: Path) -> None:
     assert len(COMMANDS) >= 9
     for _, *arguments in COMMANDS:
+        if any(part in OTHERS for part in arguments):
+            continue
         if arguments[0] == "train":
             arguments += ["--dry-run"]
             if "digits" in arguments:
