@@ -1,6 +1,8 @@
 """Molecules: how fast the QM9-like set is made, and how fast each protocol judges.
 
 python benchmarks/molecules.py                      1,000 made; 10,000 judged, as they are and with noise
+python benchmarks/molecules.py --noise [--made 2000]
+                                                    what noise does to each measure instead: the table of the docs
 """
 
 from __future__ import annotations
@@ -10,29 +12,29 @@ import time
 
 import torch
 
+from unilatent.atoms.systems import Systems
 from unilatent.modalities.molecule import generator
-from unilatent.modalities.molecule.metrics import spaces, with_noise
+from unilatent.modalities.molecule.metrics import Validity, spaces, with_noise
+from unilatent.records import Held
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--made", type=int, default=1000)
+    parser.add_argument("--made", type=int, help="how many [default: 1,000; 200 with --noise]")
     parser.add_argument("--judged", type=int, default=10_000)
+    parser.add_argument("--noise", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.noise:
+        noise(padded(generator.compose(options.made or 200)))
+        return
 
     before = time.perf_counter(), time.process_time()
-    systems = generator.compose(options.made)
+    systems = generator.compose(options.made or 1000)
     wall, cpu = time.perf_counter() - before[0], time.process_time() - before[1]
     print(f"made {len(systems):,} in {wall:.1f} s, {cpu:.1f} CPU s: {60 * len(systems) / cpu:,.0f} a CPU minute")
 
-    types = torch.zeros(len(systems), 29, dtype=torch.int64)
-    positions = torch.zeros(len(systems), 29, 3)
-    for i in range(len(systems)):
-        system = systems[i]
-        types[i, : len(system.types)] = torch.from_numpy(system.types.astype("int64"))
-        positions[i, : len(system.types)] = torch.from_numpy(system.coordinates)
-    real = {"types": types, "positions": positions}
+    real = padded(systems)
     kinds = {"real": real, "0.05 A": with_noise(real, 0.05), "1 A": with_noise(real, 1.0)}
     print("CPU seconds for 10,000 molecules, one core")
     for space in spaces():
@@ -52,6 +54,42 @@ def main() -> None:
                     judged += len(rows)
             spent[kind] = (time.process_time() - start) * 10_000 / judged
         print(f"{space.name:<10}", ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent.items()))
+
+
+def padded(systems: Systems) -> dict[str, torch.Tensor]:
+    types = torch.zeros(len(systems), 29, dtype=torch.int64)
+    positions = torch.zeros(len(systems), 29, 3)
+    for i in range(len(systems)):
+        system = systems[i]
+        types[i, : len(system.types)] = torch.from_numpy(system.types.astype("int64"))
+        positions[i, : len(system.types)] = torch.from_numpy(system.coordinates)
+    return {"types": types, "positions": positions}
+
+
+COLUMNS = (
+    ("openbabel", "valid", "Open Babel valid"), ("openbabel", "valid_connected", "in one piece"),
+    ("edm", "atom_stable", "EDM atoms"), ("edm", "mol_stable", "EDM molecules"), ("edm", "valid", "EDM valid"),
+    ("rdkit", "valid", "RDKit valid"), ("rdkit", "valid_connected", "in one piece"),
+)  # fmt: skip
+
+
+def noise(real: dict[str, torch.Tensor]) -> None:
+    """Percent by each protocol of molecules with noise of sigma Angstrom; without a package, without its columns."""
+    views = {}
+    for space in spaces():
+        if space.name in {name for name, *_ in COLUMNS}:
+            try:
+                space.prepare(torch.device("cpu"))
+                views[space.name] = space
+            except ValueError as error:
+                print(f"{space.name}: {error}")
+    shown = [column for column in COLUMNS if column[0] in views]
+    print(f"| sigma | {' | '.join(title for *_, title in shown)} |\n| --- |{' --- |' * len(shown)}")
+    for sigma in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1):
+        moved = with_noise(real, sigma)
+        kept = {name: Held(space(moved)) for name, space in views.items()}
+        shares = [Validity(views[name], "").share(key)(kept[name]) for name, key, _ in shown]
+        print(f"| {sigma:g} | {' | '.join(f'{share:.1f}' for share in shares)} |")
 
 
 if __name__ == "__main__":

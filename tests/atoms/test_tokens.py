@@ -205,7 +205,7 @@ def test_systems_become_padded_samples_with_labels() -> None:
         splits.train[2]
     with pytest.raises(BadSample, match="CH: atomic number 6"):
         modality_of("free", elements=(1,)).datasets(systems(), systems().take([]), None).train[0]
-    with pytest.raises(ValueError, match=r"data.label: 'no' is not .* columns: kind"):
+    with pytest.raises(ValueError, match=r"data.label_column: 'no' is not .* columns: kind"):
         modality.datasets(systems(), systems(), "no")
 
 

@@ -94,15 +94,15 @@ def test_more_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         generator.make(9)
 
 
-def test_without_a_path_they_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = CrystalData(num=40, held_out=8)
+def test_made_crystals_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = CrystalData(path="prototypes", num=40, held_out=8)
     train, held_out = load(data)
     monkeypatch.setattr(generator, "make", None)
     again = load(data)
     assert (len(train), len(held_out)) == (32, 8) and not set(train.names) & set(held_out.names)
     assert again[0].names == train.names and again[1].coordinates.tobytes() == held_out.coordinates.tobytes()
     with pytest.raises(ValueError, match=r"data\.held_out: 40, but there are only 40 crystals"):
-        load(CrystalData(num=40, held_out=40))
+        load(CrystalData(path="prototypes", num=40, held_out=40))
 
 
 def test_a_set_that_was_made_is_read_as_it_is(tmp_path: Path, some: Systems) -> None:
@@ -200,10 +200,10 @@ BAD = {
 def test_a_bad_record_is_named_and_the_rest_goes_on(tmp_path: Path, words: str) -> None:
     path = table(tmp_path / "set.csv", [GOOD, BAD[words], GOOD])
     with pytest.warns(UserWarning, match=rf"set\.csv.* record 2 \(m-1\): {words}"):
-        train, _ = load(CrystalData(path=str(path), held_out=0))
+        train, _ = load(CrystalData(path=str(path), held_out=0), max_atoms=20)
     assert train.names == ("m-0", "m-2")
     with pytest.warns(UserWarning, match=words):  # from the cache, no less
-        load(CrystalData(path=str(path), held_out=0))
+        load(CrystalData(path=str(path), held_out=0, max_atoms=20))
 
 
 def test_too_many_bad_records_are_an_error(tmp_path: Path) -> None:

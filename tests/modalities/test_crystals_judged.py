@@ -58,7 +58,7 @@ def first(data: Data, count: int) -> Data:
     ],
 )
 def test_charges_balance_as_in_smact14(symbols: dict[str, int], balances: bool) -> None:
-    from unilatent.modalities.crystal.elements import NUMBERS
+    from unilatent.atoms.elements import NUMBERS
 
     of = validity.composition([NUMBERS[symbol] for symbol, count in symbols.items() for _ in range(2 * count)])
     assert validity.charges_balance(of) is balances
@@ -70,7 +70,7 @@ def test_too_many_combinations_are_invalid_without_trying() -> None:
     symbols = ["Mn", "Cr", "V", "S", "N", "P", "Cl", "Re", "Ru", "Os", "I"]
     states = [len(element.oxidation_states_smact14) for element in element_dictionary(symbols).values()]
     assert np.prod(states) > validity.MOST_COMBINATIONS
-    from unilatent.modalities.crystal.elements import NUMBERS
+    from unilatent.atoms.elements import NUMBERS
 
     assert not validity.charges_balance(validity.composition(NUMBERS[symbol] for symbol in symbols))
 
@@ -199,8 +199,8 @@ def test_copies_are_neither_unique_nor_novel(real: Data) -> None:
     once = numbers(metrics.Novelty()(Evidence(train, None, Held(first(kept, 24)), None)))
     twice = numbers(metrics.Novelty()(Evidence(train, None, Held(kept), None)))
     assert once["unique"] > 90 and twice["unique"] == pytest.approx(once["unique"] * 24 / 30)
-    assert twice["novel"] == once["novel"] == pytest.approx(50, abs=8)
-    assert twice["valid_unique_novel"] == pytest.approx(twice["novel"] * twice["unique"] / 100)
+    assert once["novel"] == pytest.approx(50, abs=8) and twice["novel"] == pytest.approx(once["novel"] * 24 / 30)
+    assert twice["valid_unique_novel"] == twice["novel"]  # all are valid
     kept["valid"] = torch.zeros(30, dtype=torch.uint8)
     assert metrics.Novelty()(Evidence(train, None, Held(kept), None)) == []
 

@@ -14,9 +14,10 @@ pytest.importorskip("rdkit")
 
 from unilatent.atoms.grid import paste_grid
 from unilatent.atoms.systems import System, Systems
-from unilatent.modalities.molecule import chemistry, data, generator, metrics, render
+from unilatent.modalities.molecule import Molecule, chemistry, data, generator, metrics, render
 from unilatent.modalities.molecule.data import MoleculeData, load, read
 
+MOLECULES = Molecule(Molecule.Config.small())
 QM7 = Path(__file__).parents[3] / "shared" / "data" / "qm7.zip"
 TETRAHEDRON = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 3**0.5
 HYDROGENS = np.array([[0, 0.92, 0.57], [0, -0.92, 0.57], [0, 0.92, -1.91], [0, -0.92, -1.91]])  # of ethene
@@ -75,7 +76,7 @@ def test_three_protocols_agree_on_known_molecules(name: str, smiles: str):
     assert chemistry.plain_smiles(mol) == smiles and chemistry.fragments(mol) == 1
     atoms = one(types, places)
     assert metrics.DistanceTables()(atoms)["edm_valid"].tolist() == [1]
-    if not metrics.Babel.needs_download:
+    if not metrics.Babel.on_request:
         assert metrics.Babel()(atoms)["openbabel_connected"].tolist() == [1]
 
 
@@ -193,7 +194,7 @@ def test_noise_controls_are_what_they_were_elsewhere(made: Systems, sigma: float
         100 * float(edm["edm_stable_atoms"].sum() / edm["edm_atoms"].sum()),
         *(100 * float(t.float().mean()) for t in (edm["edm_stable"], edm["edm_valid"], seen["rdkit_valid"])),
     ]
-    if not metrics.Babel.needs_download:
+    if not metrics.Babel.on_request:
         found.append(100 * float(metrics.Babel()(noisy)["openbabel_valid"].float().mean()))
     for value, published, allowed in zip(found, PUBLISHED[sigma], ALLOWED, strict=False):
         assert abs(value - published) <= allowed, (sigma, found)
@@ -285,7 +286,7 @@ def test_broken_records_of_an_sdf(made: Systems, tmp_path: Path):
     ("settings", "words"),
     [
         ({"columns": ("gap", "mass")}, "data.columns: .* has no column 'mass'; it has charge, gap"),
-        ({"label": "gap"}, "data.label: 'gap' of .* is 7.5, not a whole number"),
+        ({"label_column": "gap"}, "data.label_column: 'gap' of .* is 7.5, not a whole number"),
         ({"held_out": 40}, "data.held_out: 40, but there are only 9 molecules"),
     ],
 )
@@ -293,7 +294,7 @@ def test_settings_that_do_not_fit_the_files(settings: dict[str, object], words: 
     for i in range(9):
         (tmp_path / f"good{i}.xyz").write_text(WATER)
     with pytest.raises(ValueError, match=words):
-        load(MoleculeData.parse({"path": str(tmp_path), **settings}))
+        MOLECULES.splits(MoleculeData.parse({"path": str(tmp_path), **settings}))
 
 
 def test_paths_that_hold_nothing(tmp_path: Path):
@@ -348,7 +349,7 @@ def test_splits_move_few_molecules(made: Systems, tmp_path: Path):
 
 
 def test_the_offline_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = load(MoleculeData(num=20))
+    first = load(MoleculeData(path="qm9-like", num=20))
     assert (len(first[0]), len(first[1])) == (18, 2)
     monkeypatch.setattr(generator, "make", lambda *_: pytest.fail("made again"))
     assert load(MoleculeData(path="qm9-like", num=20))[1].names == first[1].names

@@ -12,7 +12,7 @@ import unilatent
 
 PACKAGE = Path(unilatent.__file__).parent
 FLOORS = (
-    ("types", "config", "registry", "files", "devices", "faults", "maths"),
+    ("types", "config", "registry", "files", "devices", "faults", "progress", "maths"),
     ("nets", "pretrained", "records", "shards"),
     ("modalities", "conditions", "atoms"),
     ("methods",),

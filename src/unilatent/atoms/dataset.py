@@ -25,14 +25,24 @@ class Classes:
 
 
 def classes_of(column: str, *parts: Systems) -> Classes:
-    """Every value that a column has, in order; ValueError if no system has that column, or one does not know it."""
+    """Every value that a column has, in order; ValueError if no system has that column, one does not know it, or it is
+    no whole number there."""
     known = [part.columns[column] for part in parts if len(part) and column in part.columns]
     if len(known) < sum(len(part) > 0 for part in parts):
         columns = sorted({name for part in parts for name in part.columns})
-        raise ValueError(f"data.label: {column!r} is not among the data's columns: {', '.join(columns) or 'none'}")
+        raise ValueError(
+            f"data.label_column: {column!r} is not among the data's columns: {', '.join(columns) or 'none'}"
+        )
     values = np.unique(np.concatenate(known)) if known else np.zeros(0)
     if np.isnan(values).any():
-        raise ValueError(f"data.label: {column!r} is unknown of some systems; leave those out of the data")
+        raise ValueError(f"data.label_column: {column!r} is unknown of some systems; leave those out of the data")
+    for part in parts:
+        own = part.columns[column] if len(part) else np.zeros(0)
+        if len(bad := np.flatnonzero((own < 0) | (own % 1 != 0))):
+            name, value = part.names[bad[0]], own[bad[0]]
+            raise ValueError(
+                f"data.label_column: {column!r} of {name} is {value:g}, not a whole number; choose a column of classes"
+            )
     return Classes(column, tuple(values.tolist()), tuple(f"{value:g}" for value in values))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -302,6 +303,10 @@ class AtomModality(Modality):
         for index in range(len(data)):
             data[index]
         return data
+
+    def read_own(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        """`read` of a place where files of the other kind may lie too: these are passed over."""
+        raise AssertionError(f"{type(self).__name__} is no part of a joint modality")
 
     def in_batches(self, systems: Systems, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
         """Batches of data with the systems' names, in order; ValueError names one that this modality cannot hold."""

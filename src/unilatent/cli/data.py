@@ -1,4 +1,4 @@
-"""unilatent data prepare | verify, and make-... of every modality that can make its own"""
+"""unilatent data prepare | verify | make-..., one for every modality that can make its own"""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 
     from ..modalities.base import Raw
 
-app = typer.Typer(help="Make and verify shards of training data.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Make shards of training data and verify them; make molecules and crystals.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Workers = Annotated[int, typer.Option(help="Processes; they change nothing but speed [default: one a core].", min=1)]
 
 
 @app.callback()
 def _group() -> None:
-    """Make and verify shards of training data."""
+    """Make shards of training data and verify them; make molecules and crystals."""
 
 
 @app.command()

@@ -46,7 +46,7 @@ def run(
     count, folder = 0, None
     with progress("decoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
         for data in decode_shards(network, source, batch_size, chosen):
-            folder = folder or clear_numbered(make_folder(out))
+            folder = folder or clear_numbered(make_folder(out), network.modality.subfolders)
             written = network.modality.write(data, folder, start=count)
             count += len(written)
             advance(len(written))

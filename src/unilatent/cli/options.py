@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ..progress import progress_of as progress_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -109,25 +111,6 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.update(task, advance=count)
 
 
-@contextmanager
-def progress_of(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each thing that is made; call it with what, how many more are done, and how many there will be."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-
-        def advance(what: str, more: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], advance=more)
-
-        yield advance
-
-
 def make_folder(path: Path) -> Path:
     """An output folder, made now; ValueError when it cannot be written."""
     from ..training.resuming import check_writable
@@ -137,10 +120,12 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def clear_numbered(folder: Path) -> Path:
-    """Removes what an earlier command numbered (`000000.png`, ...), so that two sets never mix."""
-    for path in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
-        path.unlink()
+def clear_numbered(folder: Path, subfolders: tuple[str, ...] = ()) -> Path:
+    """Removes what an earlier command numbered (`000000.png`, ...) there and in these folders of it, so that two sets
+    never mix."""
+    for place in (folder, *(folder / name for name in subfolders)):
+        for path in place.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
+            path.unlink()
     return folder
 
 

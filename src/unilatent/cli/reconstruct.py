@@ -70,13 +70,19 @@ def run(
             with autocast(network.device, precision):
                 made = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files), **decoding)
             seconds += time.perf_counter() - started
-            folder = folder or clear_numbered(make_folder(out))
+            folder = folder or clear_numbered(make_folder(out), network.modality.subfolders)
             if not shown:
                 shown = [take(data, slice(SHOWN)), take(made, slice(SHOWN))]
             paths = network.modality.write(made, folder, start=len(files))
             errors = network.modality.errors(made, data)
             for i, (name, path) in enumerate(zip(names, paths, strict=True)):
-                files.append({"input": name, "output": path.name, **{key: row[i] for key, row in errors.items()}})
+                files.append(
+                    {
+                        "input": name,
+                        "output": path.relative_to(folder).as_posix(),
+                        **{key: row[i] for key, row in errors.items()},
+                    }
+                )
             advance(len(names))
             if (num is not None and len(files) >= num) or stop.received is not None:
                 break

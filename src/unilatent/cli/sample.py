@@ -107,7 +107,7 @@ def run(
         batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
         first = next(batches)
         folder = make_folder(out)
-        clear_numbered(folder)
+        clear_numbered(folder, network.modality.subfolders)
         shown, asked, made = [], [], 0
         with NpzWriter(folder / "samples.npz") as arrays:
             for part in _chain(first, batches):

@@ -217,14 +217,14 @@ class Evaluator:
     def run(self) -> Evaluation:
         """Every number. All processes come here; the first computes them from the records of all, and tells them."""
         generation, reconstruction = (self._spaces_of(track) for track in ("generation", "reconstruction"))
-        light = [space for space in self.spaces if not space.needs_download]
+        light = [space for space in self.spaces if not _is_heavy(space)]
         judged = bool(self.made or self.request.num_samples) and "generation" in self._tracks
         train = self._reference([s for s in self.spaces if s in generation or s in light]) if judged else None
         held_out = self._held_out([s for s in self.spaces if s in reconstruction or s in light])
         samples = self._samples(generation) if judged else None
         rebuilds = self._model is not None and held_out is not None and "reconstruction" in self._tracks
         reconstructions = self._reconstructions(len(held_out), reconstruction) if rebuilds and held_out else None
-        evidence = Evidence(train, held_out, samples, reconstructions)
+        evidence = Evidence(train, held_out, samples, reconstructions, self._train_total)
         numbers = self._shared(lambda: self._numbers(evidence))
         found = {measured.row.key for measured in numbers}
         return Evaluation(numbers, evidence, tuple(key for key in self.request.metrics if key not in found))
@@ -276,6 +276,14 @@ class Evaluator:
         return _with_needs(self.spaces, {metric.space for metric in self.metrics if metric.track == track})
 
     # The four sets.
+
+    @property
+    def _train_total(self) -> int | None:
+        """Samples of the reference as a whole, where that is known."""
+        given = self.reference.dataset if self.reference else None
+        if self.reference is None and self.splits is not None:
+            given = self.splits.train
+        return None if given is None or isinstance(given, Stream) else len(given)
 
     def _reference(self, spaces: list[Space]) -> Rows | None:
         given = self.reference
@@ -472,10 +480,15 @@ def _with_needs(spaces: Sequence[Space], names: set[str | None]) -> list[Space]:
     return [space for space in spaces if space.name in names | needed]
 
 
+def _is_heavy(space: Space) -> bool:
+    return space.needs_download or space.on_request
+
+
 def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:
-    """The metrics that give these keys; without any, those that need no download. ValueError on an unknown key."""
+    """The metrics that give these keys; without any, those that need neither download nor request. ValueError on an
+    unknown key."""
     everything = modality.metrics()
-    heavy = {space.name for space in modality.spaces() if space.needs_download}
+    heavy = {space.name for space in modality.spaces() if _is_heavy(space)}
     if not keys:
         return [metric for metric in everything if metric.space not in heavy]
     known = [key for metric in everything for key in metric.gives]

@@ -142,6 +142,8 @@ class Space(ABC):
     """SHA-256 of the weights that make it, known once it is prepared and fitted; numbers compare only where these are
     equal. None without any."""
     needs_download: ClassVar[bool] = False
+    on_request: ClassVar[bool] = False
+    """Whether it is slow, or a package for it is missing: left out unless a metric of it is asked for."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Spaces, listed before it, whose tensors it is fitted to."""
     silent: bool = False
@@ -176,12 +178,21 @@ class Evidence:
 
     train: real samples, the reference of distances; held_out: real ones that no training step saw; samples: new ones;
     reconstructions: of `held_out`, row by row, with `Modality.errors` as tensors. Any of them may be missing.
+    train_total: how many samples `train` was chosen from; None where nobody knows.
     """
 
     train: Rows | None = None
     held_out: Rows | None = None
     samples: Rows | None = None
     reconstructions: Rows | None = None
+    train_total: int | None = None
+
+    def looked_at(self, what: str) -> str:
+        """Of `train`, for the name of a row: "the 300 training molecules", "200 of the 300 ..."."""
+        seen, total = len(self.train or ()), self.train_total
+        if total is None:
+            return f"{seen:,} training {what}"
+        return f"{'' if seen >= total else f'{seen:,} of '}the {total:,} training {what}"
 
 
 class Metric(ABC):
@@ -363,7 +374,8 @@ class Modality(ABC):
 
     @abstractmethod
     def metrics(self) -> list[Metric]:
-        """Every metric; those whose space needs no download run at the end of training."""
+        """Every metric; those whose space needs no download, and is not only there on request, run at the end of
+        training."""
 
     @property
     @abstractmethod
@@ -390,7 +402,12 @@ class Modality(ABC):
 
     @abstractmethod
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
-        """One file a sample, numbered from `start`."""
+        """One file a sample, numbered from `start`, in `folder` or one of its `subfolders`."""
+
+    @property
+    def subfolders(self) -> tuple[str, ...]:
+        """Names of folders that `write` makes. Default: none."""
+        return ()
 
     @abstractmethod
     def arrays(self, data: Any) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ def crystals() -> RunConfig:
             time_shift=1.0,
         ),
         sampling=SamplingConfig(solver="heun", num_inference_steps=50, time_shift=1.0),
-        data=CrystalData(num=4000),
+        data=CrystalData(path="prototypes", num=4000),
         training=TrainingConfig(
             steps=1500,
             batch_size=32,

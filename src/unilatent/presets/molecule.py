@@ -26,7 +26,7 @@ def molecules() -> RunConfig:
             time_shift=1.0,
         ),
         sampling=SamplingConfig(solver="heun", num_inference_steps=50, time_shift=1.0),
-        data=MoleculeData(num=4000),
+        data=MoleculeData(path="qm9-like", num=4000),
         training=TrainingConfig(
             steps=1500,
             batch_size=32,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...atoms import modality as atoms
 from ...atoms.grid import paste_grid
+from ...progress import progress_of
 from ..base import Dataset, Metric, Space, Splits
 from . import data as files
 from . import metrics, render
@@ -36,7 +37,8 @@ class Crystal(atoms.AtomModality):
     token_scale = 0.25  # most of a token are the zeros of its class
 
     def splits(self, data: CrystalData) -> Splits:
-        train, held_out = files.load(data)
+        with progress_of(transient=True) as progress:
+            train, held_out = files.load(data, progress, self.config.max_atoms)
         label = data.label_column or ("spacegroup" if data.spacegroup else None)
         return self.datasets(train, held_out, label, data.property_column)
 
@@ -46,6 +48,9 @@ class Crystal(atoms.AtomModality):
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
         return self.in_batches(files.read_files(path), batch_size)
+
+    def read_own(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        return self.in_batches(files.read_files(path, own=True), batch_size)
 
     def spaces(self) -> list[Space]:
         return metrics.spaces()

@@ -1,9 +1,8 @@
-"""Crystals from files as people have them, brought to one form and kept; without a path, those of `generator`."""
+"""Crystals from files as people have them, brought to one form and kept, or those of `generator`."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import importlib.metadata
 import io
@@ -23,69 +22,72 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field
 
+from ...atoms.files import CORES, MEMBER_BYTES, Progress, by_hash, is_periodic, share_of, unpacked
 from ...atoms.systems import System, Systems
 from ...config import Config
-from ...maths.streams import seed_of
 from ...pretrained import cache_folder
 from . import generator
 from .lattices import require
 from .records import READERS, TooLarge, complete, prepared
 
-VERSION = 1
+OFFLINE = "prototypes"
+"""The path that means crystals made here."""
+VERSION = 2
 """Goes up when the same file would give other crystals."""
 SPLITS = ("train", "val", "test")
 PARTS = {"validation": "val", "test": "test"}
 SLICES = (27_138, 36_184)
 """Where MP20's `all.csv` goes over from train to val, and from val to test."""
+MP20 = range(45_229, 45_232)
+"""Crystals that such a file has."""
+MOST_ATOMS = 256
 HELD_OUT = 0.1
 SHOWN = 3
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SMALL = 256
 """Records that are not worth a second process."""
-MEMBER_BYTES = 2**30
-"""What one file of an archive may unpack to."""
-Progress = generator.Progress
 
 
 class CrystalData(Config):
     """path: a .csv (or .csv.gz) with a column `cif`, or a folder or zip that has `train.csv`, `val.csv` and `test.csv`,
     or `all.csv`; a .cif, POSCAR or extended XYZ file, or a folder or zip of such; an .npz that `unilatent data
-    make-crystals` wrote. None: as many as `num` of those it makes, built at first use.
+    make-crystals` wrote; or "prototypes": `num` of those it makes, built at first use. None: not set, an error.
 
     Every cell is Niggli reduced and every crystal's atoms are sorted by electronegativity.
     """
 
     path: str | None = None
     num: int = Field(default=generator.NUM, ge=2)
-    """Crystals to make, without a path."""
+    """Of the set that is made here."""
     seed: int = Field(default=0, ge=0)
-    """Of those."""
+    """Of the set that is made here."""
     held_out: float | None = Field(default=None, ge=0)
     """How many crystals no training step sees, or below 1 which share of them, by a hash of the name. None: the split
     that the data brings, else a tenth. Where the data brings one, so many of that."""
     held_out_part: Literal["validation", "test"] = "validation"
     """Which of the data's own parts is held out; the other one is not used. Numbers to publish are of the test part."""
-    max_atoms: int = Field(default=20, ge=1, le=256)
-    """Larger crystals are left out."""
+    max_atoms: int | None = Field(default=None, ge=1, le=MOST_ATOMS)
+    """Larger crystals are left out, as are those that the model does not take. None: only these."""
     columns: tuple[str, ...] | None = None
     """Numbers of each crystal that are kept, None: all; crystals without one that is named are left out."""
     label_column: str | None = None
-    """A column of numbers each of whose values is a class."""
+    """A column of whole numbers, each of which is a class."""
     property_column: str | None = None
     """A column of numbers that new crystals can be asked for (`conditions.scalar`); NaN where it is not known."""
     spacegroup: bool = False
-    """Finds each space group (spglib, tolerance 0.1 A) and keeps it as the column `spacegroup`; slow."""
+    """Finds each space group (spglib, tolerance 0.1 A) and keeps it as the column `spacegroup`, the class where
+    there is no other `label_column`; slow."""
     bad_share: float = Field(default=0.01, ge=0, le=1)
     """Of all records, how many may be unusable before it is an error; one always may."""
 
     @classmethod
     def small(cls) -> Self:
-        return cls(num=200)
+        return cls(path=OFFLINE, num=200)
 
 
 @dataclass(frozen=True)
 class _Record:
-    """Text of one crystal. where: for messages. split: "" where the data has none."""
+    """Text of one crystal. where: for messages. split: its table's, "all" of a whole one; "" where
+    it has none."""
 
     where: str
     kind: str
@@ -115,43 +117,41 @@ def load(
 
     max_atoms: of the model; larger crystals are left out, with a warning, as those above data.max_atoms are.
 
-    ValueError names the file, the record, what is wrong with it and the way out; as long as only few records are bad,
-    they are left out with a warning that names them. What was parsed is kept in the cache, under a hash of the files.
+    ValueError where there is no path; or it names the file, the record, what is wrong with it and the way out; as long
+    as only few records are bad, they are left out with a warning that names them. What was parsed is kept in the cache,
+    under a hash of the files.
     """
+    if data.path is None:
+        raise ValueError(
+            f"data.path: not set; give a file, folder or .zip of crystals, or {OFFLINE!r} for those made here"
+        )
     require()
-    field_name = "data.path" if data.path else "data"
-    where = str(data.path or "the crystals made here")
-    if max_atoms is not None and max_atoms < data.max_atoms:
-        data = data.model_copy(update={"max_atoms": max_atoms})
-    found = _found(data, progress or generator.silent)
-    _judge(found, data, f"{field_name}: {where}")
+    where = data.path
+    most = min(MOST_ATOMS if limit is None else limit for limit in (data.max_atoms, max_atoms))
+    found = _found(data, most, progress or generator.silent)
+    _judge(found, data, most, f"data.path: {where}")
     parts = {name: _with_columns(part, data) for name, part in found.splits.items()}
     if "train" in parts:
         others = [name for name in (PARTS[data.held_out_part], *SPLITS[1:]) if name in parts]
         train = parts["train"]
         held_out = parts[others[0]] if others else train.take([])
         if data.held_out is not None and others:
-            held_out = held_out.take(_chosen(held_out.names, _count(data.held_out, len(held_out) + 1)))
+            held_out = held_out.take(
+                _chosen(held_out.names, share_of(data.held_out, len(held_out), len(held_out), "crystals"))
+            )
         if others or data.held_out is None:
             return _some(train, where), held_out
         parts = {"": train}
     everything = next(iter(parts.values())) if len(parts) == 1 else _together(list(parts.values()))
     wanted = HELD_OUT if data.held_out is None else data.held_out
-    chosen = _chosen(everything.names, _count(wanted, len(everything)))
+    chosen = _chosen(everything.names, share_of(wanted, len(everything), len(everything) - 1, "crystals"))
     rest = np.setdiff1d(np.arange(len(everything)), chosen)
     return _some(everything.take(rest), where), everything.take(chosen)
 
 
-def _count(held_out: float, total: int) -> int:
-    count = round(held_out * total) if held_out < 1 else int(held_out)
-    if count >= total:
-        raise ValueError(f"data.held_out: {held_out:g}, but there are only {total} crystals; hold out fewer")
-    return count
-
-
 def _chosen(names: Sequence[str], count: int) -> list[int]:
-    """The `count` of the smallest hash, in order: more crystals move few others between the splits."""
-    return sorted(sorted(range(len(names)), key=lambda i: (seed_of("held_out", names[i]), i))[:count])
+    """The `count` of the smallest hash, in order."""
+    return sorted(by_hash(names)[:count])
 
 
 def _some(systems: Systems, where: str) -> Systems:
@@ -164,14 +164,14 @@ def _together(parts: Sequence[Systems]) -> Systems:
     return Systems.of([part[i] for part in parts for i in range(len(part))])
 
 
-def _judge(found: _Found, data: CrystalData, where: str) -> None:
+def _judge(found: _Found, data: CrystalData, most: int, where: str) -> None:
     """ValueError if too much is wrong; a warning if something is."""
     checked = found.total - len(found.large)
     examples = "; ".join(found.bad[:SHOWN]) + ("; ..." if len(found.bad) > SHOWN else "")
     if checked == len(found.bad):
         if found.large and not found.bad:
-            raise ValueError(f"{where}: all {found.total} crystals have more than {data.max_atoms} atoms "
-                             "(data.max_atoms); raise it")  # fmt: skip
+            raise ValueError(f"{where}: all {found.total} crystals have more than {most} atoms "
+                             "(the least of modality.max_atoms and data.max_atoms); raise it")  # fmt: skip
         raise ValueError(f"{where}: no record can be used: {examples or 'there is none'}; give other data")
     if len(found.bad) > max(1, int(data.bad_share * checked)):
         raise ValueError(
@@ -182,7 +182,8 @@ def _judge(found: _Found, data: CrystalData, where: str) -> None:
         warnings.warn(f"{where}: left out {len(found.bad)} of {checked} records: {examples}")
     if found.large:
         some = "; ".join(found.large[:SHOWN]) + ("; ..." if len(found.large) > SHOWN else "")
-        warnings.warn(f"{where}: left out {len(found.large)} larger than data.max_atoms={data.max_atoms}: {some}")
+        warnings.warn(f"{where}: left out {len(found.large)} of more than {most} atoms (the least of "
+                      f"modality.max_atoms and data.max_atoms): {some}")  # fmt: skip
 
 
 def _with_columns(systems: Systems, data: CrystalData) -> Systems:
@@ -207,22 +208,24 @@ def _with_columns(systems: Systems, data: CrystalData) -> Systems:
 # ---- where they come from ------------------------------------------------------------------------------------------
 
 
-def _found(data: CrystalData, progress: Progress) -> _Found:
-    if data.path is None:
+def _found(data: CrystalData, most: int, progress: Progress) -> _Found:
+    """Crystals of at most so many atoms."""
+    assert data.path is not None
+    if data.path == OFFLINE:
         made = "made", generator.VERSION, data.num, data.seed, importlib.metadata.version("pymatgen-core")
-        return _filtered(_kept(_key(*made), lambda: _made(data, progress)), data.max_atoms)
+        return _filtered(_kept(_key(*made), lambda: _made(data, progress)), most)
     path = Path(data.path).expanduser()
     if not path.exists():
-        raise ValueError(f"data.path: {path} does not exist; give a file or folder of crystals, or leave it out")
+        raise ValueError(f"data.path: {path} does not exist; give a file or folder of crystals, or {OFFLINE!r}")
     if path.suffix.lower() == ".npz":
-        return _of_systems(Systems.load(path), path, data.max_atoms)
+        return _of_systems(Systems.load(path), path, most)
     files = _files(path)
     about = hashlib.sha256()
     for name, read in files:
         about.update(f"{name}\0".encode("utf-8", "surrogateescape"))
         about.update(hashlib.sha256(read()).digest())
-    key = _key("parsed", VERSION, about.hexdigest(), data.max_atoms, data.spacegroup)
-    return _kept(key, lambda: _parsed(list(_records(files, path)), data, progress))
+    key = _key("parsed", VERSION, about.hexdigest(), most, data.spacegroup)
+    return _kept(key, lambda: _parsed(list(_records(files, path)), most, data.spacegroup, progress))
 
 
 def _made(data: CrystalData, progress: Progress) -> _Found:
@@ -259,8 +262,9 @@ def _of_systems(systems: Systems, path: Path, max_atoms: int) -> _Found:
 Files = list[tuple[str, Callable[[], bytes]]]
 
 
-def _files(path: Path) -> Files:
-    """Names and readers of all that may hold crystals; only the splits of a folder that has them."""
+def _files(path: Path, own: bool = False) -> Files:
+    """Names and readers of all that may hold crystals; only the splits of a folder that has them. own: without frames
+    of molecules, and possibly none."""
     found: Files
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.is_file())
@@ -274,16 +278,18 @@ def _files(path: Path) -> Files:
         found = [(member.filename, _member(path, member)) for member in sorted(members, key=lambda m: m.filename)]
     else:
         found = [(path.name, path.read_bytes)]
-        if _kind(path.name) is None:
+        if _kind(path.name) is None and not own:
             raise ValueError(f"data.path: {path} is no file of crystals; accepted are {ACCEPTED}")
     hidden = [any(part.startswith((".", "__MACOSX")) for part in name.split("/")) for name, _ in found]
     found = [file for file, skipped in zip(found, hidden, strict=True) if not skipped and _kind(file[0])]
+    if own:
+        found = [file for file in found if _kind(file[0]) != "frame" or is_periodic(_unpacked(*file))]
     if len(found) > 1:
         splits = [file for file in found if _stem(file[0]) in SPLITS and _kind(file[0]) == "csv"]
         whole = [file for file in found if _stem(file[0]) == "all" and _kind(file[0]) == "csv"]
         found = _once(found)
         found = splits if any(_stem(name) == "train" for name, _ in splits) else whole or found
-    if not found:
+    if not found and not own:
         raise ValueError(f"data.path: {path} holds no crystals; accepted are {ACCEPTED}")
     return found
 
@@ -330,13 +336,9 @@ def _kind(name: str) -> str | None:
 
 def _records(files: Files, path: Path) -> Iterator[_Record]:
     for name, read in files:
-        raw, kind = read(), _kind(name)
+        kind = _kind(name)
         where = str(path) if path.is_file() and path.suffix.lower() != ".zip" else f"{path}: {name}"
-        if name.lower().endswith(".gz"):
-            try:
-                raw = gzip.decompress(raw)
-            except (OSError, EOFError) as error:
-                raise ValueError(f"data.path: {where} cannot be unpacked ({error}); copy it again") from None
+        raw = _unpacked(where, read)
         text = raw.decode("utf-8", errors="replace")
         stem = PurePosixPath(name).as_posix().removesuffix(".gz")
         stem = stem.rpartition(".")[0] or stem
@@ -353,6 +355,13 @@ def _records(files: Files, path: Path) -> Iterator[_Record]:
                 )
         else:
             yield _Record(where, "poscar", text, stem)
+
+
+def _unpacked(where: str, read: Callable[[], bytes]) -> bytes:
+    try:
+        return unpacked(where, read())
+    except ValueError as error:
+        raise ValueError(f"data.path: {where} {error}") from None
 
 
 def _numbered(stem: str, i: int, several: bool) -> str:
@@ -373,7 +382,7 @@ def _rows(text: str, where: str, stem: str) -> Iterator[_Record]:
         for key, value in row.items():
             if key and key not in ("cif", "material_id", "id") and isinstance(value, str):
                 columns[key] = _value(value)
-        split = stem if stem in SPLITS else ""
+        split = stem if stem in (*SPLITS, "all") else ""
         yield _Record(f"{where} record {i + 1} ({name})", "cif", row["cif"] or "", name, split, columns)
 
 
@@ -404,14 +413,14 @@ def _frames(text: str, where: str, stem: str) -> Iterator[_Record]:
         at, number = at + count + 2, number + 1
 
 
-def _parsed(records: list[_Record], data: CrystalData, progress: Progress) -> _Found:
+def _parsed(records: list[_Record], most: int, spacegroup: bool, progress: Progress) -> _Found:
     """Every record, on all cores."""
     total = len(records)
     workers = min(CORES, 1 + total // SMALL)
     splits: dict[str, list[System]] = {}
     bad: list[str] = []
     large: list[str] = []
-    tasks = (records, itertools.repeat(data.max_atoms), itertools.repeat(data.spacegroup))
+    tasks = (records, itertools.repeat(most), itertools.repeat(spacegroup))
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
     try:
         results = pool.map(_parse, *tasks, chunksize=32) if pool else map(_parse, *tasks)
@@ -439,9 +448,9 @@ def _drop_empty_columns(splits: dict[str, list[System]]) -> None:
 
 
 def _split_of(record: _Record, number: int, total: int) -> str:
-    """The data's own, or MP20's where all of it lies in one `all.csv`."""
-    if not record.split and "all.csv" in record.where and total > SLICES[1]:
-        return SPLITS[sum(number >= start for start in SLICES)]
+    """The data's own, or MP20's where all of it lies in one `all.csv`; "" where there is none."""
+    if record.split == "all":
+        return SPLITS[sum(number >= start for start in SLICES)] if total in MP20 else ""
     return record.split
 
 
@@ -472,19 +481,22 @@ def _spacegroup(one: System) -> int:
         raise ValueError(f"no space group can be found ({error})") from None
 
 
-def read_files(path: Path) -> Systems:
+def read_files(path: Path, own: bool = False) -> Systems:
     """Every crystal of a file, folder or zip in order, exactly as it lies there: neither reduced nor sorted, and also
-    those that could not exist. ValueError names the first that is none."""
+    those that could not exist. ValueError names the first that is none. own: files of molecules are passed over, and
+    there may be nothing else."""
     path = path.expanduser()
     if not path.exists():
         raise ValueError(f"{path}: does not exist; give a file or folder of crystals")
     if path.suffix.lower() == ".npz":
         systems = Systems.load(path)
         if systems.lattice is None:
+            if own:
+                return Systems.of([])
             raise ValueError(f"{path}: holds molecules (no lattice), not crystals; give other files")
         return systems
     found = []
-    for record in _records(_files(path), path):
+    for record in _records(_files(path, own), path):
         try:
             if record.kind == "broken":
                 raise ValueError(record.text)

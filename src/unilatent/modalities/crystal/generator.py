@@ -19,6 +19,7 @@ from math import gcd
 
 import numpy as np
 
+from ...atoms.files import Progress
 from ...atoms.systems import System, Systems
 from .elements import in_order
 from .lattices import cell_matrix, distances_of, niggli, require, wrap
@@ -357,10 +358,6 @@ def _tolerated(radii: dict[str, float]) -> bool:
 
 
 # ---- many of them --------------------------------------------------------------------------------------------------
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many more are done, and how many there will be."""
 
 
 def silent(what: str, more: int, total: int) -> None:

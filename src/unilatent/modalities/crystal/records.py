@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...atoms.elements import NUMBERS, SYMBOLS
 from ...atoms.systems import System
-from .elements import NUMBERS, SYMBOLS, in_order
+from .elements import in_order
 from .lattices import cell_matrix, distances_of, niggli, wrap
 
 CLOSEST = 0.5
@@ -34,8 +35,8 @@ def read_cif(text: str) -> System:
     """The first block of a CIF. Those without symmetry are read here, others by pymatgen (ten times slower)."""
     if not text.strip():
         raise ValueError("it is empty")
-    if "_cell_length_a" not in text:
-        raise ValueError("no lattice (_cell_length_a, ...)")
+    if missing := [tag for tag in (*LENGTHS, *ANGLES) if tag not in text]:
+        raise ValueError(f"no lattice ({missing[0]} is missing)")
     plain = _plain_cif(text)
     if plain is not None:
         return plain
@@ -158,7 +159,7 @@ def _of_structure(structure: object) -> System:
 
 
 def _plain_cif(text: str) -> System | None:
-    """Of a CIF that names every atom of its cell; None if it may not.
+    """Of a CIF that names every atom of its cell; None if it may not, or is laid out in another way.
 
     ValueError on what is wrong with such a one.
     """
@@ -173,8 +174,8 @@ def _plain_cif(text: str) -> System | None:
         group = values.get("_symmetry_space_group_name_H-M", values.get("_space_group_name_H-M_alt", ""))
         if re.sub(r"\s", "", group) != "P1" and values.get("_symmetry_Int_Tables_number") != "1":
             return None
-    if missing := [tag for tag in (*LENGTHS, *ANGLES) if tag not in values]:
-        raise ValueError(f"no lattice ({missing[0]} is missing)")
+    if not all(values.get(tag) for tag in (*LENGTHS, *ANGLES)):
+        return None
     lattice = np.array([_number(values[tag]) for tag in (*LENGTHS, *ANGLES)])
     sites = [(header, rows) for header, rows in loops if PLACES[0] in header]
     if len(sites) != 1:
@@ -183,9 +184,11 @@ def _plain_cif(text: str) -> System | None:
     named = "_atom_site_type_symbol" if "_atom_site_type_symbol" in header else "_atom_site_label"
     if named not in header or any(tag not in header for tag in PLACES):
         return None
+    if named == "_atom_site_label" and not all(_known(row[header.index(named)]) for row in rows):
+        return None  # "CuA" is copper
     symbol, axes = header.index(named), [header.index(tag) for tag in PLACES]
     if any(len(row) != len(header) for row in rows):
-        raise ValueError(f"a line of an atom does not have its {len(header)} words")
+        return None  # a comment, or a row over several lines
     if "_atom_site_occupancy" in header:
         place = header.index("_atom_site_occupancy")
         for row in rows:
@@ -246,6 +249,11 @@ def _element(symbol: str) -> int:
     if name not in NUMBERS:
         raise ValueError(f"unknown element {symbol!r}")
     return NUMBERS[name]
+
+
+def _known(symbol: str) -> bool:
+    found = re.match(r"[A-Za-z]+", symbol)
+    return found is not None and found[0].capitalize() in NUMBERS
 
 
 def _finite(values: np.ndarray, what: str) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ...atoms.elements import SYMBOLS
 from ...atoms.systems import System
 from ...files import write_text
 from .data import read_files as read_files
-from .elements import SYMBOLS, formula
+from .elements import formula
 from .lattices import STEPS, cell_matrix
 
 CELL = 192

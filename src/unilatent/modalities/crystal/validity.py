@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .elements import SYMBOLS
+from ...atoms.elements import SYMBOLS
 from .lattices import EXTRA, STEPS, cell_matrix
 
 ANGLES = (50.0, 130.0)

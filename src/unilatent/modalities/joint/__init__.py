@@ -145,7 +145,12 @@ class Joint(atoms.AtomModality):
             own: Any = data.parts[name]
             if data.held_out is not None:
                 own = own.model_copy(update={"held_out": (data.held_out + number) // len(names)})
-            found.append(part.splits(own))
+            try:
+                found.append(part.splits(own))
+            except ValueError as error:
+                said = str(error)
+                own_field = said.startswith("data.")
+                raise ValueError(f"data.parts.{name}.{said[5:]}" if own_field else f"{name}: {said}") from None
         n, asked = self.config.max_atoms, _shared_property([split.train for split in found])
         return Splits(
             JointDataset([split.train for split in found], names, n).asking_for(asked),
@@ -234,26 +239,25 @@ class Joint(atoms.AtomModality):
         return written
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        """What each kind finds in its own folder of `path`, or where there is none in `path` itself, by name."""
+        """What each kind finds in its own folder of `path`, or where there is none in `path` itself, by name;
+        ValueError on a file of either that cannot be used."""
         found: list[tuple[str, dict[str, Tensor]]] = []
-        faults: list[ValueError] = []
         for part in self.parts:
             own = path / part.config.name
-            try:
-                for data, names in part.read(own if own.is_dir() else path, batch_size):
-                    rows = [take(data, slice(i, i + 1)) for i in range(len(names))]
-                    wide = [_widened(row, self.config.max_atoms, 1) for row in rows]
-                    found += zip(names, wide, strict=True)
-            except ValueError as error:
-                faults.append(error)
-        if faults and (
-            len(faults) == len(self.parts) or any((path / part.config.name).is_dir() for part in self.parts)
-        ):
-            raise faults[0]
+            for data, names in part.read_own(own if own.is_dir() else path, batch_size):
+                rows = [take(data, slice(i, i + 1)) for i in range(len(names))]
+                wide = [_widened(row, self.config.max_atoms, 1) for row in rows]
+                found += zip(names, wide, strict=True)
+        if not found:
+            raise ValueError(f"{path}: holds neither molecules nor crystals; give files of either")
         found.sort(key=lambda pair: pair[0])
         for first in range(0, len(found), batch_size):
             some = found[first : first + batch_size]
             yield self.join([row for _, row in some]), [name for name, _ in some]
+
+    @property
+    def subfolders(self) -> tuple[str, ...]:
+        return tuple(part.name for part in self.config.parts)
 
     def _part(self, one: dict[str, Tensor]) -> atoms.AtomModality:
         """The kind of a sample (1, ...)."""

@@ -95,6 +95,7 @@ class OfPart(Space):
         self.name = f"{name_of(part)}.{space.name}"  # type: ignore[misc]
         self.needs = (Kinds.name, *(f"{name_of(part)}.{need}" for need in space.needs))  # type: ignore[misc]
         self.needs_download, self.compares = space.needs_download, space.compares  # type: ignore[misc]
+        self.on_request = space.on_request  # type: ignore[misc]
 
     def prepare(self, device: torch.device) -> None:
         self.space.prepare(device)
@@ -144,7 +145,12 @@ class OfKind(Metric):
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         chosen: Callable[[Rows | None], Rows | None] = self._chosen
-        own = Evidence(*map(chosen, (evidence.train, evidence.held_out, evidence.samples, evidence.reconstructions)))
+        train, whole = chosen(evidence.train), evidence.train
+        # of some of the training data, nobody has counted how many of each kind there are
+        total = len(train) if train is not None and whole is not None and len(whole) == evidence.train_total else None
+        own = Evidence(
+            train, chosen(evidence.held_out), chosen(evidence.samples), chosen(evidence.reconstructions), total
+        )
         kind = name_of(self.part)
         rows = self.metric(own)
         return [replace(row, key=self.renamed.get(row.key, row.key), name=f"{kind}: {row.name}") for row in rows]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...atoms import modality as atoms
 from ...atoms.grid import paste_grid
+from ...progress import progress_of
 from ..base import Dataset, Metric, Space, Splits
 from . import data as files
 from . import metrics, render
@@ -35,8 +36,9 @@ class Molecule(atoms.AtomModality):
     molecules = True
 
     def splits(self, data: MoleculeData) -> Splits:
-        train, held_out = files.load(data, max_atoms=self.config.max_atoms)
-        return self.datasets(train, held_out, data.label, data.property_column)
+        with progress_of(transient=True) as progress:
+            train, held_out = files.load(data, progress, self.config.max_atoms)
+        return self.datasets(train, held_out, data.label_column, data.property_column)
 
     def made(self, source: Path) -> Dataset:
         """Files of `render.read_files`."""
@@ -44,6 +46,9 @@ class Molecule(atoms.AtomModality):
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
         return self.in_batches(render.read_files(path), batch_size)
+
+    def read_own(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        return self.in_batches(render.read_files(path, own=True), batch_size)
 
     def spaces(self) -> list[Space]:
         return metrics.spaces()

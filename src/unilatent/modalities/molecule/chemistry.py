@@ -23,17 +23,6 @@ from torch import Tensor
 EXTRA = "pip install 'unilatent[atoms]'"
 EVALUATION_EXTRA = "pip install 'unilatent[atoms-eval]'"
 
-SYMBOLS = (
-    "X", "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K",
-    "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr",
-    "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La",
-    "Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os",
-    "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu", "Am",
-    "Cm", "Bk", "Cf", "Es",
-)  # fmt: skip
-"""By atomic number, 1 to 99."""
-NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
-
 H, C, N, O, F, S = 1, 6, 7, 8, 9, 16  # noqa: E741
 SINGLE = {
     (H, H): 74, (H, C): 109, (H, N): 101, (H, O): 96, (H, F): 92, (C, C): 154, (C, N): 147, (C, O): 143, (C, F): 135,

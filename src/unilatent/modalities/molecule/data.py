@@ -1,11 +1,10 @@
-"""Molecules from .sdf, .xyz, .extxyz and .npz files, folders and zips of them, from QM9; without a path, made here."""
+"""Molecules from .sdf, .xyz, .extxyz and .npz files, folders and zips of them, from QM9, or made here."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import io
-import os
 import re
 import warnings
 import zipfile
@@ -17,24 +16,22 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field
 
+from ...atoms.elements import NUMBERS
+from ...atoms.files import CORES, MEMBER_BYTES, Progress, by_hash, is_periodic, share_of, unpacked
 from ...atoms.systems import System, Systems
 from ...config import Config
 from ...files import read_json, write_json
-from ...maths.streams import seed_of
 from ...pretrained import cache_folder
 from . import generator
-from .chemistry import NUMBERS, rdkit
+from .chemistry import rdkit
 
 OFFLINE = "qm9-like"
 """The path that means molecules made here."""
 SUFFIXES = ("sdf", "xyz", "extxyz")
 GDB9, UNCHARACTERIZED = "gdb9.sdf", "uncharacterized.txt"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CLASH = 0.4
 """Angstrom that two nuclei are always apart."""
-MEMBER_BYTES = 2**30
-"""What one file of an archive may unpack to."""
-READING = 1
+READING = 2
 """Version of the rules below, part of what names a file of the cache."""
 QM9_SPLIT = {"train": 100_000, "validation": 18_000, "test": 12_831}
 QM9_COLUMNS = ["A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
@@ -44,12 +41,11 @@ TOLD = 256
 SHOWN = 5
 """Faults that a message names."""
 
-Progress = Callable[[str, int, int], None]
-
 
 class MoleculeData(Config):
-    """path: a .sdf, .xyz, .extxyz or .npz file of molecules, a zip or folder of such files; a folder with gdb9.sdf,
-    which is QM9; None or "qm9-like": molecules made here by RDKit, kept in the cache.
+    """path: a .sdf, .xyz, .extxyz (each also .gz) or .npz file of molecules, a zip or folder of such files; a folder
+    with gdb9.sdf, which is QM9; or "qm9-like": molecules made here by RDKit, kept in the cache. None: not set, an
+    error.
     """
 
     path: str | None = None
@@ -58,14 +54,15 @@ class MoleculeData(Config):
     seed: int = Field(default=0, ge=0)
     """Of the set that is made here."""
     held_out: float | None = Field(default=None, ge=0)
-    """How many molecules no training step sees, or below 1 which share; None: a tenth, of QM9 its validation part."""
+    """How many molecules no training step sees, or below 1 which share; None: a tenth, of QM9 its validation part.
+    Of QM9, so many of that part: training molecules stay the same."""
     held_out_part: Literal["validation", "test"] = "validation"
     """Which part of QM9's documented split is held out; the other one is not used."""
     max_atoms: int | None = Field(default=None, ge=1)
     """Molecules with more atoms are passed over."""
     columns: tuple[str, ...] | None = None
     """Numbers of each molecule that are kept, None: all; a name that the files do not have is an error."""
-    label: str | None = None
+    label_column: str | None = None
     """A column of whole numbers that is the class of a molecule."""
     property_column: str | None = None
     """A column of numbers that new molecules can be asked for (`conditions.scalar`)."""
@@ -75,7 +72,7 @@ class MoleculeData(Config):
     @classmethod
     def small(cls) -> Self:
         """Made in seconds."""
-        return cls(num=300)
+        return cls(path=OFFLINE, num=300)
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,14 @@ def load(
     """Molecules to train on, and those that no training step sees.
 
     max_atoms: of the model; a molecule with more is a bad record. Bad records are left out with a warning that names
-    the first, or are a ValueError where they are more than `data.bad_share`; so is a path that holds no molecules.
+    the first, or are a ValueError where they are more than `data.bad_share`; so is a path that holds no molecules, and
+    none at all.
     """
+    if data.path is None:
+        raise ValueError(
+            f"data.path: not set; give a file, folder or .zip of molecules (QM9: its folder), or {OFFLINE!r} for those "
+            "made here"
+        )
     found = _found(data, progress)
     systems, faults = found.systems, list(found.faults)
     total = len(systems) + len(faults)
@@ -105,25 +108,28 @@ def load(
         systems = systems.take(np.flatnonzero(systems.sizes <= max_atoms))
     _report(faults, total, data)
     if len(systems) < 2:
-        raise ValueError(f"data.path: {_where(data)} holds {len(systems)} molecules that can be used; give more")
+        raise ValueError(f"data.path: {data.path} holds {len(systems)} molecules that can be used; give more")
     return divide(_with_columns(systems, data), data)
 
 
-def read(path: Path, progress: Progress | None = None) -> Found:
-    """Every molecule of a file, folder or zip; ValueError where there is none."""
+def read(path: Path, progress: Progress | None = None, own: bool = False) -> Found:
+    """Every molecule of a file, folder or zip; ValueError where there is none. own: files of crystals are passed over,
+    and there may be nothing else."""
     path = path.expanduser()
     if not path.exists():
         raise ValueError(f"data.path: {path} does not exist; give a file, folder or zip of molecules")
     if path.suffix.lower() == ".npz":
         systems = Systems.load(path)
         if systems.lattice is not None:
+            if own:
+                return Found(Systems.of([]), ())
             raise ValueError(f"data.path: {path} holds crystals; give molecules")
         return _checked(_of_systems(systems, str(path)), str(path), progress, len(systems))
     if is_qm9(path):
         return _qm9(path, progress)
-    members = _members(path)
-    if not members:
-        accepted = ", ".join(f".{suffix}" for suffix in SUFFIXES)
+    members = _members(path, own)
+    if not members and not own:
+        accepted = ", ".join(f".{suffix}(.gz)" for suffix in SUFFIXES)
         raise ValueError(f"data.path: {path} holds no molecules; accepted are {accepted}, and .npz or .zip of them")
     return _checked(_records(members), str(path), progress, None)
 
@@ -133,17 +139,16 @@ def read(path: Path, progress: Progress | None = None) -> Found:
 
 def divide(systems: Systems, data: MoleculeData) -> tuple[Systems, Systems]:
     """Training and held-out molecules by the smallest hash of their names, so that more of them move few others."""
-    order = sorted(range(len(systems)), key=lambda i: seed_of("held_out", systems.names[i]))
-    if data.held_out is None and data.path is not None and is_qm9(Path(data.path).expanduser()):
+    order = by_hash(systems.names)
+    if data.path is not None and is_qm9(Path(data.path).expanduser()):
         sizes = _qm9_sizes(len(systems))
         starts = {"validation": sizes["train"], "test": sizes["train"] + sizes["validation"]}
         start = starts[data.held_out_part]
-        train, held_out = order[: sizes["train"]], order[start : start + sizes[data.held_out_part]]
+        train, part = order[: sizes["train"]], order[start : start + sizes[data.held_out_part]]
+        held_out = part if data.held_out is None else part[: share_of(data.held_out, len(part), len(part), "molecules")]
     else:
         wanted = 0.1 if data.held_out is None else data.held_out
-        count = round(wanted * len(systems)) if wanted < 1 else int(wanted)
-        if count >= len(systems):
-            raise ValueError(f"data.held_out: {wanted:g}, but there are only {len(systems)} molecules; hold out fewer")
+        count = share_of(wanted, len(systems), len(systems) - 1, "molecules")
         held_out, train = order[:count], order[count:]
     return systems.take(sorted(train)), systems.take(sorted(held_out))
 
@@ -156,7 +161,8 @@ def _qm9_sizes(count: int) -> dict[str, int]:
 
 
 def _found(data: MoleculeData, progress: Progress | None) -> Found:
-    if data.path is None or data.path == OFFLINE:
+    assert data.path is not None
+    if data.path == OFFLINE:
         return Found(generator.cached(data.num, data.seed, CORES, progress), ())
     path = Path(data.path).expanduser()
     if not path.exists() or path.suffix.lower() == ".npz":
@@ -185,29 +191,19 @@ def _fingerprint(path: Path) -> str:
 
 
 def _needs_rdkit(files: list[Path]) -> bool:
-    return any(file.suffix.lower() in (".sdf", ".zip") for file in files)
+    return any(_bare(file.name).lower().endswith((".sdf", ".zip")) for file in files)
 
 
 def _with_columns(systems: Systems, data: MoleculeData) -> Systems:
     wanted = systems.columns if data.columns is None else dict.fromkeys(data.columns)
-    fields = {"data.label": data.label, "data.property_column": data.property_column}
+    fields = {"data.label_column": data.label_column, "data.property_column": data.property_column}
     wanted = {**wanted, **{name: None for name in fields.values() if name is not None}}
     for name in wanted:
         if name not in systems.columns:
             known = ", ".join(systems.columns) or "none"
             field = next((field for field, own in fields.items() if name == own), "data.columns")
-            raise ValueError(f"{field}: {_where(data)} has no column {name!r}; it has {known}")
-    if data.label is not None:
-        values = systems.columns[data.label]
-        if bad := [i for i, value in enumerate(values) if not (value >= 0 and float(value).is_integer())]:
-            raise ValueError(
-                f"data.label: {data.label!r} of {systems.names[bad[0]]} is {values[bad[0]]:g}, not a whole number"
-            )
+            raise ValueError(f"{field}: {data.path} has no column {name!r}; it has {known}")
     return replace(systems, columns={name: systems.columns[name] for name in wanted})
-
-
-def _where(data: MoleculeData) -> str:
-    return data.path or OFFLINE
 
 
 def _report(faults: list[str], total: int, data: MoleculeData) -> None:
@@ -215,7 +211,7 @@ def _report(faults: list[str], total: int, data: MoleculeData) -> None:
     if not faults:
         return
     named = "; ".join(faults[:SHOWN]) + ("; ..." if len(faults) > SHOWN else "")
-    said = f"data.path: {_where(data)}: {len(faults)} of {total} records cannot be used ({named})"
+    said = f"data.path: {data.path}: {len(faults)} of {total} records cannot be used ({named})"
     if len(faults) > data.bad_share * total:
         raise ValueError(f"{said}; mend or remove them, or allow more by data.bad_share={data.bad_share:g}")
     warnings.warn(f"{said}; they are left out", stacklevel=3)
@@ -268,21 +264,34 @@ def fault_of(system: System) -> str | None:
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of a folder or archive. name: inside it, with forward slashes; where: for messages."""
+    """A file of a folder or archive. name: inside it, with forward slashes, without .gz; where: for messages."""
 
     name: str
     where: str
     read: Callable[[], bytes]
 
 
-def _members(path: Path) -> list[_Member]:
-    """Files of molecules at a path, sorted by name; an .sdf is passed over beside an .xyz of its name."""
+def _members(path: Path, own: bool = False) -> list[_Member]:
+    """Files of molecules at a path, sorted by name; an .sdf is passed over beside an .xyz of its name. own: without
+    those of crystals."""
+    found = _all_members(path)
+    return [one for one in found if not own or one.name.lower().endswith(".sdf") or not _is_crystal(one)]
+
+
+def _is_crystal(member: _Member) -> bool:
+    try:
+        return is_periodic(member.read())
+    except Exception:  # what cannot be read is named when it is read
+        return False
+
+
+def _all_members(path: Path) -> list[_Member]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         shown = {file.relative_to(path).as_posix(): file for file in files}
-        return [_Member(name, str(shown[name]), shown[name].read_bytes) for name in _once(shown)]
+        return [_member(name, str(shown[name]), shown[name].read_bytes) for name in _once(shown)]
     if path.suffix.lower() != ".zip":
-        return [_Member(path.name, str(path), path.read_bytes)] if _is_molecule(path.name) else []
+        return [_member(path.name, str(path), path.read_bytes)] if _is_molecule(path.name) else []
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
@@ -294,19 +303,28 @@ def _members(path: Path) -> list[_Member]:
         return archive.read(name)
 
     names = _once(sorted(set(archive.namelist())))
-    return [_Member(name, f"{name} in {path}", lambda name=name: unpack(name)) for name in names]  # type: ignore[misc]
+    return [_member(name, f"{name} in {path}", lambda name=name: unpack(name)) for name in names]  # type: ignore[misc]
+
+
+def _member(name: str, where: str, read: Callable[[], bytes]) -> _Member:
+    return _Member(_bare(name), where, lambda: unpacked(name, read()))
+
+
+def _bare(name: str) -> str:
+    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def _once(names: Iterable[str]) -> list[str]:
     found = [name for name in names if _is_molecule(name)]
-    tables = {name.rpartition(".")[0] for name in found if not name.lower().endswith(".sdf")}
-    return [name for name in found if not name.lower().endswith(".sdf") or name.rpartition(".")[0] not in tables]
+    split = {name: _bare(name).rpartition(".")[::2] for name in found}
+    tables = {stem for stem, suffix in split.values() if suffix.lower() != "sdf"}
+    return [name for name, (stem, suffix) in split.items() if suffix.lower() != "sdf" or stem not in tables]
 
 
 def _is_molecule(name: str) -> bool:
     """By suffix; hidden files and what macOS adds to archives are none."""
     hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    return name.rpartition(".")[2].lower() in SUFFIXES and not hidden
+    return _bare(name).rpartition(".")[2].lower() in SUFFIXES and not hidden
 
 
 def _records(members: list[_Member]) -> Iterator[Record]:
@@ -393,7 +411,7 @@ def xyz_records(text: str, stem: str, where: str) -> Iterator[Record]:
 
 def _of_table(table: list[str], comment: str, name: str) -> System | str:
     pairs = {key: value.strip("\"'") for key, value in PAIR.findall(comment)}
-    if "Lattice" in pairs and "T" in pairs.get("pbc", "T T T").upper():
+    if is_periodic(f"\n{comment}".encode()):
         return "it has a lattice: not a molecule"
     columns = {key: value for key in pairs if (value := _number(pairs[key])) is not None}
     if comment.startswith("gdb "):

@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...atoms.files import Progress
 from ...atoms.systems import System, Systems
 from ...maths.streams import seed_of
 from ...pretrained import cache_folder
@@ -33,9 +34,8 @@ VERSION = 1
 """Of the rules below: another one makes other molecules."""
 DRAWS = 64
 """Draws of a piece: what a process makes at a time, and what an interruption loses."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many more are done, and how many there will be."""
+PATIENCE = 50
+"""Pieces in a row that bring nothing new before there are no more."""
 
 HEAVY = {3: 0.0005, 4: 0.001, 5: 0.002, 6: 0.005, 7: 0.024, 8: 0.136, 9: 0.8315}
 """Heavy atoms of a molecule, about as often as in QM9."""
@@ -215,7 +215,6 @@ def _seen_again(smiles: str, types: np.ndarray, positions: np.ndarray) -> bool:
 
 def draws(seed: int, piece: int) -> list[System]:
     """What a piece's draws give, each molecule once."""
-    torch.set_num_threads(1)
     found: dict[str, System | None] = {}
     with rdkit().quiet():
         for number in range(piece * DRAWS, (piece + 1) * DRAWS):
@@ -255,8 +254,9 @@ def compose(
     num: int, seed: int = 0, workers: int = 1, progress: Progress | None = None, parts: Path | None = None
 ) -> Systems:
     """The first `num` distinct molecules of the pieces. parts: a folder that finished pieces are kept in and taken
-    from; another seed, version or RDKit needs another one."""
+    from; another seed, version or RDKit needs another one. ValueError when the graphs do not have that many."""
     found: dict[str, System] = {}
+    fruitless = 0
     for systems in _pieces(seed, workers, parts):
         before = len(found)
         for system in systems:
@@ -266,6 +266,9 @@ def compose(
             progress("molecules", len(found) - before, num)
         if len(found) == num:
             break
+        fruitless = 0 if len(found) > before else fruitless + 1
+        if fruitless == PATIENCE:
+            raise ValueError(f"num: {num:,} molecules, but the graphs gave only {len(found):,}; ask for fewer")
     return Systems.of(list(found.values()))
 
 
@@ -304,7 +307,7 @@ def _pieces(seed: int, workers: int, parts: Path | None) -> Iterator[list[System
             known = stored(piece)
             yield known if known is not None else store(piece, draws(seed, piece))
             piece += 1
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         ahead: dict[int, list[System] | Future[list[System]]] = {}
         piece = asked = 0
         try:

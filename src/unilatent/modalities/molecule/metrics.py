@@ -106,7 +106,7 @@ class Babel(Space):
 
     name = "openbabel"
     needs = ("atoms",)
-    needs_download: ClassVar[bool] = find_spec("openbabel") is None
+    on_request: ClassVar[bool] = find_spec("openbabel") is None
 
     def prepare(self, device: torch.device) -> None:
         chemistry.rdkit()
@@ -128,7 +128,7 @@ class Busters(Space):
 
     name = "posebusters"
     needs = ("atoms",)
-    needs_download = True
+    on_request = True
 
     def prepare(self, device: torch.device) -> None:
         chemistry.rdkit()
@@ -140,11 +140,11 @@ class Busters(Space):
 
 class Matched(Space):
     """`match_rmsd` (B,) Angstrom between reconstructions and originals whose InChIs are equal, infinite where they are
-    not. Slow, so only where it is asked for."""
+    not; 2 ms each. Without Open Babel or pymatgen it is left out unless asked for."""
 
     name = "match"
     needs = ("atoms",)
-    needs_download = True
+    on_request: ClassVar[bool] = any(find_spec(package) is None for package in ("openbabel", "pymatgen"))
     compares = True
 
     def prepare(self, device: torch.device) -> None:
@@ -214,8 +214,8 @@ def _needed(space: Space, like: Rows) -> list[str]:
 class Validity(Metric):
     """Of new molecules by one protocol: valid, in one piece, distinct, not among the training molecules.
 
-    unique: distinct of the valid ones. novel: those of them that no training molecule of the reference equals, of the
-    valid ones. valid_unique: distinct of all; the number that EDM's successors print as "unique".
+    unique: distinct of the valid ones. novel: those of them that no training molecule that was looked at equals, of
+    the valid ones. valid_unique: distinct of all; the number that EDM's successors print as "unique".
     """
 
     def __init__(self, space: Space, title: str):
@@ -238,18 +238,20 @@ class Validity(Metric):
         said = {
             "atom_stable": "atoms with a right valence", "mol_stable": "molecules of such atoms", "valid": "valid",
             "valid_connected": "valid and in one piece", "unique": "distinct of the valid",
-            "novel": "distinct of the valid, and not in the training data", "valid_unique": "distinct of all",
+            "novel": f"distinct of the valid, and not among {evidence.looked_at('molecules')}",
+            "valid_unique": "distinct of all",
         }  # fmt: skip
         rows, others = [], controls(evidence, self.view, samples)
         for name in self.names:
             if name == "novel" and known is None:
                 continue
-            value = self._value(name, known)
+            value = self.share(name, known)
             stand = beside(value, others)
             rows.append(Row(self._key(name), f"{said[name]} ({self.title})", value(samples), "%", "higher", stand))
         return rows
 
-    def _value(self, name: str, known: Tensor | None) -> Callable[[Rows], float]:
+    def share(self, name: str, known: Tensor | None = None) -> Callable[[Rows], float]:
+        """One of the shares, in percent, as a function of what the space kept; known: graphs that are not novel."""
         prefix = f"{self.space}_"
 
         def value(rows: Rows) -> float:
@@ -518,7 +520,7 @@ def spaces() -> list[Space]:
 
 
 def metrics() -> list[Metric]:
-    """Every metric. Open Babel's is left out by default where the package is missing, the slow ones always."""
+    """Every metric. Open Babel's are left out by default where the package is missing, PoseBusters' always."""
     return [
         Reconstruction(), Reread(), ReconstructedStability(), MatchRate(),
         Validity(Perceived(), "RDKit"), Validity(DistanceTables(), "EDM's distance tables"),

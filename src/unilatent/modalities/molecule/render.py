@@ -12,10 +12,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ...atoms.elements import SYMBOLS
 from ...atoms.systems import System, Systems
 from ...files import write_text
 from . import chemistry
-from .chemistry import SYMBOLS, rdkit
+from .chemistry import rdkit
 from .data import read
 
 COLOURS = {1: "#e8e8e8", 6: "#505050", 7: "#3050f8", 8: "#e02010", 9: "#60c040", 16: "#e0c030"}
@@ -51,12 +52,13 @@ def write(data: dict[str, Tensor], folder: Path, start: int = 0) -> list[Path]:
     return paths
 
 
-def read_files(path: Path) -> Systems:
-    """The molecules of files that somebody made; ValueError names the first that cannot be used."""
-    found = read(path)
+def read_files(path: Path, own: bool = False) -> Systems:
+    """The molecules of files that somebody made; ValueError names the first that cannot be used. own: passes over
+    crystals, and there may be nothing else."""
+    found = read(path, own=own)
     if found.faults:
         raise ValueError(f"{found.faults[0]}; mend or remove it")
-    if not len(found.systems):
+    if not len(found.systems) and not own:
         raise ValueError(f"{path}: holds no molecules")
     return found.systems
 
@@ -76,8 +78,15 @@ def _sdf(system: System) -> str | None:
         return None
     if not np.isfinite(system.coordinates).all() or np.abs(system.coordinates).max(initial=0) >= 1e4:
         return None
-    mol = _seen(system) or chemistry.atoms_only(system.types, system.coordinates)
-    return kit.Chem.MolToMolBlock(mol, kekulize=False) + "$$$$\n"
+    mol = _seen(system)
+    with kit.quiet():
+        try:
+            block = None if mol is None else kit.Chem.MolToMolBlock(mol)  # single and double bonds, never aromatic ones
+        except kit.Chem.KekulizeException:
+            block = None
+        if block is None:
+            block = kit.Chem.MolToMolBlock(chemistry.atoms_only(system.types, system.coordinates))
+    return block + "$$$$\n"
 
 
 def _seen(system: System) -> Any | None:

@@ -1,0 +1,27 @@
+"""Bars on the terminal, where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def progress_of(quiet: bool = False, transient: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that is made; call it with what, how many more are done, and how many there will be
+    (0: nobody knows). transient: gone when it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=transient, disable=quiet or not console.is_terminal) as bar:
+
+        def advance(what: str, more: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], advance=more)
+
+        yield advance
