@@ -71,8 +71,8 @@ def test_a_published_preset_without_data_is_refused(
 
 
 def test_small_presets_say_that_their_data_are_made() -> None:
-    from unilatent.presets.crystal import crystals
-    from unilatent.presets.molecule import molecules as small
+    from unilatent.presets.atoms import crystals
+    from unilatent.presets.atoms import molecules as small
 
     assert small().data.path == molecule_files.OFFLINE
     assert crystals().data.path == crystal_files.OFFLINE
