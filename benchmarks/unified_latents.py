@@ -10,6 +10,7 @@ rate_distortion.png.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,16 @@ def run(out: Path, *overrides: str) -> Path:
     return out
 
 
-@torch.no_grad()
 def judge(folder: Path) -> dict[str, float]:
+    """What `judged` finds, kept beside the run."""
+    path = folder / "judged.json"
+    if not path.is_file():
+        path.write_text(json.dumps(judged(folder)))
+    return dict(json.loads(path.read_text()))
+
+
+@torch.no_grad()
+def judged(folder: Path) -> dict[str, float]:
     """Held-out bits, PSNR, decoder nats with the true and with another digit's z_0, and the samples' distance."""
     model: Any = unilatent.load(folder, device="cpu")
     data = preset("digits-ul").first

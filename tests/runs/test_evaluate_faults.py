@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -98,6 +99,9 @@ class Share:
 
     def __init__(self, rank: int):
         self.rank, self.meetings = rank, 0
+
+    def from_main(self, work: Callable[[], Any]) -> Any:
+        return work()
 
     def highest(self, number: int) -> int:
         self.meetings += 1
