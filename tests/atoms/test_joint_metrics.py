@@ -71,8 +71,8 @@ def everything(joint: Joint, dataset: JointDataset, periodic: bool | None = None
 
 
 def judged(modality: Any, train: Any, held_out: Any) -> dict[str, Row]:
-    """Every metric of a modality that needs no download, held-out samples standing in for new ones."""
-    spaces = [space for space in modality.spaces() if not space.needs_download]
+    """Every metric of a modality that runs without being asked for, held-out samples standing in for new ones."""
+    spaces = [space for space in modality.spaces() if not (space.needs_download or space.on_request)]
     for space in spaces:
         space.prepare(torch.device("cpu"))
 
