@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -26,11 +27,12 @@ from torch.nn import functional as F
 from ..config import Config
 from ..maths.geometry import centre, rotation_of, wrap
 from ..maths.streams import Streams
-from ..modalities.base import Modality, Splits
+from ..modalities.base import Metric, Modality, Space, Splits
 from ..nets.fields import TokenField
 from ..types import Layout, Tokens
 from . import losses
 from .dataset import SystemsDataset, classes_of, property_of
+from .grid import paste_grid
 from .systems import HEAVIEST, Systems
 from .tokens import SURE, Format
 
@@ -304,10 +306,6 @@ class AtomModality(Modality):
             data[index]
         return data
 
-    def read_own(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        """`read` of a place where files of the other kind may lie too: these are passed over."""
-        raise AssertionError(f"{type(self).__name__} is no part of a joint modality")
-
     def in_batches(self, systems: Systems, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
         """Batches of data with the systems' names, in order; ValueError names one that this modality cannot hold."""
         data = SystemsDataset(systems, self.config.max_atoms, self.form.elements)
@@ -366,3 +364,43 @@ def drawn(uniform: Tensor, counts: Sequence[int] | None, most: int) -> Tensor:
     weights = torch.tensor([0, *[1] * most] if counts is None else counts, dtype=torch.float64, device=uniform.device)
     steps = (weights.cumsum(0) / weights.sum()).contiguous()
     return torch.searchsorted(steps, uniform.double().contiguous(), right=True).clamp(max=len(steps) - 1)
+
+
+class OneKind(AtomModality):
+    """Molecules alone, or crystals: what is said of them stands in modules of their own.
+
+    reading: `read_files(path, own)`. judging: `spaces()`, `metrics()`, `errors(made, data)`. drawing: `cells(data)`,
+    `write(data, folder, start)`.
+    """
+
+    reading: ModuleType
+    judging: ModuleType
+    drawing: ModuleType
+
+    def made(self, source: Path) -> SystemsDataset:
+        """Any files that the data can be read from."""
+        return self.as_made(self.reading.read_files(source))
+
+    def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        return self.in_batches(self.reading.read_files(path), batch_size)
+
+    def read_own(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        """`read` of a place where files of the other kind may lie too: these are passed over."""
+        return self.in_batches(self.reading.read_files(path, own=True), batch_size)
+
+    def spaces(self) -> list[Space]:
+        return self.judging.spaces()
+
+    def metrics(self) -> list[Metric]:
+        return self.judging.metrics()
+
+    def errors(self, made: Any, data: Any) -> dict[str, list[float]]:
+        return self.judging.errors(made, data)
+
+    def draw_grid(
+        self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
+    ) -> None:
+        paste_grid([self.drawing.cells(row) for row in rows], path, columns, captions)
+
+    def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
+        return self.drawing.write(data, folder, start)

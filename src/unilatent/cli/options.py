@@ -100,15 +100,10 @@ def leave_stopped(done: str, further: str) -> NoReturn:
 
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal; call it with how many more are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda count: bar.update(task, advance=count)
+    """One bar on the terminal; call it with how many more are done."""
+    with progress_of() as advance:
+        advance(label, 0, total or 0)
+        yield lambda count: advance(label, count, total or 0)
 
 
 def make_folder(path: Path) -> Path:

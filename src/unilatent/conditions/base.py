@@ -89,6 +89,13 @@ class Condition(nn.Module, ABC):
         return [str(value.tolist()) for value in values]
 
 
+def listed(value: Any) -> list[Any]:
+    """What users give for one or several values, an array too, as a list of them."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return list(value) if isinstance(value, list | tuple | range) else [value]
+
+
 class Conditions(nn.ModuleDict):
     """All conditions of a model as one: vectors add, tokens follow each other.
 

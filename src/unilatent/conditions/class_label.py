@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nets.layers import use_muon
 from ..types import Conditioning
-from .base import Condition, ConditionConfig
+from .base import Condition, ConditionConfig, listed
 
 
 class ClassLabelConfig(ConditionConfig):
@@ -73,10 +73,7 @@ class ClassLabel(Condition):
 
     def parse(self, value: Any) -> Tensor:
         """3, "3", "0-9", "2,5", "tench", a list of them, or an array of indices. Only text is looked up as a name."""
-        if hasattr(value, "tolist"):
-            value = value.tolist()
-        parts = value if isinstance(value, list | tuple | range) else [value]
-        labels = [label for part in parts for label in self._labels(part)]
+        labels = [label for part in listed(value) for label in self._labels(part)]
         if not labels:
             raise ValueError("labels: empty; give at least one class")
         return torch.tensor(labels)

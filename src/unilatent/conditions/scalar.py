@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..nets.embeddings import TimeEmbedding
 from ..types import Conditioning
-from .base import Condition, ConditionConfig
+from .base import Condition, ConditionConfig, listed
 
 SLOW = 0.25
 """Of the random frequencies, one cycle for each standard deviation: neighbouring numbers are to be told alike."""
@@ -121,10 +121,7 @@ class Scalar(Condition):
     def parse(self, value: Any) -> Tensor:
         """5.2, "5.2", "4.0-6.0" (ten numbers from the one to the other, or "4.0-6.0:5" five of them), "4,5.5", a list
         of them, or an array; NaN is no condition. Warns of numbers that are far from all of training."""
-        if hasattr(value, "tolist"):
-            value = value.tolist()
-        parts = value if isinstance(value, list | tuple | range) else [value]
-        numbers = [number for part in parts for number in self._numbers(part)]
+        numbers = [number for part in listed(value) for number in self._numbers(part)]
         if not numbers:
             raise ValueError("properties: empty; give at least one number")
         self._warn_of_far(numbers)

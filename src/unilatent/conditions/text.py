@@ -18,7 +18,7 @@ from ..nets.layers import RMSNorm, linear
 from ..nets.text_encoder import Description, TextEncoder, describe, text_encoder
 from ..nets.transformer import TokenAttention
 from ..types import Conditioning, decode_texts, encode_texts, move
-from .base import Condition, ConditionConfig
+from .base import Condition, ConditionConfig, listed
 
 SHOWN = 60
 """Characters of a text that an error quotes."""
@@ -158,9 +158,7 @@ class Text(Condition):
         """A text, a list of them, or values; ValueError on what is none, and on one that is longer than is read."""
         if isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 2 and len(value):
             return value
-        if hasattr(value, "tolist"):
-            value = value.tolist()
-        texts = list(value) if isinstance(value, list | tuple) else [value]
+        texts = listed(value)
         if not texts:
             raise ValueError("prompts: empty; give at least one text")
         for text in texts:

@@ -31,11 +31,10 @@ from ..base import Dataset, Metric, Space, Splits
 from . import metrics
 
 
-def _kinds() -> list[type[atoms.AtomModality]]:
+def _kinds() -> list[type[atoms.OneKind]]:
     """Every modality of one kind of system, molecules first."""
-    found = [find("modalities", name) for name in available("modalities") if name != __package__.rpartition(".")[2]]
-    own = [cls for cls in found if issubclass(cls, atoms.AtomModality)]
-    return sorted(own, key=lambda cls: cls.crystals)
+    found = [find("modalities", name) for name in available("modalities")]
+    return sorted((cls for cls in found if issubclass(cls, atoms.OneKind)), key=lambda cls: cls.crystals)
 
 
 class JointConfig(atoms.AtomConfig, atoms.MoleculeLosses, atoms.CrystalLosses):
@@ -55,9 +54,7 @@ class JointConfig(atoms.AtomConfig, atoms.MoleculeLosses, atoms.CrystalLosses):
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
         kinds = [find("modalities", part.name) for part in self.parts]
-        if not all(issubclass(kind, atoms.AtomModality) for kind in kinds) or [
-            (kind.molecules, kind.crystals) for kind in kinds
-        ] not in ([(True, False), (False, True)], [(False, True), (True, False)]):
+        if not all(issubclass(kind, atoms.OneKind) for kind in kinds) or kinds[0].crystals == kinds[1].crystals:
             raise ValueError("parts: give one modality of molecules and one of crystals")
         if max(part.max_atoms for part in self.parts) > self.max_atoms:
             raise ValueError(f"parts: max_atoms of a part is above max_atoms {self.max_atoms}; raise that")
@@ -133,7 +130,7 @@ class Joint(atoms.AtomModality):
     token_scale = 0.25  # most of a token are the zeros of its class
 
     @cached_property
-    def parts(self) -> list[atoms.AtomModality]:
+    def parts(self) -> list[atoms.OneKind]:
         return [find("modalities", part.name)(part) for part in self.config.parts]
 
     def splits(self, data: JointData) -> Splits:
