@@ -236,7 +236,8 @@ class UnifiedLatents(LatentModel):
             return streams.normal(self.modality.max_tokens, self.modality.channels)[:, : layout.num_tokens].to(latents)
 
         if self.method.decoder_loss == "mse":
-            x = self.decoder(torch.zeros_like(noise()), 1.0, cond, layout, latents)
+            nothing = latents.new_zeros(len(latents), layout.num_tokens, self.modality.channels)
+            x = self.decoder(nothing, 1.0, cond, layout, latents)
         else:
             grid = times.grid(settings.decoder_steps)
             x = find_solver(settings.decoder_solver)(denoise, noise(), grid, self.data_path, noise)
