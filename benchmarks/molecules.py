@@ -23,10 +23,11 @@ def main() -> None:
     parser.add_argument("--made", type=int, help="how many [default: 1,000; 200 with --noise]")
     parser.add_argument("--judged", type=int, default=10_000)
     parser.add_argument("--noise", action="store_true")
+    parser.add_argument("--draws", type=int, default=5, help="of noise for each molecule [default: 5]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.noise:
-        noise(padded(generator.compose(options.made or 200)))
+        noise(padded(generator.compose(options.made or 200)), options.draws)
         return
 
     before = time.perf_counter(), time.process_time()
@@ -73,8 +74,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def noise(real: dict[str, torch.Tensor]) -> None:
-    """Percent by each protocol of molecules with noise of sigma Angstrom; without a package, without its columns."""
+def noise(real: dict[str, torch.Tensor], draws: int) -> None:
+    """Percent by each protocol of molecules with noise of sigma Angstrom, each in several draws of it; without a
+    package, without its columns."""
     views = {}
     for space in spaces():
         if space.name in {name for name, *_ in COLUMNS}:
@@ -86,7 +88,7 @@ def noise(real: dict[str, torch.Tensor]) -> None:
     shown = [column for column in COLUMNS if column[0] in views]
     print(f"| sigma | {' | '.join(title for *_, title in shown)} |\n| --- |{' --- |' * len(shown)}")
     for sigma in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1):
-        moved = with_noise(real, sigma)
+        moved = with_noise({name: value.repeat(draws, *[1] * (value.ndim - 1)) for name, value in real.items()}, sigma)
         kept = {name: Held(space(moved)) for name, space in views.items()}
         shares = [Validity(views[name], "").share(key)(kept[name]) for name, key, _ in shown]
         print(f"| {sigma:g} | {' | '.join(f'{share:.1f}' for share in shares)} |")

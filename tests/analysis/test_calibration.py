@@ -9,6 +9,7 @@ import pytest
 
 from unilatent.analysis.calibration import Trial, search, shortened
 from unilatent.presets import preset
+from unilatent.training.config import Decay, Onset, ScheduleConfig
 
 
 def trials_of(function: Callable[[float], float]) -> tuple[Callable[[float], Trial], list[float]]:
@@ -94,6 +95,18 @@ def test_every_integer_between_two_is_tried_before_giving_up():
     measure, asked = trials_of(lambda n: 0.0 if n < 7 else 10.0)
     found = search(measure, 4, 5.0, 0.1, logarithmic=True, whole=True, most=20)
     assert not found.within and sorted(asked) == [4, 6, 7, 8]
+
+
+def test_a_stretched_schedule_moves_every_mark():
+    schedule = ScheduleConfig(
+        warmup=4, decays=(Decay(start=6, end=8, factor=0.5),), onsets={"a": Onset(start=2, end=4)}
+    )
+    half = schedule.stretched(0.5)
+    assert (half.warmup, half.decays[0], half.onsets) == (
+        2,
+        Decay(start=3, end=4, factor=0.5),
+        {"a": Onset(start=1, end=2)},
+    )
 
 
 def test_a_shorter_run_keeps_the_shape_of_its_schedule():

@@ -125,6 +125,13 @@ def test_chunks_need_the_stop():
 # ---- the loss against its formulas -----------------------------------------------------------------------------------
 
 
+def test_a_local_start_needs_registers_with_a_token_of_their_own():
+    encoder = {"width": 32, "depth": 1, "heads": 2, "in_context_tokens": 0, "local_start": True}
+    with pytest.raises(ValueError, match="num_latents 4"):
+        UNITEConfig(num_latents=4, generative_encoder=encoder)
+    assert UNITEConfig(generative_encoder=encoder).generative_encoder.local_start
+
+
 def test_the_flow_loss_is_the_weighted_error_of_the_clean_estimate_over_each_draw():
     model = make(flow_draws=2)
     batch = batch_for(model)

@@ -10,7 +10,7 @@ import torch
 
 import unilatent
 from unilatent.nets.attention import Attention, attend
-from unilatent.nets.embeddings import rotary
+from unilatent.nets.embeddings import rotary, rotate
 
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -82,3 +82,18 @@ def test_this_is_the_only_call_of_scaled_dot_product_attention():
         and "scaled_dot_product_attention" in (getattr(node, "attr", ""), getattr(node, "id", ""))
     }
     assert calls == {"nets/attention.py"}
+
+
+@pytest.mark.parametrize(("width", "heads", "n"), [(96, 4, 16), (128, 4, 29), (64, 4, 4), (384, 6, 64)])
+def test_half_of_the_heads_can_begin_by_looking_at_one_place(width, heads, n):
+    """n tokens, and behind them n others: each of the first attends most to the one n places on, whatever they hold."""
+    torch.manual_seed(0)
+    layer = Attention(width, heads, qk_norm=True, xavier=True)
+    layer.look_ahead(n, n)
+    x, cos_sin = normals(8, 2 * n, width), rotary(torch.arange(2.0 * n)[None, :, None], width // heads)
+    q, k, _ = layer.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = rotate(layer.q_norm(q), cos_sin), rotate(layer.k_norm(k), cos_sin)
+    seen = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)[:, :, :n]  # (8, heads, n, 2n)
+    own = seen.argmax(-1) == n + torch.arange(n)
+    assert own[:, : heads // 2].float().mean() > 0.9
+    assert own[:, heads // 2 :].float().mean() < 0.2

@@ -20,8 +20,8 @@ from unilatent.modalities.base import permutation
 from unilatent.presets import preset
 from unilatent.training import checkpoint as ckpt
 from unilatent.training.batches import micro_batches
-from unilatent.training.config import Decay, RunConfig, ScheduleConfig
-from unilatent.training.schedule import factor, unreachable
+from unilatent.training.config import Decay, Onset, RunConfig, ScheduleConfig
+from unilatent.training.schedule import factor, unreachable, weight
 from unilatent.training.trainer import Trainer
 
 
@@ -227,6 +227,37 @@ def test_schedule_in_epochs_ignores_accumulation_and_names_what_is_never_reached
     assert [factor(schedule, step, 10) for step in (1, 20, 40, 60, 99)] == pytest.approx([0.05, 1, 1, 0.1, 0.1])
     assert unreachable(schedule, 100, 10) == []
     assert "decay to 0.1 is not reached" in unreachable(schedule, 30, 10)[0]
+
+
+def test_a_part_of_the_loss_comes_in_between_two_marks() -> None:
+    schedule = ScheduleConfig(onsets={"flow": Onset(start=2, end=6)})
+    assert [weight(schedule, "flow", step, 10) for step in (0, 2, 3, 5, 6, 99)] == [0, 0, 0.25, 0.75, 1, 1]
+    assert weight(schedule, "reconstruction", 0, 10) == 1
+    epochs = schedule.model_copy(update={"unit": "epochs"})
+    assert weight(epochs, "flow", 40, 10) == 0.5 and "onset of flow is not reached" in unreachable(epochs, 20, 10)[0]
+
+
+def test_what_has_not_come_in_moves_no_weight(tmp_path: Path) -> None:
+    """Until its onset the flow loss is measured, and the run goes where it goes without that loss."""
+    late = "training.schedule.onsets={flow: {start: 100, end: 200}}"
+    settings = ("training.steps=2", "training.batch_size=4", "training.log_every=1")
+    ended = [
+        Trainer(digits(*settings, *more), tmp_path / name)
+        for name, more in (("late", (late,)), ("never", ("method.flow_weight=0",)), ("at_once", ()))
+    ]
+    for trainer in ended:
+        trainer.fit()
+    weights = [dict(trainer.model.named_parameters()) for trainer in ended]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert not all(torch.equal(value, weights[2][name]) for name, value in weights[0].items())
+    flow = [json.loads(line)["loss/flow"] for line in (tmp_path / "late" / "metrics.jsonl").read_text().splitlines()]
+    assert flow[-1] > 0
+
+
+def test_a_part_that_the_loss_does_not_have_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(digits("training.schedule.onsets={flaw: {start: 1, end: 2}}"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"training\.schedule\.onsets\.flaw: .* it has flow, reconstruction"):
+        trainer.fit()
 
 
 @pytest.mark.covers("F11")

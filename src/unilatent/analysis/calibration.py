@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from ..files import read_json, write_json
-from ..training.config import RunConfig, ScheduleConfig
+from ..training.config import RunConfig
 from .plots import draw_scatter
 
 
@@ -112,11 +112,7 @@ def shortened(run: RunConfig, steps: int | None) -> RunConfig:
     if steps is not None and steps != training.steps:
         schedule = training.schedule
         if schedule.unit == "steps" and training.steps is not None:
-            ratio = steps / training.steps
-            decays = tuple(
-                d.model_copy(update={"start": d.start * ratio, "end": d.end * ratio}) for d in schedule.decays
-            )
-            schedule = ScheduleConfig(unit="steps", warmup=schedule.warmup * ratio, decays=decays)
+            schedule = schedule.stretched(steps / training.steps)
         quiet |= {"steps": steps, "epochs": None, "schedule": schedule}
     return run.model_copy(update={"training": training.model_copy(update=quiet)})
 

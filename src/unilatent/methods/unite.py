@@ -43,7 +43,9 @@ class GenerativeEncoderConfig(Config):
     """Sizes of the Generative Encoder.
 
     in_context_tokens, in_context_start: condition tokens that join before that block (32 and 4 in the paper).
-    block_norm: ablation of Table 7.
+    block_norm: ablation of Table 7. time_frequencies: frozen random frequencies that time is seen through.
+    local_start: half of the attention heads begin by looking from each register at its own data token. Without it the
+        registers see an average of all tokens at first, and hundreds of steps pass before they find their own.
     """
 
     width: int = Field(default=768, ge=2)
@@ -52,6 +54,8 @@ class GenerativeEncoderConfig(Config):
     in_context_tokens: int = Field(default=32, ge=0)
     in_context_start: int = Field(default=4, ge=0)
     block_norm: bool = True
+    time_frequencies: int = Field(default=256, ge=1)
+    local_start: bool = False
 
 
 class DecoderConfig(Config):
@@ -105,6 +109,15 @@ class UNITEConfig(MethodConfig):
         )
 
     @model_validator(mode="after")
+    def _local_needs_own(self) -> Self:
+        if self.generative_encoder.local_start and self.num_latents is not None:
+            raise ValueError(
+                f"generative_encoder.local_start: true, but with num_latents {self.num_latents} registers have no data "
+                "token of their own; set one of them to false or null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _chunk_needs_stop(self) -> Self:
         if not self.stop_gradient and self.flow_chunk is not None:
             raise ValueError(
@@ -132,8 +145,10 @@ class GenerativeEncoder(nn.Module):
         self.latent_positions = nn.Parameter(sincos(torch.arange(max_latents)[:, None].float(), ge.width))
         self.transformer = Transformer(
             ge.width, ge.depth, ge.heads, config.latent_channels, ge.in_context_tokens, ge.in_context_start,
-            ge.block_norm, token_attention=token_attention,
+            ge.block_norm, token_attention=token_attention, time_frequencies=ge.time_frequencies,
         )  # fmt: skip
+        if ge.local_start:
+            self.transformer.look_ahead(max_latents, max_latents)
 
     def forward(
         self, z: Tensor, t: Tensor, cond: Conditioning, mask: Tensor | None = None, data: Tokens | None = None

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .embeddings import rotate
+from .embeddings import frequencies, rotate
 from .layers import RMSNorm, linear, zero_init
+
+FAINT = 0.1
+"""How much tokens add to what `look_ahead` begins with."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -46,6 +49,23 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         return self.proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def look_ahead(self, offset: int, reach: int) -> None:
+        """Have half of the heads begin by attending to the token `offset` rotary positions (of one axis) behind each,
+        and less to its neighbours among `reach`, whatever the tokens hold.
+
+        Biases of queries and keys, in channel pairs that turn by a radian or more over `reach`, agree at that distance
+        alone; what the tokens add to them is made small.
+        """
+        dim, chosen = self.qkv.in_features, self.heads // 2
+        turns = frequencies(dim // self.heads // 2, self.qkv.weight)
+        used = (turns * reach >= 1).float()
+        angle = -offset * turns
+        query = torch.stack([used, torch.zeros_like(used)], -1).flatten()  # (d,)
+        key = torch.stack([used * angle.cos(), used * angle.sin()], -1).flatten()
+        self.qkv.weight.view(3, self.heads, -1, dim)[:2, :chosen] *= FAINT
+        self.qkv.bias.view(3, self.heads, -1)[:2, :chosen] = torch.stack([query, key])[:, None]
 
 
 class CrossAttention(nn.Module):

@@ -75,6 +75,7 @@ class Transformer(nn.Module):
         block_norm: bool = True,
         dropout: float = 0.0,
         token_attention: TokenAttention | None = None,
+        time_frequencies: int = 256,
     ):
         super().__init__()
         self.joins = bool(in_context_tokens) or token_attention == "in_context"
@@ -83,7 +84,7 @@ class Transformer(nn.Module):
         self.head_dim = dim // heads
         self.in_context_tokens, self.in_context_start = in_context_tokens, in_context_start
         self.token_attention = token_attention
-        self.time = TimeEmbedding(dim)
+        self.time = TimeEmbedding(dim, time_frequencies)
         cross = token_attention == "cross"
         self.blocks = nn.ModuleList([Block(dim, heads, block_norm, dropout, cross) for _ in range(depth)])
         self.out_norm = RMSNorm(dim)
@@ -110,6 +111,12 @@ class Transformer(nn.Module):
             h = block(h, c, rotation, mask, *apart)
         shift, scale = self.out_modulation(F.silu(c)).chunk(2, dim=-1)
         return self.out(modulate(self.out_norm(h[:, prefix:]), shift, scale))
+
+    def look_ahead(self, offset: int, reach: int) -> None:
+        """See `Attention.look_ahead`: in every block."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attn.look_ahead(offset, reach)
 
     def _first(self, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """What joins the sequence, and its mask: condition tokens, then copies of the vector."""

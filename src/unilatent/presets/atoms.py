@@ -16,13 +16,17 @@ from ..training.config import Decay, OptimizerConfig, RunConfig, ScheduleConfig,
 SAMPLING = SamplingConfig(solver="heun", num_inference_steps=50, time_shift=1.0)
 UNITE_S = UNITEConfig(
     latent_channels=16,
-    generative_encoder=GenerativeEncoderConfig(width=384, depth=12, heads=6, in_context_tokens=0),
+    generative_encoder=GenerativeEncoderConfig(width=384, depth=12, heads=6, in_context_tokens=0, time_frequencies=128),
     decoder=DecoderConfig(width=384, depth=12, heads=6, mlp_width=1536),
     reconstruction_noise=0.1,
     flow_draws=3,
     time_shift=1.0,
 )
-"""The paper's 16 latent channels are taken as 16 an atom; it says neither the decoder's noise nor the warm-up below."""
+"""The paper's 16 latent channels are taken as 16 an atom; it says neither the decoder's noise nor the warm-up below.
+
+Its 33.00 M parameters are the Generative Encoder with everything that reads an atom of a crystal; for molecules alone,
+0.30 M of them (fractional coordinates and cells) would never be used and are not there.
+"""
 
 
 def small(modality: Config, data: Config) -> RunConfig:

@@ -27,16 +27,37 @@ class OptimizerConfig(Config):
     momentum: float = Field(default=0.95, ge=0, lt=1)
 
 
-class Decay(Config):
-    """A cosine from the factor reached before to `factor`, between `start` and `end`."""
+class Span(Config):
+    """From one mark of a schedule to another."""
 
     start: float = Field(ge=0)
     end: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _forwards(self) -> Self:
+        if self.end < self.start:
+            raise ValueError(f"end: {self.end:g} is before start {self.start:g}")
+        return self
+
+    def stretched(self, ratio: float) -> Self:
+        return self.model_copy(update={"start": self.start * ratio, "end": self.end * ratio})
+
+
+class Decay(Span):
+    """A cosine from the factor reached before to `factor`."""
+
     factor: float = Field(ge=0)
+
+
+class Onset(Span):
+    """A part of the loss comes in: weight 0 until `start`, full from `end` on, linear between."""
 
 
 class ScheduleConfig(Config):
     """Learning rate as a factor: linear warm-up to 1, constant, then each decay in turn; constant between and after.
+
+    onsets: parts of the loss that come in later, by name (UNITE's: "reconstruction", "flow"). A flow loss that waits
+        until latents say something does not hold them flat meanwhile.
 
     Everything counts optimiser steps, or epochs of optimiser steps, whatever the accumulation.
     """
@@ -44,6 +65,7 @@ class ScheduleConfig(Config):
     unit: Literal["steps", "epochs"] = "steps"
     warmup: float = Field(default=0, ge=0)
     decays: tuple[Decay, ...] = ()
+    onsets: dict[str, Onset] = Field(default={})
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -51,6 +73,16 @@ class ScheduleConfig(Config):
         if marks != sorted(marks):
             raise ValueError(f"warmup and decays overlap or run backwards: {marks}; each must start where one ended")
         return self
+
+    def stretched(self, ratio: float) -> Self:
+        """With every mark moved by that ratio."""
+        return self.model_copy(
+            update={
+                "warmup": self.warmup * ratio,
+                "decays": tuple(decay.stretched(ratio) for decay in self.decays),
+                "onsets": {part: onset.stretched(ratio) for part, onset in self.onsets.items()},
+            }
+        )
 
 
 class TrainingConfig(Config):

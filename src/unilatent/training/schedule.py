@@ -21,10 +21,20 @@ def factor(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> flo
     return level
 
 
+def weight(schedule: ScheduleConfig, part: str, step: float, steps_per_epoch: float) -> float:
+    """Of a part of the loss in the step after `step` others."""
+    onset = schedule.onsets.get(part)
+    at = step / steps_per_epoch if schedule.unit == "epochs" else step
+    if onset is None or at >= onset.end:
+        return 1.0
+    return 0.0 if at <= onset.start else (at - onset.start) / (onset.end - onset.start)
+
+
 def unreachable(schedule: ScheduleConfig, steps: int, steps_per_epoch: float) -> list[str]:
     """A line for each stage that the run ends before."""
     end = steps / steps_per_epoch if schedule.unit == "epochs" else steps
     stages = [("warm-up", schedule.warmup), *[(f"decay to {d.factor:g}", d.start) for d in schedule.decays]]
+    stages += [(f"onset of {part}", onset.start) for part, onset in schedule.onsets.items()]
     return [
         f"training.schedule: the {name} is not reached: it {'ends' if name == 'warm-up' else 'starts'} at "
         f"{mark:g} {schedule.unit}, the run ends at {end:g}"

@@ -51,7 +51,7 @@ from .optimizer import Optimizers, clip_gradients
 from .processes import Processes
 from .resuming import find_checkpoint, refuse_other_run
 from .saving import Saving, Snapshot
-from .schedule import factor, unreachable
+from .schedule import factor, unreachable, weight
 from .sharding import local, shard, twin
 from .sharding import whole as put_together
 from .signals import FAILED, SAVE, STOP, StopAsked, StopRequest
@@ -255,6 +255,7 @@ class Trainer:
         """One optimiser step over its micro-batches; returns what is to be logged, still on the device."""
         torch.manual_seed(seed_of("net", self.config.seed, self.step, self.processes.rank))
         logs: dict[str, Tensor] = {}
+        met = set()
         measurement = (
             Measurement(self.model, self.training.log_gradients and not self.sharded) if self._log_is_due else None
         )
@@ -265,8 +266,13 @@ class Trainer:
             batch = replace(batch, data=self.model.modality.augment(batch.data, streams))
             share = len(positions) / self.training.batch_size
             for part in self._backward(batch, streams, share, measurement):
+                met.add(part.title)
                 for key, value in part.logs().items():
                     logs[key] = logs.get(key, 0) + share * value
+        if unmet := set(self.training.schedule.onsets) - met:
+            raise ConfigError(
+                f"training.schedule.onsets.{min(unmet)}: no part of this method's loss; it has {', '.join(sorted(met))}"
+            )
         if poison := reach("step.gradients", self.step):
             _poison([local(p.grad) for p in self.model.parameters() if p.grad is not None], poison)
         self.processes.sum_gradients(self.model)
@@ -297,6 +303,8 @@ class Trainer:
                 part = next(parts, None)
             if part is None:
                 return
+            at = weight(self.training.schedule, part.title, self.step, self.samples / self.training.batch_size)
+            part = part if at == 1 else replace(part, value=at * part.value)
             with measurement.of(part) if measurement is not None else contextlib.nullcontext():
                 (share * part.value).backward(retain_graph=part.retain)
             yield part
