@@ -3,6 +3,9 @@
 python benchmarks/train_step.py                                  imagenet256-unite-b, batch 2, fp32 and bf16
 python benchmarks/train_step.py --preset imagenet256-unite-l --batch 64 --device cuda --compile
 python benchmarks/train_step.py --grow tokens|draws|batch        how the time grows
+python benchmarks/train_step.py --preset qm9-unite-s --batch 32 data.path=qm9-like data.num=200
+
+Pictures are random numbers; of anything else, the first training samples of data.path.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
+from unilatent.modalities.image import ImageConfig
 from unilatent.nets.layers import Repeated
 from unilatent.presets import preset
+from unilatent.training.batches import collate
 from unilatent.training.config import RunConfig
 from unilatent.training.ema import EMA
 from unilatent.training.optimizer import Optimizers, clip_gradients
@@ -47,7 +52,7 @@ class Result:
 
 
 HEADER = (
-    "| case | forward + backward s | TFLOP | GFLOP/s | share of matmul | optimizer + EMA s | images/s | peak GiB |\n"
+    "| case | forward + backward s | TFLOP | GFLOP/s | share of matmul | optimizer + EMA s | samples/s | peak GiB |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
@@ -75,7 +80,9 @@ def main() -> None:
 
 def cases(options: argparse.Namespace) -> list[tuple[str, RunConfig, int]]:
     """Label, run and batch of each case; LPIPS is left out, since its network is a download."""
-    base = preset(options.preset).override("modality.perceptual_weight=0", *options.overrides)
+    base = preset(options.preset).override(*options.overrides)
+    if isinstance(base.modality, ImageConfig):
+        base = base.override("modality.perceptual_weight=0")
     if options.grow == "tokens":
         return [(f"{side}x{side}", base.override(f"modality.size={side}"), options.batch) for side in (128, 192, 256)]
     if options.grow == "draws":
@@ -90,16 +97,17 @@ def measure(
     options: argparse.Namespace,
 ) -> Result:  # fmt: skip
     torch.manual_seed(0)
-    model = LatentModel.build(config.example().model()).to(device)
+    config = config.example()
+    model = LatentModel.build(config.model()).to(device)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else None
-    flop = count_flop(model, fake_batch(model, batch_size, device), device)
+    batch = a_batch(model, config, batch_size, device)
+    flop = count_flop(model, batch, batch_size)
     if options.compile:
         for module in model.modules():
             if isinstance(module, Repeated):
                 module.compile()
     optimizers, ema = Optimizers(model, config.training.optimizer), EMA(model, 0.99)
-    batch = fake_batch(model, batch_size, device)
 
     def forward_backward() -> None:
         parts = iter(model.loss(batch, Streams((("bench", i) for i in range(batch_size)), device)))
@@ -132,9 +140,9 @@ def measure(
     return Result(label, min(times["fb"]), statistics.median(times["opt"]), flop, speed, memory, batch_size)
 
 
-def count_flop(model: LatentModel, batch: Batch, device: torch.device) -> float:
+def count_flop(model: LatentModel, batch: Batch, n: int) -> float:
     """Floating-point operations of one forward and backward pass, from the shapes of its matrix products."""
-    streams = Streams((("flop", i) for i in range(len(batch.data))), device)
+    streams = Streams((("flop", i) for i in range(n)), model.device)
     with FlopCounterMode(display=False) as counter:
         for part in model.loss(batch, streams):
             part.value.backward()
@@ -142,10 +150,14 @@ def count_flop(model: LatentModel, batch: Batch, device: torch.device) -> float:
     return float(counter.get_total_flops())
 
 
-def fake_batch(model: LatentModel, n: int, device: torch.device) -> Batch:
-    config = model.config.modality
-    values = {key: value.to(device) for key, value in model.conditions.example(n).items()}
-    return Batch(torch.rand(n, config.channels, config.height, config.width, device=device), values)
+def a_batch(model: LatentModel, config: RunConfig, n: int, device: torch.device) -> Batch:
+    """Random pictures, or the first training samples."""
+    image = config.modality
+    if isinstance(image, ImageConfig):
+        pictures = torch.rand(n, image.channels, image.height, image.width)
+        return Batch(pictures, model.conditions.example(n)).to(device)
+    train = model.modality.splits(config.data).train
+    return collate([train[i % len(train)] for i in range(n)], model.modality).to(device)
 
 
 def matmul_speed(device: torch.device, precision: str) -> float:

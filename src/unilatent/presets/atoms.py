@@ -11,7 +11,7 @@ from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..modalities.crystal import CrystalConfig, CrystalData
 from ..modalities.joint import JointConfig, JointData
 from ..modalities.molecule import MoleculeConfig, MoleculeData
-from ..training.config import Decay, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from ..training.config import Decay, Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
 
 SAMPLING = SamplingConfig(solver="heun", num_inference_steps=50, time_shift=1.0)
 UNITE_S = UNITEConfig(
@@ -30,27 +30,33 @@ Its 33.00 M parameters are the Generative Encoder with everything that reads an 
 
 
 def small(modality: Config, data: Config) -> RunConfig:
-    """For one CPU core and twenty minutes."""
+    """For two CPU cores and a quarter of an hour."""
     return RunConfig(
         modality=modality,
         method=UNITEConfig(
             latent_channels=16,
-            generative_encoder=GenerativeEncoderConfig(width=128, depth=4, heads=4, in_context_tokens=0),
+            generative_encoder=GenerativeEncoderConfig(
+                width=128, depth=4, heads=4, in_context_tokens=0, local_start=True
+            ),
             decoder=DecoderConfig(width=128, depth=4, heads=4, mlp_width=512),
             reconstruction_weight=10.0,
-            flow_weight=0.1,
+            flow_weight=0.5,
             reconstruction_noise=0.1,
-            flow_draws=2,
+            flow_draws=4,
             time_shift=1.0,
         ),
         sampling=SAMPLING,
         data=data,
         training=TrainingConfig(
-            steps=1800,
+            steps=2000,
             batch_size=32,
-            threads=1,
+            threads=2,
             optimizer=OptimizerConfig(learning_rate=1e-3),
-            schedule=ScheduleConfig(warmup=50, decays=(Decay(start=1100, end=1800, factor=0.03),)),
+            schedule=ScheduleConfig(
+                warmup=50,
+                decays=(Decay(start=1300, end=2000, factor=0.03),),
+                onsets={"flow": Onset(start=100, end=200)},
+            ),
             ema_decay=0.99,
             log_every=20,
             sample_every=500,
@@ -84,7 +90,7 @@ def published(modality: Config, data: Config, epochs: int) -> RunConfig:
 
 
 def molecules() -> RunConfig:
-    """UNITE on molecules like QM9's, made here by RDKit; for one CPU core.
+    """UNITE on molecules like QM9's, made here by RDKit; for two CPU cores.
 
     Expected of real molecules at these settings: see docs/results/atoms.md.
     """
@@ -92,7 +98,7 @@ def molecules() -> RunConfig:
 
 
 def crystals() -> RunConfig:
-    """UNITE on crystals of known prototypes, made here; for one CPU core.
+    """UNITE on crystals of known prototypes, made here; for two CPU cores.
 
     Expected of real crystals at these settings: see docs/results/atoms.md.
     """
