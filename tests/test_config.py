@@ -158,6 +158,14 @@ def test_overrides_apply_in_order_and_together():
     assert config.training.steps is None and config.training.epochs == 3 and config.seed == 2
 
 
+def test_steps_and_epochs_take_each_other_s_place():
+    epochs = preset("digits").override("training.epochs=3")
+    assert epochs.training.steps is None and epochs.training.epochs == 3
+    assert epochs.override("training.steps=5").training.epochs is None
+    with pytest.raises(ConfigError, match=r"either training\.steps or training\.epochs"):
+        epochs.override("training.steps=5", "training.epochs=1")
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [

@@ -171,7 +171,9 @@ def test_a_saved_model_is_the_same_model(modality: str, method: str, tmp_path):
     model, data = model_of(modality, method, awake=True).eval(), batch_of(modality, B).data
     model.save_pretrained(tmp_path / "model")
     names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert {"config.json", "model.safetensors"} <= names <= {"config.json", "model.safetensors", "README.md"}
+    assert names == {"config.json", "model.safetensors", "README.md"}
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"# {method} on {modality}" in card and "library_name: unilatent" in card
     cls = find("methods", method)
     again = cls.from_pretrained(tmp_path / "model")
     assert type(again) is cls and not again.training and again.config == model.config

@@ -109,6 +109,7 @@ def test_decode_refuses_the_latents_of_another_model(cli: Command, run_folder: P
 def test_presets_config_and_doctor(cli: Command, tmp_path: Path) -> None:
     listed = cli("presets")
     assert listed.code == 0 and "imagenet256-unite-xl" in listed.out and "217.64 M" in listed.out
+    assert "unilatent[text]" in listed.out.replace("\n", "")
     shown = cli("config", "show", "digits", "seed=5")
     assert shown.code == 0 and "seed: 5" in shown.out
     file = tmp_path / "run.yaml"

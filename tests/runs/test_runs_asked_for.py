@@ -37,6 +37,8 @@ def test_a_property_from_a_file_to_samples_and_an_analysis(cli: Command, molecul
     lacking = cli("train", "molecules", *QUICK, *SMALL, *about, "conditions.scalar.column=gap", "--out", run)
     assert lacking.code == 2 and "no properties (a column of numbers, named by data.property_column)" in lacking.err
     asked = ["data.property_column=gap", "conditions.scalar.column=gap"]
+    unread = cli("train", "molecules", *QUICK, *SMALL, *about, asked[0], "--dry-run", "--out", tmp_path / "unread")
+    assert "properties: the data have them, but no condition of this model reads them" in unread.out
     done = cli("train", "molecules", *QUICK, *SMALL, *about, *asked, "training.steps=2", "--out", run)
     assert done.code == 0, done.err
     told = json.loads((run / "model" / "config.json").read_text())["conditions"]["scalar"]

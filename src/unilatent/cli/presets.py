@@ -7,6 +7,7 @@ def run() -> None:
     """List what there is to train."""
     import torch
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ..methods.base import LatentModel
@@ -17,6 +18,6 @@ def run() -> None:
         config = preset(name)
         with torch.device("meta"):
             model = LatentModel.build(config.example().model())
-        table.add_row(name, f"{model.num_trainable / 1e6:.2f} M", summary(name))
+        table.add_row(name, f"{model.num_trainable / 1e6:.2f} M", escape(summary(name)))
     Console().print(table)
     print("All settings of one: unilatent config show PRESET")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import Config as Settings
 from ..nets.transformer import TokenAttention
-from ..registry import find
+from ..registry import available, find
 from ..types import Conditioning
 
 MAX_COLUMNS = 16
@@ -191,7 +191,10 @@ class Conditions(nn.ModuleDict):
         unknown = [key for key, value in given.items() if value is not None and key not in known]
         if unknown:
             has = f"it takes {', '.join(self.arguments)}" if self.arguments else "it is unconditional"
-            raise ValueError(f"{unknown[0]}: this model has no such condition; {has}")
+            wanted = unknown[0].removeprefix(NEGATIVE)
+            named = [name for name in available("conditions") if find("conditions", name).argument == wanted]
+            train = f"; for one that has it, train with conditions.{named[0]}={{}}" if named else ""
+            raise ValueError(f"{unknown[0]}: this model has no such condition; {has}{train}")
         values = {}
         for condition in self.all:
             value = given.get(condition.argument)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import Field, field_validator
 from safetensors import SafetensorError
@@ -316,7 +316,20 @@ class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    # Folders: config.json and model.safetensors, nothing else.
+    # Folders: config.json, model.safetensors and a README.md.
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """What the folder's README.md says: what it is and how to use it."""
+        config = self.config
+        conditions = f", conditioned on {', '.join(config.conditions)}" if config.conditions else ""
+        about = ModelCardData(library_name="unilatent", tags=["latent-generative-model", config.method.name])
+        size = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        return ModelCard(
+            f"---\n{about.to_yaml()}\n---\n\n# {config.method.name} on {config.modality.name}{conditions}\n\n"
+            f"{size:.2f} M parameters, {self.latent_channels} latent channels. All settings are in `{CONFIG}`.\n\n"
+            '```python\nimport unilatent\n\nmodel = unilatent.load("FOLDER_OR_HUB_ID")\n'
+            "samples = unilatent.sample(model, num=16)\nlatents = model.encode(data)\n```\n"
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_config(self.config, save_directory / CONFIG)

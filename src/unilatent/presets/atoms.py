@@ -89,6 +89,15 @@ def published(modality: Config, data: Config, epochs: int) -> RunConfig:
     )
 
 
+KINDS = (MoleculeConfig(max_atoms=29), CrystalConfig(max_atoms=20))
+
+
+def of_both(run: RunConfig) -> RunConfig:
+    """Conditioned on the kind."""
+    sampling = SAMPLING.model_copy(update={"guidance_scale": 2.0})
+    return run.model_copy(update={"conditions": {"class_label": ClassLabelConfig()}, "sampling": sampling})
+
+
 def molecules() -> RunConfig:
     """UNITE on molecules like QM9's, made here by RDKit; for two CPU cores.
 
@@ -103,6 +112,16 @@ def crystals() -> RunConfig:
     Expected of real crystals at these settings: see docs/results/atoms.md.
     """
     return small(CrystalConfig(max_atoms=20, elements="found"), CrystalData(path="prototypes", num=4000))
+
+
+def joint() -> RunConfig:
+    """UNITE on such molecules and crystals together, conditioned on the kind; for two CPU cores."""
+    data = JointData(
+        parts={
+            "molecule": MoleculeData(path="qm9-like", num=4000), "crystal": CrystalData(path="prototypes", num=4000)
+        }
+    )  # fmt: skip
+    return of_both(small(JointConfig(max_atoms=29, parts=KINDS), data))
 
 
 def qm9_unite_s() -> RunConfig:
@@ -129,16 +148,14 @@ def joint_unite_s() -> RunConfig:
     Nobody has published UNITE's numbers for it; ADiT's joint model is its model. Sample one kind with labels, with and
     without guidance (1 to 4).
     """
-    parts = (MoleculeConfig(max_atoms=29), CrystalConfig(max_atoms=20))
     data = JointData(parts={"molecule": MoleculeData(), "crystal": CrystalData()})
-    run = published(JointConfig(max_atoms=29, parts=parts), data, 8_000)
-    sampling = SAMPLING.model_copy(update={"guidance_scale": 2.0})
-    return run.model_copy(update={"conditions": {"class_label": ClassLabelConfig()}, "sampling": sampling})
+    return of_both(published(JointConfig(max_atoms=29, parts=KINDS), data, 8_000))
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "molecules": molecules,
     "crystals": crystals,
+    "joint": joint,
     "qm9-unite-s": qm9_unite_s,
     "mp20-unite-s": mp20_unite_s,
     "joint-unite-s": joint_unite_s,

@@ -201,6 +201,14 @@ class RunConfig(ModelConfig):
         data = resolve_as(find("modalities", name).DataConfig, content.get("data", {}), prefix="data.")
         return {**content, "data": data}
 
+    def override(self, *assignments: str) -> Self:
+        """As of any configuration; one of training.steps and training.epochs takes the place of the other."""
+        said = {key.strip(): value.strip() for key, _, value in (words.partition("=") for words in assignments)}
+        for given, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
+            if other not in said and said.get(given, "null") != "null":
+                assignments = (f"{other}=null", *assignments)
+        return super().override(*assignments)
+
     @property
     def first(self) -> RunConfig | None:
         """The run to be finished before this one, on this one's data, modality and seed; None if there is none."""

@@ -621,10 +621,16 @@ class Trainer:
         """What somebody about to start this run should know, a line each."""
         t = self.training
         lines = [
+            f"{argument}, for instance: {'; '.join(names[:3])}" if fact == "examples" else
             f"{argument}: {len(names)} found in the data: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"
             for argument, facts in self.splits.train.facts.items()
-            for names in facts.values()
+            for fact, names in facts.items()
             if isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+        ]  # fmt: skip
+        lines += [
+            f"note: {argument}: the data have them, but no condition of this model reads them"
+            for argument in self.splits.train.facts
+            if argument not in self.model.conditions.arguments
         ]
         lines += [f"note: {line}" for line in unreachable(t.schedule, self.steps, self.samples / t.batch_size)]
         if t.ema_decay and 1 / (1 - t.ema_decay) > self.steps:

@@ -31,8 +31,9 @@ FAINT = 0.1
 """Ink up to which a pixel is white."""
 LEANING = 0.28
 """Skewness of a column's ink above which a shape is a triangle: 0.57 for an equilateral one, 0 for the others."""
-ROUND = 0.85
-"""E[x^2 y^2] / (E[x^2] E[y^2]) below which a shape is a circle: 2/3 for one, 1 for a square."""
+ROUND = -0.3
+"""Re E[(x + i y)^4] / E[x^2 + y^2]^2 above which a shape is a circle: 0 for one, -0.6 for a square. Blur that is the
+same in all directions leaves the numerator as it is."""
 VALUES = 2**22
 """Pixels times colours that are looked at together."""
 SHIFTS = 5
@@ -92,9 +93,9 @@ def _read(ink: np.ndarray) -> np.ndarray:
     dx, dy = x - centre_x[which], y - centre_y[which]
     xx, yy = total(dx**2) / area + 1e-9, total(dy**2) / area + 1e-9
     skewness = np.abs(total(dy**3) / area) / yy**1.5
-    joint = total(dx**2 * dy**2) / area / (xx * yy)
+    fourfold = total(dx**4 + dy**4 - 6 * dx**2 * dy**2) / area / (xx + yy) ** 2
     circle, square, triangle = (SHAPES.index(name) for name in ("circle", "square", "triangle"))
-    form = np.where(skewness > LEANING, triangle, np.where(joint < ROUND, circle, square))
+    form = np.where(skewness > LEANING, triangle, np.where(fourfold > ROUND, circle, square))
     size = np.where(np.sqrt(area / np.pi) / unit > BETWEEN, _LARGE, _SMALL)
     owner, colour = np.zeros(count, dtype=int), np.zeros(count, dtype=int)
     owner[which], colour[which] = where[pixel], colour_of

@@ -29,7 +29,7 @@ COLOURS = {
     "yellow": (245, 205, 20), "purple": (155, 50, 185), "black": (25, 25, 25),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle")
-SIZES = {"small": 0.115, "large": 0.19}
+SIZES = {"small": 0.13, "large": 0.18}
 """Radius of a circle of the same area, as a share of the picture's shorter side."""
 JITTER = 0.05
 """By which share a radius is larger or smaller."""
@@ -47,7 +47,7 @@ MARGIN = 0.03
 TRAINED = 20_000
 SIDE = 16
 """Pixels below which shapes cannot be told apart."""
-VERSION = 1
+VERSION = 2
 """Of the drawing: changes with it, and the fingerprint too."""
 
 

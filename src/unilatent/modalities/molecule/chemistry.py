@@ -43,11 +43,12 @@ def rdkit() -> Any:
     """RDKit's modules; ValueError says which extra brings them."""
     try:
         from rdkit import Chem, RDLogger, rdBase
-        from rdkit.Chem import Draw, rdDepictor, rdDetermineBonds, rdDistGeom, rdForceFieldHelpers
+        from rdkit.Chem import Draw, rdDepictor, rdDetermineBonds, rdDistGeom, rdForceFieldHelpers, rdMolDescriptors
     except ImportError:
         raise ValueError(f"molecules need the package rdkit: {EXTRA}") from None
     return SimpleNamespace(
         Chem=Chem, Draw=Draw, Depictor=rdDepictor, Bonds=rdDetermineBonds, Embed=rdDistGeom, Force=rdForceFieldHelpers,
+        Descriptors=rdMolDescriptors,
         quiet=rdBase.BlockLogs, version=rdBase.rdkitVersion, RDLogger=RDLogger,
     )  # fmt: skip
 

@@ -30,8 +30,10 @@ from .chemistry import rdkit
 
 NUM = 20_000
 """Molecules of the set that is made where nobody says how many."""
-VERSION = 1
-"""Of the rules below: another one makes other molecules."""
+VERSION = 2
+"""Of what is kept of a molecule."""
+RULES = 1
+"""Version of the rules below: another one makes other molecules."""
 DRAWS = 64
 """Draws of a piece: what a process makes at a time, and what an interruption loses."""
 PATIENCE = 50
@@ -166,7 +168,8 @@ def _smiles(symbols: list[str], bonds: dict[tuple[int, int], int]) -> str | None
 
 
 def geometry(smiles: str) -> System | None:
-    """The molecule in space, heavy atoms first in the order of its SMILES; None where it is refused."""
+    """The molecule in space, heavy atoms first in the order of its SMILES, with Crippen's logP, its polar surface
+    (TPSA, square Angstrom) and MMFF94s energy (kcal/mol) as columns; None where it is refused."""
     kit = rdkit()
     parsed = kit.Chem.MolFromSmiles(smiles)
     if parsed is None:
@@ -189,7 +192,12 @@ def geometry(smiles: str) -> System | None:
     positions = (positions - positions.mean(0)).astype(np.float32)
     if not _sound(mol, positions) or not _seen_again(smiles, types, positions):
         return None
-    return System(types, positions, None, smiles)
+    columns = {
+        "logp": kit.Descriptors.CalcCrippenDescriptors(mol)[0],
+        "tpsa": kit.Descriptors.CalcTPSA(mol),
+        "energy": field.CalcEnergy(),
+    }
+    return System(types, positions, None, smiles, columns)
 
 
 def _sound(mol: Any, positions: np.ndarray) -> bool:
@@ -218,7 +226,7 @@ def draws(seed: int, piece: int) -> list[System]:
     found: dict[str, System | None] = {}
     with rdkit().quiet():
         for number in range(piece * DRAWS, (piece + 1) * DRAWS):
-            smiles = graph(random.Random(seed_of("made", VERSION, seed, number)))
+            smiles = graph(random.Random(seed_of("made", RULES, seed, number)))
             if smiles is not None and smiles not in found:
                 found[smiles] = geometry(smiles)
     return [system for system in found.values() if system is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -71,7 +73,7 @@ def _xyz(system: System) -> str:
 
 
 def _sdf(system: System) -> str | None:
-    """None without RDKit, or of a place that no .sdf can hold."""
+    """None without RDKit, of a place that no .sdf can hold, and where RDKit fails."""
     try:
         kit = rdkit()
     except ValueError:
@@ -80,13 +82,11 @@ def _sdf(system: System) -> str | None:
         return None
     mol = _seen(system)
     with kit.quiet():
-        try:
-            block = None if mol is None else kit.Chem.MolToMolBlock(mol)  # single and double bonds, never aromatic ones
-        except kit.Chem.KekulizeException:
-            block = None
-        if block is None:
-            block = kit.Chem.MolToMolBlock(chemistry.atoms_only(system.types, system.coordinates))
-    return block + "$$$$\n"
+        for shown in (mol, chemistry.atoms_only(system.types, system.coordinates)):
+            if shown is not None:
+                with contextlib.suppress(ValueError, RuntimeError):  # what it calls Kekulize and invariant errors
+                    return kit.Chem.MolToMolBlock(shown) + "$$$$\n"  # single and double bonds, never aromatic ones
+    return None
 
 
 def _seen(system: System) -> Any | None:
@@ -98,16 +98,25 @@ def _seen(system: System) -> Any | None:
 
 
 def cells(data: dict[str, Tensor]) -> list[Image.Image]:
-    """A picture of each molecule: balls and sticks, turned to show its widest side, above its formula, which is missing
-    where RDKit sees no molecule."""
+    """A picture of each molecule: balls and sticks, turned to show its widest side, above its structural formula, or
+    the bare count of its atoms where RDKit sees no molecule."""
     made = []
     for system in (to_system(data, i) for i in range(len(data["types"]))):
         cell = Image.new("RGB", (CELL, 2 * CELL), "white")
         cell.paste(_balls(system), (0, 0))
         if (formula := _formula(system)) is not None:
             cell.paste(formula, (0, CELL))
+        else:
+            ImageDraw.Draw(cell).text((CELL // 2, CELL + CELL // 4), counted(system), fill="#909090", anchor="mm")
         made.append(cell)
     return made
+
+
+def counted(system: System) -> str:
+    """How many atoms of each element, carbon and hydrogen first: C2H6O."""
+    symbols = Counter(SYMBOLS[number] for number in system.types.tolist())
+    order = sorted(symbols, key=lambda symbol: (symbol != "C", symbol != "H", symbol))
+    return "".join(f"{symbol}{symbols[symbol] if symbols[symbol] > 1 else ''}" for symbol in order)
 
 
 def _balls(system: System) -> Image.Image:
@@ -146,7 +155,8 @@ def _formula(system: System) -> Image.Image | None:
     mol = _seen(system)
     if mol is None:
         return None
-    with kit.quiet():
+    with kit.quiet(), contextlib.suppress(ValueError, RuntimeError):
         flat = kit.Chem.RemoveHs(mol, sanitize=False)
         kit.Depictor.Compute2DCoords(flat)
         return kit.Draw.MolToImage(flat, size=(CELL, CELL))
+    return None
