@@ -1,5 +1,5 @@
 """What reading texts costs an epoch of training: a class, captions through kept embeddings of a frozen encoder, and
-captions through the byte-level transformer; texts read in context and by cross-attention.
+captions through the byte-level transformer.
 
 python benchmarks/text_condition.py                       2,000 pictures of 32 x 32, batch 64, width 128, on the CPU
 python benchmarks/text_condition.py --width 768 --depth 12 --size 256 --patch 16 --device cuda
@@ -70,10 +70,8 @@ def main() -> None:
         own = TextConfig(max_length=LENGTH)
         conditions: dict[str, dict[str, Any]] = {
             BASE: {},
-            "kept embeddings, in context": {"text": kept},
-            "kept embeddings, cross": {"text": kept.model_copy(update={"token_attention": "cross"})},
-            "bytes, in context": {"text": own},
-            "bytes, cross": {"text": own.model_copy(update={"token_attention": "cross"})},
+            "captions, kept embeddings": {"text": kept},
+            "captions, bytes": {"text": own},
         }
         steps = range(UNCOUNTED + options.pictures // options.batch)
         cases = {name: make_case(options, f"{folder}/data", chosen, steps) for name, chosen in conditions.items()}

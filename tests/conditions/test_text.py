@@ -28,7 +28,6 @@ D = 32
 PICTURES = find("modalities", "image")(find("modalities", "image").Config.small())
 PROMPTS = ["a", "a small red circle", "", "日本 ✓", "two blue squares"]
 METHODS = ["unite", "unified_latents", "latent_diffusion"]
-ATTENTIONS = ["in_context", "cross"]
 FAST: dict[str, Any] = {"num_inference_steps": 2, "decoder_steps": 2, "solver": "euler"}
 
 
@@ -143,12 +142,8 @@ def test_examples_come_from_the_data():
     assert Text(TextConfig(), D).example(2).tolist() == [[0], [0]]
 
 
-def test_conditions_must_agree_on_how_they_are_read():
-    conditions = conditions_of()
-    assert conditions.token_attention == "in_context" and Conditions({}, D).token_attention is None
-    conditions["other"] = conditions_of(token_attention="cross")["text"]
-    with pytest.raises(ValueError, match="cross and in_context do not combine"):
-        _ = conditions.token_attention
+def test_only_texts_give_tokens():
+    assert conditions_of().give_tokens and not Conditions({}, D).give_tokens
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
@@ -159,11 +154,10 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("kind", BACKBONES)
-def test_networks_hear_texts_and_not_their_padding(kind: str, attention: Any, monkeypatch: pytest.MonkeyPatch):
+def test_networks_hear_texts_and_not_their_padding(kind: str, monkeypatch: pytest.MonkeyPatch):
     conditions = awake(conditions_of())
-    network = awake(make_backbone(BACKBONES[kind], 3, 2, token_attention=attention))
+    network = awake(make_backbone(BACKBONES[kind], 3, 2, reads_tokens=True))
     layout, z, t = grid_layout((4, 4)), torch.randn(5, 16, 3), torch.rand(5)
     cond = conditions({"prompts": encode_texts(PROMPTS)})
     out = network(z, layout, t, cond)
@@ -181,10 +175,8 @@ def test_networks_hear_texts_and_not_their_padding(kind: str, attention: Any, mo
 
 def test_a_network_without_tokens_has_no_weights_for_them():
     for config in BACKBONES.values():
-        plain, told = (dict(make_backbone(config, 3, 2, token_attention=a).named_parameters()) for a in (None, "cross"))
-        assert plain.keys() < told.keys() and all(
-            "cross" in key or ".tokens." in key for key in told.keys() - plain.keys()
-        )
+        plain, told = (dict(make_backbone(config, 3, 2, reads_tokens=a).named_parameters()) for a in (False, True))
+        assert plain.keys() <= told.keys() and all(".tokens." in key for key in told.keys() - plain.keys())
         with pytest.raises(AssertionError):
             make_backbone(config, 3, 2)(torch.randn(1, 16, 3), grid_layout((4, 4)), torch.rand(1),
                                         conditions_of().null(1))  # fmt: skip
@@ -193,10 +185,9 @@ def test_a_network_without_tokens_has_no_weights_for_them():
 # ---- methods -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("method", METHODS)
-def test_class_and_text_together_train_every_weight(method: str, attention: str):
-    model, batch = model_with(method, "class_label", "text", token_attention=attention), batch_with(20)
+def test_class_and_text_together_train_every_weight(method: str):
+    model, batch = model_with(method, "class_label", "text"), batch_with(20)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     losses = []
     for step in range(3):
@@ -212,9 +203,8 @@ def test_class_and_text_together_train_every_weight(method: str, attention: str)
     assert all(math.isfinite(loss) for loss in losses) and len(set(losses)) == 3
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_losses_in_bfloat16_and_recomputed_are_near_the_exact_ones(attention: str):
-    model, batch = model_with("unite", "text", token_attention=attention), batch_with(6)
+def test_losses_in_bfloat16_and_recomputed_are_near_the_exact_ones():
+    model, batch = model_with("unite", "text"), batch_with(6)
 
     def loss() -> float:
         return sum(part.value.item() for part in model.loss(batch, Streams(("train", 0, i) for i in range(6))))

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config as Settings
-from ..nets.transformer import TokenAttention
 from ..registry import available, find
 from ..types import Conditioning
 
@@ -50,9 +49,9 @@ class Condition(nn.Module, ABC):
         return None
 
     @property
-    def token_attention(self) -> TokenAttention | None:
-        """How networks read the tokens it makes; None: it makes none, only a vector."""
-        return None
+    def gives_tokens(self) -> bool:
+        """Whether it makes tokens beside a vector."""
+        return False
 
     @property
     def reads_on_cpu(self) -> bool:
@@ -121,12 +120,9 @@ class Conditions(nn.ModuleDict):
         return cycles[0] if len(cycles) == 1 and cycles[0] <= MAX_COLUMNS else 10
 
     @property
-    def token_attention(self) -> TokenAttention | None:
-        """How a network that is built for these conditions reads their tokens; None: they make none."""
-        found = {condition.token_attention for condition in self.all if condition.token_attention}
-        if len(found) > 1:
-            raise ValueError(f"conditions: {' and '.join(sorted(found))} do not combine; choose one for all of them")
-        return next(iter(found), None)
+    def give_tokens(self) -> bool:
+        """Whether a network that is built for these conditions has tokens to read."""
+        return any(condition.gives_tokens for condition in self.all)
 
     @property
     def on_cpu(self) -> frozenset[str]:

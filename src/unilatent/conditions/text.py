@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..nets.byte_encoder import ByteEncoder, count_pieces
 from ..nets.layers import RMSNorm, linear
 from ..nets.text_encoder import Description, TextEncoder, describe, text_encoder
-from ..nets.transformer import TokenAttention
 from ..types import Conditioning, decode_texts, encode_texts, move
 from .base import Condition, ConditionConfig, listed
 
@@ -29,7 +28,6 @@ class TextConfig(ConditionConfig):
 
     max_length: tokens that are read of a text, pieces of its bytes (`nets.byte_encoder`: words of up to eight bytes,
         and marks) or those of the pretrained encoder. Captions of the data are cut there; a longer prompt is refused.
-    token_attention: how networks read them, see `nets.transformer.Transformer`.
     width, depth, heads: of the byte-level transformer.
     encoder: a folder or hub id of a T5, CLIP or other text model of the `transformers` package, used in place of the
         byte-level one; never trained, never part of a checkpoint. revision: of the hub id.
@@ -40,7 +38,6 @@ class TextConfig(ConditionConfig):
 
     name: Literal["text"] = "text"
     max_length: int = Field(default=128, ge=1)
-    token_attention: TokenAttention = "in_context"
     width: int = Field(default=128, ge=2)
     depth: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
@@ -113,8 +110,8 @@ class Text(Condition):
         self.null_vector = nn.Parameter(torch.randn(dim) * 0.02)
 
     @property
-    def token_attention(self) -> TokenAttention:
-        return self.config.token_attention
+    def gives_tokens(self) -> bool:
+        return True
 
     @property
     def encoder(self) -> TextEncoder:

@@ -86,8 +86,8 @@ class LatentDiffusion(LatentModel):
         self.max_latents = self.tokenizer.max_latents
         self.conditions = Conditions(config.conditions, method.base.width)
         axes = self.latent_axes
-        attention = self.conditions.token_attention
-        network = make_backbone(method.base, self.latent_channels, axes, token_attention=attention)
+        told = self.conditions.give_tokens
+        network = make_backbone(method.base, self.latent_channels, axes, reads_tokens=told)
         self.base = Denoiser(network, self.path)
 
     @property

@@ -157,8 +157,8 @@ class UnifiedLatents(LatentModel):
         self.conditions = Conditions(config.conditions, prior.width if prior else 1)
         self.prior = None
         if prior is not None:
-            attention = self.conditions.token_attention
-            network = make_backbone(prior, method.latent_channels, axes, token_attention=attention)
+            told = self.conditions.give_tokens
+            network = make_backbone(prior, method.latent_channels, axes, reads_tokens=told)
             self.prior = Denoiser(network, self.path)
         one_pass = method.decoder_loss == "mse"
         network = make_backbone(method.decoder, channels, axes, context_channels=method.latent_channels)

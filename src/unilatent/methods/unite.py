@@ -31,7 +31,7 @@ from ..nets.attention import join_masks
 from ..nets.embeddings import sincos
 from ..nets.fields import TokenField, token_input
 from ..nets.layers import linear
-from ..nets.transformer import PlainTransformer, TokenAttention, Transformer
+from ..nets.transformer import PlainTransformer, Transformer
 from ..types import Batch, Conditioning, Layout, Tokens
 from .base import LatentModel, LossPart, MethodConfig, ModelConfig, SamplingConfig
 
@@ -135,7 +135,7 @@ class GenerativeEncoder(nn.Module):
 
     def __init__(
         self, config: UNITEConfig, fields: Sequence[TokenField], max_latents: int,
-        token_attention: TokenAttention | None = None,
+        reads_tokens: bool = False,
     ):  # fmt: skip
         super().__init__()
         ge = config.generative_encoder
@@ -145,7 +145,7 @@ class GenerativeEncoder(nn.Module):
         self.latent_positions = nn.Parameter(sincos(torch.arange(max_latents)[:, None].float(), ge.width))
         self.transformer = Transformer(
             ge.width, ge.depth, ge.heads, config.latent_channels, ge.in_context_tokens, ge.in_context_start,
-            ge.block_norm, token_attention=token_attention, time_frequencies=ge.time_frequencies,
+            ge.block_norm, reads_tokens=reads_tokens, time_frequencies=ge.time_frequencies,
         )  # fmt: skip
         if ge.local_start:
             self.transformer.look_ahead(max_latents, max_latents)
@@ -225,9 +225,9 @@ class UNITE(LatentModel):
         max_latents = self.max_latents = method.num_latents or self.modality.max_tokens
         fields = self.modality.fields
         self.conditions = Conditions(config.conditions, method.generative_encoder.width)
-        attention = self.conditions.token_attention
-        self.generative_encoder = GenerativeEncoder(method, fields, max_latents, attention)
-        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, fields, max_latents, attention)
+        told = self.conditions.give_tokens
+        self.generative_encoder = GenerativeEncoder(method, fields, max_latents, told)
+        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, fields, max_latents, told)
         if self.denoiser is not None:
             self.denoiser.data_in.requires_grad_(False)  # this copy never sees data
         self.latent_norm = _latent_norm(method)

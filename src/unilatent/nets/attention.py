@@ -1,4 +1,4 @@
-"""Self-attention and attention to other tokens; the only call of scaled_dot_product_attention."""
+"""Self-attention; the only call of scaled_dot_product_attention."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embeddings import frequencies, rotate
-from .layers import RMSNorm, linear, zero_init
+from .layers import RMSNorm, linear
 
 FAINT = 0.1
 """How much tokens add to what `look_ahead` begins with."""
@@ -66,26 +66,6 @@ class Attention(nn.Module):
         key = torch.stack([used * angle.cos(), used * angle.sin()], -1).flatten()
         self.qkv.weight.view(3, self.heads, -1, dim)[:2, :chosen] *= FAINT
         self.qkv.bias.view(3, self.heads, -1)[:2, :chosen] = torch.stack([query, key])[:, None]
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of N tokens to L others of the same width; adds nothing at first."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"width {dim} is not divisible by heads {heads}")
-        self.heads = heads
-        self.q = linear(dim, dim)
-        self.kv = linear(dim, 2 * dim)
-        self.proj = zero_init(linear(dim, dim))
-        self.q_norm, self.k_norm = RMSNorm(dim // heads), RMSNorm(dim // heads)
-
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, N, D), tokens (B, L, D), mask (B, L) with at least one token of every row seen -> (B, N, D)."""
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
-        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, L, d)
-        return self.proj(attend(self.q_norm(q), self.k_norm(k), v, mask).transpose(1, 2).flatten(2))
 
 
 def join_masks(first: Tensor | None, second: Tensor | None, k: int, n: int) -> Tensor | None:

@@ -11,7 +11,6 @@ from torch import nn
 from ..config import Config
 from .convnet import ConvEncoder, UViT
 from .fields import TokenField
-from .transformer import TokenAttention
 from .vit import TokenEncoder, ViT
 
 Strides = tuple[int | tuple[int, ...], ...]
@@ -70,21 +69,21 @@ def per_axis(size: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 def make_backbone(
     config: ViTConfig | UViTConfig, channels: int, axes: int, context_channels: int | None = None,
-    token_attention: TokenAttention | None = None,
+    reads_tokens: bool = False,
 ) -> nn.Module:  # fmt: skip
     """The network a configuration describes, over tokens of `channels` channels.
 
-    token_attention: how it reads condition tokens (`Conditions.token_attention`); None: there are none.
+    reads_tokens: whether it is told by tokens too (`Conditions.give_tokens`).
     """
     if isinstance(config, ViTConfig):
         return ViT(
             channels, config.width, config.depth, config.heads, config.dropout, context_channels,
-            token_attention=token_attention,
+            reads_tokens=reads_tokens,
         )  # fmt: skip
     return UViT(
         channels, config.channels, config.blocks, config.transformers, per_axis(config.patch, axes),
         [per_axis(stride, axes) for stride in config.strides], config.width, config.heads, config.dropout,
-        context_channels, token_attention,
+        context_channels, reads_tokens,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ..types import Conditioning, Layout, grid_layout
 from .attention import join_masks
 from .embeddings import TimeEmbedding, rotary
 from .layers import Repeated, RMSNorm, in_compute_dtype, linear, modulate, zero_init
-from .transformer import Block, TokenAttention, cross_tokens
+from .transformer import Block
 
 CONVS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 Grid = tuple[int, ...]
@@ -190,42 +190,33 @@ class ConvEncoder(nn.Module):
 class TransformerLevel(nn.Module):
     """AdaLN blocks over the cells of a grid, at rotary positions that are its indices.
 
-    token_attention: how condition tokens, `cond_dim` wide, are read, see `Transformer`; they join at the first block.
+    reads_tokens: condition tokens, `cond_dim` wide, join at the first block and leave after the last one.
     """
 
-    def __init__(
-        self, width: int, count: int, cond_dim: int, heads: int, dropout: float,
-        token_attention: TokenAttention | None = None,
-    ):  # fmt: skip
+    def __init__(self, width: int, count: int, cond_dim: int, heads: int, dropout: float, reads_tokens: bool = False):
         super().__init__()
         self.head_dim = width // heads
         self.cond = nn.Identity() if cond_dim == width else linear(cond_dim, width)
-        self.token_attention = token_attention
-        cross = token_attention == "cross"
-        self.blocks = nn.ModuleList(
-            Block(width, heads, block_norm=False, dropout=dropout, cross=cross) for _ in range(count)
-        )
-        self.tokens = None if token_attention is None or cond_dim == width else linear(cond_dim, width)
+        self.blocks = nn.ModuleList(Block(width, heads, block_norm=False, dropout=dropout) for _ in range(count))
+        self.reads_tokens = reads_tokens
+        self.tokens = linear(cond_dim, width) if reads_tokens and cond_dim != width else None
 
     def forward(self, h: Tensor, c: Tensor, cond: Conditioning | None = None) -> Tensor:
         """h (B, C, *grid), c (B, D); cond: only its tokens (B, L, D) are read -> (B, C, *grid)."""
         grid = tuple(h.shape[2:])
         positions = grid_layout(grid, h.device).positions
         tokens, c, mask, prefix = to_tokens(h), self.cond(c), None, 0
-        apart: tuple[Tensor, Tensor | None] | tuple[()] = ()
-        if self.token_attention is not None and cond is not None:
-            said, said_mask = cross_tokens(cond)  # (B, L, D)
+        if self.reads_tokens and cond is not None:
+            assert cond.tokens is not None
+            said = in_compute_dtype(cond.tokens)  # (B, L, D)
             said = said if self.tokens is None else self.tokens(said)  # (B, L, C)
-            if self.token_attention == "cross":
-                apart = said, said_mask
-            else:
-                prefix = said.shape[1]
-                mask = join_masks(said_mask, None, prefix, tokens.shape[1])
-                tokens = torch.cat([said.to(tokens.dtype), tokens], dim=1)  # (B, L + N, C)
-                positions = F.pad(positions, (0, 0, prefix, 0))
+            prefix = said.shape[1]
+            mask = join_masks(cond.mask, None, prefix, tokens.shape[1])
+            tokens = torch.cat([said.to(tokens.dtype), tokens], dim=1)  # (B, L + N, C)
+            positions = F.pad(positions, (0, 0, prefix, 0))
         rotation = rotary(positions, self.head_dim)
         for block in self.blocks:
-            tokens = block(tokens, c, rotation, mask, *apart)
+            tokens = block(tokens, c, rotation, mask)
         return to_grid(tokens[:, prefix:], grid)
 
 
@@ -240,7 +231,7 @@ class UViT(nn.Module):
     cond_dim: D of the condition vector, to which the time features are added. dropout: in transformer levels.
     context_channels: D' of context tokens (B, K, D'), one per cell of the coarsest grid: they are added there, and
         joined, repeated, to the patched input; None: no context.
-    token_attention: how transformer levels read condition tokens, see `Transformer`.
+    reads_tokens: transformer levels read condition tokens, see `Transformer`.
 
     Sizes of Unified Latents, with parameters, those of them in attention and MLPs (AdaLN's modulations are many but
     cost no time), and multiply-adds for one 512 x 512 picture with 32 x 32 latents:
@@ -251,7 +242,7 @@ class UViT(nn.Module):
     def __init__(
         self, in_channels: int, channels: Sequence[int], blocks: Sequence[int], transformers: int, patch: Grid,
         strides: Sequence[Grid], cond_dim: int, heads: int = 16, dropout: float = 0.0,
-        context_channels: int | None = None, token_attention: TokenAttention | None = None,
+        context_channels: int | None = None, reads_tokens: bool = False,
     ):  # fmt: skip
         super().__init__()
         _check_levels(channels, blocks, strides)
@@ -272,11 +263,11 @@ class UViT(nn.Module):
         def level(i: int) -> nn.Module:
             if attends[i]:
                 return TransformerLevel(
-                    channels[i], blocks[i], cond_dim, channels[i] // head_dim, dropout, token_attention
+                    channels[i], blocks[i], cond_dim, channels[i] // head_dim, dropout, reads_tokens
                 )
             return ConvLevel(axes, channels[i], blocks[i], cond_dim)
 
-        self.token_attention = token_attention
+        self.reads_tokens = reads_tokens
         self.time = TimeEmbedding(cond_dim)
         self.patch_in = conv(axes, in_channels * math.prod(patch) + joined, first, kernels[0])
         self.down_levels = nn.ModuleList(level(i) for i in range(len(strides)))
@@ -294,7 +285,7 @@ class UViT(nn.Module):
         self, values: Tensor, layout: Layout, time: Tensor, cond: Conditioning, context: Tensor | None = None
     ) -> Tensor:
         """values (B, N, C), time (B,) as the path's `feature`, context (B, K, D') -> (B, N, C), zero at first."""
-        assert (cond.tokens is None) == (self.token_attention is None), "built for another kind of condition"
+        assert (cond.tokens is not None) == self.reads_tokens, "built for another kind of condition"
         cond = cond.trimmed()
         grid = grid_of(layout, self.axes)
         coarsest = coarser(grid, [self.patch, *self.strides])

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import Conditioning, Layout
-from .attention import Attention, CrossAttention, join_masks
+from .attention import Attention, join_masks
 from .embeddings import TimeEmbedding, rotary
 from .layers import Repeated, RMSNorm, SwiGLU, gate, in_compute_dtype, linear, modulate, zero_init
-
-TokenAttention = Literal["in_context", "cross"]
-"""How a network reads condition tokens: among its own, or in an attention of their own in every block."""
 
 
 class Block(Repeated):
@@ -22,10 +17,9 @@ class Block(Repeated):
 
     block_norm: RMSNorm of the residual stream after every block (UNITE; Table 7 "no block norm" is False).
     dropout: of both branches' outputs, in training; drawn from torch's global generator.
-    cross: it also attends to condition tokens, after the attention to its own.
     """
 
-    def __init__(self, dim: int, heads: int, block_norm: bool = True, dropout: float = 0.0, cross: bool = False):
+    def __init__(self, dim: int, heads: int, block_norm: bool = True, dropout: float = 0.0):
         super().__init__()
         self.norm1 = RMSNorm(dim)
         self.attn = Attention(dim, heads, qk_norm=True, xavier=True)
@@ -34,21 +28,13 @@ class Block(Repeated):
         self.norm3 = RMSNorm(dim) if block_norm else nn.Identity()
         self.modulation = zero_init(linear(dim, 6 * dim))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.cross_norm = RMSNorm(dim) if cross else None
-        self.cross = CrossAttention(dim, heads) if cross else None
 
-    def forward(
-        self, h: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None,
-        tokens: Tensor | None = None, token_mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """h (B, N, D), c (B, D), mask (B, N); tokens (B, L, D) and their mask where it attends to some."""
+    def forward(self, h: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """h (B, N, D), c (B, D), mask (B, N)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=-1)  # (B, D) each
         h = gate(
             h, self.dropout(self.attn(modulate(self.norm1(h), shift1, scale1), rotation, mask)), gate1
         )  # (B, N, D)
-        if self.cross is not None and self.cross_norm is not None:
-            assert tokens is not None
-            h = h + self.dropout(self.cross(self.cross_norm(h), tokens, token_mask))
         h = gate(h, self.dropout(self.mlp(modulate(self.norm2(h), shift2, scale2))), gate2)
         return self.norm3(h)
 
@@ -58,9 +44,8 @@ class Transformer(nn.Module):
 
     in_context_tokens: that many tokens, the condition vector plus a learned position, join before block
         `in_context_start` and leave after the last one; their rotary position is 0, the others' do not move.
-    token_attention: how condition tokens, D wide, are read: "in_context" lets them join and leave with the former, at
-        position 0 as well (their order is the condition's to tell); "cross" has every block attend to them. None: the
-        condition has none.
+    reads_tokens: condition tokens, D wide, join and leave with them, at position 0 as well (their order is the
+        condition's to tell); without it there must be none.
     out_channels: width of the modulated, linear output.
     """
 
@@ -74,19 +59,18 @@ class Transformer(nn.Module):
         in_context_start: int = 0,
         block_norm: bool = True,
         dropout: float = 0.0,
-        token_attention: TokenAttention | None = None,
+        reads_tokens: bool = False,
         time_frequencies: int = 256,
     ):
         super().__init__()
-        self.joins = bool(in_context_tokens) or token_attention == "in_context"
+        self.joins = bool(in_context_tokens) or reads_tokens
         if self.joins and not 0 <= in_context_start < depth:
             raise ValueError(f"in_context_start {in_context_start} is not a block; depth is {depth}")
         self.head_dim = dim // heads
         self.in_context_tokens, self.in_context_start = in_context_tokens, in_context_start
-        self.token_attention = token_attention
+        self.reads_tokens = reads_tokens
         self.time = TimeEmbedding(dim, time_frequencies)
-        cross = token_attention == "cross"
-        self.blocks = nn.ModuleList([Block(dim, heads, block_norm, dropout, cross) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(dim, heads, block_norm, dropout) for _ in range(depth)])
         self.out_norm = RMSNorm(dim)
         self.out_modulation = zero_init(nn.Linear(dim, 2 * dim))
         self.out = zero_init(nn.Linear(dim, out_channels))
@@ -95,12 +79,11 @@ class Transformer(nn.Module):
 
     def forward(self, h: Tensor, layout: Layout, time: Tensor, cond: Conditioning) -> Tensor:
         """h (B, N, D), positions (B or 1, N, A), time (B,) as the path's `feature` -> (B, N, out_channels)."""
-        assert (cond.tokens is None) == (self.token_attention is None), "built for another kind of condition"
+        assert (cond.tokens is not None) == self.reads_tokens, "built for another kind of condition"
         cond = cond.trimmed()
         h, c = in_compute_dtype(h), in_compute_dtype(self.time(time) + cond.vector)  # (B, N, D), (B, D)
         positions, mask, prefix = layout.positions, layout.mask, 0
         rotation = rotary(positions, self.head_dim)
-        apart = cross_tokens(cond) if self.token_attention == "cross" else ()
         for i, block in enumerate(self.blocks):
             if self.joins and i == self.in_context_start:
                 first, first_mask = self._first(cond)  # (B, P, D)
@@ -108,7 +91,7 @@ class Transformer(nn.Module):
                 mask = join_masks(first_mask, mask, prefix, h.shape[1])
                 h = torch.cat([first.to(h.dtype), h], dim=1)  # (B, P + N, D)
                 rotation = rotary(F.pad(positions, (0, 0, prefix, 0)), self.head_dim)
-            h = block(h, c, rotation, mask, *apart)
+            h = block(h, c, rotation, mask)
         shift, scale = self.out_modulation(F.silu(c)).chunk(2, dim=-1)
         return self.out(modulate(self.out_norm(h[:, prefix:]), shift, scale))
 
@@ -121,19 +104,13 @@ class Transformer(nn.Module):
     def _first(self, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """What joins the sequence, and its mask: condition tokens, then copies of the vector."""
         own = cond.vector[:, None] + self.in_context if self.in_context_tokens else None  # (B, P, D)
-        if cond.tokens is None or self.token_attention != "in_context":
+        if cond.tokens is None:
             assert own is not None
             return own, None
         if own is None:
             return cond.tokens, cond.mask
         mask = join_masks(cond.mask, None, cond.tokens.shape[1], self.in_context_tokens)
         return torch.cat([cond.tokens, own], dim=1), mask
-
-
-def cross_tokens(cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-    """What a block attends to beside its own tokens: condition tokens and their mask."""
-    assert cond.tokens is not None
-    return in_compute_dtype(cond.tokens), cond.mask
 
 
 class PlainBlock(Repeated):

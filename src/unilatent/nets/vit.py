@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..types import Conditioning, Layout
 from .fields import TokenField, token_input
 from .layers import linear
-from .transformer import TokenAttention, Transformer
+from .transformer import Transformer
 
 
 class ViT(nn.Module):
@@ -21,14 +21,14 @@ class ViT(nn.Module):
 
     fields: what the channels mean (`nets.fields`); None: all the same.
     context_channels: D' of context tokens (B, N, D') that are added to the input, one to each; None: no context.
-    out_channels: of the output; None: as many as of the input. token_attention: see `Transformer`.
+    out_channels: of the output; None: as many as of the input. reads_tokens: see `Transformer`.
     """
 
     def __init__(
         self, in_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
         context_channels: int | None = None, out_channels: int | None = None,
         fields: Sequence[TokenField] | None = None,
-        token_attention: TokenAttention | None = None,
+        reads_tokens: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.values_in = token_input(fields or [TokenField(in_channels)], width)
@@ -41,7 +41,7 @@ class ViT(nn.Module):
             out,
             block_norm=False,
             dropout=dropout,
-            token_attention=token_attention,
+            reads_tokens=reads_tokens,
         )
 
     def forward(

@@ -16,7 +16,7 @@ from .image import DECODERS, GENERATIVE_ENCODERS, imagenet256_unite
 
 SCENES = ImageData(path="scenes", held_out=0.03)
 """20,000 scenes and 600 held-out ones, half of these with a pair of colour and shape that is never trained on."""
-BYTES = TextConfig(max_length=32, token_attention="cross", width=64, depth=2, heads=4)
+BYTES = TextConfig(max_length=32, width=64, depth=2, heads=4)
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "{}")
 
 
