@@ -256,7 +256,7 @@ def test_bad_input_is_named_and_the_rest_goes_on(kind: str, tmp_path: Path):
     assert words in str(warned[0].message)
     assert (len(train), len(held_out)) == (7 + (kind == "second"), 2)
     (tmp_path / "other.xyz").write_text("")
-    with pytest.raises(ValueError, match="2 of 1[12] records cannot be used") as refused:
+    with pytest.raises(ValueError, match=r"2 of 1[12] records cannot be used") as refused:
         load(MoleculeData(path=str(tmp_path)))
     assert words in str(refused.value) and "data.bad_share" in str(refused.value)
 
