@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -98,7 +98,8 @@ wrong with it."""
 def gather(results: Results, path: Path, progress: Progress | None, total: int = 0) -> Found:
     """All that can be used. Columns without a single number, such as a formula, are none."""
     parts: dict[str, list[System]] = {}
-    bad, large = [], []
+    bad: list[str] = []
+    large: list[str] = []
     for count, (where, part, result) in enumerate(results, 1):
         if isinstance(result, System):
             parts.setdefault(part, []).append(result)
@@ -175,16 +176,15 @@ def _some(lines: Sequence[str]) -> str:
 
 
 def _with_columns(found: Found, data: AtomData, also: Sequence[str]) -> Found:
-    fields = {data.property_column: "data.property_column", **dict.fromkeys(data.columns or (), "data.columns"),
-              data.label_column: "data.label_column"}  # fmt: skip
-    asked = {name: field for name, field in fields.items() if name is not None}
+    fields = {data.property_column: "data.property_column", data.label_column: "data.label_column"}
+    asked = {name: fields.get(name, "data.columns") for name in (*(data.columns or ()), *fields) if name is not None}
     known = list(next(iter(found.parts.values())).columns)
     for name, field in asked.items():
         if name not in known:
             raise ValueError(
                 f"{field}: {data.path} has no column of numbers {name!r}; it has {', '.join(known) or 'none'}"
             )
-    wanted = known if data.columns is None else dict.fromkeys([*data.columns, *asked, *also])
+    wanted = known if data.columns is None else dict.fromkeys([*asked, *also])
     needed = [name for name in asked if name in (data.columns or ()) or name == data.label_column]
     parts, lacking = {}, 0
     for part, systems in found.parts.items():
@@ -274,19 +274,20 @@ def kept(name: str | None, make: Callable[[], Found]) -> Found:
         return Found(parts, tuple(about["bad"]), tuple(about["large"]))
     found = make()
     files = {part: f"{name}{'-' if part else ''}{part}.npz" for part in found.parts}
-    with keeping(shelf()) as folder:
+
+    def write(folder: Path) -> None:
         for part, systems in found.parts.items():
             systems.save(folder / files[part])
         write_json(folder / f"{name}.json", {"parts": files, "bad": found.bad, "large": found.large})
+
+    keep(shelf(), write)
     return found
 
 
-@contextmanager
-def keeping(folder: Path) -> Iterator[Path]:
-    """That folder of the cache, for writing into; a disk that is full or cannot be written costs a warning."""
+def keep(folder: Path, write: Callable[[Path], None]) -> None:
+    """Writes into that folder of the cache; a disk that is full or cannot be written costs a warning."""
     try:
-        with suppress(OSError):  # said where something is written
-            folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder)
     except OSError as error:
         warnings.warn(f"{shelf()}: {error.strerror or error}; what cannot be kept there is made again each time")

@@ -103,8 +103,8 @@ def load(
         made = reading.kept(name, lambda: Found({"": generator.make(data.num, data.seed, workers, progress)}))
         found = made.within(most)
     else:
-        name = reading.name_of(path, VERSION, pymatgen, reading.version("spglib"), most, data.spacegroup)
-        found = reading.kept(name, lambda: _parsed(path, most, data.spacegroup, progress))
+        key = reading.name_of(path, VERSION, pymatgen, reading.version("spglib"), most, data.spacegroup)
+        found = reading.kept(key, lambda: _parsed(path, most, data.spacegroup, progress))
     found = reading.usable(found, data, max_atoms, ["spacegroup"] if data.spacegroup else [])
     others = [name for name in (PARTS[data.held_out_part], *SPLITS[1:]) if name in found.parts]
     if "train" not in found.parts or not (others or data.held_out is None):

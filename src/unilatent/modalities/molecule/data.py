@@ -67,8 +67,8 @@ def load(
         made = reading.kept(name, lambda: Found({"": generator.make(data.num, data.seed, CORES, progress)}))
         found = made.within(most)
     else:
-        name = reading.name_of(path, READING, reading.version("rdkit"), most)
-        found = reading.kept(name, lambda: read(path, most, progress))
+        key = reading.name_of(path, READING, reading.version("rdkit"), most)
+        found = reading.kept(key, lambda: read(path, most, progress))
     return divide(reading.usable(found, data, max_atoms).systems, data)
 
 

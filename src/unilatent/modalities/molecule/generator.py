@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ...atoms.files import Progress
-from ...atoms.reading import keeping, shelf
+from ...atoms.reading import keep, shelf
 from ...atoms.systems import System, Systems
 from ...maths.streams import seed_of
 from . import chemistry
@@ -271,8 +271,7 @@ def _pieces(seed: int, workers: int, parts: Path | None) -> Iterator[list[System
 
     def store(piece: int, made: list[System]) -> list[System]:
         if parts is not None:
-            with keeping(parts):
-                Systems.of(made).save(parts / f"{piece:06d}.npz")
+            keep(parts, lambda folder: Systems.of(made).save(folder / f"{piece:06d}.npz"))
         return made
 
     if workers <= 1:
