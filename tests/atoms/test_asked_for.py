@@ -97,7 +97,9 @@ def test_what_data_and_condition_disagree_on(tmp_path: Path) -> None:
     asking = data.model_copy(update={"property_column": "carbons"})
     with pytest.raises(ValueError, match=r"set data\.property_column=gap"):
         conditioned(asking, scalar={"column": "gap"})
-    with pytest.raises(ValueError, match=r"^data.property_column: .* has no column 'mu'; it has carbons, gap"):
+    with pytest.raises(
+        ValueError, match=r"^data.property_column: .* has no column of numbers 'mu'; it has carbons, gap"
+    ):
         conditioned(data.model_copy(update={"property_column": "mu"}))
     with pytest.raises(ValueError, match=r"'gap' is unknown of every training system"):
         property_of("gap", molecules().take([3, 7]))

@@ -339,7 +339,7 @@ def test_packed_files_of_molecules_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.xyz.gz").write_bytes(gzip.compress(WATER.encode()))
     (tmp_path / "b.xyz").write_text(WATER.replace("O ", "8 ").replace("H ", "D "))
     found = molecule_files.read(tmp_path)
-    assert found.systems.names == ("a", "b") and not found.faults
+    assert found.systems.names == ("a", "b") and not found.bad
     assert found.systems.types.tolist() == [8, 1, 1] * 2
     (tmp_path / "c.xyz.gz").write_bytes(b"no gzip")
-    assert "c.xyz.gz: cannot be read (cannot be unpacked" in molecule_files.read(tmp_path).faults[0]
+    assert "c.xyz.gz: cannot be read (Not a gzipped file" in molecule_files.read(tmp_path).bad[0]

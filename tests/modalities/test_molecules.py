@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +210,7 @@ WATER = "3\ncharge=0 gap=7.5\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
 def test_xyz_with_columns_and_several_frames(tmp_path: Path):
     (tmp_path / "a.xyz").write_text(WATER + "\n1\n\n2 0 0 0\n")
     found = read(tmp_path / "a.xyz")
-    assert found.faults == () and found.systems.names == ("a:1", "a:2")
+    assert found.bad == () and found.systems.names == ("a:1", "a:2")
     assert found.systems[0].types.tolist() == [8, 1, 1] and found.systems[1].types.tolist() == [2]
     assert found.systems.columns["gap"][0] == 7.5 and np.isnan(found.systems.columns["gap"][1])
 
@@ -229,13 +228,13 @@ def test_a_file_of_qm9_itself(tmp_path: Path):
     tail = "1341.3 1341.4\nC C\nInChI=1S/CH4/h1H4 InChI=1S/CH4/h1H4\n"
     (tmp_path / "dsgdb9nsd_000001.xyz").write_text(f"3\ngdb 1\t{numbers}\n{atoms}{tail}")
     found = read(tmp_path)
-    assert found.faults == () and found.systems.names == ("gdb_1",)
+    assert found.bad == () and found.systems.names == ("gdb_1",)
     assert found.systems.columns["mu"][0] == 3.5 and found.systems.columns["Cv"][0] == 14.5
     assert found.systems[0].coordinates[2].tolist() == pytest.approx([1.0276, 0, -0.3633])
 
 
 BAD = {
-    "empty": ("", "bad.xyz: empty"),
+    "empty": ("", "bad.xyz: is empty"),
     "element": (WATER.replace("O 0", "Qq 0"), "bad.xyz, record 1: atom 1 is 'Qq', not an element"),
     "nan": (WATER.replace("0.12", "nan"), "bad.xyz, record 1: a coordinate of atom 1 is not a number"),
     "text": (WATER.replace("0.12", "near"), "bad.xyz, record 1: a coordinate of atom 1 is not a number"),
@@ -252,25 +251,14 @@ def test_bad_input_is_named_and_the_rest_goes_on(kind: str, tmp_path: Path):
     for i in range(9):
         (tmp_path / f"good{i}.xyz").write_text(WATER)
     (tmp_path / "bad.xyz").write_text(content)
-    with pytest.raises(ValueError, match="cannot be used") as refused:
-        load(MoleculeData(path=str(tmp_path)))
-    assert words in str(refused.value) and "data.bad_share" in str(refused.value)
     with pytest.warns(UserWarning, match="1 of 1[01] records") as warned:
-        train, held_out = load(MoleculeData(path=str(tmp_path), bad_share=0.1, held_out=2))
+        train, held_out = load(MoleculeData(path=str(tmp_path), held_out=2))
     assert words in str(warned[0].message)
     assert (len(train), len(held_out)) == (7 + (kind == "second"), 2)
-
-
-def test_more_atoms_than_the_model_takes(tmp_path: Path):
-    for i in range(9):
-        (tmp_path / f"good{i}.xyz").write_text(WATER)
-    (tmp_path / "large.xyz").write_text("4\n\n" + "".join(f"H {i} 0 0\n" for i in range(4)))
-    with pytest.raises(ValueError, match="large: 4 atoms, the model takes 3"):
-        load(MoleculeData(path=str(tmp_path)), max_atoms=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train, held_out = load(MoleculeData(path=str(tmp_path), max_atoms=3, held_out=1), max_atoms=3)
-    assert len(train) + len(held_out) == 9
+    (tmp_path / "other.xyz").write_text("")
+    with pytest.raises(ValueError, match=r"2 of 1[12] records cannot be used") as refused:
+        load(MoleculeData(path=str(tmp_path)))
+    assert words in str(refused.value) and "data.bad_share" in str(refused.value)
 
 
 def test_broken_records_of_an_sdf(made: Systems, tmp_path: Path):
@@ -279,13 +267,13 @@ def test_broken_records_of_an_sdf(made: Systems, tmp_path: Path):
     blocks[1] = blocks[1].replace(" C ", " C2", 1)
     (tmp_path / "all.sdf").write_text("".join(blocks))
     found = read(tmp_path / "all.sdf")
-    assert len(found.systems) == 2 and "all.sdf, record 2" in found.faults[0]
+    assert len(found.systems) == 2 and "all.sdf, record 2" in found.bad[0]
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"columns": ("gap", "mass")}, "data.columns: .* has no column 'mass'; it has charge, gap"),
+        ({"columns": ("gap", "mass")}, "data.columns: .* has no column of numbers 'mass'; it has charge, gap"),
         ({"label_column": "gap"}, "data.label_column: 'gap' of .* is 7.5, not a whole number"),
         ({"held_out": 40}, "data.held_out: 40, but there are only 9 molecules"),
     ],

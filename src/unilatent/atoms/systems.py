@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -47,17 +50,20 @@ class Systems:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    @property
+    @cached_property
     def starts(self) -> np.ndarray:
         """(S + 1,) where each one's atoms begin, and the end."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
     def __getitem__(self, index: int) -> System:
-        start = int(self.sizes[:index].sum())
-        atoms = slice(start, start + int(self.sizes[index]))
+        index = range(len(self))[index]
+        atoms = slice(self.starts[index], self.starts[index + 1])
         columns = {name: float(values[index]) for name, values in self.columns.items()}
         lattice = None if self.lattice is None else self.lattice[index]
         return System(self.types[atoms], self.coordinates[atoms], lattice, self.names[index], columns)
+
+    def __iter__(self) -> Iterator[System]:
+        return map(self.__getitem__, range(len(self)))
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Systems:
         """Those systems, in that order."""
@@ -94,10 +100,14 @@ class Systems:
             **({} if self.lattice is None else {"lattice": self.lattice}),
             **{f"column.{name}": values for name, values in self.columns.items()},
         }  # fmt: skip
-        temporary = path.with_name(f"{path.name}.tmp")
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
+        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     @staticmethod
     def load(path: Path) -> Systems:
@@ -105,7 +115,7 @@ class Systems:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise ValueError(f"{path}: not a file of systems ({error}); make it again") from None
         missing = {"sizes", "types", "coordinates", "names"} - found.keys()
         if missing:

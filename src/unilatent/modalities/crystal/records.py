@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...atoms.elements import NUMBERS, SYMBOLS
+from ...atoms.reading import TooLarge
 from ...atoms.systems import System
 from .elements import in_order
 from .lattices import cell_matrix, distances_of, niggli, wrap
@@ -25,10 +26,6 @@ LENGTHS = ("_cell_length_a", "_cell_length_b", "_cell_length_c")
 ANGLES = ("_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma")
 PLACES = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
-
-
-class TooLarge(ValueError):
-    """More atoms than asked for: no fault of the record."""
 
 
 def read_cif(text: str) -> System:
@@ -123,7 +120,7 @@ def prepared(one: System, max_atoms: int, keep: bool = False) -> System:
     """Checked, Niggli reduced (keep: unless it is), atoms in the order of electronegativity."""
     complete(one)
     if len(one.types) > max_atoms:
-        raise TooLarge(f"{len(one.types)} atoms, more than {max_atoms}")
+        raise TooLarge.of(len(one.types), max_atoms)
     lattice = np.asarray(one.lattice, np.float64)
     lengths, angles = lattice[:3], lattice[3:]
     if (lengths <= 0).any() or (angles <= 0).any() or (angles >= 180).any():

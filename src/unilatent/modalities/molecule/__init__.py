@@ -29,7 +29,7 @@ class Molecule(atoms.OneKind):
     DataConfig = MoleculeData
     config: MoleculeConfig
     molecules = True
-    reading = render
+    reading = files
     judging = metrics
     drawing = render
 

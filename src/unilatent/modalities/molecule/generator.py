@@ -8,12 +8,12 @@ one process or many make the same set. The geometry is a force field's and not D
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from ...atoms.files import Progress
+from ...atoms.reading import keep, shelf
 from ...atoms.systems import System, Systems
 from ...maths.streams import seed_of
-from ...pretrained import cache_folder
 from . import chemistry
 from .chemistry import rdkit
 
@@ -235,26 +235,14 @@ def draws(seed: int, piece: int) -> list[System]:
 def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
     """`num` distinct molecules, named by their SMILES. An interrupted call goes on where it was: finished pieces are
     kept in the cache until all are there."""
-    parts = _folder() / f"{_name(seed)}.parts"
+    parts = shelf() / f"{name_of(seed)}.parts"
     systems = compose(num, seed, workers, progress, parts)
     shutil.rmtree(parts, ignore_errors=True)
     return systems
 
 
-def cached(num: int, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
-    """The set from the cache, made there if it is not yet. Several processes may call this at once."""
-    path = _folder() / f"{_name(seed)}-{num}.npz"
-    if not path.is_file():
-        keep(make(num, seed, workers, progress), path)
-    return Systems.load(path)
-
-
-def _folder() -> Path:
-    """$UNILATENT_CACHE/systems, or ~/.cache/unilatent/weights/systems."""
-    return cache_folder() / "systems"
-
-
-def _name(seed: int) -> str:
+def name_of(seed: int) -> str:
+    """Of the set in the cache."""
     return f"qm9-like-{VERSION}-rdkit-{rdkit().version}-{seed}"
 
 
@@ -280,33 +268,18 @@ def compose(
     return Systems.of(list(found.values()))
 
 
-def keep(systems: Systems, path: Path) -> None:
-    """As a whole, whoever else writes the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    systems.save(own)
-    own.replace(path)
-
-
-def _kept(path: Path) -> list[System] | None:
-    if not path.is_file():
-        return None
-    try:
-        systems = Systems.load(path)
-    except ValueError:  # damaged, or taken away by a process that has finished
-        return None
-    return [systems[i] for i in range(len(systems))]
-
-
 def _pieces(seed: int, workers: int, parts: Path | None) -> Iterator[list[System]]:
     """Pieces in order, without end."""
 
     def stored(piece: int) -> list[System] | None:
-        return None if parts is None else _kept(parts / f"{piece:06d}.npz")
+        if parts is not None:
+            with suppress(ValueError):  # not there, damaged, or taken away by a process that has finished
+                return list(Systems.load(parts / f"{piece:06d}.npz"))
+        return None
 
     def store(piece: int, made: list[System]) -> list[System]:
         if parts is not None:
-            keep(Systems.of(made), parts / f"{piece:06d}.npz")
+            keep(parts, lambda folder: Systems.of(made).save(folder / f"{piece:06d}.npz"))
         return made
 
     if workers <= 1:

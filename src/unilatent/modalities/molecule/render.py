@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...atoms.elements import SYMBOLS
-from ...atoms.systems import System, Systems
+from ...atoms.systems import System
 from ...files import write_text
 from . import chemistry
 from .chemistry import rdkit
-from .data import read
+from .data import read_files as read_files
 
 COLOURS = {1: "#e8e8e8", 6: "#505050", 7: "#3050f8", 8: "#e02010", 9: "#60c040", 16: "#e0c030"}
 RADII = {1: 0.24, 6: 0.40, 7: 0.40, 8: 0.40, 9: 0.36, 16: 0.50}
@@ -52,17 +52,6 @@ def write(data: dict[str, Tensor], folder: Path, start: int = 0) -> list[Path]:
             write_text(path.with_suffix(".sdf"), block)
         paths.append(path)
     return paths
-
-
-def read_files(path: Path, own: bool = False) -> Systems:
-    """The molecules of files that somebody made; ValueError names the first that cannot be used. own: passes over
-    crystals, and there may be nothing else."""
-    found = read(path, own=own)
-    if found.faults:
-        raise ValueError(f"{found.faults[0]}; mend or remove it")
-    if not len(found.systems) and not own:
-        raise ValueError(f"{path}: holds no molecules")
-    return found.systems
 
 
 def _xyz(system: System) -> str:
