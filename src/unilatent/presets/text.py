@@ -11,7 +11,7 @@ from ..methods.unified_latents import UnifiedLatentsConfig
 from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..modalities.image import ImageConfig, ImageData
 from ..nets.backbones import ViTConfig
-from ..training.config import Decay, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from ..training.config import Decay, Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
 from .image import DECODERS, GENERATIVE_ENCODERS, imagenet256_unite
 
 SCENES = ImageData(path="scenes", held_out=0.03)
@@ -30,24 +30,30 @@ def scenes_unite() -> RunConfig:
         method=UNITEConfig(
             latent_channels=16,
             generative_encoder=GenerativeEncoderConfig(
-                width=96, depth=4, heads=4, in_context_tokens=4, in_context_start=1
+                width=96, depth=4, heads=4, in_context_tokens=4, in_context_start=1, local_start=True
             ),
             decoder=DecoderConfig(width=96, depth=2, heads=4, mlp_width=384),
             reconstruction_weight=10.0,
-            flow_weight=0.1,
-            flow_draws=2,
+            flow_weight=0.3,
+            reconstruction_noise=0.15,
+            flow_draws=3,
+            time_shift=1.0,
         ),
-        sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=2.0, guidance_scale=2.0),
+        sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=1.0, guidance_scale=3.0),
         data=SCENES,
         training=TrainingConfig(
-            steps=1500,
+            steps=1200,
             batch_size=64,
             threads=2,
-            optimizer=OptimizerConfig(learning_rate=2e-3),
-            schedule=ScheduleConfig(warmup=50, decays=(Decay(start=1000, end=1500, factor=0.05),)),
+            optimizer=OptimizerConfig(learning_rate=4e-3),
+            schedule=ScheduleConfig(
+                warmup=50,
+                decays=(Decay(start=760, end=1200, factor=0.05),),
+                onsets={"flow": Onset(start=100, end=200)},
+            ),
             ema_decay=0.995,
             log_every=50,
-            sample_every=500,
+            sample_every=600,
             checkpoint_every=500,
             evaluate_samples=300,
         ),
