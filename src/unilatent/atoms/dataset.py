@@ -126,9 +126,15 @@ class SystemsDataset(Dataset):
 
     def _refuse(self, types: np.ndarray, name: str) -> None:
         if len(types) > self.max_atoms:
-            raise BadSample(f"system {name}: {len(types)} atoms, but modality.max_atoms is {self.max_atoms}; raise it")
+            raise BadSample(
+                f"system {name}: {len(types)} atoms, but modality.max_atoms is {self.max_atoms}; leave it out, or "
+                f"train with modality.max_atoms={len(types)}"
+            )
         if self.elements is not None and (unknown := set(types.tolist()) - self.elements):
-            raise BadSample(f"system {name}: atomic number {min(unknown)} is not in modality.elements; add it")
+            raise BadSample(
+                f"system {name}: atomic number {min(unknown)} is not in modality.elements; leave it out, or train with "
+                "it there"
+            )
 
     @property
     def fingerprint(self) -> str:
