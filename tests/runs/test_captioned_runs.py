@@ -45,7 +45,7 @@ def shrink(tree: dict[str, Any]) -> None:
             tree[key] = 32
         elif key in ("depth", "num_inference_steps", "decoder_steps"):
             tree[key] = 2
-        elif key == "num_samples" and value == 20_000:
+        elif key == "path" and value == "scenes":
             tree |= {"num_samples": 60, "held_out": 24}
 
 

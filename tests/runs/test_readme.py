@@ -40,7 +40,7 @@ def workplace(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch)
 TINY = [
     "training.steps=2", "training.checkpoint_every=0", "training.sample_every=0", "training.evaluate_samples=0",
     "training.batch_size=4", "method.generative_encoder.depth=1", "method.generative_encoder.in_context_tokens=0",
-    "method.decoder.depth=1",
+    "method.generative_encoder.in_context_start=0", "method.decoder.depth=1",
 ]  # fmt: skip
 OTHERS = {"runs/scenes": ["scenes-unite", "data.num_samples=64", "data.held_out=8"],
           "runs/molecules": ["molecules", "data.num=48", "data.held_out=8"]}  # fmt: skip
