@@ -18,7 +18,7 @@ pytest.importorskip("pymatgen.core")
 from unilatent.atoms.grid import paste_grid
 from unilatent.atoms.systems import System, Systems
 from unilatent.modalities.crystal import generator, render
-from unilatent.modalities.crystal.data import CrystalData, load
+from unilatent.modalities.crystal.data import CrystalData, load, read_files
 from unilatent.modalities.crystal.lattices import cell_matrix, distances_of
 from unilatent.modalities.crystal.records import READERS, prepared
 
@@ -270,7 +270,7 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, some: Systems) 
     data["lattice"][1] = torch.tensor([3.0, 4.0, 5.0, 40.0, 140.0, 110.0])  # which could not exist
     paths = render.write(data, tmp_path / "made", start=7)
     assert [path.name for path in paths] == [f"{i:06d}.cif" for i in range(7, 13)]
-    found = batch(render.read_files(tmp_path / "made"))  # the .extxyz beside are the same crystals
+    found = batch(read_files(tmp_path / "made"))  # the .extxyz beside are the same crystals
     assert all(torch.equal(found[key], data[key]) for key in data)
     from pymatgen.core import Structure
 
@@ -278,7 +278,7 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, some: Systems) 
     assert sorted(site.specie.Z for site in structure) == sorted(some[3].types.tolist())
     with pytest.raises(ValueError, match=r"bad\.cif: unknown element 'Qq'; repair or remove it"):
         (tmp_path / "bad.cif").write_text(BAD["unknown element 'Qq'"])
-        render.read_files(tmp_path / "bad.cif")
+        read_files(tmp_path / "bad.cif")
 
 
 def test_a_grid_shows_atoms_in_their_colours(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_open_babel_in_memory_is_open_babel_through_files(made: Systems, tmp_pat
     atoms = {name: torch.cat([batch(made, range(20))[name], noisy[name]]) for name in noisy}
     paths = render.write(atoms, tmp_path)
     for (types, _), path in zip(chemistry.each(**atoms), paths, strict=True):
-        written = render.read_files(path)[0].coordinates.astype(np.float64)
+        written = data.read_files(path)[0].coordinates.astype(np.float64)
         mol = babel.OBMol()
         conversion.ReadFile(mol, str(path))
         conversion.WriteFile(mol, str(path.with_suffix(".pdb")))
@@ -359,7 +359,7 @@ def test_real_molecules():
 def test_written_molecules_are_read_back(made: Systems, tmp_path: Path):
     paths = render.write(batch(made, range(5)), tmp_path, start=7)
     assert [path.name for path in paths] == [f"{i:06d}.xyz" for i in range(7, 12)]
-    again = render.read_files(tmp_path)
+    again = data.read_files(tmp_path)
     assert len(again) == 5 and len(list(tmp_path.glob("*.sdf"))) == 5
     for i in range(5):
         assert (again[i].types == made[i].types).all()
@@ -368,7 +368,7 @@ def test_written_molecules_are_read_back(made: Systems, tmp_path: Path):
     assert chemistry.rdkit().Chem.MolToSmiles(bonds, isomericSmiles=False) == made.names[0]
     (tmp_path / "000008.xyz").write_text("nothing")
     with pytest.raises(ValueError, match=r"000008\.xyz, record 1"):
-        render.read_files(tmp_path)
+        data.read_files(tmp_path)
 
 
 def test_a_grid_of_molecules_and_of_noise(made: Systems, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The learning rate as a factor of its peak."""
+"""The learning rate as a factor of its peak, and the weights of parts of the loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .config import ScheduleConfig
 
 def factor(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> float:
     """Factor at `step` optimiser steps (0 = before the first); the n-th step uses factor(n), so none is wasted at 0."""
-    at = step / steps_per_epoch if schedule.unit == "epochs" else step
+    at = _at(schedule, step, steps_per_epoch)
     if at < schedule.warmup:
         return at / schedule.warmup
     level = 1.0
@@ -23,11 +23,15 @@ def factor(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> flo
 
 def weight(schedule: ScheduleConfig, part: str, step: float, steps_per_epoch: float) -> float:
     """Of a part of the loss in the step after `step` others."""
-    onset = schedule.onsets.get(part)
-    at = step / steps_per_epoch if schedule.unit == "epochs" else step
+    onset, at = schedule.onsets.get(part), _at(schedule, step, steps_per_epoch)
     if onset is None or at >= onset.end:
         return 1.0
     return 0.0 if at <= onset.start else (at - onset.start) / (onset.end - onset.start)
+
+
+def _at(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> float:
+    """In the schedule's unit."""
+    return step / steps_per_epoch if schedule.unit == "epochs" else step
 
 
 def unreachable(schedule: ScheduleConfig, steps: int, steps_per_epoch: float) -> list[str]:

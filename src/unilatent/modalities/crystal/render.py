@@ -15,7 +15,6 @@ from torch import Tensor
 from ...atoms.elements import SYMBOLS
 from ...atoms.systems import System
 from ...files import write_text
-from .data import read_files as read_files
 from .elements import formula
 from .lattices import STEPS, cell_matrix
 
@@ -45,7 +44,7 @@ def to_system(data: dict[str, Tensor], index: int) -> System:
 
 def write(data: dict[str, Tensor], folder: Path, start: int = 0) -> list[Path]:
     """One .cif a crystal, numbered in six digits from `start`, and an .extxyz of the same beside it. Returns the .cif
-    files; `read_files` gives the same bits back."""
+    files; `data.read_files` gives the same bits back."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for i in range(len(data["types"])):

@@ -19,7 +19,6 @@ from ...atoms.systems import System
 from ...files import write_text
 from . import chemistry
 from .chemistry import rdkit
-from .data import read_files as read_files
 
 COLOURS = {1: "#e8e8e8", 6: "#505050", 7: "#3050f8", 8: "#e02010", 9: "#60c040", 16: "#e0c030"}
 RADII = {1: 0.24, 6: 0.40, 7: 0.40, 8: 0.40, 9: 0.36, 16: 0.50}
@@ -41,7 +40,7 @@ def to_system(data: dict[str, Tensor], index: int) -> System:
 
 def write(data: dict[str, Tensor], folder: Path, start: int = 0) -> list[Path]:
     """One .xyz a molecule, numbered in six digits from `start`, and where RDKit is there an .sdf beside it, with bonds
-    where it sees them. Returns the .xyz files; `read_files` gives the same atoms back."""
+    where it sees them. Returns the .xyz files; `data.read_files` gives the same atoms back."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for i in range(len(data["types"])):
