@@ -48,6 +48,20 @@ def test_rotary_rotates_neighbouring_channels_by_position_times_frequency():
         assert out[2 * i : 2 * i + 2].tolist() == pytest.approx([float(w) for w in want], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rotary_is_the_same_in_every_precision_and_so_are_its_gradients(dtype: torch.dtype):
+    """float32 on a CPU goes through complex numbers, everything else does not."""
+    qkv, rotation = normals(2, 5, 3, 2, 8), rotary(10 * normals(2, 5, 2, seed=1), 8)
+    weight = normals(2, 2, 5, 8, seed=2)
+    found = []
+    for x in (qkv.clone().requires_grad_(), qkv.to(dtype).requires_grad_()):
+        out = rotate(x.permute(2, 0, 3, 1, 4)[1], rotation)  # strided, as attention cuts it
+        (out.float() * weight).sum().backward()
+        found.append((out.float(), x.grad.float()))
+    tolerance = 1e-6 if dtype == torch.float64 else 0.03
+    torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=tolerance)
+
+
 def test_each_axis_has_its_own_channels():
     x = normals(12)
     for axis in range(3):

@@ -91,7 +91,7 @@ class Scene:
 # ---- scenes by number ----------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=32768)
 def scene(number: int, unseen: bool, aspect: tuple[float, float] = (1.0, 1.0)) -> Scene:
     """unseen: with a pair that is never trained on, else without any. aspect: (height, width) of the picture, the
     shorter side being 1."""
@@ -126,20 +126,23 @@ def _count(draw: random.Random) -> int:
 def _places(draw: random.Random, asked: Asked, aspect: tuple[float, float]) -> tuple[tuple[float, float, float], ...]:
     """None of them touching, inside the picture, and in the relation; empty when a few attempts found no room."""
     height, width = aspect
+    shapes = [(SIZES[thing.size], _REACH[thing.shape]) for thing in asked.things]
     for _ in range(30):
         found: list[tuple[float, float, float]] = []
-        for thing in asked.things:
-            radius = SIZES[thing.size] * (1 + JITTER * (2 * draw.random() - 1))
-            reach = _reach(thing.shape, radius)
-            x, y = (MARGIN + reach + draw.random() * (side - 2 * (MARGIN + reach)) for side in (width, height))
-            found.append((x, y, radius))
-        apart = all(
-            math.hypot(a[0] - b[0], a[1] - b[1])
-            >= GAP + _reach(asked.things[i].shape, a[2]) + _reach(asked.things[j].shape, b[2])
+        for size, reach in shapes:
+            radius = size * (1 + JITTER * (2 * draw.random() - 1))
+            edge = MARGIN + reach * radius
+            found.append(
+                (edge + draw.random() * (width - 2 * edge), edge + draw.random() * (height - 2 * edge), radius)
+            )
+        if asked.relation is not None and not _clearly(found[0], found[1], asked.relation):
+            continue
+        reaches = [reach * radius for (_, reach), (*_, radius) in zip(shapes, found, strict=True)]
+        if all(
+            math.dist(a[:2], b[:2]) >= GAP + reaches[i] + reaches[j]
             for i, a in enumerate(found)
             for j, b in enumerate(found[:i])
-        )
-        if apart and (asked.relation is None or _clearly(found[0], found[1], asked.relation)):
+        ):
             return tuple(found)
     return ()
 
@@ -150,13 +153,10 @@ def _clearly(a: Sequence[float], b: Sequence[float], relation: str) -> bool:
     return related(a, b) == relation and far >= DIAGONAL * near
 
 
-def _reach(shape: str, radius: float) -> float:
-    """From the centre of gravity to the farthest point of a shape of a circle's area."""
-    return radius * {"circle": 1.0, "square": math.sqrt(math.pi / 2), "triangle": _TRIANGLE}[shape]
-
-
 _TRIANGLE = math.sqrt(4 * math.pi / (3 * math.sqrt(3)))
 """Circumradius of an equilateral triangle over the radius of a circle of its area."""
+_REACH = {"circle": 1.0, "square": math.sqrt(math.pi / 2), "triangle": _TRIANGLE}
+"""From the centre of gravity to the farthest point, over the radius of a circle of its area."""
 
 
 def related(a: Sequence[float], b: Sequence[float]) -> str:
