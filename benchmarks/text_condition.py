@@ -90,7 +90,10 @@ def main() -> None:
 def make_case(options: argparse.Namespace, path: str, conditions: dict[str, Any], steps: range) -> Case:
     """A model of one condition, and the batches that it sees; without one, of the class."""
     width, depth, heads = options.width, options.depth, max(1, options.width // 64)
-    encoder = GenerativeEncoderConfig(width=width, depth=depth, heads=heads, in_context_tokens=8, in_context_start=1)
+    copies = 0 if conditions else 8  # of the class's vector, which as in the presets join where a text's tokens would
+    encoder = GenerativeEncoderConfig(
+        width=width, depth=depth, heads=heads, in_context_tokens=copies, in_context_start=1
+    )
     decoder = DecoderConfig(width=width, depth=depth, heads=heads, mlp_width=4 * width)
     method = UNITEConfig(latent_channels=32, generative_encoder=encoder, decoder=decoder)
     image = ImageConfig(size=options.size, patch_size=options.patch, flip=False)

@@ -42,7 +42,8 @@ REGISTER_TIME = 0.01
 class GenerativeEncoderConfig(Config):
     """Sizes of the Generative Encoder.
 
-    in_context_tokens, in_context_start: condition tokens that join before that block (32 and 4 in the paper).
+    in_context_tokens, in_context_start: that many copies of the condition's vector join before that block (32 and 4 in
+        the paper), and the tokens of a condition that has some, such as a text, which needs no copies.
     block_norm: ablation of Table 7. time_frequencies: frozen random frequencies that time is seen through.
     local_start: half of the attention heads begin by looking from each register at its own data token. Without it the
         registers see an average of all tokens at first, and hundreds of steps pass before they find their own.

@@ -104,6 +104,7 @@ def imagenet256_unite_b_text() -> RunConfig:
     return classes.model_copy(
         update={
             "conditions": {"text": TextConfig(max_length=64, width=256, depth=4)},
+            "method": _reading("b", "b"),
             "data": ImageData(caption_template=TEMPLATES),
         }
     )
@@ -120,10 +121,16 @@ def text256_unite_l() -> RunConfig:
         update={
             "modality": classes.modality.model_copy(update={"flip": False}),
             "conditions": {"text": TextConfig(encoder="google/flan-t5-large", max_length=128)},
-            "method": UNITEConfig(generative_encoder=GENERATIVE_ENCODERS["l"], decoder=DECODERS["l"]),
+            "method": _reading("l", "l"),
             "data": ImageData(path=None, held_out=0.001),
         }
     )
+
+
+def _reading(encoder: str, decoder: str) -> UNITEConfig:
+    """Tokens of the text join where copies of a class's vector would."""
+    sizes = GENERATIVE_ENCODERS[encoder].model_copy(update={"in_context_tokens": 0})
+    return UNITEConfig(generative_encoder=sizes, decoder=DECODERS[decoder])
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
