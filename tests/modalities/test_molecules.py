@@ -173,32 +173,62 @@ def test_the_verb_makes_a_file_that_data_path_takes(tmp_path: Path, capsys: pyte
     assert sum(map(len, load(MoleculeData(path=str(out))))) == 24
 
 
+def test_other_rules_are_kept_under_another_name(monkeypatch: pytest.MonkeyPatch):
+    before = generator.name_of(0)
+    monkeypatch.setattr(generator, "RULES", generator.RULES + 1)
+    assert generator.name_of(0) != before
+
+
 def test_another_seed_makes_other_molecules(made: Systems):
     other = generator.compose(32, seed=1)
     assert len(set(other.names) & set(made.names)) < 4
 
 
-# sigma -> what 1,000 to 1,500 other QM9-like molecules gave: EDM atoms, molecules, valid; RDKit; Open Babel
-PUBLISHED = {0.05: (80.0, 9.2, 64.1, 95.5, 95.1), 1.0: (14.7, 0.0, 35.5, 4.0, 76.9)}
-ALLOWED = (3.0, 3.0, 6.0, 3.0, 6.0)
-"""Points. Validity by EDM's tables and by Open Babel depends on the molecules; both are within 5 at 1,000."""
+SHOWN = ("edm_atoms", "edm_stable", "edm_valid", "rdkit_valid", "openbabel_valid")
+NOISE_TABLE = {
+    0.02: (98.3, 84.9, 94.3, 98.3, 98.0),
+    0.05: (80.0, 9.2, 64.1, 95.5, 95.1),
+    0.1: (54.4, 0.0, 35.2, 87.7, 87.3),
+    0.2: (38.8, 0.0, 20.4, 45.0, 66.9),
+    0.5: (22.7, 0.0, 18.8, 8.4, 61.0),
+    1.0: (14.7, 0.0, 35.5, 4.0, 76.9),
+}
+"""Percent by Angstrom of noise, found by other code on 1,000 to 1,500 other molecules, made by the same recipe."""
 
 
-@pytest.mark.parametrize("sigma", PUBLISHED)
-def test_noise_controls_are_what_they_were_elsewhere(made: Systems, sigma: float):
-    atoms = {name: value.repeat(3, *[1] * (value.ndim - 1)) for name, value in batch(made).items()}
-    noisy = metrics.with_noise(atoms, sigma)
-    edm, seen = metrics.DistanceTables()(noisy), metrics.Perceived()(noisy)
-    found = [
-        100 * float(edm["edm_stable_atoms"].sum() / edm["edm_atoms"].sum()),
-        *(100 * float(t.float().mean()) for t in (edm["edm_stable"], edm["edm_valid"], seen["rdkit_valid"])),
-    ]
+def shares_with_noise(some: dict[str, Tensor], sigma: float) -> dict[str, float]:
+    """What `SHOWN` names, of three draws of noise for each molecule; of Open Babel if it is installed."""
+    noisy = metrics.with_noise({name: value.repeat(3, *[1] * (value.ndim - 1)) for name, value in some.items()}, sigma)
+    seen = metrics.DistanceTables()(noisy) | metrics.Perceived()(noisy)
     if not metrics.Babel.on_request:
-        found.append(100 * float(metrics.Babel()(noisy)["openbabel_valid"].float().mean()))
-    for value, published, allowed in zip(found, PUBLISHED[sigma], ALLOWED, strict=False):
-        assert abs(value - published) <= allowed, (sigma, found)
-    if sigma == 1.0:
-        assert seen["rdkit_connected"].float().mean() < 0.01
+        seen |= metrics.Babel()(noisy)
+    found = {name: 100 * float(seen[name].float().mean()) for name in SHOWN[1:] if name in seen}
+    return {"edm_atoms": 100 * float(seen["edm_stable_atoms"].sum() / seen["edm_atoms"].sum()), **found}
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0])
+def test_noise_controls_are_about_what_they_were_elsewhere(made: Systems, sigma: float):
+    """A few molecules; which they are matters most to EDM's validity and to Open Babel."""
+    found = shares_with_noise(batch(made), sigma)
+    for name, elsewhere in zip(SHOWN, NOISE_TABLE[sigma], strict=True):
+        if name in found:
+            assert found[name] == pytest.approx(elsewhere, abs=7 if name in SHOWN[2::2] else 3), (sigma, name)
+
+
+@pytest.fixture(scope="module")
+def many() -> Systems:
+    return generator.compose(1500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", NOISE_TABLE)
+def test_noise_controls_are_what_they_were_elsewhere(many: Systems, sigma: float):
+    """Within three points in every protocol, for a set of the same size and composition."""
+    found = shares_with_noise(batch(many), sigma)
+    assert set(found) >= set(SHOWN[:4])
+    for name, elsewhere in zip(SHOWN, NOISE_TABLE[sigma], strict=True):
+        if name in found:
+            assert found[name] == pytest.approx(elsewhere, abs=3), (sigma, name)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class ByteEncoder(nn.Module):
         self.width = width
         self.bytes = nn.Embedding(PIECE * 256, width)
         self.hashed = nn.Embedding(ROWS, width)
-        nn.init.normal_(self.bytes.weight, std=PIECE**-0.5 / 2)  # no louder than where they stand: neighbours are found
+        nn.init.normal_(self.bytes.weight, std=PIECE**-0.5 / 2)  # about as loud as where they stand
         nn.init.normal_(self.hashed.weight, std=0.5)
         self.blocks = nn.ModuleList(PlainBlock(width, heads, 4 * width, eps=1e-6) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)

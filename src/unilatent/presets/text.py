@@ -104,7 +104,7 @@ def imagenet256_unite_b_text() -> RunConfig:
     return classes.model_copy(
         update={
             "conditions": {"text": TextConfig(max_length=64, width=256, depth=4)},
-            "method": _reading("b", "b"),
+            "method": _without_copies("b", "b"),
             "data": ImageData(caption_template=TEMPLATES),
         }
     )
@@ -114,20 +114,21 @@ def text256_unite_l() -> RunConfig:
     """UNITE-L from captions read by a frozen T5, at 256x256; needs data.path with captions (see docs/data.md) and
     `pip install 'unilatent[text]'`.
 
-    Nobody published a number for it; sizes and optimiser are those of imagenet256-unite-l.
+    Nobody published a number for it; sizes and optimiser are those of imagenet256-unite-l, whose copies of the class's
+    vector are left out.
     """
     classes = imagenet256_unite("l", "l")
     return classes.model_copy(
         update={
             "modality": classes.modality.model_copy(update={"flip": False}),
             "conditions": {"text": TextConfig(encoder="google/flan-t5-large", max_length=128)},
-            "method": _reading("l", "l"),
+            "method": _without_copies("l", "l"),
             "data": ImageData(path=None, held_out=0.001),
         }
     )
 
 
-def _reading(encoder: str, decoder: str) -> UNITEConfig:
+def _without_copies(encoder: str, decoder: str) -> UNITEConfig:
     """Tokens of the text join where copies of a class's vector would."""
     sizes = GENERATIVE_ENCODERS[encoder].model_copy(update={"in_context_tokens": 0})
     return UNITEConfig(generative_encoder=sizes, decoder=DECODERS[decoder])

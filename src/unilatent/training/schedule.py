@@ -36,7 +36,7 @@ def _at(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> float:
 
 def unreachable(schedule: ScheduleConfig, steps: int, steps_per_epoch: float) -> list[str]:
     """A line for each stage that the run ends before."""
-    end = steps / steps_per_epoch if schedule.unit == "epochs" else steps
+    end = _at(schedule, steps, steps_per_epoch)
     stages = [("warm-up", schedule.warmup), *[(f"decay to {d.factor:g}", d.start) for d in schedule.decays]]
     stages += [(f"onset of {part}", onset.start) for part, onset in schedule.onsets.items()]
     return [
