@@ -57,3 +57,17 @@ def test_words_are_told_apart_by_spelling_and_as_wholes():
     assert apart.min() > 1
     net.hashed.weight.data.zero_()
     assert (torch.cdist(*(2 * [net._embedded(pieces(encode_texts(["left felt"])).long())[0]]))[0, 1]) > 0.5
+
+
+def test_a_piece_is_told_of_two_neighbours_to_each_side_before_anything_attends():
+    """And of nothing behind the last: without blocks, what a piece becomes ends there."""
+    torch.manual_seed(0)
+    encoder = ByteEncoder(16, depth=0, heads=2)
+
+    def read(text: str) -> torch.Tensor:
+        return encoder(encode_texts([text, "one two three four five six seven eight nine"]), most=16)[0][0]
+
+    one, other = read("a small red circle left of it"), read("a small red square left of it")
+    changed = (one != other).any(-1).nonzero().flatten().tolist()
+    assert changed == [1, 2, 3, 4, 5]
+    assert torch.equal(read("red circle")[:2], encoder(encode_texts(["red circle"]), most=2)[0][0])

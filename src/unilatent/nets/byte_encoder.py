@@ -19,6 +19,8 @@ from .transformer import PlainBlock
 PIECE = 8
 """Bytes that a piece has at most; as a whole they are one 64-bit number."""
 ROWS = 4096
+NEAR = 5
+"""Pieces that are mixed: two to each side."""
 FACTORS = (0x9E3779B97F4A7C15 - 2**64, 0xC2B2AE3D27D4EB4F - 2**64)
 """Odd numbers, multiplication by which spreads a number's bits over its upper ones."""
 
@@ -57,7 +59,12 @@ def _between(values: Tensor, ends: str) -> Tensor:
 
 
 class ByteEncoder(nn.Module):
-    """Bytes to a vector for each piece of them, and their mean: sin-cos positions, `PlainBlock`s, a last LayerNorm."""
+    """Bytes to a vector for each piece of them, and their mean: each piece and, by channel, a mix of its neighbours;
+    sin-cos positions, `PlainBlock`s, a last LayerNorm.
+
+    What goes together stands together ("a small red circle"): the mix says so from the first step, attention alone
+    learns it late.
+    """
 
     def __init__(self, width: int, depth: int, heads: int):
         super().__init__()
@@ -66,6 +73,7 @@ class ByteEncoder(nn.Module):
         self.hashed = nn.Embedding(ROWS, width)
         nn.init.normal_(self.bytes.weight, std=PIECE**-0.5 / 2)  # about as loud as where they stand
         nn.init.normal_(self.hashed.weight, std=0.5)
+        self.near = nn.Conv1d(width, width, NEAR, padding=NEAR // 2, groups=width)
         self.blocks = nn.ModuleList(PlainBlock(width, heads, 4 * width, eps=1e-6) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -77,7 +85,8 @@ class ByteEncoder(nn.Module):
         cut = pieces(values, most).long()  # (B, L, 8)
         mask = cut[..., 0] != 0
         seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
-        h = in_compute_dtype(self._embedded(cut) + sincos(self._positions(cut), self.width))  # (B, L, H)
+        own = self._embedded(cut) * mask[..., None]  # (B, L, H)
+        h = in_compute_dtype(own + self.near(own.mT).mT + sincos(self._positions(cut), self.width))
         for block in self.blocks:
             h = block(h, seen)
         h = self.norm(h).float()

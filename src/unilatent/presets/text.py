@@ -30,31 +30,31 @@ def scenes_unite() -> RunConfig:
         method=UNITEConfig(
             latent_channels=16,
             generative_encoder=GenerativeEncoderConfig(
-                width=96, depth=4, heads=4, in_context_tokens=4, in_context_start=1, local_start=True
+                width=96, depth=4, heads=3, in_context_tokens=0, in_context_start=1, local_start=True
             ),
             decoder=DecoderConfig(width=96, depth=2, heads=4, mlp_width=384),
             reconstruction_weight=10.0,
             flow_weight=0.3,
             reconstruction_noise=0.15,
-            flow_draws=3,
-            time_shift=1.0,
+            flow_draws=1,
+            time_shift=1.5,
         ),
-        sampling=SamplingConfig(solver="heun", num_inference_steps=15, time_shift=1.0, guidance_scale=3.0),
+        sampling=SamplingConfig(solver="heun", num_inference_steps=15, time_shift=1.0, guidance_scale=2.0),
         data=SCENES,
         training=TrainingConfig(
-            steps=1000,
+            steps=1900,
             batch_size=64,
             threads=2,
             optimizer=OptimizerConfig(learning_rate=4e-3),
             schedule=ScheduleConfig(
                 warmup=50,
-                decays=(Decay(start=600, end=1000, factor=0.05),),
+                decays=(Decay(start=1100, end=1900, factor=0.05),),
                 onsets={"flow": Onset(start=100, end=200)},
             ),
             ema_decay=0.995,
             log_every=50,
-            sample_every=500,
-            checkpoint_every=500,
+            sample_every=1000,
+            checkpoint_every=1000,
             evaluate_samples=300,
         ),
     )
