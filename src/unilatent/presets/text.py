@@ -21,8 +21,9 @@ TEMPLATES = ("a photo of a {}", "a picture of a {}", "{}")
 
 
 def scenes_unite() -> RunConfig:
-    """UNITE on drawn scenes of one to three shapes, from their captions; sized for ten minutes on two CPU
-    cores.
+    """UNITE on drawn scenes of one to three shapes, from their captions; ten minutes on two CPU cores.
+
+    Expected of 600 new scenes: see docs/results/scenes.md.
     """
     return RunConfig(
         modality=ImageConfig(size=32, patch_size=8, channels=3, squared_weight=1.0, flip=False),
@@ -55,7 +56,7 @@ def scenes_unite() -> RunConfig:
             log_every=50,
             sample_every=1000,
             checkpoint_every=1000,
-            evaluate_samples=300,
+            evaluate_samples=600,
         ),
     )
 
