@@ -43,7 +43,7 @@ def shrink(tree: dict[str, Any]) -> None:
             shrink(value)
         elif key in ("width", "mlp_width", "stem_width") and value:
             tree[key] = 32
-        elif key in ("depth", "num_inference_steps", "decoder_steps"):
+        elif key in ("depth", "heads", "num_inference_steps", "decoder_steps"):
             tree[key] = 2
         elif key == "path" and value == "scenes":
             tree |= {"num_samples": 60, "held_out": 24}
