@@ -17,9 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from unilatent.batches import loader
 from unilatent.presets import preset
-from unilatent.training import checkpoint as ckpt
-from unilatent.training.batches import loader
+from unilatent.runs import checkpoint as ckpt
 from unilatent.training.config import RunConfig
 from unilatent.training.trainer import Trainer
 
@@ -72,7 +72,7 @@ class Stepper:
         trainer = self.trainer
         started = time.perf_counter()
         trainer._one_step(list(islice(self.micro, trainer._micro_batches_per_step)))
-        trainer.step += 1
+        trainer.state.advance()
         return time.perf_counter() - started
 
 
@@ -103,14 +103,14 @@ def saving(trainer: Trainer, stepper: Stepper) -> float:
         os.sync()
         seconds.update(manifest=0.0, cpu=0.0)
         started = time.perf_counter()
-        trainer._save()
+        trainer.checkpoints.save()
         blocked = time.perf_counter() - started
-        thread = trainer.saving._thread
+        thread = trainer.checkpoints.writer._thread
         assert thread is not None
         beside = []
         while thread.is_alive():
             beside.append(stepper.step())
-        trainer.saving.wait()
+        trainer.checkpoints.wait()
         written = time.perf_counter() - started - blocked
         files = ckpt.published(trainer.out / "checkpoints")[-1].iterdir()
         size = sum(path.stat().st_size for path in files) / 1e9
@@ -118,13 +118,13 @@ def saving(trainer: Trainer, stepper: Stepper) -> float:
             f"| {number} | {blocked:.2f} | {written:.2f} | {seconds['manifest'] / size:.2f} | "
             f"{seconds['cpu'] / size:.2f} | {statistics.median(beside):.2f} | {alone:.2f} |"
         )
-    trainer.training = trainer.training.model_copy(update={"background_saving": False})
+    trainer.checkpoints.config = trainer.config.override("training.background_saving=false")
     for _ in range(2):
         stepper.step()
         os.sync()
         seconds.update(manifest=0.0, cpu=0.0)
         started = time.perf_counter()
-        trainer._save()
+        trainer.checkpoints.save()
         print(
             f"in the foreground: training stands still {time.perf_counter() - started:.2f} s, "
             f"manifest {seconds['manifest'] / size:.2f} s/GB, of it CPU {seconds['cpu'] / size:.2f}"

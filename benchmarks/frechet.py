@@ -1,6 +1,6 @@
-"""The Frechet distance of an evaluation: streaming moments of features, and the step from moments to distance.
+"""Speed of the Frechet distance: streaming moments of features, and the distance from moments.
 
-python benchmarks/frechet.py                        50,000 features of 2,048 channels in parts of 500
+python benchmarks/frechet.py                        50,000 features of 2,048 channels in chunks of 500
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unilatent.maths.frechet import RunningMoments, frechet_distance
 
 
 class Clock:
-    """Seconds spent inside it, by the wall and by this process's threads: the second is robust to other work."""
+    """Accumulates wall-clock and CPU seconds of a `with` block; CPU time is robust to other load on the machine."""
 
     def __init__(self) -> None:
         self.wall = self.cpu = 0.0
@@ -43,26 +43,26 @@ def main() -> None:
     stream = torch.Generator(options.device).manual_seed(0)
 
     def features(count: int) -> torch.Tensor:
-        """Non-negative, with a decaying spectrum, as Inception's are."""
+        """Non-negative features with a decaying spectrum, like Inception's."""
         return torch.randn(count, options.channels, generator=stream, device=options.device).mul(scales).relu()
 
     scales = torch.arange(1, options.channels + 1, device=options.device).pow(-0.5)
     running, streaming = RunningMoments(), Clock()
     for start in range(0, options.samples, options.part):
-        part = features(min(options.part, options.samples - start))
+        chunk = features(min(options.part, options.samples - start))
         with streaming:
-            running.add(part)
-    few = RunningMoments()
-    few.add(features(options.channels // 2))
-    full = RunningMoments()
-    full.add(features(2 * options.channels))
+            running.add(chunk)
+    low_rank = RunningMoments()
+    low_rank.add(features(options.channels // 2))
+    full_rank = RunningMoments()
+    full_rank.add(features(2 * options.channels))
     print(f"{options.device}, {torch.get_num_threads()} threads, N {options.samples:,}, D {options.channels:,}\n")
     print("| step | s | CPU s |\n| --- | --- | --- |")
-    print(f"| moments of {options.samples:,} features in parts of {options.part} | {streaming} |")
-    for label, other in (("full rank", full), (f"rank {options.channels // 2 - 1:,}", few)):
+    print(f"| moments of {options.samples:,} features in chunks of {options.part} | {streaming} |")
+    for label, other in (("full rank", full_rank), (f"rank {options.channels // 2 - 1:,}", low_rank)):
         with Clock() as clock:
             frechet_distance(running.moments(), other.moments())
-        print(f"| Frechet distance from moments, the other set of {label} | {clock} |")
+        print(f"| Frechet distance from moments, second set of {label} | {clock} |")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Molecules: how fast the QM9-like set is made, and how fast each protocol judges.
+"""Speed of generating the QM9-like set and of each evaluation protocol.
 
-python benchmarks/molecules.py                      1,000 made; 10,000 judged, as they are and with noise
-python benchmarks/molecules.py --noise [--made 2000]
-                                                    what noise does to each measure instead: the table of the docs
+python benchmarks/molecules.py                          1,000 generated; 10,000 evaluated, with and without noise
+python benchmarks/molecules.py --noise [--made 2000]    instead: results of each protocol with noise, the docs' table
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ import time
 
 import torch
 
-from unilatent.atoms.systems import Systems
+from unilatent.modalities._atoms.systems import Systems
 from unilatent.modalities.molecule import generator
-from unilatent.modalities.molecule.metrics import Validity, spaces, with_noise
-from unilatent.records import Held
+from unilatent.modalities.molecule.metrics import MoleculeValidity, spaces, with_noise
+from unilatent.records import MemoryRows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--made", type=int, help="how many [default: 1,000; 200 with --noise]")
-    parser.add_argument("--judged", type=int, default=10_000)
+    parser.add_argument("--made", type=int, help="molecules to generate [default: 1,000; 200 with --noise]")
+    parser.add_argument("--judged", type=int, default=10_000, help="molecules to evaluate [default: 10,000]")
     parser.add_argument("--noise", action="store_true")
-    parser.add_argument("--draws", type=int, default=5, help="of noise for each molecule [default: 5]")
+    parser.add_argument("--draws", type=int, default=5, help="draws of noise per molecule [default: 5]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.noise:
@@ -33,7 +32,7 @@ def main() -> None:
     before = time.perf_counter(), time.process_time()
     systems = generator.compose(options.made or 1000)
     wall, cpu = time.perf_counter() - before[0], time.process_time() - before[1]
-    print(f"made {len(systems):,} in {wall:.1f} s, {cpu:.1f} CPU s: {60 * len(systems) / cpu:,.0f} a CPU minute")
+    print(f"generated {len(systems):,} in {wall:.1f} s, {cpu:.1f} CPU s: {60 * len(systems) / cpu:,.0f} per CPU minute")
 
     real = padded(systems)
     kinds = {"real": real, "0.05 A": with_noise(real, 0.05), "1 A": with_noise(real, 1.0)}
@@ -75,8 +74,10 @@ COLUMNS = (
 
 
 def noise(real: dict[str, torch.Tensor], draws: int) -> None:
-    """Percent by each protocol of molecules with noise of sigma Angstrom, each in several draws of it; without a
-    package, without its columns."""
+    """Print percentages by each protocol for molecules with Gaussian noise of sigma Angstrom, as a table.
+
+    Each molecule gets `draws` draws of noise. Columns of packages that are not installed are left out.
+    """
     views = {}
     for space in spaces():
         if space.name in {name for name, *_ in COLUMNS}:
@@ -89,8 +90,8 @@ def noise(real: dict[str, torch.Tensor], draws: int) -> None:
     print(f"| sigma | {' | '.join(title for *_, title in shown)} |\n| --- |{' --- |' * len(shown)}")
     for sigma in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1):
         moved = with_noise({name: value.repeat(draws, *[1] * (value.ndim - 1)) for name, value in real.items()}, sigma)
-        kept = {name: Held(space(moved)) for name, space in views.items()}
-        shares = [Validity(views[name], "").share(key)(kept[name]) for name, key, _ in shown]
+        rows = {name: MemoryRows(space(moved)) for name, space in views.items()}
+        shares = [MoleculeValidity(views[name], "").share(key)(rows[name]) for name, key, _ in shown]
         print(f"| {sigma:g} | {' | '.join(f'{share:.1f}' for share in shares)} |")
 
 

@@ -11,7 +11,8 @@ import time
 import torch
 
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import LatentModel, SamplingConfig
+from unilatent.methods.base import LatentModel
+from unilatent.model_config import SamplingConfig
 from unilatent.presets import preset
 from unilatent.sampling import sample_latents
 

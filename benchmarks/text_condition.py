@@ -1,7 +1,7 @@
 """What reading texts costs an epoch of training: a class, captions through kept embeddings of a frozen encoder, and
 captions through the byte-level transformer.
 
-python benchmarks/text_condition.py                       2,000 pictures of 32 x 32, batch 64, width 128, on the CPU
+python benchmarks/text_condition.py                       2,000 images of 32 x 32, batch 64, width 128, on the CPU
 python benchmarks/text_condition.py --width 768 --depth 12 --size 256 --patch 16 --device cuda
 
 The data are drawn scenes, as PNG files in class folders with a .txt of captions beside each, read and decoded for every
@@ -26,13 +26,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from unilatent.batches import Plan, loader
 from unilatent.conditions.class_label import ClassLabelConfig
 from unilatent.conditions.text import TextConfig
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.methods.base import LatentModel
 from unilatent.methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from unilatent.modalities.image import ImageConfig, ImageData, scenes
-from unilatent.training.batches import Plan, loader
+from unilatent.model_config import ModelConfig
 from unilatent.training.config import OptimizerConfig
 from unilatent.training.optimizer import Optimizers
 from unilatent.types import Batch
@@ -55,7 +56,7 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--patch", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
@@ -73,7 +74,7 @@ def main() -> None:
             "captions, kept embeddings": {"text": kept},
             "captions, bytes": {"text": own},
         }
-        steps = range(UNCOUNTED + options.pictures // options.batch)
+        steps = range(UNCOUNTED + options.images // options.batch)
         cases = {name: make_case(options, f"{folder}/data", chosen, steps) for name, chosen in conditions.items()}
         for number in steps:
             for case in cases.values():
@@ -136,13 +137,13 @@ def turn(case: Case, positions: range, device: str) -> tuple[float, float]:
 
 def make_data(folder: Path, options: argparse.Namespace) -> None:
     """Scenes in folders by the first of their shapes, every caption of each beside it."""
-    for number in range(options.pictures):
+    for number in range(options.images):
         drawn = scenes.scene(number, False)
-        first = drawn.asked.things[0]
+        first = drawn.description.objects[0]
         file = folder / f"{first.colour}_{first.shape}" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scenes.draw(drawn, options.size, options.size)).save(file)
-        file.with_suffix(".txt").write_text("\n".join(scenes.captions(drawn.asked)))
+        file.with_suffix(".txt").write_text("\n".join(scenes.captions(drawn.description)))
 
 
 def make_encoder(folder: Path) -> Path:
@@ -150,7 +151,7 @@ def make_encoder(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    said = [caption for number in range(500) for caption in scenes.captions(scenes.scene(number, False).asked)]
+    said = [caption for number in range(500) for caption in scenes.captions(scenes.scene(number, False).description)]
     words = {word for caption in said for word in caption.replace(",", " ,").split()}
     known = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *sorted(words)])}
     sizes = T5Config(vocab_size=len(known), d_model=512, d_kv=64, d_ff=256, num_layers=1, num_heads=8)

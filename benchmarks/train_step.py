@@ -5,7 +5,7 @@ python benchmarks/train_step.py --preset imagenet256-unite-l --batch 64 --device
 python benchmarks/train_step.py --grow tokens|draws|batch        how the time grows
 python benchmarks/train_step.py --preset qm9-unite-s --batch 32 data.path=qm9-like data.num=200
 
-Pictures are random numbers; of anything else, the first training samples of data.path.
+Images are random numbers; of anything else, the first training samples of data.path.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from unilatent.batches import collate
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
 from unilatent.modalities.image import ImageConfig
 from unilatent.nets.layers import Repeated
 from unilatent.presets import preset
-from unilatent.training.batches import collate
 from unilatent.training.config import RunConfig
 from unilatent.training.ema import EMA
 from unilatent.training.optimizer import Optimizers, clip_gradients
@@ -151,11 +151,11 @@ def count_flop(model: LatentModel, batch: Batch, n: int) -> float:
 
 
 def a_batch(model: LatentModel, config: RunConfig, n: int, device: torch.device) -> Batch:
-    """Random pictures, or the first training samples."""
+    """Random images, or the first training samples."""
     image = config.modality
     if isinstance(image, ImageConfig):
-        pictures = torch.rand(n, image.channels, image.height, image.width)
-        return Batch(pictures, model.conditions.example(n)).to(device)
+        images = torch.rand(n, image.channels, image.height, image.width)
+        return Batch(images, model.conditions.example(n)).to(device)
     train = model.modality.splits(config.data).train
     return collate([train[i % len(train)] for i in range(n)], model.modality).to(device)
 

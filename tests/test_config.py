@@ -1,4 +1,4 @@
-"""Configuration: strict, explained, and unable to run anything."""
+"""Configuration: strict, with helpful errors, and unable to run code."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from unilatent.config import Config, ConfigError, read_yaml
-from unilatent.methods.base import ModelConfig
+from unilatent.model_config import ModelConfig
 from unilatent.presets import preset, presets, summary
 from unilatent.training.config import RunConfig
 
 
 def digits(**changes: Any) -> dict[str, Any]:
-    """Plain data of a run; keys with dots go inside."""
+    """Plain data of a run configuration; dotted keys set nested fields."""
     data = preset("digits").plain()
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
@@ -203,9 +203,9 @@ def test_files_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
         read_yaml(tmp_path / "none.yaml")
     for content, words in (
-        ("- 1\n- 2\n", "holds list, not a mapping"),
+        ("- 1\n- 2\n", "contains list, not a mapping"),
         ("a: [", "is not plain YAML"),
-        ("", "holds NoneType"),
+        ("", "contains NoneType"),
     ):
         path = tmp_path / "config.yaml"
         path.write_text(content)

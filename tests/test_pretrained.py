@@ -1,4 +1,4 @@
-"""Weights come from a path, the cache or the network, are checked, and are refused in one line."""
+"""Weights come from a path, the cache or a download, and are checked; errors are one line."""
 
 import hashlib
 import os
@@ -10,14 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from unilatent.pretrained import Weights, cache_folder, fetch
+from unilatent.pretrained import WeightFile, cache_folder, fetch
 
 CONTENT = bytes(range(256)) * 9000  # more than two chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/whole/ sends everything, /cut/ half of what it announces, /slow/ everything after a moment, else 404."""
+    """/whole/ sends the file, /cut/ half of the announced length, /slow/ the file after a delay, else 404."""
 
     def do_GET(self):
         kind = self.path.split("/")[1]
@@ -60,7 +60,7 @@ def cache(tmp_path, monkeypatch):
 
 def weights_at(server, kind="whole", sha256=SHA256):
     url = f"http://127.0.0.1:{server.server_port}/{kind}/net-1.pth"
-    return Weights("toy net", url, sha256, len(CONTENT), "CC0", way_out="toy.path=PATH takes a file")
+    return WeightFile("toy net", url, sha256, len(CONTENT), "CC0", way_out="toy.path=PATH takes a file")
 
 
 def refusal(weights, path=None):
@@ -84,7 +84,7 @@ def test_download_then_cache(server, cache):
 def test_file_url(tmp_path, cache):
     source = tmp_path / "a net.pth"
     source.write_bytes(CONTENT)
-    weights = Weights("toy net", source.as_uri(), SHA256, len(CONTENT), "CC0", way_out="")
+    weights = WeightFile("toy net", source.as_uri(), SHA256, len(CONTENT), "CC0", way_out="")
     assert fetch(weights) == cache / "a net.pth"
 
 
@@ -182,7 +182,7 @@ def test_default_cache_is_under_home(monkeypatch, tmp_path):
 
 
 def test_records_are_checked():
-    good = Weights("n", "https://example.org/n.pth?x=1", "0123abcd", 1, "CC0", "")
+    good = WeightFile("n", "https://example.org/n.pth?x=1", "0123abcd", 1, "CC0", "")
     assert good.file == "n.pth"
     for change in ({"sha256": "0123"}, {"sha256": "0123ABCD"}, {"url": "https://example.org/"}):
         with pytest.raises(AssertionError):

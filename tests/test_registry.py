@@ -1,4 +1,4 @@
-"""Names are files, and files are all that names can reach."""
+"""Component names are file names, and nothing else can be imported."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ images = unilatent.sample(model, num=16, labels=[3], guidance_scale=2.0, num_inf
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__
 
 if TYPE_CHECKING:
     from .loading import load

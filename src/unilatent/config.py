@@ -1,4 +1,4 @@
-"""Typed, frozen, strict configuration: an unknown key is an error with a suggestion, never a silent default."""
+"""Typed, frozen, strict configuration: an unknown key is an error with a suggestion, never ignored."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from .registry import available, find
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; and 1e-4 is a number, which YAML 1.1 reads as text (quoted, it stays text)."""
+    """Safe loader for which an unquoted 1e-4 is a number; YAML 1.1 reads it as text."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """The same resolvers, so that text which would read as a number is quoted."""
+    """Safe dumper with the same resolver, so that text that looks like such a number is quoted."""
 
 
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
+for _yaml_class in (_Loader, _Dumper):
+    _yaml_class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used: names the field, the value and the way out, in one line."""
+    """A setting that cannot be used; the message names field, value and fix in one line."""
 
 
 class _Nested(ValueError):
-    """A fault inside a polymorphic field, already explained from there."""
+    """An error inside a polymorphic field, whose message is already complete."""
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, and strict about its fields."""
+    """Base class of every configuration: frozen, unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Self:
-        """Build from plain data; raises ConfigError with the first fault's dotted field, value and way out."""
+        """Build from plain data; ConfigError names dotted field, value and fix of the first fault."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -54,22 +54,22 @@ class Config(BaseModel):
 
     @classmethod
     def small(cls) -> Self:
-        """A size that builds and trains in seconds on one core; every component overrides it where defaults are not.
+        """Return a configuration that builds and trains in seconds on one core. Override it if the defaults do not.
 
-        Contract tests build each component from this, so a new one joins them by itself.
+        Contract tests build every component from this, new ones included.
         """
         return cls()
 
     def example(self) -> Self:
-        """This configuration with what only data can tell filled in, so that it can be built without any."""
+        """Return a copy with placeholders for values that come from data, so that it can be built without data."""
         return self
 
     def plain(self) -> dict[str, Any]:
-        """As plain data: what YAML and JSON hold, and what `parse` takes back."""
+        """Return plain data, as YAML and JSON store it and `parse` accepts it."""
         return self.model_dump(mode="json")
 
     def override(self, *assignments: str) -> Self:
-        """A copy with dotted `key.sub=value` assignments applied; values are YAML (`null`, `1e-4`, `[1, 2]`)."""
+        """Return a copy with dotted `key.sub=value` assignments applied; values are YAML (`null`, `1e-4`, `[1, 2]`)."""
         data = self.plain()
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
@@ -87,7 +87,7 @@ class Config(BaseModel):
 
 
 def component(kind: str) -> Any:
-    """The type of a field that holds some component's Config: its `name` picks the file in that package."""
+    """Return the type of a field with a component's Config; its `name` selects the file in the package `kind`."""
 
     def resolve(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -102,7 +102,7 @@ def component(kind: str) -> Any:
 
 
 def resolve_as(cls: type[Config], value: Any, prefix: str = "") -> Config:
-    """Plain data as a particular Config, inside a validator of the Config around it."""
+    """Convert plain data to a particular Config, inside a validator of the enclosing Config."""
     if not isinstance(value, dict):
         return value
     try:
@@ -112,22 +112,22 @@ def resolve_as(cls: type[Config], value: Any, prefix: str = "") -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Plain data from a YAML file (safe loader: tags never build objects)."""
+    """Read plain data from a YAML file (safe loader: tags never create objects)."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}; give a preset name or a readable YAML file") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, dates that are none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: invalid UTF-8, invalid dates
         raise ConfigError(f"config file {path} is not plain YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"config file {path} is nested too deeply to be a configuration") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"config file {path} holds {type(data).__name__}, not a mapping of settings")
+        raise ConfigError(f"config file {path} contains {type(data).__name__}, not a mapping of settings")
     return data
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict's leaves by their dotted keys."""
+    """Return the leaves of a nested dict by dotted key."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -139,7 +139,7 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
         if not isinstance(data.get(key), dict):
             if key in data and data[key] is not None:
                 raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[: i + 1])} is a single value, it has no fields")
-            if key not in data and data:  # in an empty mapping any name may be new: conditions.scalar.column=gap
+            if key not in data and data:  # an empty mapping accepts any name: conditions.scalar.column=gap
                 raise ConfigError(f"{'.'.join(keys)}: unknown field {key!r}{_suggest(key, data)}")
             data[key] = {}
         data = data[key]
@@ -152,7 +152,7 @@ def _suggest(wrong: str, known: Iterable[str]) -> str:
 
 
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    """The first fault in one line: field, value, what is wrong, way out."""
+    """Describe the first fault in one line: field, value, error, fix."""
     faults = error.errors(include_url=False)
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     where = ".".join(str(part) for part in fault["loc"]) or cls.__name__
@@ -172,14 +172,14 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
 
 
 def _short(value: Any) -> str:
-    shown = reprlib.Repr()  # walks little of the value: one written as aliases of aliases has no end
+    shown = reprlib.Repr()  # reads little of the value: nested YAML aliases can expand without limit
     shown.maxlevel, shown.maxstring, shown.maxother = 3, 100, 100
     text = shown.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[Any, ...], fault: Any) -> list[str]:
-    """Field names of the config that a location in the tree points into, as far as annotations tell."""
+    """Return the field names of the config at a location in the tree, as far as annotations determine it."""
     current: Any = cls
     for part in loc:
         if not (isinstance(current, type) and issubclass(current, BaseModel)) or part not in current.model_fields:

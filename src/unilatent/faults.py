@@ -1,10 +1,10 @@
-"""Named points at which a test can make a run fail, exactly there.
+"""Fault injection for tests: named points at which a run can be made to fail.
 
     UNILATENT_FAULT=point:action[:rank[:step]]      e.g. save.before_rename:kill, step.gradients:nan:1:7
 
-Actions: kill (SIGKILL), term (SIGTERM), exit (code 1), raise (RuntimeError), full (no space left), hang, nan and
-zero (what the caller holds). A fault belongs to the first start of a job: processes that torchrun has started again are
-left alone. Without the variable `reach` is an empty function.
+Actions: kill (SIGKILL), term (SIGTERM), exit (code 1), raise (RuntimeError), full (no space left), hang, nan and zero
+(the caller overwrites its values). Faults occur in the first start of a job only, not in processes that torchrun has
+restarted. Without the variable, `reach` does nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ POISONS = ("nan", "zero")
 
 @dataclass
 class Fault:
-    """What happens where; rank and step None mean any. It happens once."""
+    """An action at a point; rank and step None mean any. It happens once."""
 
     point: str
     action: str
@@ -31,9 +31,9 @@ class Fault:
 
     @staticmethod
     def parse(text: str) -> Fault:
-        """Of the form above; ValueError names the variable."""
-        point, _, rest = text.partition(":")
-        action, *where = rest.split(":")
+        """Parse point:action[:rank[:step]]; ValueError names the variable."""
+        point, _, remainder = text.partition(":")
+        action, *where = remainder.split(":")
         if action not in ACTIONS or len(where) > 2 or not all(part.isdigit() or part == "" for part in where):
             raise ValueError(
                 f"UNILATENT_FAULT: {text!r} is not point:action[:rank[:step]]; actions: {', '.join(ACTIONS)}"
@@ -43,13 +43,13 @@ class Fault:
 
     def happens(self, point: str, step: int | None) -> bool:
         rank = int(os.environ.get("RANK", "0"))
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        here = not again and point == self.point and self.rank in (None, rank) and self.step in (None, step)
-        return here and not self.spent
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        matches = not restarts and point == self.point and self.rank in (None, rank) and self.step in (None, step)
+        return matches and not self.spent
 
 
 def _act(point: str, step: int | None = None) -> str:
-    """How the caller should poison what it holds, "" for not at all; the other actions happen here."""
+    """Perform the armed fault. Return "nan" or "zero" if the caller should overwrite its values, otherwise ""."""
     assert ARMED is not None
     if not ARMED.happens(point, step):
         return ""
@@ -71,7 +71,7 @@ def _act(point: str, step: int | None = None) -> str:
 
 
 def _nothing(point: str, step: int | None = None) -> str:
-    """No fault is armed."""
+    """Replace `_act` if no fault is armed."""
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Latents on disk: safetensors shards that say which model made them.
+"""Latents on disk: safetensors shards with the fingerprint of the model that encoded them.
 
 index.json              {"model", "seed", "precision", "shard_size", "names", "shards"}; written after each shard
 latents_00000.safetensors   {"latents": (n, K, D)}, n = shard_size in all but the last
@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import read_json, write_json
-from .methods.base import LatentModel, SamplingConfig, read_weights
+from .methods.base import LatentModel
+from .model_config import SamplingConfig
+from .model_folder import read_weights
 from .types import move, take
 
 INDEX = "index.json"
@@ -29,11 +31,11 @@ def encode_to_shards(
     model: LatentModel, source: Path, make_folder: Callable[[], Path], *, seed: int = 0, batch_size: int = 64,
     shard_size: int = 4096, precision: str = "fp32", progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:  # fmt: skip
-    """All samples of `source` as shards in a folder; latents of the same model and settings are kept.
+    """Encode all samples of `source` to shards in a folder; latents already there are not encoded again.
 
-    progress: called after each batch; what it raises leaves everything encoded so far on disk.
-    Returns how many latents there are, and how many of them were there before. ValueError if the folder holds the
-    latents of another model or with other settings.
+    progress: called after each batch; if it raises, all latents encoded so far are on disk.
+    Returns the number of latents and how many of them were there before. ValueError if the folder has latents of
+    another model, other settings or other data.
     """
     header = {"model": model.fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
     batches = model.modality.read(source, batch_size)
@@ -49,7 +51,7 @@ def encode_to_shards(
         start, count = count, count + len(names)
         fresh = max(0, done - start)
         if index["names"][start : min(count, done)] != names[:fresh]:
-            raise ValueError(f"{folder}: was made from other data than {source}; choose another folder")
+            raise ValueError(f"{folder}: has latents of other data than {source}; choose another folder")
         if fresh < len(names):
             pending.append(model.encode(take(data, slice(fresh, None)), seed=seed, start=start + fresh).cpu())
             index["names"] += names[fresh:]
@@ -61,7 +63,7 @@ def encode_to_shards(
                 _flush(folder, index, pending, shard_size, last=True)
                 raise
     if folder is None:
-        raise ValueError(f"{source}: nothing to encode in it")
+        raise ValueError(f"{source}: has no samples to encode; give a folder with data of the model's modality")
     _flush(folder, index, pending, shard_size, last=True)
     return count, done
 
@@ -69,7 +71,10 @@ def encode_to_shards(
 def decode_shards(
     model: LatentModel, folder: Path, batch_size: int = 64, settings: SamplingConfig | None = None
 ) -> Iterator[Any]:
-    """Batches of data from a folder of shards; ValueError if another model made them. settings: as for `decode`."""
+    """Yield batches of data from a folder of shards; ValueError if another model encoded them.
+
+    settings: of `LatentModel.decode`.
+    """
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(f"{folder}: no {INDEX} in it; give a folder written by `unilatent encode`")
@@ -81,54 +86,54 @@ def decode_shards(
     start = 0
     for shard in index["shards"]:
         for batch in _read_shard(folder / shard).split(batch_size):
-            made = model.decode(batch.to(model.device), seed=index["seed"], start=start, settings=settings)
-            yield move(made, "cpu")
+            decoded = model.decode(batch.to(model.device), seed=index["seed"], start=start, settings=settings)
+            yield move(decoded, "cpu")
             start += len(batch)
 
 
 def _open_index(folder: Path, header: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
-    """The index of whole shards with the names of all latents that are there, and those of a shorter last shard, which
-    is to be written again: more data may have come."""
+    """Return the index of the full shards with the names of all stored latents, and the latents of a shorter last
+    shard, which is written again because more data may follow."""
     path = folder / INDEX
     if not path.is_file():
         return {**header, "names": [], "shards": []}, []
     index = _read_index(path)
     for field, value in header.items():
         if index.get(field) != value:
-            raise ValueError(f"{folder}: holds latents with another {field}; choose another folder or delete it")
+            raise ValueError(f"{folder}: has latents with another {field}; choose another folder or delete it")
     size = header["shard_size"]
-    whole = min(len(index["names"]) // size, len(index["shards"]))
-    rest, names = index["shards"][whole:], index["names"]
-    index = {**index, "shards": index["shards"][:whole]}
-    with suppress(ValueError):  # a damaged one is encoded again
-        latents = _read_shard(folder / rest[0]) if rest else torch.empty(0)
-        if whole * size + len(latents) == len(names):
-            return index, [latents] if rest else []
-    return {**index, "names": names[: whole * size]}, []
+    num_full = min(len(index["names"]) // size, len(index["shards"]))
+    last, names = index["shards"][num_full:], index["names"]
+    index = {**index, "shards": index["shards"][:num_full]}
+    with suppress(ValueError):  # a damaged shard is encoded again
+        latents = _read_shard(folder / last[0]) if last else torch.empty(0)
+        if num_full * size + len(latents) == len(names):
+            return index, [latents] if last else []
+    return {**index, "names": names[: num_full * size]}, []
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """ValueError unless every field is there and of its type, and no shard lies elsewhere."""
-    way_out = "make the latents again with `unilatent encode`"
+    """Read an index; ValueError unless every field has its type and every shard is a file name of this folder."""
+    way_out = "encode the data again with `unilatent encode`"
     index = read_json(path, way_out)
     for field, kind in FIELDS.items():
         if type(index.get(field)) is not kind:
             raise ValueError(f"{path}: {field} is {index.get(field)!r:.40}, not {kind.__name__}; {way_out}")
     for name in index["shards"]:
         if not isinstance(name, str) or not SHARD.fullmatch(name):
-            raise ValueError(f"{path}: shards: {name!r:.80} is no name of a shard; {way_out}")
+            raise ValueError(f"{path}: shards: {name!r:.80} is not the name of a shard; {way_out}")
     return index
 
 
 def _read_shard(path: Path) -> Tensor:
     tensors = read_weights(path)
     if "latents" not in tensors or tensors["latents"].ndim != 3:
-        raise ValueError(f"{path}: holds no latents (B, K, D); make them again with `unilatent encode`")
+        raise ValueError(f"{path}: holds no latents (B, K, D); encode the data again with `unilatent encode`")
     return tensors["latents"]
 
 
 def _flush(folder: Path, index: dict[str, Any], pending: list[Tensor], size: int, last: bool) -> list[Tensor]:
-    """Writes every full shard (and the rest if this is the last call) and returns what is left."""
+    """Write every full shard (on the last call also a shorter one) and return the latents that remain."""
     if not pending or (not last and sum(map(len, pending)) < size):
         return pending
     latents = torch.cat(pending)

@@ -1,5 +1,5 @@
-"""Pretrained weights are data: a file that is named, checked by its hash and cached, or a refusal that says how to
-get it. Nothing is ever replaced by random weights."""
+"""Pretrained weight files: downloaded, checked by hash and cached. A missing file is an error that says how to get it;
+random weights never replace it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from torch import Tensor
 OFFLINE_VARIABLES = ("UNILATENT_OFFLINE", "HF_HUB_OFFLINE")
 CHUNK = 1 << 20
 TIMEOUT = 30.0
-"""Seconds without a byte after which a download is given up."""
+"""Seconds without data after which a download fails."""
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A published weight file: what it is called, where it lies, how it is recognised, what to do without it.
+class WeightFile:
+    """A published weight file.
 
-    name: what messages call it.
+    name: its name in messages.
     url: where it is published; the last part is its file name in the cache.
-    sha256: its SHA-256 in lower-case hex, whole or as many leading digits (8 or more) as its publisher gives.
-    size: bytes, roughly; shown before a download.
+    sha256: its SHA-256 in lower-case hex, complete or as many leading digits (8 or more) as the publisher gives.
+    size: approximate number of bytes, shown before a download.
     licence: its terms, shown before a download.
-    way_out: which setting takes a local file, and which one does without; ends every refusal.
+    way_out: the setting that takes a local file, and the one that avoids the file; the end of every error message.
     """
 
     name: str
@@ -51,23 +51,23 @@ class Weights:
 
     @property
     def file(self) -> str:
-        """The file name, in the cache and at its source."""
+        """The file name, in the cache and in the URL."""
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights lie: $UNILATENT_CACHE, or ~/.cache/unilatent/weights."""
-    chosen = os.environ.get("UNILATENT_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "unilatent" / "weights"
+    """Return the folder of downloaded weights: $UNILATENT_CACHE, or ~/.cache/unilatent/weights."""
+    folder = os.environ.get("UNILATENT_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "unilatent" / "weights"
 
 
-def fetch(weights: Weights, path: str | None = None) -> Path:
-    """The local file with these weights: `path` if given, else the cached file, else downloaded into the cache.
+def fetch(weights: WeightFile, path: str | None = None) -> Path:
+    """Return a local file with these weights: `path` if given, else the cached file, else download it to the cache.
 
-    path: an explicit file is taken as it is, without a checksum: it may be a converted copy.
-    The cached file is checked against `weights.sha256` each time. UNILATENT_OFFLINE=1 or HF_HUB_OFFLINE=1 forbids the
-    download. Several processes may call this at once. ValueError says what is missing, where it was looked for and
-    how to get it.
+    path: used as it is, without checking its hash: it may be a converted copy.
+    The hash of the cached file is checked each time. UNILATENT_OFFLINE=1 or HF_HUB_OFFLINE=1 forbids the download.
+    Several processes may call this at the same time. ValueError says what is missing, where it was looked for and how
+    to get it.
     """
     if path is not None:
         return _explicit(weights, Path(path).expanduser())
@@ -83,38 +83,38 @@ def fetch(weights: Weights, path: str | None = None) -> Path:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors by name in a .safetensors or torch file; ValueError if it holds anything else."""
+    """Read the tensors, by name, of a .safetensors or torch file; ValueError if it contains anything else."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # SafetensorError, UnpicklingError, and whatever else a crafted file can provoke
+    except Exception as error:  # SafetensorError, UnpicklingError, or any other error that a crafted file can cause
         raise ValueError(f"not a readable weight file ({type(error).__name__})") from None
     if not isinstance(state, Mapping):
         raise ValueError(f"holds a {type(state).__name__}, not tensors by name")
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def fitted(given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], network: str) -> dict[str, Tensor]:
-    """The given tensors as float32, in the order wanted; ValueError unless names and shapes are the network's."""
-    if missing := [key for key in wanted if key not in given]:
-        raise ValueError(f"no tensor {missing[0]} ({len(missing)} of {len(wanted)} missing): not {network}'s layout")
-    if unknown := [key for key in given if key not in wanted]:
+def check_layout(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], network: str) -> dict[str, Tensor]:
+    """Return the tensors as float32, in the order of `shapes`; ValueError unless names and shapes are the same."""
+    if missing := [key for key in shapes if key not in state]:
+        raise ValueError(f"no tensor {missing[0]} ({len(missing)} of {len(shapes)} missing): not {network}'s layout")
+    if unknown := [key for key in state if key not in shapes]:
         raise ValueError(f"unknown tensor {unknown[0]} ({len(unknown)} in all): not {network}'s layout")
-    for key, shape in wanted.items():
-        if tuple(given[key].shape) != shape:
-            raise ValueError(f"tensor {key} has shape {tuple(given[key].shape)}, {network}'s is {shape}")
-    return {key: given[key].float() for key in wanted}
+    for key, shape in shapes.items():
+        if tuple(state[key].shape) != shape:
+            raise ValueError(f"tensor {key} has shape {tuple(state[key].shape)}, {network}'s is {shape}")
+    return {key: state[key].float() for key in shapes}
 
 
-def _explicit(weights: Weights, path: Path) -> Path:
+def _explicit(weights: WeightFile, path: Path) -> Path:
     if path.is_file():
         return path
     what = "is not a file" if path.exists() else "does not exist"
     raise ValueError(f"{weights.name}: {path} {what}; the original is {weights.url}; {weights.way_out}")
 
 
-def _verified(weights: Weights, cached: Path) -> Path:
+def _verified(weights: WeightFile, cached: Path) -> Path:
     try:
         with cached.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,18 +131,18 @@ def _verified(weights: Weights, cached: Path) -> Path:
     return cached
 
 
-def _expected(weights: Weights) -> str:
+def _expected(weights: WeightFile) -> str:
     return weights.sha256 + ("" if len(weights.sha256) == 64 else "...")
 
 
 def offline() -> str | None:
-    """The variable that forbids downloads, if one does."""
-    said = {name: os.environ.get(name, "").lower() for name in OFFLINE_VARIABLES}
-    return next((name for name, value in said.items() if value in ("1", "true", "yes", "on")), None)
+    """Return the name of the environment variable that forbids downloads, if one does."""
+    values = {name: os.environ.get(name, "").lower() for name in OFFLINE_VARIABLES}
+    return next((name for name, value in values.items() if value in ("1", "true", "yes", "on")), None)
 
 
-def _download(weights: Weights, target: Path) -> Path:
-    """Download to a name of our own beside `target`, check, then move into place: others see all of it or nothing."""
+def _download(weights: WeightFile, target: Path) -> Path:
+    """Download to a temporary file in the same folder, check its hash, then rename it to `target`."""
     part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def _download(weights: Weights, target: Path) -> Path:
             actual = _receive(weights, out)
         if not actual.startswith(weights.sha256):
             raise ValueError(
-                f"{weights.name}: what {weights.url} sent was thrown away, its SHA-256 is {actual} and should be "
+                f"{weights.name}: the download from {weights.url} was discarded, its SHA-256 is {actual} and should be "
                 f"{_expected(weights)}; run again, or: {weights.way_out}"
             )
         os.replace(part, target)
@@ -166,8 +166,8 @@ def _download(weights: Weights, target: Path) -> Path:
     return target
 
 
-def _receive(weights: Weights, out: BinaryIO) -> str:
-    """Write what the URL sends; its SHA-256. OSError if it broke off."""
+def _receive(weights: WeightFile, out: BinaryIO) -> str:
+    """Download to `out` and return the SHA-256. OSError if the connection breaks."""
     console = Console(stderr=True)
     console.print(
         f"downloading {weights.name} ({weights.size / 1e6:,.0f} MB, {weights.licence}) from {weights.url}",

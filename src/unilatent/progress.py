@@ -1,4 +1,4 @@
-"""Bars on the terminal, where there is one."""
+"""Progress bars, if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 @contextmanager
 def progress_of(quiet: bool = False, transient: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each thing that is made; call it with what, how many more are done, and how many there will be
-    (0: nobody knows). transient: gone when it is done."""
+    """Yield `advance(what, more, total)`: `more` further items of task `what` are done, of `total` (0: unknown).
+
+    Each task has its own bar. transient: remove the bars at the end.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,11 +1,11 @@
-"""Rows of named tensors, one row a sample: what evaluation keeps of a set, in memory, on disk, or only its moments.
+"""Named tensors with one row per sample: the data that evaluation stores of a set, in memory, on disk, or as moments.
 
 On disk:
-    header.json                         what made the rows, and how many there will be
+    header.json                         the settings that determine the rows, and their number
     rows_00000000_00000512.safetensors  rows [0, 512) of every tensor, and so on
 
-A piece appears whole or not at all, and which rows it holds depends on neither batch size nor number of processes: an
-interrupted set is completed, piece by piece, by whoever comes next. Reading holds one piece at a time.
+Each chunk is written atomically, and its rows depend on neither batch size nor number of processes: an interrupted set
+can be completed chunk by chunk. Reading loads one chunk at a time.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .types import join_values
 
 HEADER = "header.json"
 SMALLEST, LARGEST = 64, 512
-"""Rows of a piece: a 16th of the set between these two, so that several processes find work in a small set."""
-WAY_OUT = "delete the folder, the same command makes it again"
+"""Rows per chunk: a 16th of the set, clamped to this range, so that several processes can share a small set."""
+WAY_OUT = "delete the folder and run the command again"
 
 
 class Rows(ABC):
-    """A set of samples, of each of which some tensors are known."""
+    """A set of samples with named tensors, one row per sample."""
 
     def __init__(self, size: int):
         self.size = size
@@ -48,42 +48,42 @@ class Rows(ABC):
         """Names of the tensors."""
 
     @abstractmethod
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        """A tensor's rows in order, some at a time."""
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """Yield a tensor's rows in order, in chunks."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
     @property
     def known_moments(self) -> list[str]:
-        """Tensors of which moments are known already."""
+        """Names of the tensors whose moments are already computed."""
         return sorted(self._moments)
 
     def __getitem__(self, name: str) -> Tensor:
-        """All rows of a tensor, in memory."""
+        """Return all rows of a tensor, in memory."""
         return self.first(name, self.size)
 
     def first(self, name: str, count: int) -> Tensor:
-        """At most the first `count` rows of a tensor."""
-        parts, held = [], 0
-        for piece in self.pieces(name):
-            parts.append(piece)
-            held += len(piece)
-            if held >= count:
+        """Return at most the first `count` rows of a tensor."""
+        chunks, size = [], 0
+        for chunk in self.chunks(name):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size >= count:
                 break
-        return join_values(parts)[:count]
+        return join_values(chunks)[:count]
 
     def moments(self, name: str) -> Moments:
-        """Mean (D,) and covariance (D, D) of a tensor's rows in float64, read in pieces."""
+        """Return mean (D,) and covariance (D, D) of a tensor's rows in float64, read in chunks."""
         if name not in self._moments:
             running = RunningMoments()
-            for piece in self.pieces(name):
-                running.add(piece)
+            for chunk in self.chunks(name):
+                running.add(chunk)
             self._moments[name] = running.moments()
         return self._moments[name]
 
 
-class Held(Rows):
+class MemoryRows(Rows):
     """Rows in memory."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
@@ -94,12 +94,12 @@ class Held(Rows):
     def names(self) -> list[str]:
         return sorted(self.tensors)
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
+    def chunks(self, name: str) -> Iterator[Tensor]:
         yield self.tensors[name]
 
 
 class Statistics(Rows):
-    """A set of which only moments are known; `size` is 0 where its number of samples is not."""
+    """A set of which only moments are known; `size` is 0 if its number of samples is unknown."""
 
     def __init__(self, moments: dict[str, Moments], size: int = 0):
         super().__init__(size)
@@ -109,14 +109,14 @@ class Statistics(Rows):
     def names(self) -> list[str]:
         return []
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        raise ValueError(f"{name}: only its mean and covariance are known of this reference, not its samples")
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        raise ValueError(f"{name}: this reference has only its mean and covariance, not its samples")
 
 
 class Joined(Rows):
-    """Several sets of tensors about the same samples; a name comes from the first that has it.
+    """Several `Rows` of the same samples, combined; a tensor is read from the first that has its name.
 
-    moments: of tensors whose mean and covariance are known better than from these samples.
+    moments: replaces the moments of these tensors, for example by those of a larger set.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class Joined(Rows):
     def names(self) -> list[str]:
         return sorted({name for part in self.parts for name in part.names})
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        return self._of(name).pieces(name)
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        return self._of(name).chunks(name)
 
     def moments(self, name: str) -> Moments:
         return self._moments[name] if name in self._moments else self._of(name).moments(name)
@@ -142,14 +142,14 @@ class Joined(Rows):
 
 
 class Records(Rows):
-    """Rows on disk, in a folder made by `open_records`; it need not be complete yet."""
+    """Rows on disk, in a folder created by `open_records`, which may be incomplete."""
 
     def __init__(self, folder: Path):
         header = read_json(folder / HEADER, WAY_OUT)
         if not all(type(header.get(key)) is int for key in ("rows", "piece")):
-            raise ValueError(f"{folder / HEADER}: does not say how many rows there are; {WAY_OUT}")
+            raise ValueError(f"{folder / HEADER}: no valid number of rows; {WAY_OUT}")
         super().__init__(header["rows"])
-        self.folder, self.piece = folder, header["piece"]
+        self.folder, self.chunk_size = folder, header["piece"]
 
     @property
     def names(self) -> list[str]:
@@ -157,21 +157,22 @@ class Records(Rows):
             return []
         return sorted(self._read(self.ranges[0], lambda file: file.keys()))
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
+    def chunks(self, name: str) -> Iterator[Tensor]:
         for rows in self.ranges:
             yield self._read(rows, lambda file: file.get_tensor(name))
 
     @property
     def ranges(self) -> list[range]:
-        """Rows of every piece."""
-        return [range(first, min(first + self.piece, self.size)) for first in range(0, self.size, self.piece)]
+        """Rows of every chunk."""
+        starts = range(0, self.size, self.chunk_size)
+        return [range(start, min(start + self.chunk_size, self.size)) for start in starts]
 
     def missing(self, rank: int = 0, world: int = 1) -> list[range]:
-        """Rows of the pieces that fall to a process and that nobody has made yet."""
+        """Return the rows of a process's chunks that are not written yet."""
         return [rows for rows in self.ranges[rank::world] if not self._path(rows).is_file()]
 
     def add(self, rows: range, tensors: dict[str, Tensor]) -> None:
-        """A whole piece; every tensor has len(rows) rows."""
+        """Write a complete chunk; every tensor has len(rows) rows."""
         assert rows in self.ranges and all(len(tensor) == len(rows) for tensor in tensors.values())
         reach("evaluate.piece", rows.start)
         path = self._path(rows)
@@ -179,11 +180,11 @@ class Records(Rows):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.replace(path)
 
-    def _read(self, rows: range, what: Callable[[Any], Any]) -> Any:
+    def _read(self, rows: range, read: Callable[[Any], Any]) -> Any:
         path = self._path(rows)
         try:
             with safe_open(path, framework="pt") as file:
-                return what(file)
+                return read(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); {WAY_OUT}") from None
 
@@ -192,18 +193,18 @@ class Records(Rows):
 
 
 def open_records(folder: Path, rows: int, made_by: dict[str, object]) -> Records:
-    """The records of a folder, to be completed; ValueError if something else made those that lie there.
+    """Open or create the records of a folder; ValueError if it contains records with other settings.
 
-    made_by: everything that decides the rows, as plain data. Several processes may call this at once.
+    made_by: all settings that determine the rows, as plain data. Several processes may call this at the same time.
     """
-    piece = min(max(rows // 16, SMALLEST), LARGEST)
-    header = json.loads(json.dumps({"rows": rows, "piece": piece, **made_by}))
+    chunk_size = min(max(rows // 16, SMALLEST), LARGEST)
+    header = json.loads(json.dumps({"rows": rows, "piece": chunk_size, **made_by}))
     path = folder / HEADER
     if path.is_file():
-        found = read_json(path, WAY_OUT)
-        differing = next((key for key in header.keys() | found.keys() if header.get(key) != found.get(key)), None)
+        stored = read_json(path, WAY_OUT)
+        differing = next((key for key in header.keys() | stored.keys() if header.get(key) != stored.get(key)), None)
         if differing:
-            raise ValueError(f"{folder}: holds records with another {differing}; choose another folder or delete it")
+            raise ValueError(f"{folder}: contains records with another {differing}; choose another folder or delete it")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, header)

@@ -1,4 +1,4 @@
-"""New samples and reconstructions from any model, through its verbs alone."""
+"""Sample, reconstruct, encode and decode with any model, through `encode`, `decode` and `denoise` alone."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from .maths import times
 from .maths.guidance import Denoise, classifier_free
 from .maths.solvers import find_solver
 from .maths.streams import Streams
-from .methods.base import LatentModel, SamplingConfig
+from .methods.base import LatentModel
+from .model_config import SamplingConfig
 from .types import Conditioning, Layout, count, move, take
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleBatch:
     """Samples `start` to `start + B` of a request: their data, condition values and latents (B, K, D).
 
-    evaluations: how often the denoiser looked at each of them, and a decoder that takes steps.
+    evaluations: network evaluations per sample, of the denoiser and of a diffusion decoder.
     """
 
     start: int
@@ -43,16 +42,18 @@ class Samples:
 
 
 def sample(
-    model: LatentModel, num: int = 16, *, seed: int = 0, batch_size: int = 64, progress: Progress | None = None,
-    **settings: Any,
+    model: LatentModel, num: int = 16, *, seed: int = 0, batch_size: int = 64,
+    progress: Callable[[int], None] | None = None, **settings: Any,
 ) -> Any:  # fmt: skip
-    """`num` new samples as data of the modality (pictures: (num, C, H, W) in [0, 1]), on the CPU.
+    """Return `num` new samples in the modality's format (images: (num, C, H, W) in [0, 1]), on the CPU.
 
-    settings: condition values under their own keywords (`labels=[3]`, cycled up to `num`; left out: spread evenly over
-    all there are), what guidance leads away from (`negative_prompts="..."`; left out: no condition), and any field of
-    SamplingConfig (`solver`, `num_inference_steps`, `guidance_scale`, `guidance_interval`, `guidance_norm`,
-    `time_shift`); what is left out is the model's own setting. Of systems of atoms also `num_atoms`, a number or a
-    range, in place of drawing it as training systems have it.
+    progress: called after each batch with its number of samples.
+    settings:
+        condition values by keyword (`labels=[3]`), cycled up to `num`; default: spread evenly over all values;
+        negative conditions of guidance (`negative_prompts="..."`); default: no condition;
+        any field of SamplingConfig (`num_inference_steps`, `guidance_scale`, ...); default: the model's own setting;
+        for systems of atoms `num_atoms`, a number or a range; default: drawn from the sizes of training systems.
+
     Sample i is a function of (model, seed, i, its condition): neither `num` nor `batch_size` changes it.
     """
     parts = list(sample_batches(model, num, seed=seed, batch_size=batch_size, progress=progress, **settings))
@@ -62,68 +63,71 @@ def sample(
 @torch.no_grad()
 def sample_batches(
     model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0, stop: int | None = None,
-    progress: Progress | None = None, **settings: Any,
-) -> Iterator[Samples]:  # fmt: skip
-    """The same, batch by batch from sample `start` up to `stop` (None: `num`); memory does not grow with `num`."""
-    num, batch_size, start = whole("num", num, 1), whole("batch_size", batch_size, 1), whole("start", start, 0)
-    seed = whole("seed", seed, 0)
-    chosen, given = split_settings(model.config.sampling, settings)
-    of_layout = {key: given.pop(key) for key in list(given) if key in model.modality.layout_arguments}
-    values = model.conditions.parse(num, given)
-    layouts = model.modality.parse_layout(num, of_layout)
+    progress: Callable[[int], None] | None = None, **settings: Any,
+) -> Iterator[SampleBatch]:  # fmt: skip
+    """Yield samples as `sample` does, in batches from sample `start` up to `stop` (None: `num`).
+
+    Memory does not grow with `num`.
+    """
+    num, start = checked_int("num", num, 1), checked_int("start", start, 0)
+    batch_size, seed = checked_int("batch_size", batch_size, 1), checked_int("seed", seed, 0)
+    sampling, arguments = split_settings(model.config.sampling, settings)
+    layout_arguments = {key: arguments.pop(key) for key in list(arguments) if key in model.modality.layout_arguments}
+    all_values = model.conditions.parse(num, arguments)
+    all_layout_values = model.modality.parse_layout(num, layout_arguments)
     stop = num if stop is None else min(stop, num)
     for first in range(start, stop, batch_size):
-        rows = range(first, min(first + batch_size, stop))
-        own = {key: value[rows.start : rows.stop].to(model.device) for key, value in values.items()}
-        streams = Streams(("sample", seed, i) for i in rows)
-        asked = {key: value[rows.start : rows.stop].to(model.device) for key, value in layouts.items()}
-        layout = model.modality.sample_layout(streams, {**own, **asked}).to(model.device)
-        latents, evaluations = sample_latents(model, own, layout, streams, chosen)
+        rows = slice(first, min(first + batch_size, stop))
+        values = move(take(all_values, rows), model.device)
+        layout_values = move(take(all_layout_values, rows), model.device)
+        streams = Streams(("sample", seed, i) for i in range(rows.start, rows.stop))
+        layout = model.modality.sample_layout(streams, {**values, **layout_values}).to(model.device)
+        latents, evaluations = sample_latents(model, values, layout, streams, sampling)
         with decoder_rows(model) as decoded:
-            data = move(model.decode(latents, layout, seed=seed, start=first, settings=chosen), "cpu")
+            data = move(model.decode(latents, layout, seed=seed, start=first, settings=sampling), "cpu")
         evaluations += decoded["rows"] / len(latents)
-        yield Samples(first, data, move(own, "cpu"), latents.cpu(), evaluations)
+        yield SampleBatch(first, data, move(values, "cpu"), latents.cpu(), evaluations)
         if progress:
-            progress(len(rows))
+            progress(len(latents))
 
 
 def sample_latents(
     model: LatentModel, values: dict[str, Tensor], layout: Layout, streams: Streams, settings: SamplingConfig
 ) -> tuple[Tensor, float]:
-    """Latents (B, K, D) integrated from each stream's noise, zeros at padding, and how often the denoiser looked at
-    each of them.
+    """Integrate latents (B, K, D) from each stream's noise; zeros at padding. Also return the evaluations of the
+    denoiser per sample.
 
     layout: of the data tokens.
     """
     latent_layout = model.latent_layout(layout)
     n = len(streams)
     cond = model.conditions(values) if values else model.conditions.null(n)
-    seen = Counter[str]()
     null = model.conditions.null(n, values)
-    denoise = guided_denoiser(model, cond, null, latent_layout, settings, seen)
+    evaluated = Counter[str]()
+    denoise = guided_denoiser(model, cond, null, latent_layout, settings, evaluated)
     grid = times.grid(settings.num_inference_steps, settings.time_shift)
 
     def noise() -> Tensor:
-        """Drawn for the largest K, so that padding moves none of it."""
-        drawn = streams.normal(model.max_latents, model.latent_channels)
-        return drawn[:, : latent_layout.num_tokens].to(model.device)
+        return model.latent_noise(streams, latent_layout.num_tokens).to(model.device)
 
     latents = find_solver(settings.solver)(denoise, noise(), grid, model.path, noise)
-    return latent_layout.blank(latents), seen["rows"] / n
+    return latent_layout.blank(latents), evaluated["rows"] / n
 
 
 def guided_denoiser(
     model: LatentModel, cond: Conditioning, null: Conditioning, layout: Layout, settings: SamplingConfig,
-    seen: Counter[str],
+    evaluated: Counter[str],
 ) -> Denoise:  # fmt: skip
-    """denoise(z, t) under the settings' guidance, away from `null`; `seen` counts the rows that went through the
-    network."""
+    """Return denoise(z, t) with classifier-free guidance away from `null`.
+
+    evaluated: `rows` counts the rows that pass through the network.
+    """
     raw_first = settings.guidance_norm == "guidance_first"
     n = len(cond)
     layouts = {n: layout, 2 * n: layout.repeat(2)}
 
     def denoise(z: Tensor, t: float, cond: Conditioning) -> Tensor:
-        seen["rows"] += len(z)
+        evaluated["rows"] += len(z)
         return model.denoise(z, t, cond, layouts[len(z)], finish=not raw_first)
 
     return classifier_free(
@@ -138,16 +142,16 @@ def guided_denoiser(
 
 @contextmanager
 def decoder_rows(model: LatentModel) -> Iterator[Counter[str]]:
-    """Counts, as `rows`, how many samples a decoder that takes steps was asked about meanwhile."""
-    seen = Counter[str]()
+    """Count, as `rows`, the rows that pass through a diffusion decoder inside this context."""
+    evaluated = Counter[str]()
 
     def count_rows(_: nn.Module, arguments: tuple[Any, ...], __: object) -> None:
-        seen["rows"] += len(arguments[0])
+        evaluated["rows"] += len(arguments[0])
 
     decoder = model.stepped_decoder
     hook = decoder.register_forward_hook(count_rows) if decoder is not None else None
     try:
-        yield seen
+        yield evaluated
     finally:
         if hook is not None:
             hook.remove()
@@ -158,46 +162,50 @@ def reconstruct(
     model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0,
     decoder_solver: str | None = None, decoder_steps: int | None = None,
 ) -> Any:  # fmt: skip
-    """Data through `encode` and `decode` in its own layout, on the CPU; `start` is the index of its first sample.
+    """Encode and decode data with its own layout, on the CPU.
 
-    decoder_solver, decoder_steps: of a decoder that takes steps; None is the model's own.
+    start: index of the first sample, which its noise depends on.
+    decoder_solver, decoder_steps: of a diffusion decoder; None takes the model's own.
     """
-    data, parts, seed = model.modality.check(data), [], whole("seed", seed, 0)
-    own = {"decoder_solver": decoder_solver, "decoder_steps": decoder_steps}
-    chosen, _ = split_settings(model.config.sampling, own)
-    for first in range(0, count(data), whole("batch_size", batch_size, 1)):
+    data, seed = model.modality.check(data), checked_int("seed", seed, 0)
+    settings = _decoder_settings(model, decoder_solver, decoder_steps)
+    parts = []
+    for first in range(0, count(data), checked_int("batch_size", batch_size, 1)):
         batch = take(data, slice(first, first + batch_size))
         latents = model.encode(batch, seed=seed, start=start + first)
         layout = model.modality.pack(batch).layout
-        made = model.decode(latents, layout, seed=seed, start=start + first, settings=chosen)
-        parts.append(move(made, "cpu"))
+        decoded = model.decode(latents, layout, seed=seed, start=start + first, settings=settings)
+        parts.append(move(decoded, "cpu"))
     return model.modality.join(parts)
 
 
 def encode(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64) -> Tensor:
-    """Data to latents (B, K, D) in batches, on the CPU."""
-    data, seed = model.modality.check(data), whole("seed", seed, 0)
-    parts = range(0, count(data), whole("batch_size", batch_size, 1))
-    return torch.cat([model.encode(take(data, slice(i, i + batch_size)), seed=seed, start=i).cpu() for i in parts])
+    """Encode data to latents (B, K, D) in batches, on the CPU."""
+    data, seed = model.modality.check(data), checked_int("seed", seed, 0)
+    starts = range(0, count(data), checked_int("batch_size", batch_size, 1))
+    return torch.cat([model.encode(take(data, slice(i, i + batch_size)), seed=seed, start=i).cpu() for i in starts])
 
 
 def decode(
     model: LatentModel, latents: Tensor, *, seed: int = 0, batch_size: int = 64, decoder_solver: str | None = None,
     decoder_steps: int | None = None,
 ) -> Any:  # fmt: skip
-    """Latents (B, K, D) to data in batches, on the CPU; the decoder's settings as in `reconstruct`."""
-    own = {"decoder_solver": decoder_solver, "decoder_steps": decoder_steps}
-    chosen, _ = split_settings(model.config.sampling, own)
-    seed, size = whole("seed", seed, 0), whole("batch_size", batch_size, 1)
+    """Decode latents (B, K, D) to data in batches, on the CPU; decoder settings as in `reconstruct`."""
+    settings = _decoder_settings(model, decoder_solver, decoder_steps)
+    seed, size = checked_int("seed", seed, 0), checked_int("batch_size", batch_size, 1)
     if not isinstance(latents, Tensor) or not latents.ndim or not len(latents):
-        return model.decode(latents, seed=seed)  # which says what is wrong with them
-    parts = range(0, len(latents), size)
-    made = (model.decode(latents[i : i + size], seed=seed, start=i, settings=chosen) for i in parts)
-    return model.modality.join([move(part, "cpu") for part in made])
+        return model.decode(latents, seed=seed)  # raises the error that names the fault
+    starts = range(0, len(latents), size)
+    parts = (model.decode(latents[i : i + size], seed=seed, start=i, settings=settings) for i in starts)
+    return model.modality.join([move(part, "cpu") for part in parts])
 
 
-def whole(name: str, value: Any, least: int) -> int:
-    """A whole number from `least` up; numpy's count, which would otherwise seed other streams. ValueError names it."""
+def _decoder_settings(model: LatentModel, solver: str | None, steps: int | None) -> SamplingConfig:
+    return split_settings(model.config.sampling, {"decoder_solver": solver, "decoder_steps": steps})[0]
+
+
+def checked_int(name: str, value: Any, least: int) -> int:
+    """Return an integer of at least `least` as Python's int (numpy's would seed other streams); ValueError names it."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -208,11 +216,11 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def split_settings(defaults: SamplingConfig, settings: dict[str, Any]) -> tuple[SamplingConfig, dict[str, Any]]:
-    """Sampling settings over their defaults (None leaves the default), and what else was given."""
+    """Separate sampling settings (None takes the default) from all other keywords."""
     fields = SamplingConfig.model_fields
-    own = {key: value for key, value in settings.items() if key in fields and value is not None}
-    rest = {key: value for key, value in settings.items() if key not in fields}
+    sampling = {key: value for key, value in settings.items() if key in fields and value is not None}
+    others = {key: value for key, value in settings.items() if key not in fields}
     try:
-        return SamplingConfig.parse({**defaults.plain(), **own}), rest
+        return SamplingConfig.parse({**defaults.plain(), **sampling}), others
     except ConfigError as error:
         raise ValueError(str(error)) from None

@@ -1,4 +1,4 @@
-"""The four records that cross the seams: where tokens sit, what they hold, what they are conditioned on, a batch.
+"""The records that packages exchange: `Layout`, `Tokens`, `Conditioning` and `Batch`.
 
 Shape letters used everywhere: B samples, N data tokens, K latents, C channels of a data token, D channels of a latent
 or of a network, A axes of a position, L condition tokens.
@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Layout:
-    """Where tokens sit, without what they hold: enough to start generating a sample from nothing.
+    """Positions and padding of tokens, without their values: enough to generate a sample from noise.
 
-    positions: (B, N, A), or (1, N, A) when every sample has the same ones; float32, in grid units.
-    mask: (B, N) bool, True at real tokens; None when there is no padding at all.
-    grid: tokens fill this grid in row-major order, last axis fastest; None: they are a set.
+    positions: (B, N, A), or (1, N, A) when all samples share them; float32, in grid units.
+    mask: (B, N) bool, True at real tokens; None if there is no padding.
+    grid: the tokens fill this grid in row-major order, last axis fastest; None: they are a set.
     """
 
     positions: Tensor
@@ -33,20 +33,20 @@ class Layout:
         return self.positions.shape[1]
 
     def blank(self, values: Tensor) -> Tensor:
-        """values (B, N, C) with zeros where there is padding."""
+        """Return values (B, N, C) with zeros at padding."""
         return values if self.mask is None else torch.where(self.mask[..., None], values, 0.0)
 
     def to(self, device: torch.device | str) -> Layout:
         return Layout(self.positions.to(device), None if self.mask is None else self.mask.to(device), self.grid)
 
     def repeat(self, times: int) -> Layout:
-        """The same layouts `times` times over along the batch; a shared one stays shared."""
+        """Repeat the batch `times` times; shared positions stay shared."""
         positions = self.positions if self.positions.shape[0] == 1 else self.positions.repeat(times, 1, 1)
         return Layout(positions, None if self.mask is None else self.mask.repeat(times, 1), self.grid)
 
 
 def grid_layout(grid: tuple[int, ...], device: torch.device | str = "cpu") -> Layout:
-    """Tokens that fill a grid: positions (1, N, A) are its indices, shared by all samples; no padding."""
+    """Return the layout of tokens that fill a grid: positions (1, N, A) are its indices; no padding."""
     axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (N, A)
     return Layout(positions[None], grid=tuple(grid))
@@ -54,7 +54,7 @@ def grid_layout(grid: tuple[int, ...], device: torch.device | str = "cpu") -> La
 
 @dataclass(frozen=True)
 class Tokens:
-    """Values (B, N, C) and the layout they sit in. What padded tokens hold has no meaning."""
+    """Values (B, N, C) and their layout. Values at padding have no meaning."""
 
     values: Tensor
     layout: Layout
@@ -62,10 +62,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything a network is told about a sample's condition.
+    """The condition of each sample, as networks read it.
 
     vector: (B, D), added to the time embedding; zeros for an unconditional model.
-    tokens: (B, L, D) or None; mask: (B, L) bool or None when no token is padding.
+    tokens: (B, L, D) or None. mask: (B, L) bool, True at real tokens; None if there is no padding.
     """
 
     vector: Tensor
@@ -76,13 +76,13 @@ class Conditioning:
         return self.vector.shape[0]
 
     def repeat(self, times: int) -> Conditioning:
-        """All rows `times` times over."""
+        """Repeat the batch `times` times."""
         tokens = None if self.tokens is None else self.tokens.repeat(times, 1, 1)
         mask = None if self.mask is None else self.mask.repeat(times, 1)
         return Conditioning(self.vector.repeat(times, 1), tokens, mask)
 
     def padded(self, length: int) -> Conditioning:
-        """With exactly `length` tokens, those added masked out."""
+        """Pad to exactly `length` tokens; the new ones are masked."""
         n, device = len(self), self.vector.device
         tokens = self.vector.new_zeros(n, 0, self.vector.shape[1]) if self.tokens is None else self.tokens
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device) if self.mask is None else self.mask
@@ -90,14 +90,14 @@ class Conditioning:
         return Conditioning(self.vector, F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more), value=False))
 
     def trimmed(self) -> Conditioning:
-        """Without tokens that are padding in every row, where looking costs nothing: they change no result."""
-        if self.tokens is None or self.mask is None or not is_at_hand(self.mask):
+        """Drop tokens that are padding in every row. Reads the mask, which waits for its device."""
+        if self.tokens is None or self.mask is None:
             return self
-        some = self.mask.any(0)  # (L,)
-        return self if some.all() else Conditioning(self.vector, self.tokens[:, some], self.mask[:, some])
+        used = self.mask.any(0)  # (L,)
+        return self if used.all() else Conditioning(self.vector, self.tokens[:, used], self.mask[:, used])
 
     def where(self, keep: Tensor, other: Conditioning) -> Conditioning:
-        """Rows of self where `keep` (B,) is True, rows of `other` elsewhere."""
+        """Take rows of self where `keep` (B,) is True, rows of `other` elsewhere."""
         a, b = _aligned(self, other)
         vector = torch.where(keep[:, None], a.vector, b.vector)
         if a.tokens is None or b.tokens is None or a.mask is None or b.mask is None:
@@ -106,7 +106,7 @@ class Conditioning:
         return Conditioning(vector, tokens, torch.where(keep[:, None], a.mask, b.mask))
 
     def cat(self, other: Conditioning) -> Conditioning:
-        """Both along the batch."""
+        """Concatenate along the batch."""
         a, b = _aligned(self, other)
         vector = torch.cat([a.vector, b.vector])
         if a.tokens is None or b.tokens is None or a.mask is None or b.mask is None:
@@ -115,22 +115,17 @@ class Conditioning:
 
 
 def _aligned(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioning]:
-    """Both with as many tokens, masked where there were none; unchanged when neither has any."""
+    """Pad both to the same number of tokens; unchanged if neither has tokens."""
     if a.tokens is None and b.tokens is None:
         return a, b
     length = max(0 if c.tokens is None else c.tokens.shape[1] for c in (a, b))
     return a.padded(length), b.padded(length)
 
 
-def is_at_hand(tensor: Tensor) -> bool:
-    """Whether its numbers can be looked at without waiting for a device: real ones, on a CPU."""
-    return tensor.device.type == "cpu" and type(tensor) is Tensor
-
-
 def encode_texts(texts: Sequence[str]) -> Tensor:
-    """Texts as condition values: UTF-8 bytes (B, W) uint8 with zeros behind, W the longest's length and at least 1.
+    """Encode texts as condition values: UTF-8 bytes (B, W) uint8, zero-padded; W is the longest's length, at least 1.
 
-    A NUL becomes a space, half of a surrogate pair a question mark; everything else comes back from `decode_texts`.
+    A NUL becomes a space, half of a surrogate pair a question mark; `decode_texts` restores everything else.
     """
     rows = [text.replace("\0", " ").encode("utf-8", errors="replace") for text in texts]
     width = max([1, *map(len, rows)])
@@ -139,13 +134,13 @@ def encode_texts(texts: Sequence[str]) -> Tensor:
 
 
 def decode_texts(values: Tensor) -> list[str]:
-    """The inverse of `encode_texts`; a character that was cut in two is left out."""
+    """Invert `encode_texts`; incomplete characters are dropped."""
     rows = values.detach().cpu().contiguous().numpy()
     return [row.tobytes().rstrip(b"\0").decode("utf-8", errors="ignore") for row in rows]
 
 
 def join_values(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of the same value from several batches as one tensor; texts (B, W) of different widths are padded."""
+    """Concatenate the same condition value of several batches; texts (B, W) of different widths are padded."""
     if parts[0].ndim == 2 and len({part.shape[1] for part in parts}) > 1:
         width = max(part.shape[1] for part in parts)
         parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
@@ -153,24 +148,24 @@ def join_values(parts: Sequence[Tensor]) -> Tensor:
 
 
 def take(data: Any, rows: slice | Tensor) -> Any:
-    """Some rows of data: of a tensor, or of every tensor of a dict of them."""
+    """Return some rows of data: of a tensor, or of every tensor of a (nested) dict."""
     return {key: take(value, rows) for key, value in data.items()} if isinstance(data, dict) else data[rows]
 
 
 def count(data: Any) -> int:
-    """How many samples data holds."""
+    """Return the number of samples in data."""
     return count(next(iter(data.values()))) if isinstance(data, dict) else len(data)
 
 
 def join(parts: Sequence[Any]) -> Any:
-    """Data of several batches as one."""
+    """Concatenate the data of several batches."""
     if isinstance(parts[0], dict):
         return {key: join([part[key] for part in parts]) for key in parts[0]}
     return torch.cat(list(parts))
 
 
 def move(data: Any, device: torch.device | str) -> Any:
-    """Data on a device."""
+    """Copy data to a device, to a GPU without waiting for it."""
     if isinstance(data, dict):
         return {key: move(value, device) for key, value in data.items()}
     return data.to(device, non_blocking=torch.device(device).type != "cpu")
@@ -178,16 +173,16 @@ def move(data: Any, device: torch.device | str) -> Any:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as their modality holds them, and the condition values that came with them.
+    """Samples and their condition values.
 
-    data: what the modality's `pack` takes: a tensor with B rows (pictures: (B, C, H, W) in [0, 1]) or a dict of them.
-    values: condition argument ("labels", say) -> tensor with B rows; texts as `encode_texts` gives them.
+    data: the input of the modality's `pack`: a tensor with B rows (images: (B, C, H, W) in [0, 1]) or a dict of such.
+    values: condition argument (for example "labels") -> tensor with B rows; texts are encoded by `encode_texts`.
     """
 
     data: Any
     values: dict[str, Tensor]
 
     def to(self, device: torch.device | str, staying: Collection[str] = ()) -> Batch:
-        """staying: of the values, those that are wanted where they are (`Conditions.on_cpu`)."""
+        """Copy to a device. staying: keys of condition values that are not copied (`Conditions.on_cpu`)."""
         values = {key: value if key in staying else move(value, device) for key, value in self.values.items()}
         return Batch(move(self.data, device), values)

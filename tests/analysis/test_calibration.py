@@ -1,4 +1,4 @@
-"""The search for a setting, on functions whose answer is known."""
+"""The search for a setting, on functions with a known solution."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_nothing_more_is_trained_once_the_target_is_met():
 
 
 def test_steps_between_two_settings_never_leave_them():
-    """A staircase, where the line between two points misleads."""
+    """A step function, where linear interpolation misleads."""
     measure, asked = trials_of(lambda x: float(x > 3.21))
     found = search(measure, 2.0, 0.5, 0.1, most=12)
     assert not found.within and len(asked) == 12 and min(asked) >= 2 and max(asked) <= 5
@@ -72,7 +72,7 @@ def test_noise_that_breaks_the_order_is_told():
     "function", [lambda x: 10 - x, lambda x: 5.0, lambda x: 5 - 1e-3 * x], ids=["falling", "flat", "slowly falling"]
 )
 def test_a_dial_that_does_not_work_is_given_up(function: Callable[[float], float], start: float):
-    """After two more trials, not at the end of its reach; the start is as good as any of them."""
+    """The search stops after two more trials, not at the end of its reach, and chooses the start."""
     measure, asked = trials_of(function)
     found = search(measure, start, 20.0, 0.1)
     assert len(asked) == 3 and found.wrong_way and not found.within and found.best.setting == start
@@ -91,7 +91,7 @@ def test_whole_numbers_stay_whole_and_within_their_bounds():
 
 
 def test_every_integer_between_two_is_tried_before_giving_up():
-    """A staircase that misses the target: between 4 and 8 nothing is left, and nothing was asked twice."""
+    """A step function that misses the target: all integers between 4 and 8 are tried, none twice."""
     measure, asked = trials_of(lambda n: 0.0 if n < 7 else 10.0)
     found = search(measure, 4, 5.0, 0.1, logarithmic=True, whole=True, most=20)
     assert not found.within and sorted(asked) == [4, 6, 7, 8]

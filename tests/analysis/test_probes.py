@@ -1,4 +1,4 @@
-"""What a linear map reads off latents, beside a sample's own tokens and its size; lines between systems of atoms."""
+"""Ridge probes of latents, tokens and size, against closed forms; interpolations between systems of atoms."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from unilatent.analysis import probes as probing
 from unilatent.analysis.analyze import analysis_table, analyze, write_analysis
 from unilatent.analysis.latents import interpolations, same_layouts
 from unilatent.analysis.probes import probes, with_columns
-from unilatent.atoms.dataset import SystemsDataset
-from unilatent.atoms.systems import System, Systems
-from unilatent.methods.base import LatentModel, ModelConfig
-from unilatent.training.batches import whole
+from unilatent.batches import load_all
+from unilatent.methods.base import LatentModel
+from unilatent.modalities._atoms.dataset import SystemsDataset
+from unilatent.modalities._atoms.systems import System, Systems
+from unilatent.model_config import ModelConfig
 from unilatent.types import Batch, take
 
 N, MOST = 120, 7
 
 
 def systems() -> Systems:
-    """Of 3 to 7 atoms. height: of the first atom; carbons: how many; pure: nothing that could be known."""
+    """Systems of 3 to 7 atoms. height: of the first atom; carbons: their number; pure: independent noise."""
     rng = np.random.default_rng(0)
     made = []
     for i in range(N):
@@ -51,7 +53,7 @@ def model_of() -> LatentModel:
 
 
 def data_of(model: LatentModel) -> Batch:
-    return whole(with_columns(SystemsDataset(systems(), MOST)), model.modality)
+    return load_all(with_columns(SystemsDataset(systems(), MOST)), model.modality)
 
 
 def halves(batch: Batch) -> list[Batch]:
@@ -59,8 +61,60 @@ def halves(batch: Batch) -> list[Batch]:
     return [Batch(take(batch.data, own), {k: v[own] for k, v in batch.values.items()}) for own in rows]
 
 
+def cloud(n: int, f: int) -> np.ndarray:
+    return torch.randn(n, f, generator=torch.Generator().manual_seed(n + f), dtype=torch.float64).numpy()
+
+
+def test_the_normal_equations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "PENALTIES", (0.1,))
+    x, y = cloud(35, 4) * 3 + 1, cloud(35, 2)
+    predicted, means = probing.cross_predictions(x, y)
+    test = np.arange(35) % 5 == 0
+    x_fit, y_fit = x[~test], y[~test]
+    a, b = (x_fit - x_fit.mean(0)) / x_fit.std(0), (y_fit - y_fit.mean(0)) / y_fit.std(0)
+    w = np.linalg.solve(a.T @ a + 0.1 * len(a) * np.eye(4), a.T @ b)
+    wanted = y_fit.mean(0) + y_fit.std(0) * (((x[test] - x_fit.mean(0)) / x_fit.std(0)) @ w)
+    np.testing.assert_allclose(predicted[test], wanted, rtol=1e-9)
+    np.testing.assert_allclose(means[test], np.tile(y_fit.mean(0), (7, 1)), rtol=1e-12)
+
+
+def test_the_penalty_is_that_of_least_leave_one_out_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More features than samples, one of which is informative: chosen by fitting without each sample in turn."""
+    penalties = probing.PENALTIES
+    x = cloud(35, 60)
+    y = x[:, :1] + 0.5 * cloud(35, 1)
+    test = np.arange(35) % 5 == 0
+    chosen = probing.cross_predictions(x, y)[0][test]
+    errors, matches = [], []
+    for penalty in penalties:
+        monkeypatch.setattr(probing, "PENALTIES", (penalty,))
+        matches.append(np.allclose(probing.cross_predictions(x, y)[0][test], chosen))
+        left_out, _ = probing.cross_predictions(x[~test], y[~test], folds=28)
+        errors.append(float(np.square(left_out - y[~test]).sum()))
+    assert sum(matches) == 1
+    error = errors[matches.index(True)]
+    assert error <= 1.2 * min(errors) and error < errors[0]
+
+
+def test_what_is_linear_is_explained_and_noise_is_not() -> None:
+    x = np.concatenate([cloud(200, 5), np.ones((200, 1))], 1)
+    linear = x @ np.array([[1.0], [-2.0], [0.5], [0.0], [3.0], [7.0]])
+    for y, least, most in ((linear, 0.999, 1.0), (cloud(200, 1), -0.2, 0.1)):
+        assert least <= probing.r_squared(y, *probing.cross_predictions(x, y)) <= most
+
+
+def test_no_sample_helps_to_predict_itself() -> None:
+    x, y = cloud(50, 3), cloud(50, 1)
+    before, _ = probing.cross_predictions(x, y)
+    y[7] = 1e6
+    after, _ = probing.cross_predictions(x, y)
+    fold = np.arange(50) % 5 == 7 % 5
+    np.testing.assert_allclose(before[fold], after[fold])
+    assert not np.allclose(before[~fold], after[~fold])
+
+
 def test_what_latents_hold_is_found_and_what_they_do_not_is_not() -> None:
-    """Latents that hold the first atom's height in one channel of one token, and nothing else but noise."""
+    """Latents with the first atom's height in one channel of one token, and noise elsewhere."""
     model = model_of()
 
     def heights(data: dict[str, Tensor], streams: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""A few systems made by hand, and modalities of atoms without any chemistry to hold them."""
+"""A few synthetic systems, and minimal modalities of free systems, periodic ones, and both."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unilatent.atoms.modality import AtomConfig, AtomModality, CrystalLosses, MoleculeLosses
 from unilatent.maths.streams import generator
+from unilatent.modalities._atoms.modality import AtomConfig, AtomModality, FreeLossConfig, PeriodicLossConfig
 
 MOST = 9
 
 
-class FreeConfig(AtomConfig, MoleculeLosses):
+class FreeConfig(AtomConfig, FreeLossConfig):
     pass
 
 
-class BoundConfig(AtomConfig, CrystalLosses):
+class BoundConfig(AtomConfig, PeriodicLossConfig):
     pass
 
 
-class BothConfig(AtomConfig, MoleculeLosses, CrystalLosses):
+class BothConfig(AtomConfig, FreeLossConfig, PeriodicLossConfig):
     pass
 
 
 class _Bare(AtomModality):
-    """What the shared part does not know is not asked for here."""
+    """Stubs of the abstract methods that the shared code does not implement."""
 
     def splits(self, data: Any) -> Any: ...
     def spaces(self) -> Any: ...
@@ -41,16 +41,16 @@ class _Bare(AtomModality):
 
 
 class Free(_Bare):
-    molecules = True
+    has_free = True
 
 
 class Bound(_Bare):
-    crystals = True
+    has_periodic = True
 
 
 class Both(_Bare):
-    molecules = True
-    crystals = True
+    has_free = True
+    has_periodic = True
 
 
 def modality_of(kind: str, **fields: Any) -> AtomModality:
@@ -59,7 +59,7 @@ def modality_of(kind: str, **fields: Any) -> AtomModality:
 
 
 def data_of(kind: str, b: int = 5, name: str = "data") -> dict[str, Tensor]:
-    """b systems of 2, 3, ... atoms."""
+    """A batch of b systems with 2, 3, ... atoms."""
     g = generator(name)
     sizes = 2 + torch.arange(b) % (MOST - 1)
     atoms = torch.arange(MOST) < sizes[:, None]

@@ -1,4 +1,4 @@
-"""What new systems of atoms can be asked for: a number that a column has, how many atoms."""
+"""Conditioning on a scalar property, and choosing the number of atoms of samples."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ import pytest
 import torch
 from test_unite_on_atoms import model_of
 
-from unilatent.atoms.dataset import SystemsDataset, property_of
-from unilatent.atoms.systems import System, Systems
+from unilatent.batches import collate
 from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.methods.base import LatentModel
+from unilatent.modalities._atoms.dataset import Classes, Property, SystemsDataset, property_of
+from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.base import Splits
 from unilatent.modalities.joint import Joint, JointConfig, JointDataset
 from unilatent.modalities.molecule import Molecule, MoleculeConfig, MoleculeData
+from unilatent.model_config import ModelConfig
 from unilatent.presets import preset
 from unilatent.sampling import sample, sample_batches
-from unilatent.training.batches import collate
 
 FAST: dict[str, Any] = {"num_inference_steps": 2, "solver": "ddim"}
 
 
 def molecules(n: int = 24) -> Systems:
-    """Of 2 to 5 atoms; `carbons` counts some of them, `gap` is unknown of every fourth."""
+    """Molecules of 2 to 5 atoms; `carbons` is their number of carbon atoms, `gap` is unknown for every fourth."""
     rng = np.random.default_rng(0)
     made = []
     for i in range(n):
@@ -43,8 +44,8 @@ def write_xyz(systems: Systems, path: Path) -> Path:
     lines = []
     for i in range(len(systems)):
         one = systems[i]
-        told = "" if math.isnan(one.columns["gap"]) else f" gap={one.columns['gap']}"
-        lines += [str(len(one.types)), f"carbons={one.columns['carbons']}{told}"]
+        gap = "" if math.isnan(one.columns["gap"]) else f" gap={one.columns['gap']}"
+        lines += [str(len(one.types)), f"carbons={one.columns['carbons']}{gap}"]
         lines += [
             f"{symbols[int(z)]} {x:.4f} {y:.4f} {w:.4f}"
             for z, (x, y, w) in zip(one.types, one.coordinates, strict=True)
@@ -66,16 +67,16 @@ def conditioned(data: MoleculeData, **conditions: Any) -> tuple[ModelConfig, Spl
 
 
 def test_a_column_becomes_a_condition(tmp_path: Path) -> None:
-    """From a file to samples: units in the configuration, unknown numbers as NaN, the loss, captions."""
+    """From a file to samples: statistics in the configuration, NaN for unknown numbers, the loss, captions."""
     data = MoleculeData(path=str(write_xyz(molecules(), tmp_path / "m.xyz")), held_out=4, property_column="gap",
                         bad_share=0.2)  # fmt: skip
     config, splits = conditioned(data, scalar={"column": "gap"})
     assert isinstance(splits.train, SystemsDataset)
     known = splits.train.systems.columns["gap"]
     known = known[np.isfinite(known)]
-    told = config.conditions["scalar"]
-    assert told.mean == pytest.approx(known.mean()) and told.std == pytest.approx(known.std())
-    assert (told.quantiles[0], told.quantiles[-1]) == (known.min(), known.max())
+    scalar = config.conditions["scalar"]
+    assert scalar.mean == pytest.approx(known.mean()) and scalar.std == pytest.approx(known.std())
+    assert (scalar.quantiles[0], scalar.quantiles[-1]) == (known.min(), known.max())
     torch.manual_seed(0)
     model = LatentModel.build(config)
     batch = collate([splits.train[i] for i in range(len(splits.train))], model.modality)
@@ -90,9 +91,9 @@ def test_a_column_becomes_a_condition(tmp_path: Path) -> None:
     assert model.conditions.grid_captions(part.values) == ["12", "16", "20"]
 
 
-def test_what_data_and_condition_disagree_on(tmp_path: Path) -> None:
+def test_data_and_condition_must_agree(tmp_path: Path) -> None:
     data = MoleculeData(path=str(write_xyz(molecules(), tmp_path / "m.xyz")), held_out=4, bad_share=0.2)
-    with pytest.raises(ConfigError, match=r"has no properties \(a column of numbers, named by data.property_column\)"):
+    with pytest.raises(ConfigError, match=r"has no properties \(a column of numbers, named in data.property_column\)"):
         conditioned(data, scalar={})
     asking = data.model_copy(update={"property_column": "carbons"})
     with pytest.raises(ValueError, match=r"set data\.property_column=gap"):
@@ -101,27 +102,36 @@ def test_what_data_and_condition_disagree_on(tmp_path: Path) -> None:
         ValueError, match=r"^data.property_column: .* has no column of numbers 'mu'; it has carbons, gap"
     ):
         conditioned(data.model_copy(update={"property_column": "mu"}))
-    with pytest.raises(ValueError, match=r"'gap' is unknown of every training system"):
+    with pytest.raises(ValueError, match=r"'gap' is unknown for every training system"):
         property_of("gap", molecules().take([3, 7]))
 
 
 def test_another_column_is_another_data_set() -> None:
     systems = molecules()
-    plain, *asking = [
-        SystemsDataset(systems, 9, asked=name and property_of(name, systems)) for name in (None, "gap", "carbons")
+    plain, *with_scalar = [
+        SystemsDataset(systems, 9, scalar=name and property_of(name, systems)) for name in (None, "gap", "carbons")
     ]
-    assert len({plain.fingerprint, *(other.fingerprint for other in asking)}) == 3
-    assert plain[0][1] == {} and asking[1][0][1] == {"properties": systems.columns["carbons"][0]}
+    assert len({plain.fingerprint, *(other.fingerprint for other in with_scalar)}) == 3
+    assert plain[0][1] == {} and with_scalar[1][0][1] == {"properties": systems.columns["carbons"][0]}
     assert plain.numbers_of(5) == {"carbons": systems.columns["carbons"][5], "gap": 15.0}
 
 
-def test_as_many_atoms_as_are_asked_for() -> None:
+def test_fingerprints_of_earlier_versions_stay_valid() -> None:
+    """They contain these reprs, and a run resumes only with data of the same fingerprint."""
+    assert repr(Classes("kind", (0.0,), ("0",))) == "Classes(column='kind', values=(0.0,), names=('0',))"
+    property_repr = "Property(column='gap', mean=1.0, std=2.0, quantiles=(0.5,))"
+    assert repr(Property("gap", 1.0, 2.0, (0.5,))) == property_repr
+
+
+def test_samples_have_the_requested_number_of_atoms() -> None:
     model = model_of("molecule").eval()
     made = sample(model, 5, num_atoms="3-4,7", **FAST)
     assert (made["types"] > 0).sum(1).tolist() == [3, 4, 7, 3, 4]
     drawn = sample(model, 5, **FAST)
     again = sample(model, 5, num_atoms=(drawn["types"] > 0).sum(1), **FAST)
-    assert all(torch.equal(drawn[key], again[key]) for key in drawn), "asking for what is drawn anyway changes nothing"
+    assert all(torch.equal(drawn[key], again[key]) for key in drawn), (
+        "requesting the sizes that are drawn anyway changes nothing"
+    )
     bound = sample(model_of("crystal").eval(), 2, num_atoms=[2, 9], **FAST)
     assert (bound["types"] > 0).sum(1).tolist() == [2, 9]
 
@@ -134,13 +144,13 @@ def test_as_many_atoms_as_are_asked_for() -> None:
         (True, "neither"), ([], "empty"),
     ],
 )  # fmt: skip
-def test_numbers_of_atoms_that_cannot_be(given: object, words: str) -> None:
+def test_impossible_numbers_of_atoms_are_refused(given: object, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         sample(model_of("molecule").eval(), 2, num_atoms=given, **FAST)
     assert str(error.value).startswith("num_atoms: ")
 
 
-def test_sizes_that_training_never_saw_are_warned_of() -> None:
+def test_sizes_without_training_systems_give_a_warning() -> None:
     molecule = Molecule(MoleculeConfig(max_atoms=9, sizes=(0, 0, 5, 0, 1)))
     with pytest.warns(UserWarning, match="no training system has 3, 7 atoms"):
         molecule.parse_layout(4, {"num_atoms": "2-3,7"})
@@ -149,7 +159,7 @@ def test_sizes_that_training_never_saw_are_warned_of() -> None:
         molecule.parse_layout(2, {"num_atoms": [2, 4]})
 
 
-def test_both_kinds_have_their_own_most_atoms_and_share_a_number() -> None:
+def test_each_kind_has_its_own_max_atoms_and_both_share_a_property() -> None:
     free = molecules(8)
     bound = Systems.of([System([11, 17], np.random.rand(2, 3), [4, 4, 4, 90, 90, 90], f"c{i}") for i in range(4)])
     parts = ({"name": "molecule", "max_atoms": 6}, {"name": "crystal", "max_atoms": 4})
@@ -160,16 +170,16 @@ def test_both_kinds_have_their_own_most_atoms_and_share_a_number() -> None:
     assert joint.sample_layout(streams, {"labels": labels, **sizes}).mask[:, 1:].sum(1).tolist() == [6, 4]
     with pytest.raises(ValueError, match="num_atoms: 6 is out of range for a crystal; this model makes 1 to 4"):
         joint.sample_layout(streams, {"labels": 1 - labels, **sizes})
-    asked = property_of("gap", free)
-    data = JointDataset([SystemsDataset(free, 6, asked=asked), SystemsDataset(bound, 4)], ["molecule", "crystal"], 6)
-    values = [data.asking_for(asked)[i][1] for i in range(len(data))]
+    scalar = property_of("gap", free)
+    data = JointDataset([SystemsDataset(free, 6, scalar=scalar), SystemsDataset(bound, 4)], ["molecule", "crystal"], 6)
+    values = [data.with_scalar(scalar)[i][1] for i in range(len(data))]
     assert data.facts["properties"]["column"] == "gap" and data.columns == ("carbons", "gap")
     assert all(math.isnan(value["properties"]) for value in values if value["labels"] == 1)
     assert sum(not math.isnan(value["properties"]) for value in values) == 6
     assert all(math.isnan(n) for i in range(12) if values[i]["labels"] == 1 for n in data.numbers_of(i).values())
 
 
-def test_pictures_have_no_atoms() -> None:
+def test_images_have_no_atoms() -> None:
     run = preset("digits").example()
     with torch.device("meta"):
         model = LatentModel.build(run.model())

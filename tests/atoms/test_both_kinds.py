@@ -1,4 +1,4 @@
-"""Molecules and crystals in one model: labels choose the kind, layouts show it, files of both are told apart."""
+"""Molecules and crystals in one model: the label selects the kind, the layout shows it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from unilatent.atoms.dataset import SystemsDataset
-from unilatent.atoms.systems import System, Systems
 from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
+from unilatent.modalities._atoms.dataset import SystemsDataset
+from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.base import Splits
 from unilatent.modalities.joint import Joint, JointConfig, JointData, JointDataset
 
@@ -40,7 +40,7 @@ def keys(n: int) -> Streams:
     return Streams(("test", i) for i in range(n))
 
 
-def test_both_kinds_are_found_in_the_data_and_take_turns() -> None:
+def test_elements_and_sizes_are_found_and_both_kinds_alternate() -> None:
     joint, train = fitted(), splits().train
     assert joint.config.elements == (1, 6, 11, 17)
     assert [part.sizes for part in joint.config.parts] == [(0, 0, 0, 0, 0, 6), (0, 0, 2)]
@@ -52,7 +52,7 @@ def test_both_kinds_are_found_in_the_data_and_take_turns() -> None:
     assert all(torch.equal(joint.check(data)[key], data[key]) for key in data)
 
 
-def test_a_label_says_of_which_kind_a_new_sample_is() -> None:
+def test_the_label_determines_the_kind_of_a_sample() -> None:
     joint = fitted()
     labels = torch.tensor([0, 1, 1, 0])
     mask = joint.sample_layout(keys(4), {"labels": labels}).mask
@@ -63,14 +63,14 @@ def test_a_label_says_of_which_kind_a_new_sample_is() -> None:
     assert free[:, 1:].sum(1)[free[:, 0]].unique().tolist() == [2]
 
 
-def test_each_kind_has_its_own_views_and_terms() -> None:
+def test_each_kind_has_its_own_augmentation_and_terms() -> None:
     joint, train = fitted(), splits().train
     data = joint.collate([train[i][0] for i in range(len(train))])
-    seen, bound = joint.augment(data, keys(8)), data["periodic"]
-    assert not seen["positions"][bound].any() and not seen["fractional"][~bound].any()
-    assert not torch.equal(seen["positions"], data["positions"])
-    assert not torch.equal(seen["fractional"], data["fractional"])
-    terms = joint.reconstruction_loss(joint.pack(seen), seen)
+    augmented, bound = joint.augment(data, keys(8)), data["periodic"]
+    assert not augmented["positions"][bound].any() and not augmented["fractional"][~bound].any()
+    assert not torch.equal(augmented["positions"], data["positions"])
+    assert not torch.equal(augmented["fractional"], data["fractional"])
+    terms = joint.reconstruction_loss(joint.pack(augmented), augmented)
     assert terms.keys() == {"types", "positions", "fractional", "lengths", "angles"}
 
 
@@ -81,7 +81,7 @@ def test_each_kind_has_its_own_views_and_terms() -> None:
         ({"parts": [PARTS[0], {"name": "image", "size": 8, "patch_size": 2}]}, "one modality of molecules"),
         ({"max_atoms": 5}, "max_atoms of a part is above"),
         ({"sizes": [0, 0]}, "not all 0"),
-        ({"elements": [6, 1]}, "lightest first"),
+        ({"elements": [6, 1]}, "in ascending order"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(fields: dict[str, Any], words: str) -> None:

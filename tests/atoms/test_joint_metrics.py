@@ -1,4 +1,4 @@
-"""Both kinds of a joint model are judged, each by its own modality and as if the other were not there."""
+"""Samples of a joint model are evaluated per kind, by the modality of that kind, independently of the other kind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from unilatent.atoms.dataset import SystemsDataset
-from unilatent.atoms.systems import System, Systems
-from unilatent.evaluation.evaluate import Evaluator, Request, choose_metrics
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator, choose_metrics
+from unilatent.methods.base import LatentModel
+from unilatent.modalities._atoms.dataset import SystemsDataset
+from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.base import Evidence, Row, Splits
 from unilatent.modalities.joint import Joint, JointDataset
-from unilatent.records import Held
+from unilatent.model_config import ModelConfig
+from unilatent.records import MemoryRows
 from unilatent.types import take
 
 pytest.importorskip("rdkit")
@@ -28,7 +29,7 @@ PARTS = ({"name": "molecule", "max_atoms": 6}, {"name": "crystal", "max_atoms": 
 
 
 def splits() -> Splits:
-    """Methane and water, some of them bent; rock salts, some too tight."""
+    """Methane and water, some distorted; rock salts, some with atoms too close."""
     rng = np.random.default_rng(0)
     free, bound = [], []
     for i in range(12):
@@ -41,12 +42,12 @@ def splits() -> Splits:
     names = [part["name"] for part in PARTS]
     sets = [Systems.of(free), Systems.of(bound)]
 
-    def some(start: int) -> JointDataset:
-        halves = [own.take(range(start, len(own), 2)) for own in sets]
-        parts = [SystemsDataset(half, part["max_atoms"]) for half, part in zip(halves, PARTS, strict=True)]
+    def half(start: int) -> JointDataset:
+        halves = [systems.take(range(start, len(systems), 2)) for systems in sets]
+        parts = [SystemsDataset(systems, part["max_atoms"]) for systems, part in zip(halves, PARTS, strict=True)]
         return JointDataset(parts, names, 6)
 
-    return Splits(some(0), some(1))
+    return Splits(half(0), half(1))
 
 
 def model_of() -> LatentModel:
@@ -65,56 +66,56 @@ def model_of() -> LatentModel:
 
 
 def everything(joint: Joint, dataset: JointDataset, periodic: bool | None = None) -> dict[str, torch.Tensor]:
-    """All samples, or those of a kind."""
+    """All samples, or those of one kind."""
     data = joint.collate([dataset[i][0] for i in range(len(dataset))])
     return data if periodic is None else take(data, data["periodic"] == periodic)
 
 
-def judged(modality: Any, train: Any, held_out: Any) -> dict[str, Row]:
-    """Every metric of a modality that runs without being asked for, held-out samples standing in for new ones."""
+def evaluated(modality: Any, train: Any, held_out: Any) -> dict[str, Row]:
+    """Every metric of a modality that runs by default, with held-out samples in place of generated ones."""
     spaces = [space for space in modality.spaces() if not (space.needs_download or space.on_request)]
     for space in spaces:
         space.prepare(torch.device("cpu"))
 
-    def kept(data: Any, against: Any = None) -> Held:
-        found: dict[str, torch.Tensor] = {}
+    def extracted(data: Any, against: Any = None) -> MemoryRows:
+        tensors: dict[str, torch.Tensor] = {}
         if against is not None:
-            found = {key: torch.tensor(row) for key, row in modality.errors(data, against).items()}
+            tensors = {key: torch.tensor(row) for key, row in modality.errors(data, against).items()}
         for space in spaces:
             if not space.compares:
-                found |= space(data)
+                tensors |= space(data)
             if against is not None:
-                found |= space.against(data, against)
-        return Held(found)
+                tensors |= space.against(data, against)
+        return MemoryRows(tensors)
 
     swapped = {**held_out, "types": torch.where(held_out["types"] == 1, 8, held_out["types"])}
-    evidence = Evidence(kept(train), kept(held_out), kept(held_out), kept(swapped, held_out))
+    evidence = Evidence(extracted(train), extracted(held_out), extracted(held_out), extracted(swapped, held_out))
     return {row.key: row for metric in choose_metrics(modality, ()) for row in metric(evidence)}
 
 
-def test_a_mixed_set_is_judged_as_its_two_halves() -> None:
-    """Value by value and control by control; keys that both have tell which."""
+def test_a_mixed_set_is_evaluated_like_its_two_halves() -> None:
+    """Every value and every baseline is equal; keys that both kinds have get the name of the kind as prefix."""
     joint = model_of().modality
     assert isinstance(joint, Joint)
     data = splits()
-    both = judged(joint, *(everything(joint, part) for part in (data.train, data.held_out)))
-    seen = set()
+    both = evaluated(joint, *(everything(joint, part) for part in (data.train, data.held_out)))
+    compared = set()
     for part in joint.parts:
-        own = [everything(joint, split, part.crystals) for split in (data.train, data.held_out)]
-        alone = judged(part, *({key: half[key] for key in part.keys} for half in own))
-        for key, row in alone.items():
+        halves = [everything(joint, split, part.has_periodic) for split in (data.train, data.held_out)]
+        single = evaluated(part, *({key: half[key] for key in part.keys} for half in halves))
+        for key, row in single.items():
             renamed = key if key in both else f"{part.config.name}_{key}"
-            seen.add(renamed)
+            compared.add(renamed)
             assert both[renamed].value == pytest.approx(row.value, nan_ok=True), key
             assert both[renamed].beside == pytest.approx(row.beside, nan_ok=True), key
             assert both[renamed].name == f"{part.config.name}: {row.name}"
-    assert seen == set(both) >= {"molecule_type_accuracy", "crystal_type_accuracy", "mol_stable", "struct_valid"}
+    assert compared == set(both) >= {"molecule_type_accuracy", "crystal_type_accuracy", "mol_stable", "struct_valid"}
     assert 0 < both["mol_stable"].value < 100 and 0 < both["molecule_type_accuracy"].value < 100
 
 
 def test_evaluate_works_on_a_joint_model(tmp_path: Path) -> None:
     model = model_of()
-    request = Request(num_samples=8, batch_size=3)
+    request = EvaluationRequest(num_samples=8, batch_size=3)
     found = Evaluator(model, splits(), tmp_path / "a", request, num_inference_steps=2).run()
     keys = {measured.row.key: measured.row for measured in found.numbers}
     assert {"molecule_type_accuracy", "rmsd", "valid_rdkit", "crystal_type_accuracy", "struct_valid"} <= set(keys)
@@ -122,9 +123,9 @@ def test_evaluate_works_on_a_joint_model(tmp_path: Path) -> None:
     one = Evaluator(model, splits(), tmp_path / "b", request, num_inference_steps=2, labels=[1]).run()
     of_crystals = {measured.row.key for measured in one.numbers if measured.protocol.track == "generation"}
     assert "struct_valid" in of_crystals and "valid_rdkit" not in of_crystals
-    asked = Evaluator(
-        model, splits(), tmp_path / "c", Request(metrics=("rmsd", "crystal_type_accuracy"), batch_size=1)
+    chosen = Evaluator(
+        model, splits(), tmp_path / "c", EvaluationRequest(metrics=("rmsd", "crystal_type_accuracy"), batch_size=1)
     ).run()
-    assert {m.row.key: m.row.value for m in asked.numbers} == {
+    assert {m.row.key: m.row.value for m in chosen.numbers} == {
         key: pytest.approx(keys[key].value, rel=1e-4) for key in ("rmsd", "crystal_type_accuracy")
     }

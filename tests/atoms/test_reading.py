@@ -1,4 +1,4 @@
-"""What reading molecules and crystals has in common: what is left out and named, and the cache."""
+"""Shared steps of loading molecules and crystals: unusable records, the cache, source files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("rdkit")
 pytest.importorskip("pymatgen.core")
 
-from unilatent.atoms.files import frames, members
-from unilatent.atoms.reading import AtomData
-from unilatent.atoms.systems import System, Systems
+from unilatent.modalities._atoms.files import frames, source_files
+from unilatent.modalities._atoms.reading import AtomData
+from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.crystal import data as crystals
 from unilatent.modalities.molecule import data as molecules
 
@@ -34,7 +34,7 @@ def frame(kind: str, atoms: int, more: str = "") -> str:
 
 
 def folder(kind: str, path: Path, good: int = 9, large: int = 0, bad: int = 0) -> Path:
-    """Files of 3 atoms, of 6, and of what is none."""
+    """Write files of 3 atoms, of 6 atoms, and with an unknown element."""
     path.mkdir(exist_ok=True)
     for i in range(good):
         (path / f"good{i}.xyz").write_text(frame(kind, 3))
@@ -46,14 +46,14 @@ def folder(kind: str, path: Path, good: int = 9, large: int = 0, bad: int = 0) -
 
 
 def load(kind: str, path: Path, max_atoms: int | None = None, **settings: object) -> list[str]:
-    """Names of all that can be used."""
+    """Return the names of all usable systems."""
     reader, config = READERS[kind]
     train, held_out = reader.load(config(path=str(path), held_out=1, **settings), None, max_atoms)
     return sorted([*train.names, *held_out.names])
 
 
-def said(kind: str, path: Path, max_atoms: int | None = None, **settings: object) -> list[str]:
-    """Warnings, without repetition."""
+def warnings_of(kind: str, path: Path, max_atoms: int | None = None, **settings: object) -> list[str]:
+    """Return the distinct warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load(kind, path, max_atoms, **settings)
@@ -61,12 +61,12 @@ def said(kind: str, path: Path, max_atoms: int | None = None, **settings: object
 
 
 @both
-def test_what_is_too_large_is_named_and_counts_as_no_bad_record(kind: str, tmp_path: Path) -> None:
+def test_too_large_systems_are_reported_and_are_no_bad_records(kind: str, tmp_path: Path) -> None:
     source = folder(kind, tmp_path / "some", large=5)
-    [large] = said(kind, source, max_atoms=3)
+    [large] = warnings_of(kind, source, max_atoms=3)
     assert f"left out 5 {kind} of more than 3 atoms (modality.max_atoms)" in large and "6 atoms" in large
     assert "large0.xyz" in large and load(kind, source, max_atoms=6)[9:] == [f"large{i}" for i in range(5)]
-    bad, large = said(kind, folder(kind, source, large=5, bad=1), max_atoms=3)
+    bad, large = warnings_of(kind, folder(kind, source, large=5, bad=1), max_atoms=3)
     assert "left out 1 of 10 records" in bad and "bad0.xyz" in bad and "left out 5" in large
     with pytest.raises(ValueError, match=r"2 of 11 records cannot be used, more than data\.bad_share=0\.01 allows"):
         load(kind, folder(kind, source, bad=2), max_atoms=3)
@@ -91,10 +91,10 @@ def test_where_all_are_too_large_the_field_is_named(kind: str, tmp_path: Path) -
 
 @both
 @pytest.mark.parametrize(("records", "allowed"), [(9, 1), (40, 4)])
-def test_so_many_may_be_bad(kind: str, records: int, allowed: int, tmp_path: Path) -> None:
-    """max(1, a tenth of all)."""
+def test_bad_share_limits_the_bad_records(kind: str, records: int, allowed: int, tmp_path: Path) -> None:
+    """max(1, 10 % of all records)."""
     source = folder(kind, tmp_path / "some", good=records - allowed, bad=allowed)
-    assert f"left out {allowed} of {records}" in said(kind, source, bad_share=0.1)[0]
+    assert f"left out {allowed} of {records}" in warnings_of(kind, source, bad_share=0.1)[0]
     with pytest.raises(ValueError, match=f"{allowed + 1} of {records + 1} records"):
         load(kind, folder(kind, source, good=0, bad=allowed + 1), bad_share=0.1)
 
@@ -104,7 +104,7 @@ def test_systems_without_a_column_that_is_named_are_left_out(kind: str, tmp_path
     source = folder(kind, tmp_path / "some")
     for i in range(4):
         (source / f"good{i}.xyz").write_text(frame(kind, 3, f"energy={i}.5"))
-    [text] = said(kind, source, columns=("energy",))
+    [text] = warnings_of(kind, source, columns=("energy",))
     assert f"left out 5 {kind} without energy" in text and len(load(kind, source, columns=("energy",))) == 4
     assert len(load(kind, source, property_column="energy")) == 9
 
@@ -117,11 +117,11 @@ def test_what_was_read_is_read_no_more_until_a_file_changes(
     kind: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = folder(kind, tmp_path / "some", bad=1)
-    first, warned = load(kind, source), said(kind, source)
+    first, warned = load(kind, source), warnings_of(kind, source)
     assert {path.suffix for path in (cache / "systems").iterdir()} == {".json", ".npz"}
     with monkeypatch.context() as patch:
-        patch.setattr(READERS[kind][0], "members", lambda *_: pytest.fail("read again"))
-        assert load(kind, source) == first and said(kind, source) == warned
+        patch.setattr(READERS[kind][0], "source_files", lambda *_: pytest.fail("read again"))
+        assert load(kind, source) == first and warnings_of(kind, source) == warned
     changed = source / "good0.xyz"
     changed.write_text(frame(kind, 3).replace("He", "Ne"))  # as many bytes
     os.utime(changed, ns=(1, 1))
@@ -134,7 +134,7 @@ def test_what_was_read_is_read_no_more_until_a_file_changes(
 @both
 @pytest.mark.parametrize("suffix", [".npz", ".json"])
 @pytest.mark.parametrize("damage", [b"", b"nothing", None])
-def test_a_damaged_file_of_the_cache_is_made_again(
+def test_a_damaged_cache_entry_is_replaced(
     kind: str, suffix: str, damage: bytes | None, tmp_path: Path, cache: Path
 ) -> None:
     source = folder(kind, tmp_path / "some")
@@ -142,7 +142,7 @@ def test_a_damaged_file_of_the_cache_is_made_again(
     [path] = (cache / "systems").glob(f"*{suffix}")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    assert said(kind, source) == [] and load(kind, source) == first
+    assert warnings_of(kind, source) == [] and load(kind, source) == first
     assert path.stat().st_size == len(whole)
 
 
@@ -150,8 +150,8 @@ def test_a_damaged_file_of_the_cache_is_made_again(
 def test_a_cache_that_cannot_be_written_costs_one_warning(kind: str, tmp_path: Path, cache: Path) -> None:
     source = folder(kind, tmp_path / "some")
     cache.write_text("a file, where a folder should be")
-    [text] = said(kind, source)
-    assert str(cache / "systems") in text and "made again each time" in text and len(load(kind, source)) == 9
+    [text] = warnings_of(kind, source)
+    assert str(cache / "systems") in text and "generated again each time" in text and len(load(kind, source)) == 9
 
 
 @both
@@ -162,11 +162,11 @@ def test_a_full_disk_costs_one_warning_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    [text] = said(kind, folder(kind, tmp_path / "some"))
+    [text] = warnings_of(kind, folder(kind, tmp_path / "some"))
     assert "No space left on device" in text and list((cache / "systems").iterdir()) == []
 
 
-def test_making_molecules_does_without_a_cache(cache: Path) -> None:
+def test_generating_molecules_works_without_a_cache(cache: Path) -> None:
     cache.write_text("a file, where a folder should be")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -184,9 +184,9 @@ def test_other_files_and_the_other_kind_are_no_members(kind: str, tmp_path: Path
     (source / "other.xyz").write_text(frame(other, 3))
     (source / ".hidden.xyz").write_text(frame(kind, 3))
     (source / "notes.txt").write_text("none")
-    of: AtomData = READERS[kind][1]()
-    assert [one.stem for one in members(source, of.kind)] == ["good0", "good1", "other"]
-    assert [one.stem for one in members(source, of.kind, own=True)] == ["good0", "good1"]
+    data: AtomData = READERS[kind][1]()
+    assert [one.stem for one in source_files(source, data.kind)] == ["good0", "good1", "other"]
+    assert [one.stem for one in source_files(source, data.kind, mixed=True)] == ["good0", "good1"]
 
 
 def test_frames_follow_each_other_until_one_is_none() -> None:
@@ -197,7 +197,7 @@ def test_frames_follow_each_other_until_one_is_none() -> None:
 
 
 def test_systems_are_iterated_as_they_are_counted() -> None:
-    some = Systems.of([System(np.full(n, n), np.zeros((n, 3)), None, f"{n}") for n in (1, 3, 2)])
-    assert [one.types.tolist() for one in some] == [[1], [3] * 3, [2] * 2] and some[-1].name == "2"
+    systems = Systems.of([System(np.full(n, n), np.zeros((n, 3)), None, f"{n}") for n in (1, 3, 2)])
+    assert [one.types.tolist() for one in systems] == [[1], [3] * 3, [2] * 2] and systems[-1].name == "2"
     with pytest.raises(IndexError):
-        some[3]
+        systems[3]

@@ -1,11 +1,11 @@
-"""Systems keep what they were given, in memory and on disk."""
+"""`Systems` in memory and on disk."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unilatent.atoms.systems import System, Systems
+from unilatent.modalities._atoms.systems import System, Systems
 
 
 def salts() -> list[System]:

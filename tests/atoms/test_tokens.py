@@ -1,4 +1,4 @@
-"""Atoms to tokens and back, their losses, sizes and views."""
+"""Tokens of atoms, losses, sizes, augmentation, and systems as data sets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 from hand_made import MOST, data_of, modality_of
 
-from unilatent.atoms.dataset import SystemsDataset
-from unilatent.atoms.modality import drawn
-from unilatent.atoms.systems import System, Systems
 from unilatent.maths.geometry import cell_of, nearest_image, to_cartesian
 from unilatent.maths.streams import Streams
+from unilatent.modalities._atoms.dataset import SystemsDataset
+from unilatent.modalities._atoms.modality import draw_sizes
+from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.base import BadSample, Splits
 from unilatent.types import Tokens
 
@@ -65,7 +65,7 @@ def test_fractional_coordinates_wrap_in_the_loss_unless_they_are_not_to() -> Non
     data = data_of("bound")
     wrapped, plain = modality_of("bound"), modality_of("bound", frac_loss="plain")
     ideal = wrapped.ideal(data)
-    width = wrapped.form.classes
+    width = wrapped.token_format.classes
     values = ideal.values.clone()
     values[:, 1:, width + 3 : width + 6] += torch.tensor([1.0, -1.0, 2.0])
     moved = Tokens(values, ideal.layout)
@@ -74,25 +74,25 @@ def test_fractional_coordinates_wrap_in_the_loss_unless_they_are_not_to() -> Non
 
 
 def test_losses_have_the_published_weights_and_units() -> None:
-    """Off by 0.1 nm in x after centring, by 0.2 A / N^(1/3) in length and 0.1 rad in angle; scores all alike."""
+    """Errors of 0.05 nm in x after centring, 0.2 A / N^(1/3) in length and 0.1 rad in angle; uniform class scores."""
     data = data_of("both", 2)
     modality = modality_of("both")
-    ideal, form = modality.ideal(data), modality.form
+    ideal, classes = modality.ideal(data), modality.token_format.classes
     values = ideal.values.clone()
-    values[0, 1, form.classes] += 1.0  # molecule of two atoms: about the mean, each is off by half
-    values[0, 1:, form.classes + 2] += 7.0  # a shift of all is no error
+    values[0, 1, classes] += 1.0  # a molecule of two atoms: each is off by half of it after centring
+    values[0, 1:, classes + 2] += 7.0  # a shift of all atoms is no error
     values[1, 0, -6:] += torch.tensor([0.2, 0.2, 0.2, 0.1, 0.1, 0.1])
     found = loss(modality, Tokens(values, ideal.layout), data)
     assert found["positions"] == pytest.approx(10 * (0.05**2 / 3) / 2, rel=1e-4)  # over three axes, two samples
     assert found["lengths"] == pytest.approx(0.2**2 / 2, rel=1e-4)
     assert found["angles"] == pytest.approx(10 * 0.1**2 / 2, rel=1e-4)
-    values[..., : form.classes] = 3.0
+    values[..., :classes] = 3.0
     assert loss(modality, Tokens(values, ideal.layout), data)["types"] == pytest.approx(math.log(100), rel=1e-5)
 
 
 @kinds
 def test_padding_slots_change_neither_loss_nor_data(kind: str) -> None:
-    """The same systems in fewer slots, and with anything in those of padding."""
+    """The same systems with fewer padding slots, and with arbitrary values in them."""
     modality, data = modality_of(kind), data_of(kind, 4)
     short = {key: value[:, :6] if key in ("types", "positions", "fractional") else value for key, value in data.items()}
     wide, narrow = modality.pack(data), modality.pack(short)
@@ -108,64 +108,64 @@ def test_padding_slots_change_neither_loss_nor_data(kind: str) -> None:
         assert torch.equal(value, modality.unpack(a)[key])
 
 
-def test_every_sample_turns_on_its_own_and_keeps_its_distances() -> None:
+def test_every_sample_is_rotated_independently_and_keeps_its_distances() -> None:
     modality, data = modality_of("free"), data_of("free", 8)
-    seen = modality.augment(data, keys(8))
+    augmented = modality.augment(data, keys(8))
     real = (data["types"] > 0)[:, :, None] & (data["types"] > 0)[:, None, :]
-    before, after = (torch.cdist(d["positions"].double(), d["positions"].double()) * real for d in (data, seen))
+    before, after = (torch.cdist(d["positions"].double(), d["positions"].double()) * real for d in (data, augmented))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
-    assert (seen["positions"] - data["positions"]).abs().flatten(1).max(1).values.min() > 0.1
-    assert torch.equal(seen["types"], data["types"]) and torch.equal(
-        modality.check(seen)["positions"], seen["positions"]
+    assert (augmented["positions"] - data["positions"]).abs().flatten(1).max(1).values.min() > 0.1
+    assert torch.equal(augmented["types"], data["types"]) and torch.equal(
+        modality.check(augmented)["positions"], augmented["positions"]
     )
     same = {key: value[:1].expand(8, *value.shape[1:]) for key, value in data.items()}
     turned = modality.augment(same, keys(8))["positions"]
     assert torch.cdist(turned.flatten(1), turned.flatten(1)).fill_diagonal_(9).min() > 1e-3, "all turned alike"
     alone = modality.augment({key: value[3:4] for key, value in data.items()}, keys(1, 3))
-    assert torch.equal(alone["positions"][0], seen["positions"][3])
+    assert torch.equal(alone["positions"][0], augmented["positions"][3])
 
 
-def test_turning_is_uniform() -> None:
-    """Over many streams a place goes everywhere on its sphere alike: mean 0."""
+def test_rotations_are_uniform() -> None:
+    """Over many streams, an atom is uniform on its sphere: its mean is 0."""
     modality, n = modality_of("free"), 3000
     one = {key: value[3:4].expand(n, *value.shape[1:]) for key, value in data_of("free").items()}
-    places = modality.augment(one, keys(n))["positions"][:, 0]
-    assert places.mean(0).norm() < 5 * places[0].norm() / math.sqrt(n)
+    positions = modality.augment(one, keys(n))["positions"][:, 0]
+    assert positions.mean(0).norm() < 5 * positions[0].norm() / math.sqrt(n)
 
 
-def test_a_crystal_seen_from_another_origin_is_the_same_crystal() -> None:
+def test_a_crystal_with_a_shifted_origin_is_the_same_crystal() -> None:
     modality, data = modality_of("bound"), data_of("bound", 6)
-    seen = modality.augment(data, keys(6))
-    assert torch.equal(seen["lattice"], data["lattice"])
-    assert (seen["fractional"] >= 0).all() and (seen["fractional"] < 1).all()
+    augmented = modality.augment(data, keys(6))
+    assert torch.equal(augmented["lattice"], data["lattice"])
+    assert (augmented["fractional"] >= 0).all() and (augmented["fractional"] < 1).all()
     cell = cell_of(data["lattice"])
 
     def distances(f):
         return to_cartesian(nearest_image(f[:, :, None] - f[:, None]).flatten(1, 2), cell).norm(dim=-1)
 
     real = ((data["types"] > 0)[:, :, None] & (data["types"] > 0)[:, None, :]).flatten(1)
-    gap = (distances(seen["fractional"]) - distances(data["fractional"])) * real
+    gap = (distances(augmented["fractional"]) - distances(data["fractional"])) * real
     assert gap.abs().max() < 1e-4
-    first = nearest_image(seen["fractional"][:, 0] - data["fractional"][:, 0])
+    first = nearest_image(augmented["fractional"][:, 0] - data["fractional"][:, 0])
     assert torch.cdist(first, first).fill_diagonal_(9).min() > 1e-3, "all shifted alike"
-    tokens, width = modality.pack(seen), modality.form.classes
-    places = to_cartesian(seen["fractional"], cell)
+    tokens, width = modality.pack(augmented), modality.token_format.classes
+    positions = to_cartesian(augmented["fractional"], cell)
     between = tokens.values[:, 1, width : width + 3] - tokens.values[:, 2, width : width + 3]
-    torch.testing.assert_close(between, places[:, 0] - places[:, 1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(between, positions[:, 0] - positions[:, 1], rtol=0, atol=1e-5)
 
 
-def test_new_sizes_follow_those_of_training() -> None:
+def test_sizes_of_samples_follow_those_of_training() -> None:
     modality = modality_of("free", sizes=(0, 0, 1, 0, 3))
     mask = modality.sample_layout(keys(2000)).mask
     assert mask.shape == (2000, MOST)
     counts = mask.sum(1).bincount(minlength=5)
     assert counts[2] + counts[4] == 2000 and counts[4] / 2000 == pytest.approx(0.75, abs=0.04)
-    assert drawn(torch.tensor([0.0, 0.2499, 0.25, 0.9999999]), (0, 0, 1, 0, 3), MOST).tolist() == [2, 2, 4, 4]
+    assert draw_sizes(torch.tensor([0.0, 0.2499, 0.25, 0.9999999]), (0, 0, 1, 0, 3), MOST).tolist() == [2, 2, 4, 4]
     assert modality_of("free").sample_layout(keys(500)).mask.sum(1).unique().tolist() == list(range(1, MOST + 1))
 
 
 @kinds
-def test_layouts_are_told_by_their_masks(kind: str) -> None:
+def test_layouts_follow_from_their_masks(kind: str) -> None:
     modality = modality_of(kind)
     layout = modality.pack(data_of(kind)).layout
     again = modality.layout_of(layout.mask)
@@ -219,7 +219,7 @@ def test_sizes_and_elements_are_found_in_the_data() -> None:
     assert type(found).parse(found.plain()) == found
 
 
-def test_the_fingerprint_tells_what_is_read() -> None:
+def test_the_fingerprint_depends_on_all_that_is_read() -> None:
     one = SystemsDataset(systems(), MOST)
     moved = replace(systems(), coordinates=systems().coordinates + 1)
     again = SystemsDataset(systems().take([0, 1]), MOST)

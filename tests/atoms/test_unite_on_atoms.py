@@ -1,4 +1,4 @@
-"""UNITE on systems of atoms of several sizes: padding, gradients, sizes of the published models, sampling."""
+"""UNITE on systems of atoms of different sizes: padding, gradients, published model sizes, sampling."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hand_made import MOST, data_of
 
 from unilatent.conditions.class_label import ClassLabelConfig
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import ModelConfig
-from unilatent.methods.unite import UNITE, Draws
+from unilatent.methods.unite import UNITE, UNITEDraws
+from unilatent.model_config import ModelConfig
 from unilatent.presets import preset
 from unilatent.registry import available, find
 from unilatent.sampling import sample, sample_batches
@@ -49,16 +49,16 @@ def streams(n: int) -> Streams:
 
 
 def shortened(model: UNITE, batch: Batch, atoms: int) -> Batch:
-    """The same systems in fewer slots."""
-    kept = {
+    """The same systems with fewer padding slots."""
+    shorter = {
         key: value[:, :atoms] if value.ndim > 1 and key != "lattice" else value for key, value in batch.data.items()
     }
-    return Batch(kept, batch.values)
+    return Batch(shorter, batch.values)
 
 
 @kinds
 def test_padding_slots_change_nothing(kind: str) -> None:
-    """Latents, reconstruction, every term of the loss, and gradients, with three slots of padding fewer."""
+    """Latents, reconstruction, loss terms and gradients do not change with three padding slots fewer."""
     model, batch = model_of(kind), batch_of(kind)
     short = shortened(model, batch, 6)
     wide, narrow = model.modality.pack(batch.data), model.modality.pack(short.data)
@@ -99,15 +99,15 @@ def test_what_padded_slots_hold_changes_nothing(kind: str) -> None:
 
 
 @kinds
-def test_latents_tell_their_layout(kind: str) -> None:
-    """encode, then decode without a layout: as many atoms as there were, and the same ones as with it."""
+def test_latents_determine_their_layout(kind: str) -> None:
+    """Decoding latents without a layout gives the same atoms as with the layout of the data."""
     model, batch = model_of(kind).eval(), batch_of(kind)
     layout = model.modality.pack(batch.data).layout
     z = model.encode(batch.data)
     assert torch.equal((z != 0).any(-1), layout.mask)
-    told, given = model.decode(z), model.decode(z, layout)
-    assert all(torch.equal(told[key], given[key]) for key in given)
-    assert torch.equal(told["types"] > 0, batch.data["types"] > 0)
+    inferred, expected = model.decode(z), model.decode(z, layout)
+    assert all(torch.equal(inferred[key], expected[key]) for key in expected)
+    assert torch.equal(inferred["types"] > 0, batch.data["types"] > 0)
     parts = next(iter(sample_batches(model, 6, seed=1, num_inference_steps=3)))
     again = model.decode(parts.latents)
     assert torch.equal(again["types"], parts.data["types"])
@@ -121,27 +121,27 @@ def test_the_flow_leaves_the_latents_alone_and_reaches_the_shared_weights(kind: 
     model, batch = model_of(kind), batch_of(kind)
     tokens = model.modality.pack(batch.data)
     draws = model.draw(streams(5), tokens.layout.num_tokens)
-    seen: list[torch.Tensor] = []
+    latents: list[torch.Tensor] = []
 
     def watched(t: Tokens, registers: torch.Tensor, time: torch.Tensor, of: Callable = model.tokenize) -> torch.Tensor:
         z = of(t, registers, time)
         z.retain_grad()
-        seen.append(z)
+        latents.append(z)
         return z
 
     model.tokenize = watched  # type: ignore[method-assign]
     reconstruction, flow = list(model.loss_from(batch, tokens, draws))
     flow.value.backward()
-    assert seen[0].grad is None
+    assert latents[0].grad is None
     assert model.generative_encoder.transformer.blocks[0].mlp.w12.weight.grad.any()
     assert all(p.grad is None for p in model.generative_encoder.data_in.parameters())
     reconstruction.value.backward()
-    assert seen[0].grad[tokens.layout.mask].any() and not seen[0].grad[~tokens.layout.mask].any()
+    assert latents[0].grad[tokens.layout.mask].any() and not latents[0].grad[~tokens.layout.mask].any()
 
 
 @kinds
 def test_latents_and_estimates_are_normalised(kind: str) -> None:
-    """Per token, over channels: mean 0 and variance 1 under the norm's scale and shift."""
+    """Each token has mean 0 and variance 1 over channels before the norm's scale and shift."""
     model, batch = model_of(kind), batch_of(kind)
     mask = model.modality.pack(batch.data).layout.mask
     norm = model.latent_norm
@@ -156,7 +156,7 @@ def test_latents_and_estimates_are_normalised(kind: str) -> None:
 
 @kinds
 def test_an_oracle_s_samples_are_its_truth(kind: str) -> None:
-    """With a denoiser that knows every stream's latents, any solver ends there, and the data are those."""
+    """With a denoiser that returns the true latents, every solver ends at them, and decoding gives the data."""
     model, batch = model_of(kind).eval(), batch_of(kind, 4)
     z, layout = model.encode(batch.data), model.modality.pack(batch.data).layout
     model.denoise = lambda noisy, t, cond, of=None, finish=True: z  # type: ignore[method-assign, assignment]
@@ -187,7 +187,7 @@ def test_guidance_of_one_is_the_conditional_estimate(kind: str) -> None:
 @kinds
 def test_draws_do_not_know_about_padding(kind: str) -> None:
     model = model_of(kind)
-    wide: Draws = model.draw(streams(3), model.max_latents)
+    wide: UNITEDraws = model.draw(streams(3), model.max_latents)
     narrow = model.draw(streams(3), model.max_latents - 4)
     assert torch.equal(wide.registers[:, :-4], narrow.registers)
     assert torch.equal(wide.flow_noise[:, :, :-4], narrow.flow_noise)
@@ -198,8 +198,8 @@ SIZES = [("qm9-unite-s", 32.70), ("mp20-unite-s", 33.00), ("joint-unite-s", 33.0
 
 @pytest.mark.parametrize(("name", "millions"), SIZES)
 def test_published_sizes(name: str, millions: float) -> None:
-    """The paper's 33.00 M are the Generative Encoder's alone, with fractional coordinates and cells, which molecules
-    do not have; its decoder has 21.3 M."""
+    """The paper's 33.00 M parameters are those of the Generative Encoder only, including inputs for fractional
+    coordinates and lattices, which molecules lack; the decoder has 21.3 M."""
     run = preset(name).example()
     with torch.device("meta"):
         model = find("methods", run.method.name).build(run.model())

@@ -1,4 +1,4 @@
-"""A number as a condition: standardised, unknown ones are no condition, what is asked for is made."""
+"""A number as a condition: standardised; unknown numbers are no condition; samples follow the requested number."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_data_fill_in_what_is_not_set() -> None:
 
 
 def test_units_do_not_matter() -> None:
-    """The same numbers in meV, and about another zero: the same rows."""
+    """The same numbers in meV, or with an offset, give the same embeddings."""
     own = scalar()
     torch.manual_seed(0)
     moved = {**FACTS, "mean": 1000 * 7.0 - 50, "std": 2000.0}
@@ -51,7 +51,7 @@ def test_units_do_not_matter() -> None:
 
 
 def test_what_is_not_known_is_no_condition() -> None:
-    """Row by row, exactly, and its gradient is finite and goes to the null row alone."""
+    """Exactly, row by row; its gradient is finite and reaches the null row only."""
     condition = scalar()
     values = torch.tensor([4.0, math.nan, 8.0])
     made, null = condition.embed(values), condition.null(1)
@@ -103,7 +103,7 @@ def test_what_users_write(given: object, numbers: list[float]) -> None:
     ("given", "words"),
     [
         ("high", "neither a number, a range"), ("8-4", "write 4-8"), ("inf", "neither"), (math.inf, "infinite"),
-        ("4-6:1", "stands for 1"), (True, "neither"), ("", "neither"), ("4,", "neither"),
+        ("4-6:1", "range of 1"), (True, "neither"), ("", "neither"), ("4,", "neither"),
     ],
 )  # fmt: skip
 def test_what_is_refused(given: object, words: str) -> None:
@@ -117,7 +117,7 @@ def test_a_number_far_from_all_of_training_is_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         condition.parse([14.9, -0.9, math.nan])
-    with pytest.warns(UserWarning, match=r"properties: 40 is far from .* gap, 1 to 13"):
+    with pytest.warns(UserWarning, match=r"properties: 40 is far outside .* gap, 1 to 13"):
         assert condition.parse("40").tolist() == [40]
 
 

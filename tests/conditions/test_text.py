@@ -1,5 +1,4 @@
-"""Texts as a condition: what they are as values, that padding is never seen, that networks listen, that nothing breaks
-on what people write."""
+"""Texts as a condition: their values, padding that is never read, an effect on the networks, and unusual input."""
 
 from __future__ import annotations
 
@@ -10,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-import unilatent.nets.byte_encoder
-import unilatent.types
+from unilatent.batches import collate
 from unilatent.conditions.base import Conditions
 from unilatent.conditions.text import Text, TextConfig
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.methods.base import LatentModel
+from unilatent.model_config import ModelConfig
+from unilatent.nets import branches
 from unilatent.nets.backbones import UViTConfig, ViTConfig, make_backbone
 from unilatent.nets.byte_encoder import count_pieces
 from unilatent.nets.layers import Repeated
 from unilatent.registry import find
 from unilatent.sampling import sample, sample_batches
-from unilatent.training.batches import collate
 from unilatent.types import Batch, Conditioning, decode_texts, encode_texts, grid_layout, join_values
 
 D = 32
@@ -44,7 +43,7 @@ def awake(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def model_with(method: str, *names: str, seed: int = 0, **changes: Any) -> LatentModel:
-    """Pictures of digits; `names`: conditions, in their small sizes; changes: to the text's."""
+    """Images of digits; `names`: conditions, in their small sizes; changes: to the text's."""
     own = find("methods", method).Config.small()
     if "tokenizer_model" in type(own).model_fields:
         tokenizer = ModelConfig(modality=PICTURES.config, method=find("methods", "unite").Config.small())
@@ -126,13 +125,13 @@ def test_captions_are_cut_and_longer_prompts_refused():
     long, short = text.embed(encode_texts(["one two three four"])), text.embed(encode_texts(["one two three"]))
     assert torch.equal(long.vector, short.vector)
     assert text.parse("one two three").shape == (1, 13)
-    with pytest.raises(ValueError, match=r"prompts: 'one two three four'... has 4 words and marks, this model reads 3"):
+    with pytest.raises(ValueError, match=r"four'... has 4 words and marks, but this model reads at most 3"):
         text.parse("one two three four")
 
 
 @pytest.mark.parametrize("wrong", [3, [3], None, [None], [["a"]]], ids=repr)
 def test_only_texts_are_prompts(wrong: Any):
-    with pytest.raises(ValueError, match=r"^prompts: .*give texts"):
+    with pytest.raises(ValueError, match=r"^prompts: .*give strings"):
         conditions_of()["text"].parse(wrong)
 
 
@@ -168,8 +167,7 @@ def test_networks_hear_texts_and_not_their_padding(kind: str, monkeypatch: pytes
     said = Conditioning(cond.vector, cond.tokens.flip(0), cond.mask.flip(0))  # the same vectors, other tokens
     assert (network(z, layout, t, said) - out).abs().amax((1, 2))[[0, 1, 3, 4]].min() > 1e-5
     shouted = Conditioning(cond.vector, cond.tokens.masked_fill(~cond.mask[..., None], 9.0), cond.mask)
-    for module in (unilatent.types, unilatent.nets.byte_encoder):  # as on a GPU: all the padding comes along
-        monkeypatch.setattr(module, "is_at_hand", lambda tensor: False)
+    monkeypatch.setattr(branches, "on_cpu", lambda x: False)  # as on a GPU: padding is not trimmed
     torch.testing.assert_close(network(z, layout, t, shouted), out, atol=1e-5, rtol=0)
 
 
@@ -256,7 +254,7 @@ def test_c_whatever_people_write_is_sampled():
 
 
 def test_c_ten_thousand_letters_are_one_line():
-    with pytest.raises(ValueError, match="has 1250 words and marks, this model reads 24") as error:
+    with pytest.raises(ValueError, match="has 1250 words and marks, but this model reads at most 24") as error:
         sample(model_with("unite", "text").eval(), 1, prompts="é" * 5000, **FAST)
     assert "\n" not in str(error.value) and len(str(error.value)) < 250
     huge = batch_with(2, ["x" * 10_000, "y"])
@@ -265,7 +263,7 @@ def test_c_ten_thousand_letters_are_one_line():
 
 
 def test_reconstruction_does_not_depend_on_texts():
-    """The tokenizer is told nothing: its latents are those of any batch mates."""
+    """The tokenizer is unconditional: its latents do not depend on the prompts of a batch."""
     model = model_with("unite", "text").eval()
     data = batch_with(3).data
     assert torch.equal(model.encode(data)[:1], model.encode(data)[:1])

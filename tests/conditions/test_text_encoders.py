@@ -1,4 +1,4 @@
-"""Frozen text encoders of the `transformers` package, tiny and with random weights, and what is kept of their work."""
+"""Frozen text encoders of the `transformers` package, tiny and with random weights, and the cache of their output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from unilatent.conditions.base import Conditions
 from unilatent.conditions.text import TextConfig
 from unilatent.nets import text_encoder
-from unilatent.nets.text_encoder import ENTRY, Kept, TextEncoder, describe
+from unilatent.nets.text_encoder import ENTRY, EmbeddingCache, TextEncoder, describe
 from unilatent.types import Batch, decode_texts, encode_texts
 
 transformers = pytest.importorskip("transformers")
@@ -27,7 +27,7 @@ PROMPTS = ["a", "a small red circle left of two blue squares", "", "two squares"
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is kept from one test to the next."""
+    """Clear all caches between tests."""
     monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
     describe.cache_clear()
     text_encoder.text_encoder.cache_clear()
@@ -112,14 +112,14 @@ def test_e_what_is_kept_is_the_same_and_needs_no_network(encoders: dict[str, Pat
 def test_entries_that_a_kill_left_half_written_are_made_again(encoders: dict[str, Path], own_cache: Path):
     encoder = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
     made = encoder(encode_texts(PROMPTS[:2]), CPU)
-    assert encoder.kept is not None
-    index = encoder.kept.own.with_suffix(".index")
+    assert encoder.cache is not None
+    index = encoder.cache.path.with_suffix(".index")
     index.write_bytes(index.read_bytes() + b"half an entry")
-    assert len(Kept(encoder.kept.folder, 16).places) == 2
-    with encoder.kept.own.open("r+b") as file:
+    assert len(EmbeddingCache(encoder.cache.folder, 16).entries) == 2
+    with encoder.cache.path.open("r+b") as file:
         file.truncate(4 * 16 * 3)  # the rows of the first text alone
     fresh = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
-    assert fresh.kept is not None and len(fresh.kept.places) == 1
+    assert fresh.cache is not None and len(fresh.cache.entries) == 1
     for a, b in zip(fresh(encode_texts(PROMPTS[:2]), CPU), made, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     assert index.stat().st_size > 2 * ENTRY.size
@@ -129,7 +129,7 @@ def test_a_full_disk_costs_the_cache_and_one_warning(encoders: dict[str, Path], 
     own_cache.parent.mkdir(parents=True)
     own_cache.write_text("a file where the folder should be")
     encoder = TextEncoder(str(encoders["t5"]), None, 12, cache=True)
-    with pytest.warns(UserWarning, match="embeddings of new texts are not kept"):
+    with pytest.warns(UserWarning, match="embeddings of new texts are not cached"):
         first = encoder(encode_texts(["a"]), CPU)
     again = encoder(encode_texts(["a"]), CPU)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -148,7 +148,7 @@ def test_loading_moves_no_random_number(encoders: dict[str, Path]):
 def test_longer_prompts_are_refused_in_tokens(encoders: dict[str, Path]):
     text = conditions_of(encoders["t5"])["text"]
     assert decode_texts(text.parse("a small red circle left of two")) == ["a small red circle left of two"]
-    with pytest.raises(ValueError, match="has 10001 tokens, this model reads 12") as error:
+    with pytest.raises(ValueError, match="has 10001 tokens, but this model reads at most 12") as error:
         text.parse("a " * 10_000)
     assert "\n" not in str(error.value)
 
@@ -159,7 +159,7 @@ def test_what_is_missing_is_named(encoders: dict[str, Path], tmp_path: Path, mon
         with pytest.raises(ValueError, match=f"^conditions.text.encoder: {source} cannot be loaded") as error:
             TextConfig(encoder=source).with_data()
         assert "encoder=null" in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"max_length: 40, but .* reads 12 tokens; set conditions.text.max_length=12"):
+    with pytest.raises(ValueError, match=r"max_length: 40, .* at most 12 tokens; set conditions.text.max_length=12"):
         TextConfig(encoder=str(encoders["clip"]), max_length=40).with_data()
     monkeypatch.setitem(sys.modules, "transformers", None)
     describe.cache_clear()
@@ -181,12 +181,12 @@ def test_an_incomplete_or_another_encoder_is_refused(encoders: dict[str, Path], 
     with pytest.raises(ValueError, match="is not the one this model was trained with"):
         Conditions({"text": config}, D).prepare()
     describe.cache_clear()
-    with pytest.raises(ValueError, match=r"lacks 1 tensors, encoder.final_layer_norm.weight"):
+    with pytest.raises(ValueError, match=r"lacks 1 tensors, for example encoder.final_layer_norm.weight"):
         Conditions({"text": config_of(folder)}, D).prepare()
 
 
 def test_weights_in_pickles_are_refused_before_a_pickle_is_opened(encoders: dict[str, Path], tmp_path: Path):
-    """Two folders that differ in their pytorch_model.bin alone would share one hash, and what is kept under it."""
+    """Two folders that differ only in pytorch_model.bin would have the same hash and share a cache."""
     import shutil
 
     from safetensors.torch import load_file
@@ -236,7 +236,7 @@ def test_a_model_is_built_and_encodes_without_its_encoder(encoders: dict[str, Pa
     assert conditions.null(2).tokens is not None
     with pytest.raises(ValueError, match="moved cannot be loaded"):
         conditions({"prompts": encode_texts(["a"])})
-    with pytest.raises(ValueError, match="encoder_width: not known yet"):
+    with pytest.raises(ValueError, match="encoder_width: unknown"):
         Conditions({"text": TextConfig(encoder="x/y")}, D)
     assert TextConfig(encoder="x/y").example().encoder_width == 768
 
@@ -252,7 +252,7 @@ def test_a_step_can_be_estimated_without_reading_a_text(encoders: dict[str, Path
 
 
 def test_texts_that_are_kept_go_to_a_device_and_never_come_back(encoders: dict[str, Path]):
-    """A device that gives nothing back stands for one that would have to be waited for."""
+    """The meta device cannot be copied from, so it detects copies that would synchronise with a GPU."""
     conditions = conditions_of(encoders["t5"])
     batch = Batch(torch.rand(4, 3), {"prompts": encode_texts(PROMPTS), "labels": torch.arange(4)})
     conditions(batch.values)
@@ -268,21 +268,23 @@ def test_many_files_at_rest_become_one(tmp_path: Path):
         return np.full((2 + i % 3, 16), i, np.float32)
 
     for i in range(12):
-        Kept(tmp_path, 16).add({f"text {i}": rows_of(i)})
-    living = Kept(tmp_path, 16)  # a process that writes, rests, and writes again
+        EmbeddingCache(tmp_path, 16).add({f"text {i}": rows_of(i)})
+    living = EmbeddingCache(tmp_path, 16)  # a process that writes, rests, and writes again
     living.add({"text 12": rows_of(12)})
-    assert len(list(tmp_path.glob("*.rows"))) == 13 and len(Kept(tmp_path, 16).places) == 13, "young files stay"
+    assert len(list(tmp_path.glob("*.rows"))) == 13 and len(EmbeddingCache(tmp_path, 16).entries) == 13, (
+        "young files stay"
+    )
     for path in tmp_path.iterdir():
         os.utime(path, (0, 0))
-    merged = Kept(tmp_path, 16)
-    assert len(list(tmp_path.iterdir())) == 2 and len(merged.places) == 13
-    for kept in (merged, Kept(tmp_path, 16)):
+    merged = EmbeddingCache(tmp_path, 16)
+    assert len(list(tmp_path.iterdir())) == 2 and len(merged.entries) == 13
+    for kept in (merged, EmbeddingCache(tmp_path, 16)):
         for i in range(13):
             found = kept.get(f"text {i}")
             assert found is not None and np.array_equal(found, rows_of(i))
     assert living.get("text 3") is None, "what is gone for a process is made again, no error"
     living.add({"text 3": rows_of(3), "text 13": rows_of(13)})
-    late = Kept(tmp_path, 16)
+    late = EmbeddingCache(tmp_path, 16)
     for kept in (living, late):
         found = kept.get("text 13")
         assert found is not None and np.array_equal(found, rows_of(13))

@@ -1,4 +1,4 @@
-"""Every component in its small size, with data, whatever its name: a new one joins the contract tests by itself."""
+"""Builds every registered component in its small size, with data, so that new components are tested automatically."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.batches import collate
+from unilatent.methods.base import LatentModel
 from unilatent.modalities.base import Modality, Splits
+from unilatent.model_config import ModelConfig
 from unilatent.registry import available, find
-from unilatent.training.batches import collate
 from unilatent.types import Batch, Tokens
 
 HELD_OUT = 20
@@ -31,25 +32,25 @@ def splits_of(name: str) -> Splits:
 
 
 def batch_of(name: str, n: int, start: int = 0) -> Batch:
-    """Training samples `start` to `start + n`."""
+    """Return training samples `start` to `start + n`."""
     dataset = splits_of(name).train
     return collate([dataset[i] for i in range(start, start + n)], modality_of(name))
 
 
 def model_config(modality: str, method: str, **fields: Any) -> ModelConfig:
-    """Conditioned on everything that the modality's data knows; fields: changes to the method's small size."""
+    """Return a model conditioned on all that the data has values for; fields: changes to the method's small size."""
     facts = splits_of(modality).train.facts
     conditions = {name: condition_config(name, facts) for name in conditions_for(facts)}
-    own = find("methods", method).Config.small()
-    if "tokenizer_model" in type(own).model_fields:
+    method_config = find("methods", method).Config.small()
+    if "tokenizer_model" in type(method_config).model_fields:
         fields = {"tokenizer_model": model_config(modality, first_tokenizer()).plain(), **fields}
-    own = type(own).parse({**own.plain(), **fields})
-    config = ModelConfig(modality=modality_of(modality).config, conditions=conditions, method=own)
+    method_config = type(method_config).parse({**method_config.plain(), **fields})
+    config = ModelConfig(modality=modality_of(modality).config, conditions=conditions, method=method_config)
     return config.with_data(splits_of(modality))
 
 
 def condition_config(name: str, facts: dict[str, Any]) -> Any:
-    """A condition's small size; its defaults where that is of other classes, say, than the data has."""
+    """Return a condition's small size, or its defaults if the small size does not fit the data (e.g. its classes)."""
     cls = find("conditions", name)
     try:
         cls.Config.small().with_data(**facts[cls.argument])
@@ -59,7 +60,7 @@ def condition_config(name: str, facts: dict[str, Any]) -> Any:
 
 
 def first_tokenizer() -> str:
-    """A method that needs no other's tokenizer."""
+    """Return a method that does not need another method's tokenizer."""
     names = available("methods")
     return next(name for name in names if "tokenizer_model" not in find("methods", name).Config.model_fields)
 
@@ -80,19 +81,19 @@ def model_of(modality: str, method: str, seed: int = 0, awake: bool = False, **f
 
 
 def tensors(data: Any) -> list[Tensor]:
-    """All tensors of a batch of data, in order."""
+    """Return all tensors of a batch of data, in order."""
     if isinstance(data, dict):
         return [tensor for key in sorted(data) for tensor in tensors(data[key])]
     return [data]
 
 
 def apply(data: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A batch of data with each of its tensors changed."""
+    """Apply a function to each tensor of a batch of data."""
     return {key: apply(value, function) for key, value in data.items()} if isinstance(data, dict) else function(data)
 
 
 def rows(data: Any, which: Any) -> Any:
-    """Some samples of a batch of data."""
+    """Select samples of a batch of data."""
     return apply(data, lambda tensor: tensor[which])
 
 
@@ -107,12 +108,12 @@ def same(a: Any, b: Any, atol: float = 0.0) -> bool:
 
 
 def alike(modality: Modality, a: Any, b: Any, atol: float) -> bool:
-    """Whether two batches of data are equal up to rounding, in tokens: degrees and pixels have scales of their own."""
+    """Whether the tokens of two batches are equal up to rounding; data have other scales (degrees, pixels)."""
     return torch.allclose(flat(modality.pack(a)), flat(modality.pack(b)), rtol=0, atol=atol)
 
 
 def flat(tokens: Tokens) -> Tensor:
-    """(B, N C) with zeros where there is padding."""
+    """Return the values (B, N C) with zeros at padding."""
     mask = tokens.layout.mask
     values = tokens.values if mask is None else tokens.values * mask[..., None]
     return values.flatten(1).double()

@@ -1,4 +1,4 @@
-"""An analysis against what is known of its model: bits, curves, the decoder's use of its latents, what lies between."""
+"""Analyses of models with known properties: bits, curves, the decoder's use of its latents, interpolations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from building import batch_of, model_of
 
 from unilatent.analysis.analyze import analyze
-from unilatent.analysis.comparison import Compared, sample_distance, settings_of
+from unilatent.analysis.comparison import ComparedRun, sample_distance, settings_of
 from unilatent.analysis.latents import interpolations
 from unilatent.analysis.rates import RateReport, by_level, rate_report
-from unilatent.evaluation.evaluate import Measured
+from unilatent.evaluation.evaluate import EvaluatedMetric
 from unilatent.evaluation.protocol import Protocol
 from unilatent.maths.coding import histogram_entropy
 from unilatent.maths.spread import Spread
@@ -62,7 +62,7 @@ def test_costs_do_not_depend_on_batch_mates_but_for_the_lent_latents():
 
 
 class Grey(type(model_of("image", "unified_latents"))):  # type: ignore[misc]
-    """A model that knows of a sample only how bright it is: its rate, and what another's latents cost."""
+    """A model whose rate is a sample's brightness; another sample's latents cost the difference in brightness."""
 
     def costs(self, batch: Batch, streams: Streams) -> Costs:
         own = batch.data.flatten(1).mean(1)
@@ -71,7 +71,7 @@ class Grey(type(model_of("image", "unified_latents"))):  # type: ignore[misc]
 
 @pytest.mark.parametrize("size", [2, 7, 16, N])
 def test_sorted_data_lends_latents_as_any_does(size: int):
-    """Half of the samples black, then half white: a lender is any other sample, whatever the batches."""
+    """Half of the samples black, then half white: latents come from any other sample, whatever the batches."""
     model = rated()
     model.__class__ = Grey
     halves = (torch.arange(N) >= N // 2).float()[:, None, None, None].expand(-1, 1, 8, 8)
@@ -90,7 +90,7 @@ def test_errors_are_over_samples_whatever_their_order():
 
 
 def test_the_area_under_the_curves_is_the_loss():
-    """On a linear path times are evenly spread over log-SNR; the terminal KL is under 0.1 % here."""
+    """With a linear path, times are uniform in log-SNR; the terminal KL is under 0.1 % here."""
     found = report(rated(path="linear"), draws=30)
     for curve, total, span in ((found.latents, found.nats.mean, 15), (found.data, found.decoder.mean, 20)):
         width = curve.logsnr[1] - curve.logsnr[0]
@@ -108,7 +108,7 @@ def test_a_decoder_that_is_deaf_to_its_latents_is_a_collapse_in_words():
 
 
 def test_latents_that_say_nothing_are_a_collapse_in_words():
-    """A constant encoder and a prior that knows the constant, 0: no bits."""
+    """A constant encoder, and a prior that predicts the constant 0: no bits."""
     model = rated(awake=False)
     for p in model.encoder.parameters():
         torch.nn.init.zeros_(p)
@@ -127,7 +127,7 @@ def test_latents_that_say_nothing_are_a_collapse_in_words():
 @pytest.mark.parametrize(("bits", "warned"), [(0.064, True), (0.099, True), (0.101, False)])
 @pytest.mark.parametrize("decoder_loss", ["diffusion", "mse"])
 def test_few_bits_are_told_with_the_dials_that_the_decoder_has(bits: float, warned: bool, decoder_loss: str):
-    """0.064 is what the paper's collapsed ablation still had (Table 6, B)."""
+    """The paper's collapsed ablation had 0.064 bits (Table 6, B)."""
     found = replace(report(rated(decoder_loss=decoder_loss), draws=1), use=5.0)
     mean = replace(found.bits["bits_per_latent_dimension"], mean=bits)
     said = replace(found, bits={**found.bits, "bits_per_latent_dimension": mean}).warnings()
@@ -150,7 +150,7 @@ def test_no_warning_where_nothing_is_wrong():
 
 @pytest.mark.parametrize("learned_variance", [False, True])
 def test_a_second_stage_that_is_its_prior_has_the_prior_s_rate(learned_variance: bool):
-    """Unconditional, with the prior's weights: the same bound, from other draws."""
+    """An unconditional second stage with the prior's weights has the same bound, up to sampling error."""
     tokenizer = rated(learned_variance=learned_variance)
     own = model_of("image", "latent_diffusion", tokenizer_model=tokenizer.config.plain()).eval()
     own.tokenizer.load_state_dict(tokenizer.state_dict())
@@ -203,7 +203,7 @@ def test_lines_between_samples_start_and_end_at_them(method: str):
 
 
 def test_all_noise_is_the_same_along_a_line():
-    """From a sample to itself nothing changes, although z_0 and the decoder are noisy."""
+    """An interpolation from a sample to itself is constant, although z_0 and the decoder are noisy."""
     same = interpolations(rated(), batch_of("image", 1).data.expand(2, -1, -1, -1), steps=3)[0]
     torch.testing.assert_close(same[1:4], same[1:2].expand(3, -1, -1, -1), rtol=0, atol=1e-5)
 
@@ -216,14 +216,16 @@ def test_levels_hold_their_own_values():
     assert by_level(torch.ones(5), torch.ones(5)).mean == [1.0]
 
 
-def compared(name: str, **numbers: float) -> Compared:
+def compared(name: str, **numbers: float) -> ComparedRun:
     model = rated(awake=False)
     protocol = Protocol(
         track="generation", num_samples=int(numbers.pop("num", 100)), reference="r", reference_data="h",
         num_reference=10, preprocessing="p", resolution=(8, 8, 1), sampling=model.config.sampling.plain(),
     )  # fmt: skip
-    rows = [Measured(Row(key, f"distance {key}", value, "", "lower"), protocol) for key, value in numbers.items()]
-    return Compared(name, analyze(model, batch_of("image", 2), draws=1), rows, settings_of(model))
+    rows = [
+        EvaluatedMetric(Row(key, f"distance {key}", value, "", "lower"), protocol) for key, value in numbers.items()
+    ]
+    return ComparedRun(name, analyze(model, batch_of("image", 2), draws=1), rows, settings_of(model))
 
 
 def test_a_curve_of_distances_needs_the_same_number_measured_the_same_way():

@@ -1,4 +1,4 @@
-"""What every condition promises."""
+"""The contract of every condition."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_model_without_conditions():
 
 
 class Whisper(Condition):
-    """Tokens and a mask beside the vector: what a text condition makes, in small."""
+    """A minimal condition with a vector, tokens and a mask, like a text condition."""
 
     argument = "whispers"
 

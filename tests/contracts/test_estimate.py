@@ -1,4 +1,4 @@
-"""The memory of a step can be estimated for every method on every modality, and estimating leaves no trace."""
+"""The memory of a step can be estimated for every method on every modality, without side effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unilatent.training.config import RunConfig
     ("modality", "method"), [(a, b) for a in available("modalities") for b in available("methods")]
 )
 def test_an_estimate_leaves_nothing_fake_behind(modality: str, method: str) -> None:
-    """What a modality or method keeps between calls must not have been made of tensors without storage."""
+    """What a modality or method caches between calls must not hold fake tensors."""
     config, data = model_config(modality, method), find("modalities", modality).DataConfig.small().plain()
     run = RunConfig.parse({**config.plain(), "data": data, "training": {"steps": 1, "batch_size": 4}})
     memory._measured.cache_clear()

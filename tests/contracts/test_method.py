@@ -1,4 +1,4 @@
-"""What every method promises, on every modality. The slow one demands that it learns; the others that it is sound."""
+"""The contract of every method on every modality; the slow test requires that it learns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from building import alike, batch_of, model_config, model_of, pick, rows, same, 
 from toy import demand, judged, toy_of, train
 
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.methods.base import LatentModel
+from unilatent.model_config import ModelConfig
 from unilatent.registry import available, find
 from unilatent.sampling import reconstruct, sample, sample_batches
 from unilatent.types import Batch
@@ -27,7 +28,7 @@ def streams(which: range) -> Streams:
 
 
 def gradients(model: LatentModel, batch: Batch, micro: list[range]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of a batch, part by part and micro-batch by micro-batch, as a trainer goes through them."""
+    """Loss and gradients of a batch, part by part and micro-batch by micro-batch, as in the trainer."""
     model.zero_grad(set_to_none=True)
     value, count = 0.0, sum(map(len, micro))
     for which in micro:
@@ -46,7 +47,7 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 
 
 
 @every_pair
-def test_shapes_of_the_four_verbs(modality: str, method: str):
+def test_shapes_of_the_core_methods(modality: str, method: str):
     model, batch = model_of(modality, method, awake=True).eval(), batch_of(modality, B)
     assert isinstance(model, LatentModel) and model.num_trainable > 0
     layout = model.modality.pack(batch.data).layout
@@ -54,9 +55,9 @@ def test_shapes_of_the_four_verbs(modality: str, method: str):
     z = model.encode(batch.data)
     assert z.shape == (B, latent.num_tokens, model.latent_channels) and z.dtype == torch.float32
     assert z.isfinite().all() and not z.requires_grad
-    made = model.decode(z, layout)
-    assert [x.shape for x in tensors(made)] == [x.shape for x in tensors(batch.data)]
-    model.modality.check(made)
+    decoded = model.decode(z, layout)
+    assert [x.shape for x in tensors(decoded)] == [x.shape for x in tensors(batch.data)]
+    model.modality.check(decoded)
     cond = model.conditions(batch.values) if len(model.conditions) else model.conditions.null(B)
     for t in (0.4, torch.tensor(0.4), torch.full((B,), 0.4)):
         estimate = model.denoise(z, t, cond, latent)
@@ -90,9 +91,9 @@ def test_parts_of_the_loss(modality: str, method: str):
 @every_pair
 def test_every_trainable_weight_gets_a_gradient(modality: str, method: str):
     model = model_of(modality, method, awake=True)
-    _, found = gradients(model, batch_of(modality, 32), [range(32)])
-    silent = [n for n, p in model.named_parameters() if p.requires_grad and (n not in found or not found[n].any())]
-    assert not silent
+    _, reached = gradients(model, batch_of(modality, 32), [range(32)])
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert not [n for n in trained if n not in reached or not reached[n].any()]
 
 
 @every_pair
@@ -122,8 +123,8 @@ def test_reconstructing_in_batches_equals_reconstructing_whole(modality: str, me
 
 
 @every_pair
-def test_samples_repeat_and_do_not_know_their_company(modality: str, method: str):
-    """Sample i is a function of (model, seed, i, its condition): not of how many there are, nor of the batch."""
+def test_samples_repeat_and_do_not_depend_on_their_batch(modality: str, method: str):
+    """Sample i is a function of (model, seed, i, its condition), not of the number of samples or the batch size."""
     model = model_of(modality, method, awake=True).eval()
     one = next(iter(sample_batches(model, 1, seed=5, **FAST)))
     many = sample(model, 64, seed=5, **FAST)
@@ -167,7 +168,7 @@ def test_wrong_settings_of_a_sample_are_refused(modality: str, method: str):
 @pytest.mark.covers("F39")
 @every_pair
 def test_a_saved_model_is_the_same_model(modality: str, method: str, tmp_path):
-    """Every method on every modality, saved and loaded: equal weights, latents, samples."""
+    """Saved and loaded, a model has equal weights, latents and samples."""
     model, data = model_of(modality, method, awake=True).eval(), batch_of(modality, B).data
     model.save_pretrained(tmp_path / "model")
     names = {path.name for path in (tmp_path / "model").iterdir()}
@@ -179,8 +180,8 @@ def test_a_saved_model_is_the_same_model(modality: str, method: str, tmp_path):
     assert type(again) is cls and not again.training and again.config == model.config
     assert ModelConfig.parse({k: v for k, v in json.loads((tmp_path / "model" / "config.json").read_text()).items()
                               if k != "format_version"}) == model.config  # fmt: skip
-    own, other = model.state_dict(), again.state_dict()
-    assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
+    saved, loaded = model.state_dict(), again.state_dict()
+    assert saved.keys() == loaded.keys() and all(torch.equal(saved[key], loaded[key]) for key in saved)
     assert torch.equal(model.encode(data), again.encode(data))
     assert same(sample(model, 3, **FAST), sample(again, 3, **FAST))
     assert model.fingerprint() == again.fingerprint() != model_of(modality, method, seed=1).fingerprint()
@@ -203,10 +204,10 @@ def test_building_is_a_function_of_the_seed_and_the_configuration_round_trips(mo
     ],
 )
 def test_it_learns_to_reconstruct_and_to_generate(modality: str, method: str):
-    """Both at once, on sixteen samples of two kinds; a falling loss alone would prove nothing."""
+    """Sixteen samples of two kinds. A falling loss proves nothing: reconstructions and samples are measured."""
     data, argument = toy_of(modality)
     model = model_of(modality, method)
     with pytest.raises(AssertionError):
-        demand(judged(model, data, argument))  # an untrained model does not pass
+        demand(judged(model, data, argument))  # an untrained model fails
     train(model, data, steps=400)
     demand(judged(model, data, argument), model.generates)

@@ -1,4 +1,4 @@
-"""What every modality promises, and that breaking a promise is noticed."""
+"""The contract of every modality, and tests that each check fails if its promise is broken."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def holds_least_loss(modality: Modality, data: Any) -> None:
 
 
 def holds_invisible_padding(modality: Modality, data: Any) -> None:
-    """What padded tokens hold changes neither the loss, nor its gradient, nor the data."""
+    """Values of padded tokens affect neither the loss, nor its gradient, nor the data."""
     truth = modality.pack(data)
     mask = truth.layout.mask
     if mask is None:
@@ -95,7 +95,7 @@ def test_pack_and_unpack(name: str):
 
 @every_modality
 def test_tokens_have_a_scale_that_networks_bear(name: str):
-    """As they are, and shifted and scaled to what noise is added to."""
+    """The tokens themselves, and shifted and scaled as methods that add noise to them see them."""
     modality = modality_of(name)
     values = modality.pack(batch_of(name, B).data).values
     assert values.isfinite().all() and 0.05 < values.std() < 5
@@ -166,7 +166,7 @@ def test_finish_makes_valid_samples_and_changes_none_twice(name: str):
 @every_modality
 @pytest.mark.parametrize(
     "nonsense",
-    [None, 3, "picture", [1, 2], {}, torch.zeros(2), torch.zeros(0), object()],
+    [None, 3, "image", [1, 2], {}, torch.zeros(2), torch.zeros(0), object()],
     ids=lambda value: type(value).__name__,
 )
 def test_nonsense_is_refused_in_one_line(name: str, nonsense: Any):
@@ -186,7 +186,7 @@ def test_values_that_are_not_numbers_are_refused_and_real_data_pass_unchanged(na
 
 @every_modality
 def test_data_sets_are_functions_of_the_index(name: str):
-    """In this process and in a worker, which gets a pickled copy."""
+    """In this process, and in a worker with a pickled copy."""
     splits = splits_of(name)
     assert len(splits.held_out) == HELD_OUT and len(splits.train) > 0
     for dataset in (splits.train, splits.held_out):
@@ -252,7 +252,7 @@ def test_metrics_are_callable(name: str):
 
 
 class Broken:
-    """A modality with one verb replaced."""
+    """A modality with one method replaced."""
 
     def __init__(self, modality: Any, **verbs: Any):
         self.modality, self.verbs = modality, verbs
@@ -262,7 +262,7 @@ class Broken:
 
 
 class Ragged:
-    """Samples of (values (B, N, 2), mask (B, N)): the least that pads."""
+    """A minimal modality with padding: values (B, N, 2) and mask (B, N)."""
 
     axes, channels, max_tokens = 1, 2, 4
 

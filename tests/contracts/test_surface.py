@@ -1,4 +1,4 @@
-"""What every method refuses at the public surface, whatever the modality: latents and data of the wrong kind."""
+"""The public functions refuse wrong latents and wrong data, for every method and modality."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WRONG: dict[str, Callable[[Tensor], Any]] = {
 
 @pytest.mark.parametrize(("modality", "method"), PAIRS)
 def test_f31_every_method_refuses_wrong_latents(modality: str, method: str) -> None:
-    """Empty, of another shape, no floats, not finite: `latents: expected ...`, in one line."""
+    """Empty, of another shape, not floats, not finite: one line, `latents: expected ...`."""
     model = model_of(modality, method).eval()
     data = batch_of(modality, 3).data
     latents, layout = model.encode(data), model.modality.pack(data).layout
@@ -40,7 +40,7 @@ def test_f31_every_method_refuses_wrong_latents(modality: str, method: str) -> N
 
 @pytest.mark.parametrize(("modality", "method"), PAIRS)
 def test_f31_every_method_refuses_data_without_samples_or_numbers(modality: str, method: str) -> None:
-    """An empty batch, and values that are NaN: one line that names the data, before any network sees them."""
+    """An empty batch and NaN values: one line that names the data, before any network runs."""
     model = model_of(modality, method).eval()
     data = batch_of(modality, 3).data
     poisoned = apply(data, lambda t: t * float("nan") if t.is_floating_point() else t)

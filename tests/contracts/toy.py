@@ -1,4 +1,4 @@
-"""A toy for every modality: two kinds of sample, eight of each, learned by heart in seconds; and how well that went."""
+"""A toy problem for every modality: eight samples of each of two kinds, memorised in seconds, and its metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS, EACH, SAMPLES = 2, 8, 256
 
 
 def toy_of(modality: str) -> tuple[Batch, str | None]:
-    """Samples of two kinds, and the condition argument that tells them apart (None where the data has none)."""
+    """Return samples of two kinds, and the condition argument that distinguishes them (None if the data has none)."""
     everything = batch_of(modality, min(400, len(splits_of(modality).train)))
     argument = next(iter(everything.values), None)
     if argument is None:
@@ -33,7 +33,7 @@ def toy_of(modality: str) -> tuple[Batch, str | None]:
 
 
 def train(model: LatentModel, data: Batch, steps: int, rate: float = 5e-3, size: int = 24) -> None:
-    """The method's own loss and optimizers; leaves averaged weights in the model. Its tokenizer comes first."""
+    """Train with the method's own loss and optimisers, its tokenizer first; the model ends with EMA weights."""
     if (tokenizer := getattr(model, "tokenizer", None)) is not None:
         train(tokenizer.requires_grad_(True).train(), data, steps, rate, size)
         tokenizer.requires_grad_(False)
@@ -56,9 +56,12 @@ def train(model: LatentModel, data: Batch, steps: int, rate: float = 5e-3, size:
 
 @dataclass
 class Learned:
-    """reconstruction: squared error / variance of the data. distance: Frechet, in token space, of samples to data;
-    of the mean sample with noise; and, with classes, of class means. recognised: share of samples nearest their own
-    kind's mean. latent_std: over samples."""
+    """Metrics of a trained toy.
+
+    reconstruction: squared error / variance of the data. distance: Frechet distance of samples from the data in token
+    space; of_noise, of_means: baselines, that of the mean sample with noise and of class means. recognised: share of
+    samples nearest to the mean of their own kind. latent_std: over samples.
+    """
 
     reconstruction: float
     distance: float
@@ -96,8 +99,10 @@ def judged(model: LatentModel, data: Batch, argument: str | None) -> Learned:
 
 
 def demand(learned: Learned, generates: bool = True) -> None:
-    """Far better than everything that a collapsed model could do; a denoiser that is not meant to be sampled from must
-    still beat class means."""
+    """Require much better metrics than a collapsed model can have.
+
+    generates: False for a denoiser that is not meant to be sampled from; it must still beat class means.
+    """
     assert learned.latent_std > 0.05, f"latents collapsed: {learned}"
     assert learned.reconstruction < 0.15, f"reconstructions are far from the data: {learned}"
     assert learned.distance < 0.4 * learned.of_noise, f"samples are no better than noise round the mean: {learned}"

@@ -1,4 +1,4 @@
-"""A decoder that takes steps is a part of how its numbers were made; one that decodes in one pass is not."""
+"""The steps of a decoder are part of the protocol of its numbers; a decoder in one pass has none."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ import pytest
 
 from unilatent.conditions.class_label import ClassLabelConfig
 from unilatent.evaluation.comparison import compare, read_evaluation
-from unilatent.evaluation.evaluate import Evaluation, Evaluator, Request
-from unilatent.evaluation.table import outline, write
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.evaluation.evaluate import Evaluation, EvaluationRequest, Evaluator
+from unilatent.evaluation.table import outline, write_evaluation
+from unilatent.methods.base import LatentModel
 from unilatent.methods.unified_latents import UnifiedLatentsConfig
 from unilatent.methods.unite import UNITEConfig
 from unilatent.modalities.image import ImageConfig, ImageData
+from unilatent.model_config import ModelConfig
 from unilatent.sampling import decoder_rows, encode, reconstruct
 
 IMAGE = ImageConfig(size=8, patch_size=2, channels=1, flip=False)
 
 
 def stepped(**fields: Any) -> LatentModel:
-    """Untrained; its decoder is a diffusion model unless told otherwise."""
+    """Return an untrained model; its decoder is a diffusion model by default."""
     method = UnifiedLatentsConfig.small().model_copy(update=fields)
     return LatentModel.build(ModelConfig(modality=IMAGE, method=method)).eval()
 
 
 def evaluated(model: LatentModel, folder: Path, metrics: tuple[str, ...], **settings: Any) -> Evaluation:
-    request = Request(metrics=metrics, num_samples=4, num_held_out=3, num_reference=8)
+    request = EvaluationRequest(metrics=metrics, num_samples=4, num_held_out=3, num_reference=8)
     splits = model.modality.splits(ImageData(path="digits", held_out=20))
     return Evaluator(model, splits, folder, request, **settings).run()
 
 
 def test_two_numbers_of_decoder_steps_are_not_ranked(tmp_path: Path) -> None:
-    """Of reconstructions and of samples, from one folder of records: each has its own, under its own key."""
+    """Reconstructions and samples in one folder of records: each number of steps has its own records and keys."""
     model, found = stepped(), []
     for steps in (2, 5):
         settings = {"decoder_steps": steps, "num_inference_steps": 3, "solver": "ddim"}
@@ -46,10 +47,10 @@ def test_two_numbers_of_decoder_steps_are_not_ranked(tmp_path: Path) -> None:
     for one, steps in ((a, 2), (b, 5)):
         assert one["psnr"].protocol.nfe == steps + 1, "a step each and the last clean estimate"
         assert one["frechet_pixels"].protocol.nfe == 3 + steps + 1
-    assert f"{2 + 1} evaluations of the decoder a sample" in outline(a["psnr"].protocol)
+    assert f"{2 + 1} evaluations of the decoder per sample" in outline(a["psnr"].protocol)
     assert f"{3 + 2 + 1} evaluations of the denoiser and the decoder" in outline(a["frechet_pixels"].protocol)
     for name, one in zip("ab", found, strict=True):
-        write(one, tmp_path / f"{name}.json", {}, 0.0)
+        write_evaluation(one, tmp_path / f"{name}.json", {}, 0.0)
     for comparison in compare(*(read_evaluation(tmp_path / f"{name}.json") for name in "ab")):
         assert comparison.verdict.startswith("not comparable: ")
         assert ("decoding.decoder_steps", 2, 5) in comparison.differences
@@ -57,7 +58,7 @@ def test_two_numbers_of_decoder_steps_are_not_ranked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["unite", "one pass"])
 def test_a_decoder_in_one_pass_has_no_steps_to_tell(tmp_path: Path, kind: str) -> None:
-    """Its keys and records know nothing of them, and the setting changes nothing."""
+    """Its keys and records do not contain steps, and the setting has no effect."""
     if kind == "unite":
         conditions = {"class_label": ClassLabelConfig(num_classes=10)}
         config = ModelConfig(modality=IMAGE, conditions=conditions, method=UNITEConfig.small())

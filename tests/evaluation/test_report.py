@@ -1,4 +1,4 @@
-"""The report of an evaluation: nothing outside the page, nothing chosen, no number without what must be said of it."""
+"""The report of an evaluation is self-contained and uncurated, and shows every number with its cautions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ import unilatent
 from unilatent.cli import main
 from unilatent.evaluation import report as report_module
 from unilatent.evaluation.contents import MOST_POINTS, _thinned, command, draw_samples, find_searches
-from unilatent.evaluation.evaluate import Evaluation, Evaluator, Measured, Request
+from unilatent.evaluation.evaluate import EvaluatedMetric, Evaluation, EvaluationRequest, Evaluator
 from unilatent.evaluation.protocol import Protocol
 from unilatent.evaluation.reference import splits_of
 from unilatent.evaluation.report import write_report
-from unilatent.evaluation.search import At, Search, grid
-from unilatent.evaluation.table import ARROWS, number, table
+from unilatent.evaluation.search import Search, SettingValue, grid
+from unilatent.evaluation.table import ARROWS, format_number, table
 from unilatent.modalities.base import Row
-from unilatent.training.curves import Panel
+from unilatent.runs.curves import Panel
 
 HOSTILE = ("<script>alert(1)<", "\"><img src=x onerror=alert(2)>'", "a|b [red]`*")
 SEED = 3
@@ -46,7 +46,7 @@ class Made(NamedTuple):
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a page."""
+    """Parse a page as a browser would: tags, texts and table rows."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -77,22 +77,22 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A run of a few steps on classes with hostile names, evaluated with a search beside it, and its report."""
+    """A run of a few steps on classes with hostile names: its evaluation, searches and report."""
     folder = tmp_path_factory.mktemp("report")
     draw = np.random.default_rng(0)
     for name in HOSTILE:
-        (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "images" / name).mkdir(parents=True)
         for i in range(30):
-            picture = draw.integers(0, 256, (8, 8), dtype=np.uint8)
-            Image.fromarray(picture).save(folder / "pictures" / name / f"{i}.png")
+            image = draw.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(image).save(folder / "images" / name / f"{i}.png")
     run = folder / "run"
     with pytest.raises(SystemExit) as stop:
-        main(["train", "digits", f"data.path={folder / 'pictures'}", "conditions.class_label.num_classes=null",
+        main(["train", "digits", f"data.path={folder / 'images'}", "conditions.class_label.num_classes=null",
               "training.steps=6", "training.log_every=2", "training.batch_size=8", "training.sample_every=0",
               "training.evaluate_samples=0", "data.held_out=20", "--out", str(run)])  # fmt: skip
     assert stop.value.code == 0
     model = unilatent.load(str(run))
-    request = Request(num_samples=70, seed=SEED, batch_size=30, metrics=("psnr", "frechet_pixels"))
+    request = EvaluationRequest(num_samples=70, seed=SEED, batch_size=30, metrics=("psnr", "frechet_pixels"))
     evaluator = Evaluator(model, splits_of(model.modality, run, None), run / "eval" / "records", request, **SETTINGS)
     evaluation = evaluator.run()
     search(run / "eval", model.fingerprint(), "guidance_scale", [2.0, 1.0, 1.5])
@@ -103,17 +103,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(evaluator, evaluation, run, page)
 
 
-def search(folder: Path, fingerprint: str, over: str, values: list[At]) -> None:
-    """The file of a search through these values."""
+def search(folder: Path, fingerprint: str, over: str, values: list[SettingValue]) -> None:
+    """Write the file of a search over these values."""
 
-    def evaluate(at: At) -> tuple[Measured, dict[str, Any]]:
+    def evaluate(at: SettingValue) -> tuple[EvaluatedMetric, dict[str, Any]]:
         sampling = {"solver": "<b>", "num_inference_steps": 2, "guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)}
         protocol = Protocol(
             track="generation", num_samples=70, reference="training data", reference_data="d", num_reference=90,
             preprocessing="adm", resolution=(8, 8, 1), space="inception", sampling={**sampling, over: at},
         )  # fmt: skip
         value = 5 - (sum(at) if isinstance(at, tuple) else at)
-        return Measured(Row("fid", "FID", value, "", "lower"), protocol), {}
+        return EvaluatedMetric(Row("fid", "FID", value, "", "lower"), protocol), {}
 
     grid(Search(over, "fid", {"fingerprint": fingerprint}, folder, evaluate, say=lambda line: None), values)
 
@@ -150,21 +150,21 @@ def test_hostile_names_stay_text(reader: Reader, made: Made):
 
 
 def test_grids_hold_the_first_of_the_judged_samples(made: Made, reader: Reader):
-    pictures = [base64.b64decode(str(image["src"]).split(",")[1]) for image in reader.all("img")]
-    assert len(pictures) == 64 + 16
+    images = [base64.b64decode(str(image["src"]).split(",")[1]) for image in reader.all("img")]
+    assert len(images) == 64 + 16
     samples, pixels = made.evaluation.evidence.samples, made.evaluation.evidence.held_out
     assert samples is not None and pixels is not None
     kept = samples["pixels"][:64].reshape(64, 8, 8)
-    drawn = torch.stack([cell(png) for png in pictures[:64]])
+    drawn = torch.stack([cell(png) for png in images[:64]])
     assert torch.equal(drawn, kept) and not torch.equal(drawn[1:], kept[:-1])
-    originals = torch.stack([cell(png) for png in pictures[64:]])
+    originals = torch.stack([cell(png) for png in images[64:]])
     assert torch.equal(originals, pixels["pixels"][:16].reshape(16, 8, 8))
     text = " ".join(reader.texts)
     assert f"samples 0 to 63 of seed {SEED}" in text and "first of the 70" in text
 
 
 def cell(png: bytes) -> torch.Tensor:
-    """(8, 8) grey values of the topmost picture of a grid with gaps of 2 and a magnification of 4."""
+    """Return the grey values (8, 8) of the top image of a grid with gaps of 2 and a magnification of 4."""
     grid = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
     return torch.from_numpy(grid[2:34:4, 2:34:4].copy())
 
@@ -172,8 +172,8 @@ def cell(png: bytes) -> torch.Tensor:
 def test_captions_are_what_was_asked_for(made: Made):
     grid = draw_samples(made.evaluator)
     names = made.evaluator.model.conditions.all[0].config.class_names
-    assert [picture.caption for picture in grid.pictures] == [names[i % 3] for i in range(64)]
-    assert [picture.place for picture in grid.pictures] == list(range(64))
+    assert [image.caption for image in grid.images] == [names[i % 3] for i in range(64)]
+    assert [image.place for image in grid.images] == list(range(64))
 
 
 def test_no_number_without_its_caution(made: Made, reader: Reader):
@@ -184,7 +184,7 @@ def test_no_number_without_its_caution(made: Made, reader: Reader):
     assert made.evaluation.numbers
     for measured in made.evaluation.numbers:
         cautions = measured.protocol.cautions()
-        shown = number(measured.row.value)
+        shown = format_number(measured.row.value)
         rows = [row for row in reader.rows if f" {measured.row.name} " in row and shown in row]
         assert len(rows) == 1 and measured.key in rows[0]
         assert f"n = {measured.protocol.num_samples}" in rows[0]
@@ -229,7 +229,7 @@ def test_a_search_that_cannot_be_drawn_is_named(tmp_path: Path):
     assert "another model" in notes[0]
 
 
-def test_markdown_with_its_pictures(made: Made, tmp_path: Path):
+def test_markdown_with_its_images(made: Made, tmp_path: Path):
     files = write_report(tmp_path / "card.md", made.evaluator, made.evaluation, HOSTILE[2], source=str(made.run))
     text = (tmp_path / "card.md").read_text()
     linked = re.findall(r"\]\(([^)]+)\)", text)
@@ -241,7 +241,7 @@ def test_markdown_with_its_pictures(made: Made, tmp_path: Path):
 
 
 def evaluate(out: Path, *words: object) -> list[str]:
-    """The words after `unilatent` of the line in the report of an evaluation; its numbers are in `out`."""
+    """Evaluate into `out`, and return the arguments of the command line in its report."""
     with pytest.raises(SystemExit) as stop:
         main([*map(str, words), "--out", str(out), "--report", str(out / "card.md")])
     assert stop.value.code == 0
@@ -263,8 +263,7 @@ def test_the_command_makes_the_same_numbers(made: Made, tmp_path: Path):
 
 
 def test_the_command_holds_every_option_that_decides_a_number(made: Made, tmp_path: Path):
-    """Run as it stands, it gives the same numbers under the same protocols: of a model folder with data, reference and
-    samples from files."""
+    """The command of a report gives the same numbers and protocols, with data, reference and samples from files."""
     draw = np.random.default_rng(1)
     for name, count in (("data", 6), ("the reference", 9), ("made", 7)):
         np.savez(tmp_path / f"{name}.npz", arr_0=draw.integers(0, 256, (count, 8, 8, 1), np.uint8))
@@ -323,7 +322,7 @@ def test_the_table_fits_a_terminal_and_takes_names_as_they_are(made: Made):
         text = console.file.getvalue()
         assert HOSTILE[2] in text and max(map(len, text.splitlines())) <= width
         for measured in made.evaluation.numbers:
-            assert number(measured.row.value) in text and ARROWS[measured.row.better] in text
+            assert format_number(measured.row.value) in text and ARROWS[measured.row.better] in text
         assert "[1] reconstruction: n = 20 against 20" in text and "[2] generation: n = 70" in text
 
 
@@ -339,7 +338,7 @@ def test_long_curves_keep_their_peaks():
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
 @pytest.mark.parametrize("width", [1180, 500])
 def test_a_browser_without_network_shows_grids_and_curves(made: Made, tmp_path: Path, width: int):
-    """Orange of the curves and grey of the noise in the pictures are on the screen, and go with what draws them."""
+    """Orange of the curves and grey of the noisy images are on the screen; without curves and images they are not."""
     bare = tmp_path / "bare.html"
     text = made.page.read_text(encoding="utf-8")
     bare.write_text(re.sub(r"<svg.*?</svg>|<img[^>]*>", "", text, flags=re.DOTALL), encoding="utf-8")
@@ -349,7 +348,7 @@ def test_a_browser_without_network_shows_grids_and_curves(made: Made, tmp_path: 
 
 
 def screen(page: Path, width: int, folder: Path) -> tuple[int, int]:
-    """Orange pixels, and those of a middle grey."""
+    """Count the orange pixels, and those of a middle grey."""
     shot = folder / "shot.png"
     subprocess.run(
         [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",

@@ -1,4 +1,4 @@
-"""Ways to look for the best value: what they ask, in which order, and that nothing is asked twice."""
+"""Search methods: which values they evaluate, in which order, and that none is evaluated twice."""
 
 from __future__ import annotations
 
@@ -10,25 +10,36 @@ from typing import Any
 
 import pytest
 
-from unilatent.evaluation.evaluate import Measured
+from unilatent.evaluation.evaluate import EvaluatedMetric
 from unilatent.evaluation.protocol import Protocol
-from unilatent.evaluation.search import AXES, INTERVAL, At, Axis, Search, draw, golden, grid, intervals, walk
+from unilatent.evaluation.search import (
+    AXES,
+    INTERVAL,
+    Axis,
+    Search,
+    SettingValue,
+    draw_search,
+    golden,
+    grid,
+    intervals,
+    walk,
+)
 from unilatent.modalities.base import Row
 
 SCALE = AXES["guidance_scale"]
 
 
 class Valley:
-    """A function with one minimum, that counts."""
+    """A function with one minimum that records its calls."""
 
     def __init__(self, bottom: float, high_is_better: bool = False):
-        self.bottom, self.sign, self.asked = bottom, -1 if high_is_better else 1, list[At]()
+        self.bottom, self.sign, self.asked = bottom, -1 if high_is_better else 1, list[SettingValue]()
 
-    def __call__(self, at: At) -> float:
+    def __call__(self, at: SettingValue) -> float:
         x = at if isinstance(at, float) else sum(at)
         return 10 + self.sign * abs(x - self.bottom) ** 1.5
 
-    def measure(self, at: At) -> tuple[Measured, dict[str, Any]]:
+    def measure(self, at: SettingValue) -> tuple[EvaluatedMetric, dict[str, Any]]:
         self.asked.append(at)
         better = "higher" if self.sign < 0 else "lower"
         sampling = {"solver": "heun", "num_inference_steps": 25, "guidance_scale": at, "guidance_interval": (0, 1)}
@@ -36,7 +47,7 @@ class Valley:
             track="generation", num_samples=500, reference="training data", reference_data="d", num_reference=9,
             preprocessing="none", resolution=(8, 8), space="inception", sampling={**sampling, "guidance_scale": 2.0},
         )  # fmt: skip
-        return Measured(Row("fid", "FID", self(at), "", better), protocol), {}
+        return EvaluatedMetric(Row("fid", "FID", self(at), "", better), protocol), {}
 
 
 def search(folder: Path, valley: Valley, over: str = "guidance_scale", **about: Any) -> Search:
@@ -54,7 +65,7 @@ WALKS = [
 @pytest.mark.parametrize("high_is_better", [False, True])
 @pytest.mark.parametrize(("bottom", "order"), WALKS)
 def test_a_walk(tmp_path: Path, bottom: float, order: list[float], high_is_better: bool) -> None:
-    """What it looks at, in order, once each; and where it ends."""
+    """The values it evaluates, in order and once each, and the best one."""
     valley = Valley(bottom, high_is_better)
     found = search(tmp_path, valley)
     walk(found, SCALE, 1.5, 0.2)
@@ -63,13 +74,13 @@ def test_a_walk(tmp_path: Path, bottom: float, order: list[float], high_is_bette
 
 
 def test_a_walk_stops_at_both_ends() -> None:
-    asked: list[At] = []
+    asked: list[SettingValue] = []
     walk(lambda at: asked.append(at) or -float(at), Axis(0, 1, 0, 3), 0, 1)  # type: ignore[arg-type, func-returns-value]
     assert sorted(set(asked)) == [0, 1, 2, 3]
 
 
 def test_a_walk_on_a_plain_stays() -> None:
-    asked: list[At] = []
+    asked: list[SettingValue] = []
     walk(lambda at: asked.append(at) or 1.0, SCALE, 1.5, 0.2)  # type: ignore[func-returns-value]
     assert asked == [1.5, 1.7, 1.3]
 
@@ -77,7 +88,7 @@ def test_a_walk_on_a_plain_stays() -> None:
 @pytest.mark.parametrize("bottom", [1.0, 1.37, 2.2, 2.9])
 @pytest.mark.parametrize("tolerance", [0.3, 0.01])
 def test_golden_section(tmp_path: Path, bottom: float, tolerance: float) -> None:
-    """Within the tolerance of the minimum; two values, and one for each cut."""
+    """It ends within the tolerance of the minimum, with two values and one more per step."""
     valley = Valley(bottom)
     found = search(tmp_path, valley)
     golden(found, 1.0, 3.0, tolerance)
@@ -107,11 +118,13 @@ def test_points_are_kept_and_not_measured_again(tmp_path: Path) -> None:
 def test_interrupted_after_any_point_it_goes_on(tmp_path: Path) -> None:
     whole = Valley(0.75)
     walk(search(tmp_path / "whole", whole), SCALE, 1.5, 0.2)
-    asked: list[At] = []
+    asked: list[SettingValue] = []
     for _ in whole.asked:
         valley, left = Valley(0.75), [1]
 
-        def once(at: At, valley: Valley = valley, left: list[int] = left) -> tuple[Measured, dict[str, Any]]:
+        def once(
+            at: SettingValue, valley: Valley = valley, left: list[int] = left
+        ) -> tuple[EvaluatedMetric, dict[str, Any]]:
             if not left:
                 raise KeyboardInterrupt
             left.pop()
@@ -144,7 +157,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[str], str]) -
     found = search(tmp_path, Valley(2.0))
     grid(found, [1.0])
     found.path.write_text(damage(found.path.read_text()))
-    with pytest.raises(ValueError, match=f"{found.path.name}.*delete it to search anew"):
+    with pytest.raises(ValueError, match=f"{found.path.name}.*delete it to start the search again"):
         search(tmp_path, Valley(2.0))
 
 
@@ -157,7 +170,7 @@ def test_intervals_are_all_pairs_that_are_some(tmp_path: Path) -> None:
     grid(search(tmp_path, valley, INTERVAL), pairs)
     again = search(tmp_path, Valley(0.8), INTERVAL)
     assert again.best.at == (0, 0.8) and {point.at for point in again.points} == set(pairs)
-    draw(again, tmp_path / "curve.png")
+    draw_search(again, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -170,9 +183,9 @@ def test_the_best_at_an_end_is_told(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
-    def nothing(at: At) -> tuple[Measured, dict[str, Any]]:
+    def nothing(at: SettingValue) -> tuple[EvaluatedMetric, dict[str, Any]]:
         measured, about = Valley(2.0).measure(at)
-        return Measured(Row("fid", "FID", float("nan"), "", "lower"), measured.protocol), about
+        return EvaluatedMetric(Row("fid", "FID", float("nan"), "", "lower"), measured.protocol), about
 
     found = Search("guidance_scale", "fid", {}, tmp_path, nothing)
     with pytest.raises(ValueError, match="nan at guidance_scale 1"):

@@ -1,4 +1,4 @@
-"""Averages of weights as profiles over training: closed forms against numbers, and what is put together from them."""
+"""EMA profiles over training: closed forms against numerical integrals, and post-hoc EMA from stored profiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STORED = [PowerProfile(gamma_of(s), at) for at in range(100, END + 1, 100) for s
 
 
 def density(profile: Profile, t: Tensor) -> Tensor:
-    """As the papers write it, without our closed forms."""
+    """The density as the papers write it."""
     if isinstance(profile, PowerProfile):
         out = t**profile.gamma * (profile.gamma + 1) / profile.end ** (profile.gamma + 1)
     else:
@@ -46,7 +46,7 @@ def midpoints(end: float) -> Tensor:
 
 @pytest.mark.parametrize("sigma", [0.005, 0.05, 0.1, 0.2, 0.28])
 def test_the_exponent_of_a_relative_length(sigma: float) -> None:
-    """The standard deviation of the profile, integrated, is what was asked for."""
+    """The numerically integrated standard deviation of the profile is sigma_rel."""
     t = midpoints(1)
     p = density(PowerProfile(gamma_of(sigma), 1), t)
     mean = integral(t * p, 1)
@@ -56,7 +56,7 @@ def test_the_exponent_of_a_relative_length(sigma: float) -> None:
 
 
 def test_published_exponents() -> None:
-    """The paper's two: sigma_rel 0.05 and 0.10 are gamma 16.97 and 6.94."""
+    """The paper's two values: sigma_rel 0.05 and 0.10 are gamma 16.97 and 6.94."""
     assert gamma_of(0.05) == pytest.approx(16.97, abs=0.005) and gamma_of(0.10) == pytest.approx(6.94, abs=0.005)
     assert gamma_of(LONGEST) == pytest.approx(0, abs=1e-6)
 
@@ -109,7 +109,7 @@ WANTED = [
 
 @pytest.mark.parametrize("wanted", WANTED)
 def test_others_are_put_together(wanted: Profile) -> None:
-    """The error that is said is that of the summed profiles, integrated; it is small."""
+    """The returned error equals the numerically integrated error of the combined profiles; it is small."""
     found, error = coefficients(STORED, wanted)
     t = midpoints(END)
     target = density(wanted, t)
@@ -127,7 +127,7 @@ def test_more_snapshots_fit_better() -> None:
 
 
 def trajectory() -> Tensor:
-    """(END, 64) weights of a made training: they settle, at different paces, and jitter."""
+    """Weights (END, 64) of a simulated training: they converge at different rates, with noise."""
     generator = torch.Generator().manual_seed(1)
     t = torch.arange(1, END + 1, dtype=torch.float64)[:, None]
     pace = torch.logspace(1, 3, 64, dtype=torch.float64)
@@ -136,7 +136,7 @@ def trajectory() -> Tensor:
 
 
 def tracked(weights: Tensor, gamma: float) -> list[Tensor]:
-    """Float32 averages after each step, as training keeps them."""
+    """Float32 EMA weights after each step, as training computes them."""
     average, kept = torch.zeros(weights.shape[1]), []
     for step, weight in enumerate(weights, 1):
         average = torch.lerp(average, weight.float(), 1 - decay_at(gamma, step))
@@ -150,7 +150,7 @@ def tracked_exponential(weights: Tensor, decay: float) -> Tensor:
 
 
 def test_a_trajectory_of_weights_end_to_end() -> None:
-    """From float32 snapshots of two profiles, other averages to within 1 % of directly kept ones."""
+    """From float32 snapshots of two profiles, other EMA weights within 1 % of directly computed ones."""
     weights = trajectory()
     kept = {length: tracked(weights, gamma_of(length)) for length in LENGTHS}
     snapshots = torch.stack([kept[s][at - 1] for at in range(100, END + 1, 100) for s in LENGTHS]).double()

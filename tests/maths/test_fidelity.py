@@ -1,4 +1,4 @@
-"""Distances and scores of features: closed forms and hand-made sets. Agreement with published code: tests/parity."""
+"""Metrics of features: closed forms and small sets computed by hand. Agreement with published code: tests/parity."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_frechet_refuses_unlike_widths_and_numbers_that_are_none():
     for call in (lambda: moments(bad), lambda: frechet_distance_of(bad, bad), lambda: RunningMoments().add(bad)):
         with pytest.raises(ValueError, match="NaN or infinity in 1 of 9 samples"):
             call()
-    with pytest.raises(ValueError, match="moments: some hold NaN"):
+    with pytest.raises(ValueError, match="moments: they contain NaN"):
         frechet_distance((torch.zeros(2), torch.eye(2) * torch.nan), (torch.zeros(2), torch.eye(2)))
 
 

@@ -1,4 +1,4 @@
-"""Rotations, superposition and cells, against what is known of them."""
+"""Rotations, superposition and cells, against known results."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def normal(*shape: int, name: str = "geometry") -> torch.Tensor:
 
 
 def cells(n: int) -> torch.Tensor:
-    """Parameters (n, 6) of cells that exist."""
+    """Parameters (n, 6) of valid cells."""
     lengths = 3 + 5 * torch.rand(n, 3, generator=generator("lengths"), dtype=torch.float64)
     angles = 70 + 40 * torch.rand(n, 3, generator=generator("angles"), dtype=torch.float64)
     return torch.cat([lengths, angles], 1)
 
 
 def test_rotations_are_proper_and_uniform() -> None:
-    """R R^T = 1, det R = 1; every entry has mean 0 and variance 1/3, and the angle's law is (1 - cos) / pi."""
+    """R R^T = 1, det R = 1; every entry has mean 0 and variance 1/3, and the angle's distribution is (1 - cos) / pi."""
     r = rotation_of(normal(40_000, 4))
     torch.testing.assert_close(r @ r.mT, torch.eye(3, dtype=r.dtype).expand_as(r))
     torch.testing.assert_close(torch.det(r), torch.ones(len(r), dtype=r.dtype))
@@ -45,7 +45,7 @@ def test_rotations_are_proper_and_uniform() -> None:
 
 
 def test_quaternions_of_one_sign_are_not_uniform() -> None:
-    """Four uniform numbers in [0, 1), as others draw them, favour some directions: the test above would tell."""
+    """Four uniform numbers in [0, 1), a common mistake, favour some directions; the test above would fail."""
     r = rotation_of(torch.rand(10_000, 4, generator=generator("corner"), dtype=torch.float64))
     assert r.mean(0).abs().max() > 0.2
 
@@ -66,7 +66,7 @@ def test_superposition_undoes_a_rigid_motion_and_sees_only_what_counts() -> None
 
 
 def test_superposition_takes_no_mirror_image() -> None:
-    """A chiral set of points and its reflection cannot be laid on each other; a flat one can."""
+    """A chiral set of points and its reflection cannot be superposed; a planar one can."""
     x = normal(4, 6, 3)
     mask = torch.ones(4, 6, dtype=torch.bool)
     mirror = x * torch.tensor([-1.0, 1.0, 1.0])
@@ -98,7 +98,7 @@ def test_the_cell_is_in_the_published_convention() -> None:
 
 
 def test_fractional_and_cartesian_agree_after_a_shift_of_the_origin() -> None:
-    """Distances between nearest images do not know where the origin is."""
+    """Distances between nearest images do not depend on the origin."""
     cell, f = cell_of(cells(7)), torch.rand(7, 5, 3, generator=generator("f"), dtype=torch.float64)
     shifted = wrap(f + torch.rand(7, 1, 3, generator=generator("u"), dtype=torch.float64))
     assert (shifted >= 0).all() and (shifted < 1).all() and not torch.allclose(shifted, f)

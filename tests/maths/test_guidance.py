@@ -1,4 +1,4 @@
-"""Guidance: what it computes, and how often it asks the network."""
+"""Guidance: its estimates, and the number of network evaluations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Z = torch.randn(B, D, generator=STREAM)
 
 
 class Network:
-    """A denoiser that remembers its batch sizes; its estimate depends on z, t and the condition."""
+    """A denoiser that records its batch sizes; its estimate depends on z, t and the condition."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []

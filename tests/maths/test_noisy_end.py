@@ -1,4 +1,4 @@
-"""Solvers on a path whose clean end keeps noise, as latents' does: what they return is z_0, with that noise."""
+"""Solvers on a path with sigma(0) > 0, as for latents: they return z_0, with that noise."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_deterministic_solvers_hand_over_the_noise_of_the_clean_end(name: str, p
 
 
 def variance(path: NoisePath, std: float, steps: int, share: float = 0.2) -> float:
-    """Of the result for x ~ N(0, std^2), exactly: every step is linear in z and in its noise."""
+    """The exact standard deviation of the result for x ~ N(0, std^2): every step is linear in z and in its noise."""
 
     def denoise(z: torch.Tensor, t: float) -> torch.Tensor:
         s = torch.tensor(t, dtype=torch.float64)

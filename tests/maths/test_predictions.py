@@ -1,4 +1,4 @@
-"""What networks predict: definitions, round trips, and float32 at the ends of a path."""
+"""Prediction types: definitions, round trips, and float32 at the ends of a path."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def spread(path: NoisePath, t: float) -> float:
 
 
 def exact(path: NoisePath, t: float) -> torch.Tensor:
-    """The probability-flow trajectories: z_t keeps its place, in standard deviations from its mean."""
+    """The probability-flow trajectories: z_t stays at the same number of standard deviations from its mean."""
     return float(path.alpha(torch.tensor(t, dtype=torch.float64))) * MEAN + spread(path, t) * NOISE
 
 
@@ -65,7 +65,7 @@ def test_dopri5_meets_a_tight_tolerance(path: NoisePath):
 
 @every_path
 def test_dopri5_never_asks_beyond_the_ends(path: NoisePath):
-    """Every time at which the network is asked lies in the interval, and the default tolerance is met."""
+    """Every time at which the network is evaluated lies in the interval, and the default tolerance is met."""
     seen: list[float] = []
 
     def denoise(z: torch.Tensor, t: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Spread of latents: closed forms, and that cutting, padding and cancelling change nothing."""
+"""Spread of latents: closed forms; splitting, padding and large offsets change nothing."""
 
 from __future__ import annotations
 

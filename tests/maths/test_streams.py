@@ -1,4 +1,4 @@
-"""One random stream per sample."""
+"""One random number stream per sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYS = [("sample", 0, i) for i in range(6)]
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
 @pytest.mark.parametrize("shape", [(), (1,), (5, 3), (40,)])
 def test_a_stream_knows_nothing_of_its_batch_mates(draw: str, shape: tuple[int, ...]):
-    """Same key, same numbers: in any company and order."""
+    """The same key gives the same numbers, in any batch and order."""
     together = getattr(Streams(KEYS), draw)(*shape)
     assert together.shape == (6, *shape) and together.dtype == torch.float32
     for order in ([3], [5, 3, 0], [0, 1, 2, 3]):

@@ -1,4 +1,4 @@
-"""Laws of time and sampling grids."""
+"""Distributions of times, and sampling grids."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_stratified_times_are_uniform_when_the_shift_is():
 
 
 def test_two_stratified_draws_fill_the_square():
-    """Were their difference constant, most of 16 x 16 cells would stay empty."""
+    """If their difference were constant, most of 16 x 16 cells would stay empty."""
     a, b = (times.stratified(range(2560), 5 + draw, draw) for draw in (0, 1))
     cells = torch.bincount((16 * a).long() * 16 + (16 * b).long(), minlength=256)
     assert cells.min() > 0 and cells.max() < 30

@@ -1,4 +1,4 @@
-"""Unified Latents' own promises, of both stages: the noise of z_0, sums in nats, where gradients go, its ablations."""
+"""Unified Latents, both stages: noise of z_0, sums in nats, gradient routing, the second stage, ablations, sizes."""
 
 from __future__ import annotations
 
@@ -16,56 +16,57 @@ from unilatent.config import ConfigError
 from unilatent.loading import load
 from unilatent.maths.streams import Streams
 from unilatent.methods import latent_diffusion
-from unilatent.methods.base import LatentModel, LossPart, ModelConfig, SamplingConfig
+from unilatent.methods.base import LatentModel, LossPart
 from unilatent.methods.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
-from unilatent.methods.unified_latents import Draws, UnifiedLatents, UnifiedLatentsConfig
+from unilatent.methods.unified_latents import UnifiedLatents, UnifiedLatentsConfig, UnifiedLatentsDraws
 from unilatent.methods.unite import UNITE, UNITEConfig
 from unilatent.modalities.image import ImageConfig
+from unilatent.model_config import ModelConfig, SamplingConfig
 from unilatent.nets.backbones import ViTConfig
 from unilatent.sampling import sample_latents
 from unilatent.types import Batch, Tokens
 
 B = 4
-PICTURE = ImageConfig(size=4, patch_size=2, channels=1)  # 4 tokens of 4 values
+IMAGE = ImageConfig(size=4, patch_size=2, channels=1)  # 4 tokens of 4 values
 NET = ViTConfig(width=16, depth=1, heads=2)
 SIGMA = (1 + math.exp(5)) ** -0.5
 ALPHA = (1 + math.exp(-5)) ** -0.5
 
 
-def make(awake: bool = True, seed: int = 0, **fields: Any) -> UnifiedLatents:
-    """A small model with changes; awake: random weights where initialisation has zeros."""
-    own: dict[str, Any] = {"latent_channels": 3, "encoder": NET, "prior": NET, "decoder": NET, "loss_factor": 1.6}
-    torch.manual_seed(seed)
-    model = UnifiedLatents(ModelConfig(modality=PICTURE, method=UnifiedLatentsConfig(**{**own, **fields})))
-    return wake(model) if awake else model
+def make(**fields: Any) -> UnifiedLatents:
+    """A small model with changed fields, perturbed."""
+    small: dict[str, Any] = {"latent_channels": 3, "encoder": NET, "prior": NET, "decoder": NET, "loss_factor": 1.6}
+    torch.manual_seed(0)
+    return perturbed(UnifiedLatents(ModelConfig(modality=IMAGE, method=UnifiedLatentsConfig(**{**small, **fields}))))
 
 
-def wake(model: Any) -> Any:
+def perturbed(model: Any) -> Any:
+    """Random trainable weights where initialisation has zeros; evaluation mode."""
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p) * p.requires_grad
     return model.eval()
 
 
-def stage_two(tokenizer: UnifiedLatents | None = None, awake: bool = True) -> LatentDiffusion:
-    """A base on that tokenizer, with its weights."""
+def stage_two(tokenizer: UnifiedLatents | None = None) -> LatentDiffusion:
+    """A perturbed base on that tokenizer and its weights."""
     tokenizer = tokenizer or make()
     torch.manual_seed(1)
     config = ModelConfig(
-        modality=PICTURE,
+        modality=IMAGE,
         conditions={"class_label": ClassLabelConfig(num_classes=10)},
         method=LatentDiffusionConfig(base=NET, bias=-1.0, tokenizer_model=tokenizer.config.plain()),
     )
     model = LatentDiffusion(config)
     model.tokenizer.load_state_dict(tokenizer.state_dict())
-    return wake(model) if awake else model.eval()
+    return perturbed(model)
 
 
-def pictures(n: int = B) -> torch.Tensor:
+def images(n: int = B) -> torch.Tensor:
     return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 def batch(n: int = B) -> Batch:
-    return Batch(pictures(n), {"labels": torch.arange(n) % 10})
+    return Batch(images(n), {"labels": torch.arange(n) % 10})
 
 
 def streams(n: int = B, kind: str = "train") -> Streams:
@@ -76,8 +77,8 @@ def parts_of(model: LatentModel, n: int = B) -> dict[str, LossPart]:
     return {part.title: part for part in model.loss(batch(n), streams(n))}
 
 
-def reached(model: LatentModel, only: str) -> dict[str, torch.Tensor]:
-    """Gradients of one part of the loss alone, where they are not exactly zero."""
+def nonzero_gradients(model: LatentModel, only: str) -> dict[str, torch.Tensor]:
+    """Gradients of one part of the loss, where they are not exactly zero."""
     model.zero_grad(set_to_none=True)
     for part in model.loss(batch(), streams()):
         if part.title == only:
@@ -85,13 +86,14 @@ def reached(model: LatentModel, only: str) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-def packages(gradients: dict[str, torch.Tensor]) -> set[str]:
+def submodules(gradients: dict[str, torch.Tensor]) -> set[str]:
+    """The first component of parameter names."""
     return {name.partition(".")[0] for name in gradients}
 
 
-def drawn(model: UnifiedLatents) -> tuple[Tokens, Draws, torch.Tensor]:
-    """What one step of `loss` draws and encodes: its tokens, draws, clean latents."""
-    tokens = model._tokens(pictures())
+def drawn(model: UnifiedLatents) -> tuple[Tokens, UnifiedLatentsDraws, torch.Tensor]:
+    """Tokens, random numbers and clean latents of one step of `loss`."""
+    tokens = model._tokens(images())
     return tokens, model.draw(streams(), tokens), model.encoder(tokens.values, tokens.layout)
 
 
@@ -99,7 +101,7 @@ def drawn(model: UnifiedLatents) -> tuple[Tokens, Draws, torch.Tensor]:
 
 
 def test_z_0_has_the_noise_of_log_snr_5_in_the_prior_the_base_and_what_encode_adds():
-    """Section 8, test 4: sigma(0) = 0.0818."""
+    """sigma(0) = 0.0818."""
     prior, base = make(), stage_two()
     assert pytest.approx(0.0818, abs=2e-5) == SIGMA
     zero = torch.zeros(1, dtype=torch.float64)
@@ -114,14 +116,14 @@ def test_z_0_has_the_noise_of_log_snr_5_in_the_prior_the_base_and_what_encode_ad
 
 @pytest.mark.parametrize("model", [make, stage_two], ids=["first stage", "second stage"])
 def test_encode_adds_exactly_the_fixed_noise_to_the_clean_latents(model: Callable[[], Any]):
-    own, data = model(), pictures(256)
-    clean, noisy = own.encode_clean(data, streams(256)), own.encode(data, seed=3)
+    network, data = model(), images(256)
+    clean, noisy = network.encode_clean(data, streams(256)), network.encode(data, seed=3)
     eps = (noisy - ALPHA * clean) / SIGMA
-    want = Streams(("encode", 3, i) for i in range(256)).normal(own.max_latents, own.latent_channels)
+    want = Streams(("encode", 3, i) for i in range(256)).normal(network.max_latents, network.latent_channels)
     torch.testing.assert_close(eps, want, rtol=0, atol=1e-4)
     error = 1 / math.sqrt(2 * eps.numel())  # of a standard deviation
     assert abs(eps.std().item() - 1) < 4 * error
-    assert torch.equal(own.encode_clean(data, streams(256, "other")), clean), "the encoder itself is deterministic"
+    assert torch.equal(network.encode_clean(data, streams(256, "other")), clean), "the encoder itself is deterministic"
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp_2m", "ancestral"])
@@ -131,33 +133,33 @@ def test_what_a_perfect_denoiser_hands_to_the_decoder_has_that_noise(
 ):
     """Data that encode to one point c: z_0 must be N(alpha_0 c, sigma_0^2), not c. Standard error of 6,144 values:
     0.9 % of a standard deviation; the ancestral solver's variance bound is wide by under 3 % in 256 steps."""
-    own, n = model(), 512
+    network, n = model(), 512
     point = torch.linspace(-2, 2, 12).reshape(1, 4, 3)
-    monkeypatch.setattr(own, "denoise", lambda z, t, cond, layout=None, finish=True: point.expand_as(z))
-    layout = own.modality.sample_layout(streams(n))
-    values = own.conditions.parse(n, {})
+    monkeypatch.setattr(network, "denoise", lambda z, t, cond, layout=None, finish=True: point.expand_as(z))
+    layout = network.modality.sample_layout(streams(n))
+    values = network.conditions.parse(n, {})
     settings = SamplingConfig(solver=solver, num_inference_steps=256)
-    z_0, _ = sample_latents(own, values, layout, streams(n, "sample"), settings)
+    z_0, _ = sample_latents(network, values, layout, streams(n, "sample"), settings)
     noise = z_0 - ALPHA * point
     assert noise.std().item() == pytest.approx(SIGMA, rel=0.05)
     assert noise.mean((0,)).abs().max() < 5 * SIGMA / math.sqrt(n)
 
 
 def test_the_decoder_is_given_the_handed_over_latents_as_they_are(monkeypatch: pytest.MonkeyPatch):
-    """No noise is added, none is taken away, and the decoder's network sees the same z_0 at every step."""
-    own = stage_two()
-    seen: list[torch.Tensor] = []
-    own.tokenizer.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[4]))
+    """The decoder's network receives exactly this z_0 in every step, with no noise added or removed."""
+    model = stage_two()
+    received: list[torch.Tensor] = []
+    model.tokenizer.decoder.register_forward_pre_hook(lambda _, args: received.append(args[4]))
     z_0 = torch.randn(B, 4, 3)
-    own.decode(z_0)
-    assert len(seen) == 51 and all(torch.equal(z, z_0) for z in seen)
+    model.decode(z_0)
+    assert len(received) == 51 and all(torch.equal(z, z_0) for z in received)
 
 
 # ---- sums in nats ----------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_is_a_sum_in_nats_and_its_bits_are_that_sum():
-    """Every monitor times what it is divided by is the same number of bits, and so is the loss times its constant."""
+    """Every monitor times its divisor is the same number of bits, and so is the loss times its constant."""
     model = make()
     part = parts_of(model)["prior"]
     counts = {"pixel": 16, "subpixel": 16, "latent_dimension": 12}
@@ -170,8 +172,8 @@ def test_the_rate_is_a_sum_in_nats_and_its_bits_are_that_sum():
 
 @pytest.mark.parametrize("path", ["cosine", "linear"])
 def test_the_loss_is_algorithm_1_written_out_sample_by_sample(path: str):
-    """L_z: nats of the noise's error, unweighted, and the terminal KL. L_x: the noise's error times the factor and
-    sigmoid(b - logsnr). Both are sums over all values, divided by the number of values in a sample."""
+    """L_z: unweighted nats of the noise's error, and the terminal KL. L_x: nats of the noise's error times loss factor
+    and sigmoid(b - logsnr). Both are sums over all values, divided by the number of values in a sample."""
     model = make(path=path, bias=0.7, loss_factor=1.9)
     tokens, draws, z = drawn(model)
     cond = model._no_condition(1)
@@ -206,11 +208,11 @@ def test_the_noises_and_times_of_prior_and_decoder_are_not_the_same():
 
 
 def test_the_decoder_s_loss_is_positive_and_its_weight_falls_with_log_snr():
-    """Section 8, test 3, where Eq. 4 as printed is negative and rises."""
+    """Eq. 4 as printed would be negative, with a weight that rises."""
     model = make()
     for name, part in parts_of(model).items():
         assert part.value.item() > 0, name
-    z, tokens = torch.zeros(1, 4, 3), model._tokens(pictures(1))
+    z, tokens = torch.zeros(1, 4, 3), model._tokens(images(1))
     errors = []
     for time in (0.02, 0.5, 0.8, 0.95):
         draws = model.draw(streams(1), tokens)._replace(data_time=torch.tensor([time]))
@@ -227,25 +229,24 @@ def test_the_decoder_s_loss_is_positive_and_its_weight_falls_with_log_snr():
 
 
 def test_each_loss_alone_reaches_the_encoder():
-    """Section 8, test 5."""
     model = make()
-    assert packages(reached(model, "prior")) == {"encoder", "prior"}
-    assert packages(reached(model, "decoder")) == {"encoder", "decoder"}
+    assert submodules(nonzero_gradients(model, "prior")) == {"encoder", "prior"}
+    assert submodules(nonzero_gradients(model, "decoder")) == {"encoder", "decoder"}
 
 
 def test_without_the_prior_s_gradient_the_rate_gives_the_encoder_exactly_nothing():
-    """Ablation A, with the KL's weight at 0; with a weight, what arrives is the KL's alone."""
-    assert packages(reached(make(prior_gradient=False, kl_weight=0.0), "prior")) == {"prior"}
+    """Ablation A with a KL weight of 0; with another weight the encoder gets the gradient of the KL alone."""
+    assert submodules(nonzero_gradients(make(prior_gradient=False, kl_weight=0.0), "prior")) == {"prior"}
     model = make(prior_gradient=False, kl_weight=0.05)
-    found = reached(model, "prior")
-    assert packages(found) == {"encoder", "prior"}
+    gradients = nonzero_gradients(model, "prior")
+    assert submodules(gradients) == {"encoder", "prior"}
     model.zero_grad(set_to_none=True)
     _, _, z = drawn(model)
     (0.05 / 16 * kl_divergence(Normal(ALPHA * z, SIGMA), Normal(0.0, 1.0)).sum((1, 2)).mean()).backward()
     for name, p in model.encoder.named_parameters():
-        if p.grad is not None and f"encoder.{name}" in found:
-            torch.testing.assert_close(found[f"encoder.{name}"], p.grad, rtol=1e-4, atol=1e-6)
-    assert packages(reached(make(prior_gradient=False), "decoder")) == {"encoder", "decoder"}
+        if p.grad is not None and f"encoder.{name}" in gradients:
+            torch.testing.assert_close(gradients[f"encoder.{name}"], p.grad, rtol=1e-4, atol=1e-6)
+    assert submodules(nonzero_gradients(make(prior_gradient=False), "decoder")) == {"encoder", "decoder"}
 
 
 def test_stopping_the_gradient_does_not_change_the_rate():
@@ -261,7 +262,7 @@ def test_nothing_of_the_second_stage_reaches_the_tokenizer():
     model = stage_two().train()
     assert not model.tokenizer.training and model.base.training
     before = {key: value.clone() for key, value in model.tokenizer.state_dict().items()}
-    assert packages(reached(model, "base")) == {"base", "conditions"}
+    assert submodules(nonzero_gradients(model, "base")) == {"base", "conditions"}
     assert all(p.grad is None and not p.requires_grad for p in model.tokenizer.parameters())
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert all(torch.equal(value, before[key]) for key, value in model.tokenizer.state_dict().items())
@@ -269,9 +270,9 @@ def test_nothing_of_the_second_stage_reaches_the_tokenizer():
 
 
 def test_the_base_learns_clean_latents_which_are_noised_once(monkeypatch: pytest.MonkeyPatch):
-    """Its target is the encoder's output, and what it sees is that output with its own noise alone."""
+    """Its target is the encoder's output, and its input is that output with the base's noise alone."""
     model = stage_two()
-    targets, seen = [], []
+    targets, inputs = [], []
     original = latent_diffusion.denoising_nats
 
     def spy(clean: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -279,12 +280,12 @@ def test_the_base_learns_clean_latents_which_are_noised_once(monkeypatch: pytest
         return original(clean, *rest)
 
     monkeypatch.setattr(latent_diffusion, "denoising_nats", spy)
-    model.base.register_forward_pre_hook(lambda _, args: seen.append(args))
+    model.base.register_forward_pre_hook(lambda _, args: inputs.append(args))
     part = parts_of(model)["base"]
-    tokens = model.tokenizer._tokens(pictures())
+    tokens = model.tokenizer._tokens(images())
     clean = model.tokenizer.encoder(tokens.values, tokens.layout).detach()
     assert torch.equal(targets[0], clean) and torch.equal(part.latents, clean)
-    (z_t, t, *_), again = seen[0], streams()
+    (z_t, t, *_), again = inputs[0], streams()
     assert torch.equal(t, again.stratified())
     want = model.path.add_noise(clean, again.normal(4, 3), t)
     torch.testing.assert_close(z_t, want, rtol=0, atol=0)
@@ -304,14 +305,14 @@ def test_a_saved_second_stage_holds_its_tokenizer_and_needs_no_run(tmp_path: Pat
     filled = plain.with_sources()
     assert filled.tokenizer is None and ModelConfig.parse(filled.tokenizer_model) == tokenizer.config
     assert LatentDiffusionConfig.parse(filled.plain()) == filled and filled.with_sources() is filled
-    model = LatentDiffusion(ModelConfig(modality=PICTURE, method=filled))
-    model.start(plain)
+    model = LatentDiffusion(ModelConfig(modality=IMAGE, method=filled))
+    model.load_sources(plain)
     model.eval()
     model.save_pretrained(tmp_path / "second")
     (tmp_path / "first").rename(tmp_path / "gone")
     again = load(tmp_path / "second", device="cpu")
     assert type(again) is LatentDiffusion and again.config == model.config
-    data = pictures()
+    data = images()
     assert torch.equal(again.encode(data), tokenizer.encode(data))
     assert torch.equal(again.decode(again.encode(data)), tokenizer.decode(tokenizer.encode(data)))
 
@@ -327,29 +328,29 @@ def test_a_tokenizer_that_is_missing_or_unfinished_is_named(state: str, tmp_path
         LatentDiffusionConfig().with_sources()
 
 
-def test_a_tokenizer_of_other_pictures_is_refused():
+def test_a_tokenizer_of_other_images_is_refused():
     config = LatentDiffusionConfig(base=NET, tokenizer_model=make().config.plain())
     with pytest.raises(ConfigError, match=r"resolution \(8, 8, 1\), but method.tokenizer was trained with \(4, 4, 1\)"):
         LatentDiffusion(ModelConfig(modality=ImageConfig(size=8, patch_size=2, channels=1), method=config))
 
 
 def test_noise_is_added_to_pixels_between_minus_one_and_one():
-    """As the schedules of both papers presume; halving that width moves every log-SNR by 2 log 2."""
+    """The noise paths of both papers assume this range; half of it would move every log-SNR by 2 log 2."""
     model = make()
     black = torch.zeros(1, 1, 4, 4)
     assert (model._tokens(black).values == -1).all() and (model._tokens(black + 1).values == 1).all()
 
 
 def test_what_is_sampled_from_is_the_estimate_that_was_trained(monkeypatch: pytest.MonkeyPatch):
-    """Also on latents that have a norm: the mean of what a noisy latent may have been is shorter than any of them."""
-    first = UNITE(ModelConfig(modality=PICTURE, method=UNITEConfig.small()))
+    """Also for latents with an output norm: the clean estimate is a mean of possible latents, and shorter than each."""
+    first = UNITE(ModelConfig(modality=IMAGE, method=UNITEConfig.small()))
     config = LatentDiffusionConfig(base=NET, tokenizer_model=first.config.plain())
-    model = wake(LatentDiffusion(ModelConfig(modality=PICTURE, method=config)))
-    seen: list[tuple[torch.Tensor, ...]] = []
+    model = perturbed(LatentDiffusion(ModelConfig(modality=IMAGE, method=config)))
+    calls: list[tuple[torch.Tensor, ...]] = []
     forward = model.base.forward
-    monkeypatch.setattr(model.base, "forward", lambda z, t, *rest: seen.append((z, t, y := forward(z, t, *rest))) or y)
+    monkeypatch.setattr(model.base, "forward", lambda z, t, *rest: calls.append((z, t, y := forward(z, t, *rest))) or y)
     next(iter(model.loss(batch(), streams())))
-    ((z, t, trained),) = seen
+    ((z, t, trained),) = calls
     torch.testing.assert_close(model.denoise(z, t, model.conditions.null(B)), trained)
     assert trained.square().mean().sqrt() < 0.9
 
@@ -360,14 +361,14 @@ def test_what_is_sampled_from_is_the_estimate_that_was_trained(monkeypatch: pyte
 def test_a_learned_variance_takes_the_difference_of_entropies_off_the_rate():
     """Eq. 5: L_e = H(z_0 | z_clean) - H(z_0 | x) = -1/2 sum log(s^2 exp(logsnr_0) + 1), never positive."""
     model = make(learned_variance=True)
-    tokens = model._tokens(pictures())
+    tokens = model._tokens(images())
     _, log_std, layout = model._encoded(tokens)
     s = log_std.detach().exp()
     given_x, given_clean = Normal(0.0, (ALPHA**2 * s**2 + SIGMA**2).sqrt()), Normal(0.0, SIGMA)
     want = (given_clean.entropy() - given_x.entropy()).sum((1, 2))
-    found = model.variance_nats(log_std, layout)
-    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
-    assert (found < 0).all()
+    variance = model.variance_nats(log_std, layout)
+    torch.testing.assert_close(variance, want, rtol=1e-4, atol=1e-4)
+    assert (variance < 0).all()
     free = log_std.detach().requires_grad_()
     model.variance_nats(free, layout).sum().backward()
     precision = s**2 * math.exp(5)
@@ -375,7 +376,7 @@ def test_a_learned_variance_takes_the_difference_of_entropies_off_the_rate():
 
 
 def test_the_rate_of_a_learned_variance_is_monitored_with_its_entropy():
-    """Otherwise it would say more bits than the bound: the loss, the monitors and Eq. 5 agree."""
+    """Otherwise it would be larger than the bound: the loss, the monitors and Eq. 5 agree."""
     model = make(learned_variance=True)
     part = parts_of(model)["prior"]
     tokens, draws, _ = drawn(model)
@@ -389,10 +390,10 @@ def test_the_rate_of_a_learned_variance_is_monitored_with_its_entropy():
 
 
 def test_a_learned_variance_is_part_of_what_the_second_stage_learns():
-    """The decoder was trained on that spread too, so that the base must reproduce it: mean + s eps, from the stream."""
+    """The decoder was trained on that variance, so the base must reproduce it: mean + s eps, eps from the stream."""
     model, n = make(learned_variance=True), 64
-    data = pictures(1).expand(n, 1, 4, 4)
-    z, log_std, _ = model._encoded(model._tokens(pictures(1)))
+    data = images(1).expand(n, 1, 4, 4)
+    z, log_std, _ = model._encoded(model._tokens(images(1)))
     eps = (model.encode_clean(data, streams(n)) - z) / log_std.exp()
     torch.testing.assert_close(eps, streams(n).normal(4, 3), rtol=1e-4, atol=1e-4)
 
@@ -405,7 +406,7 @@ def test_a_decoder_in_one_pass_has_the_squared_error_for_a_loss_and_no_noise():
     estimate = model.decoder(zeros, 1.0, model._no_condition(B), tokens.layout, z_0)
     want = (tokens.values - estimate).square().sum((1, 2)).mean() / 16
     assert parts_of(model)["decoder"].value.item() == pytest.approx(1.6 * want.item(), rel=1e-5)
-    assert packages(reached(model, "decoder")) == {"encoder", "decoder"}
+    assert submodules(nonzero_gradients(model, "decoder")) == {"encoder", "decoder"}
     latents = torch.randn(B, 4, 3)
     assert torch.equal(model.decode(latents, seed=0), model.decode(latents, seed=9))
     diffusion = make()
@@ -416,16 +417,16 @@ def test_a_decoder_on_another_run_s_encoder_is_all_that_is_trained(tmp_path: Pat
     """Table 5: encoder and prior trained under a decoder in one pass, then a diffusion decoder on those latents."""
     first = make(decoder_loss="mse", prior=ViTConfig(width=16, depth=1, heads=2, dropout=0.5))
     first.save_pretrained(tmp_path / "model")
-    own = {"latent_channels": 3, "encoder": NET, "prior": first.method.prior, "decoder": NET}
-    asked = UnifiedLatentsConfig(**own, loss_factor=2.0, encoder_run=str(tmp_path))
+    networks = {"latent_channels": 3, "encoder": NET, "prior": first.method.prior, "decoder": NET}
+    unresolved = UnifiedLatentsConfig(**networks, loss_factor=2.0, encoder_run=str(tmp_path))
     with pytest.raises(ConfigError, match=r"method\.latent_channels: 5, but .* has 3"):
-        asked.model_copy(update={"latent_channels": 5}).with_sources()
-    method = asked.with_sources()
+        unresolved.model_copy(update={"latent_channels": 5}).with_sources()
+    method = unresolved.with_sources()
     assert method.encoder_run is None and not method.train_encoder
-    model = UnifiedLatents(ModelConfig(modality=PICTURE, method=method))
-    model.start(asked)
-    wake(model).train()
-    assert torch.equal(model.encode(pictures()), first.encode(pictures()))
+    model = UnifiedLatents(ModelConfig(modality=IMAGE, method=method))
+    model.load_sources(unresolved)
+    perturbed(model).train()
+    assert torch.equal(model.encode(images()), first.encode(images()))
     (part,) = model.loss(batch(), streams())
     part.value.backward()
     assert {n.partition(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"decoder"}
@@ -443,18 +444,18 @@ def test_an_encoder_that_cannot_be_taken_is_named(tmp_path: Path):
         UnifiedLatentsConfig(encoder_run=str(tmp_path)).with_sources()
     model = make(train_encoder=False)
     with pytest.raises(ConfigError, match="names no run"):
-        model.start(model.method)
+        model.load_sources(model.method)
     make().save_pretrained(tmp_path / "other" / "model")
-    own = {"latent_channels": 3, "encoder": NET, "prior": NET, "decoder": NET}
-    asked = UnifiedLatentsConfig(**own, encoder_run=str(tmp_path / "other"))
-    larger = PICTURE.model_copy(update={"size": 8})
+    networks = {"latent_channels": 3, "encoder": NET, "prior": NET, "decoder": NET}
+    unresolved = UnifiedLatentsConfig(**networks, encoder_run=str(tmp_path / "other"))
+    larger = IMAGE.model_copy(update={"size": 8})
     with pytest.raises(ConfigError, match=r"resolution \(8, 8, 1\), but .* was trained with \(4, 4, 1\)"):
-        UnifiedLatents(ModelConfig(modality=larger, method=asked.with_sources())).start(asked)
+        UnifiedLatents(ModelConfig(modality=larger, method=unresolved.with_sources())).load_sources(unresolved)
 
 
 def test_a_normal_prior_has_no_network_and_costs_its_kl():
     model = make(prior="normal")
-    assert model.prior is None and packages(reached(model, "prior")) == {"encoder"}
+    assert model.prior is None and submodules(nonzero_gradients(model, "prior")) == {"encoder"}
     _, _, z = drawn(model)
     want = kl_divergence(Normal(ALPHA * z, SIGMA), Normal(0.0, 1.0)).sum((1, 2)).mean()
     assert parts_of(model)["prior"].value.item() * 16 == pytest.approx(want.item(), rel=1e-5)
@@ -477,10 +478,10 @@ def test_settings_that_contradict_each_other_are_refused():
 
 
 def test_parameter_counts_at_the_paper_s_sizes():
-    """512 x 512 pictures, 32 x 32 latents of 32 channels; in millions, as the networks alone have them."""
-    picture = ImageConfig(size=512, patch_size=1)
-    first = ModelConfig(modality=picture, method=UnifiedLatentsConfig())
-    second = ModelConfig(modality=picture, method=LatentDiffusionConfig(tokenizer_model=first.plain()))
+    """512 x 512 images, 32 x 32 latents of 32 channels; millions of parameters of each network."""
+    image = ImageConfig(size=512, patch_size=1)
+    first = ModelConfig(modality=image, method=UnifiedLatentsConfig())
+    second = ModelConfig(modality=image, method=LatentDiffusionConfig(tokenizer_model=first.plain()))
     with torch.device("meta"):
         model = LatentModel.build(second)
 

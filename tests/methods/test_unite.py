@@ -1,4 +1,4 @@
-"""UNITE's own promises: where gradients go, its ablations, its sizes."""
+"""UNITE: gradient routing, the loss against its formulas, ablations, padding, sizes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from unilatent.conditions.class_label import ClassLabelConfig
 from unilatent.config import ConfigError
 from unilatent.maths import weightings
 from unilatent.maths.streams import Streams
-from unilatent.methods.base import LatentModel, ModelConfig
+from unilatent.methods.base import LatentModel
 from unilatent.methods.unite import MIN_TIME, REGISTER_TIME, UNITE, UNITEConfig
 from unilatent.modalities.image import ImageConfig
+from unilatent.model_config import ModelConfig
 from unilatent.nets.layers import muon_parameters
 from unilatent.presets.image import imagenet256_unite
 from unilatent.sampling import sample
@@ -22,8 +23,8 @@ from unilatent.types import Batch, Conditioning, Layout, Tokens
 B = 4
 
 
-def make(image: dict[str, Any] | None = None, awake: bool = True, **fields: Any) -> UNITE:
-    """The small size with changes; awake: random weights where initialisation has zeros."""
+def make(image: dict[str, Any] | None = None, perturb: bool = True, **fields: Any) -> UNITE:
+    """A small model with changed fields; perturb: random trainable weights where initialisation has zeros."""
     plain = UNITEConfig.small().plain()
     for key, value in fields.items():
         plain[key] = {**plain[key], **value} if isinstance(value, dict) else value
@@ -34,7 +35,7 @@ def make(image: dict[str, Any] | None = None, awake: bool = True, **fields: Any)
     )
     torch.manual_seed(0)
     model = UNITE(config)
-    if awake:
+    if perturb:
         for p in model.parameters():
             p.data += 0.05 * torch.randn_like(p) * p.requires_grad
     return model
@@ -52,7 +53,7 @@ def streams(n: int = B) -> Streams:
 
 
 def gradients(model: UNITE, only: str | None = None) -> dict[str, torch.Tensor]:
-    """Accumulated over the parts of the loss, or over those with a term called `only`."""
+    """Nonzero gradients, accumulated over the parts of the loss, or over those with a term called `only`."""
     model.zero_grad(set_to_none=True)
     for part in model.loss(batch_for(model), streams()):
         if only is None or only in part.terms:
@@ -68,20 +69,18 @@ def total(model: UNITE) -> float:
 
 
 def test_the_flow_term_gives_nothing_to_the_data_embedding_nor_to_the_decoder():
-    reached = gradients(make(), only="flow")
-    assert not [name for name in reached if name.startswith(("decoder.", "generative_encoder.data_in"))]
-    assert "generative_encoder.latent_in.weight" in reached and "conditions.class_label.table.weight" in reached
+    flow = gradients(make(), only="flow")
+    assert not [name for name in flow if name.startswith(("decoder.", "generative_encoder.data_in"))]
+    assert "generative_encoder.latent_in.weight" in flow and "conditions.class_label.table.weight" in flow
 
 
 def test_the_reconstruction_term_trains_encoder_and_decoder():
-    reached = gradients(make(), only="l1")
-    assert {"generative_encoder.data_in.weight", "decoder.out.weight", "generative_encoder.latent_in.weight"} <= set(
-        reached
-    )
+    trained = {"generative_encoder.data_in.weight", "decoder.out.weight", "generative_encoder.latent_in.weight"}
+    assert trained <= gradients(make(), only="l1").keys()
 
 
 def test_without_the_stop_the_flow_term_shapes_the_encoder():
-    """Table 7's ablation. The whole loss is one part, so the flow's share is found with the reconstruction's at 0."""
+    """Table 7's ablation. The loss is one part, so a reconstruction weight of 0 isolates the flow term."""
     free = gradients(make(stop_gradient=False, reconstruction_weight=0.0))
     assert "generative_encoder.data_in.weight" in free
     assert not [name for name in free if name.startswith("decoder.")]
@@ -127,7 +126,7 @@ def test_chunks_need_the_stop():
 
 def test_a_local_start_needs_registers_with_a_token_of_their_own():
     encoder = {"width": 32, "depth": 1, "heads": 2, "in_context_tokens": 0, "local_start": True}
-    with pytest.raises(ValueError, match="num_latents 4"):
+    with pytest.raises(ValueError, match="num_latents is 4"):
         UNITEConfig(num_latents=4, generative_encoder=encoder)
     assert UNITEConfig(generative_encoder=encoder).generative_encoder.local_start
 
@@ -173,13 +172,13 @@ def test_reconstruction_noise_reaches_half_of_the_samples_up_to_its_largest_time
 
 def test_registers_lie_in_the_last_hundredth_of_time():
     model = make()
-    seen: list[torch.Tensor] = []
-    model.generative_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    times: list[torch.Tensor] = []
+    model.generative_encoder.register_forward_pre_hook(lambda _, args: times.append(args[1]))
     model.encode(batch_for(model, 8).data)
-    assert REGISTER_TIME == 0.01 and seen[0].min() >= 0.99 and seen[0].max() <= 1 and seen[0].std() > 0
+    assert REGISTER_TIME == 0.01 and times[0].min() >= 0.99 and times[0].max() <= 1 and times[0].std() > 0
 
 
-def test_draws_are_each_sample_s_own_and_uncorrelated_in_kind():
+def test_draws_depend_on_their_sample_alone_and_differ_in_kind():
     model = make()
     whole, alone = model.draw(streams(5), 4), model.draw(Streams([("train", 0, 3)]), 4)
     assert all(torch.equal(a[3:4], b) for a, b in zip(whole, alone, strict=True))
@@ -207,7 +206,7 @@ VARIANTS = {
         "decoder": {"width": 36, "heads": 3},
     },
 }
-PICTURES = {
+IMAGES = {
     "wide": {"size": [4, 12]},
     "tall": {"size": [12, 4], "patch_size": 4},
     "colour": {"channels": 3},
@@ -227,8 +226,8 @@ def steps_and_samples(model: UNITE) -> None:
     assert not torch.equal(model.encode(batch.data), before)
     k = model.method.num_latents or model.modality.max_tokens
     assert before.shape == (B, k, model.latent_channels)
-    made = sample(model, 3, num_inference_steps=2)
-    assert made.shape == (3, *batch.data.shape[1:]) and made.min() >= 0 and made.max() <= 1
+    samples = sample(model, 3, num_inference_steps=2)
+    assert samples.shape == (3, *batch.data.shape[1:]) and samples.min() >= 0 and samples.max() <= 1
 
 
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
@@ -237,14 +236,14 @@ def test_every_variant_builds_steps_and_samples(fields: dict[str, Any]):
 
 
 @pytest.mark.parametrize("num_latents", [None, 5])
-@pytest.mark.parametrize("image", PICTURES.values(), ids=PICTURES.keys())
-def test_other_pictures(image: dict[str, Any], num_latents: int | None):
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES.keys())
+def test_other_images(image: dict[str, Any], num_latents: int | None):
     steps_and_samples(make(image, num_latents=num_latents))
 
 
 @pytest.mark.parametrize("norm", ["layer", "layer_fixed", "rms"])
 def test_every_latent_and_every_estimate_is_normalised(norm: str):
-    model = make(awake=False, latent_norm=norm)
+    model = make(perturb=False, latent_norm=norm)
     torch.nn.init.normal_(model.generative_encoder.transformer.out.weight)
     z = model.encode(batch_for(model).data)
     estimate = model.denoise(torch.randn(B, 4, 16), 0.5, model.conditions.null(B)).detach()
@@ -257,15 +256,15 @@ def test_every_latent_and_every_estimate_is_normalised(norm: str):
 
 def test_the_block_norm_ablation_drops_its_weights_alone():
     full, without = make(), make(generative_encoder={"block_norm": False})
-    gone = full.state_dict().keys() - without.state_dict().keys()
-    assert gone == {f"generative_encoder.transformer.blocks.{i}.norm3.weight" for i in range(3)}
+    removed = full.state_dict().keys() - without.state_dict().keys()
+    assert removed == {f"generative_encoder.transformer.blocks.{i}.norm3.weight" for i in range(3)}
 
 
 def test_muon_trains_neither_embedding_of_data_nor_outputs_nor_tables_of_positions():
     model = make()
-    chosen = {id(p) for p in muon_parameters(model)}
-    left = {name for name, p in model.named_parameters() if p.ndim == 2 and id(p) not in chosen}
-    assert left == {
+    by_muon = {id(p) for p in muon_parameters(model)}
+    other_matrices = {name for name, p in model.named_parameters() if p.ndim == 2 and id(p) not in by_muon}
+    assert other_matrices == {
         "generative_encoder.data_in.weight", "generative_encoder.latent_positions",
         "generative_encoder.transformer.out.weight", "generative_encoder.transformer.out_modulation.weight",
     }  # fmt: skip
@@ -280,8 +279,8 @@ def ragged(model: UNITE, sizes: list[int], width: int) -> Tokens:
     mask = torch.arange(width) < torch.tensor(sizes)[:, None]
     rows = [torch.randn(n, model.modality.channels, generator=torch.Generator().manual_seed(n)) for n in sizes]
     values = 30 * torch.randn(len(sizes), width, model.modality.channels, generator=stream)
-    for row, own in zip(values, rows, strict=True):
-        row[: len(own)] = own
+    for padded, row in zip(values, rows, strict=True):
+        padded[: len(row)] = row
     return Tokens(values, Layout(torch.arange(width).float()[None, :, None].expand(-1, -1, 2), mask))
 
 
@@ -299,15 +298,15 @@ def test_padding_is_invisible_to_the_tokenizer_the_denoiser_and_the_decoder(num_
     with torch.no_grad():
         z = model.tokenize(whole, registers, times)
         estimate = model.denoise(registers, 0.4, cond, latent)
-        made = model.decoder(registers, whole.layout)
+        decoded = model.decoder(registers, whole.layout)
         for i, n in enumerate(sizes):
-            own = n if num_latents is None else k
+            m = n if num_latents is None else k
             layout = Layout(whole.layout.positions[:, :n])
             alone = Tokens(whole.values[i : i + 1, :n], layout)
-            noise, one = registers[i : i + 1, :own], Conditioning(cond.vector[i : i + 1])
-            torch.testing.assert_close(model.tokenize(alone, noise, times[i : i + 1])[0], z[i, :own], rtol=0, atol=1e-5)
-            torch.testing.assert_close(model.denoise(noise, 0.4, one)[0], estimate[i, :own], rtol=0, atol=1e-5)
-            torch.testing.assert_close(model.decoder(noise, layout)[0], made[i, :n], rtol=0, atol=1e-5)
+            noise, one = registers[i : i + 1, :m], Conditioning(cond.vector[i : i + 1])
+            torch.testing.assert_close(model.tokenize(alone, noise, times[i : i + 1])[0], z[i, :m], rtol=0, atol=1e-5)
+            torch.testing.assert_close(model.denoise(noise, 0.4, one)[0], estimate[i, :m], rtol=0, atol=1e-5)
+            torch.testing.assert_close(model.decoder(noise, layout)[0], decoded[i, :n], rtol=0, atol=1e-5)
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Data of molecules and crystals: what is asked for is what is read, or it is refused."""
+"""Data of molecules, crystals and both: settings, splits, files and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 pytest.importorskip("rdkit")
 pytest.importorskip("pymatgen.core")
 
-from unilatent.atoms.systems import System, Systems
+from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.base import Evidence
 from unilatent.modalities.crystal import Crystal, CrystalConfig, CrystalData, matching
 from unilatent.modalities.crystal import data as crystal_files
@@ -30,7 +30,7 @@ from unilatent.modalities.joint import Joint, JointConfig
 from unilatent.modalities.molecule import Molecule, MoleculeData, generator
 from unilatent.modalities.molecule import data as molecule_files
 from unilatent.modalities.molecule import render as molecule_render
-from unilatent.records import Held
+from unilatent.records import MemoryRows
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def salt(a: float = 4.0, atoms: int = 2, kind: float = 0.0) -> System:
-    """A row of `atoms` atoms in a long cell."""
+    """`atoms` atoms in a line, in a long cell."""
     places = np.array([[0, 0, i / atoms] for i in range(atoms)], np.float32)
     lattice = np.array([a, a, 3.0 * atoms, 90, 90, 90], np.float32)
     types = np.array([(55, 17)[i % 2] for i in range(atoms)])
@@ -66,11 +66,11 @@ def test_a_published_preset_without_data_is_refused(
 
     with pytest.raises(SystemExit) as left:
         main(["train", preset, "--out", str(tmp_path / "run")])
-    said = " ".join(capsys.readouterr().err.split())
-    assert left.value.code == 2 and all(word in said for word in words)
+    message = " ".join(capsys.readouterr().err.split())
+    assert left.value.code == 2 and all(word in message for word in words)
 
 
-def test_small_presets_say_that_their_data_are_made() -> None:
+def test_small_presets_use_generated_data() -> None:
     from unilatent.presets.atoms import crystals
     from unilatent.presets.atoms import molecules as small
 
@@ -92,17 +92,17 @@ def test_crystals_have_the_classes_of_their_column(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_held_out_of_qm9_thins_its_part(part: str, tmp_path: Path) -> None:
-    """Training molecules do not depend on how many are held out, and are none of the other parts."""
+    """Training molecules do not depend on how many are held out, and do not overlap with the other parts."""
     (tmp_path / "gdb9.sdf").touch()
     systems = molecules(600)
     documented = MoleculeData(path=str(tmp_path), held_out_part=part)
-    train, whole = molecule_files.divide(systems, documented)
+    train, whole = molecule_files.split(systems, documented)
     for held_out, count in ((5, 5), (0.1, round(0.1 * len(whole)))):
-        again, some = molecule_files.divide(systems, documented.model_copy(update={"held_out": held_out}))
+        again, subset = molecule_files.split(systems, documented.model_copy(update={"held_out": held_out}))
         assert again.names == train.names
-        assert len(some) == count and set(some.names) < set(whole.names)
+        assert len(subset) == count and set(subset.names) < set(whole.names)
     with pytest.raises(ValueError, match=rf"data\.held_out: 700, but there are only {len(whole)} molecules"):
-        molecule_files.divide(systems, documented.model_copy(update={"held_out": 700}))
+        molecule_files.split(systems, documented.model_copy(update={"held_out": 700}))
 
 
 @pytest.mark.parametrize(("name", "total", "split"), [("small.csv", 45_229, ""), ("all.csv", 40_000, ""),
@@ -116,10 +116,11 @@ def test_only_the_whole_of_mp20_is_cut_as_mp20(name: str, total: int, split: str
 def test_the_models_size_is_the_limit_of_crystals(tmp_path: Path) -> None:
     Systems.of([salt(4 + i / 10, atoms=(2, 6, 24)[i % 3]) for i in range(12)]).save(tmp_path / "c.npz")
 
-    def largest(model: int, own: int | None = None) -> int:
-        with pytest.warns(UserWarning, match="left out") if min(model, own or model) < 24 else nullcontext():
-            splits = Crystal(CrystalConfig(max_atoms=model)).splits(
-                CrystalData(path=str(tmp_path / "c.npz"), held_out=1, max_atoms=own)
+    def largest(model_limit: int, data_limit: int | None = None) -> int:
+        limit = min(model_limit, data_limit or model_limit)
+        with pytest.warns(UserWarning, match="left out") if limit < 24 else nullcontext():
+            splits = Crystal(CrystalConfig(max_atoms=model_limit)).splits(
+                CrystalData(path=str(tmp_path / "c.npz"), held_out=1, max_atoms=data_limit)
             )
         return max(int(part.systems.sizes.max()) for part in (splits.train, splits.held_out))
 
@@ -174,7 +175,7 @@ def test_a_fault_of_either_kind_is_raised(both: Joint, name: str, text: str, wor
 
 
 def test_what_both_kinds_wrote_before_is_cleared(both: Joint, tmp_path: Path) -> None:
-    from unilatent.cli.options import clear_numbered
+    from unilatent.cli.running import clear_numbered
 
     for i in range(3):
         (tmp_path / f"{i}.cif").write_text(crystal_render.cif(salt(4.0 + i)))
@@ -182,12 +183,12 @@ def test_what_both_kinds_wrote_before_is_cleared(both: Joint, tmp_path: Path) ->
     data, _ = next(both.read(tmp_path, 16))
     out = tmp_path / "out"
     written = both.write(data, out)
-    others = out / "earlier" / "000000.png"
-    others.parent.mkdir()
-    others.touch()
+    unrelated = out / "earlier" / "000000.png"
+    unrelated.parent.mkdir()
+    unrelated.touch()
     assert {path.relative_to(out).parts[0] for path in written} == {"molecule", "crystal"}
     clear_numbered(out, both.subfolders)
-    assert [path for path in out.rglob("*") if path.is_file()] == [others]
+    assert [path for path in out.rglob("*") if path.is_file()] == [unrelated]
     again, _ = next(both.read(tmp_path, 16))
     both.write(again, out)
     back, _ = next(both.read(out, 16))
@@ -197,10 +198,10 @@ def test_what_both_kinds_wrote_before_is_cleared(both: Joint, tmp_path: Path) ->
 def test_reconstructing_twice_leaves_no_stale_files(
     both: Joint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the record says in which folder each lies."""
+    """metrics.json names the folder of each file."""
     from unilatent.cli import main, reconstruct
-    from unilatent.methods.base import ModelConfig
     from unilatent.methods.unite import UNITE
+    from unilatent.model_config import ModelConfig
 
     small = {"width": 32, "depth": 1, "heads": 2}
     parts = {"generative_encoder": {**small, "in_context_tokens": 0}, "decoder": {**small, "mlp_width": 32}}
@@ -213,17 +214,17 @@ def test_reconstructing_twice_leaves_no_stale_files(
     for name in "bcd":
         (source / f"{name}.xyz").write_text(WATER)
     out = tmp_path / "out"
-    for kept in (4, 2):
+    for num in (4, 2):
         with pytest.raises(SystemExit) as left:
-            main(["reconstruct", "model", str(source), "--out", str(out), "--num", str(kept)])
+            main(["reconstruct", "model", str(source), "--out", str(out), "--num", str(num)])
         assert not left.value.code
         files = [row["output"] for row in json.loads((out / "metrics.json").read_text())["files"]]
-        assert files == ["crystal/000000.cif", *(f"molecule/{i:06d}.xyz" for i in range(1, kept))]
-        lying = {path.relative_to(out).as_posix() for path in out.glob("*/*") if path.suffix in (".cif", ".xyz")}
-        assert lying == set(files)
+        assert files == ["crystal/000000.cif", *(f"molecule/{i:06d}.xyz" for i in range(1, num))]
+        existing = {path.relative_to(out).as_posix() for path in out.glob("*/*") if path.suffix in (".cif", ".xyz")}
+        assert existing == set(files)
 
 
-# ---- made molecules ------------------------------------------------------------------------------------------------
+# ---- generated molecules -------------------------------------------------------------------------------------------
 
 
 def test_more_molecules_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +235,7 @@ def test_more_molecules_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatc
     assert len(generator.compose(5)) == 5
 
 
-def test_making_molecules_leaves_the_threads_of_its_process_alone() -> None:
+def test_generating_molecules_does_not_change_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -277,21 +278,21 @@ def test_other_ways_to_lay_out_a_cif_are_read() -> None:
         assert np.allclose(one.lattice, plain.lattice, atol=1e-4), way
 
 
-def arrays(*some: System) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    most = max(len(one.types) for one in some)
-    types, places = np.zeros((len(some), most), np.int64), np.zeros((len(some), most, 3))
-    for i, one in enumerate(some):
+def arrays(*systems: System) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    most = max(len(one.types) for one in systems)
+    types, places = np.zeros((len(systems), most), np.int64), np.zeros((len(systems), most, 3))
+    for i, one in enumerate(systems):
         types[i, : len(one.types)], places[i, : len(one.types)] = one.types, one.coordinates
-    return types, places, np.array([one.lattice for one in some], np.float64)
+    return types, places, np.array([one.lattice for one in systems], np.float64)
 
 
 def test_only_crystals_with_rivals_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four distinct of five valid, one of them known: three are novel."""
+    """Of five valid crystals, four are distinct; one of these is known, so that three are novel."""
     other = replace(salt(4.2), types=np.array([11, 17]))
     third = replace(salt(4.2), types=np.array([37, 35]))
     fourth = replace(salt(4.2), types=np.array([3, 9]))
     made = arrays(salt(4.1), salt(4.1001), other, third, fourth, salt(4.0))
-    known = matching.Known(*arrays(other))
+    known = matching.KnownCrystals(*arrays(other))
     reduced, count = matching.reduced, []
     monkeypatch.setattr(matching, "reduced", lambda *one: (count.append(1), reduced(*one))[1])
     valid = np.array([True] * 5 + [False])
@@ -300,14 +301,14 @@ def test_only_crystals_with_rivals_are_matched(monkeypatch: pytest.MonkeyPatch) 
     assert len(count) == 4, "two of one composition, and the known one on both sides"
 
 
-def test_novel_says_how_many_were_looked_at() -> None:
-    rows = Held({"valid": torch.ones(200)})
-    assert Evidence(train=rows, train_total=300).looked_at("crystals") == "200 of the 300 training crystals"
-    assert Evidence(train=rows, train_total=200).looked_at("crystals") == "the 200 training crystals"
-    assert Evidence(train=rows).looked_at("molecules") == "200 training molecules"
+def test_the_name_of_novel_says_how_many_were_compared() -> None:
+    rows = MemoryRows({"valid": torch.ones(200)})
+    assert Evidence(train=rows, train_total=300).describe_train("crystals") == "200 of the 300 training crystals"
+    assert Evidence(train=rows, train_total=200).describe_train("crystals") == "the 200 training crystals"
+    assert Evidence(train=rows).describe_train("molecules") == "200 training molecules"
 
 
-def test_what_is_slow_is_left_out_and_what_is_quick_is_not(both: Joint) -> None:
+def test_slow_metrics_run_only_on_request(both: Joint) -> None:
     from unilatent.evaluation.evaluate import choose_metrics
 
     there = all(find_spec(name) is not None for name in ("openbabel", "pymatgen"))
@@ -319,12 +320,12 @@ def test_what_is_slow_is_left_out_and_what_is_quick_is_not(both: Joint) -> None:
 
 
 @pytest.mark.parametrize("kind", ["molecule", "crystal"])
-def test_the_first_use_of_a_made_set_tells_how_far_it_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
+def test_generating_a_set_reports_progress(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[tuple[int, int]] = []
 
     @contextmanager
     def bars(**_: bool) -> Iterator[Callable[[str, int, int], None]]:
-        yield lambda what, more, total: told.append((more, total))
+        yield lambda what, more, total: reports.append((more, total))
 
     modality, data = {
         "molecule": (Molecule(Molecule.Config.small()), MoleculeData(path="qm9-like", num=20)),
@@ -332,7 +333,7 @@ def test_the_first_use_of_a_made_set_tells_how_far_it_is(kind: str, monkeypatch:
     }[kind]
     monkeypatch.setattr(sys.modules[type(modality).__module__], "progress_of", bars)
     modality.splits(data)
-    assert sum(more for more, _ in told) == 20 and {total for _, total in told} == {20}
+    assert sum(more for more, _ in reports) == 20 and {total for _, total in reports} == {20}
 
 
 def test_packed_files_of_molecules_are_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Classes whose folders have codes: captions of codes are refused, a file says what they are called."""
+"""Class folders named by codes: captions of codes are refused, a file gives the class names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from test_image_data import encoded, noise, splits
 from test_shards import sample, tar
 
 from unilatent.config import ConfigError
+from unilatent.modalities._media.class_names import read_class_names
 from unilatent.modalities.image import ImageData
-from unilatent.modalities.image.class_names import read_class_names
 
 CODES = ("n01440764", "n01443537", "n01484850")
 NAMES = ("tench, Tinca tinca", "goldfish", "great_white shark")
-SAID = ["a photo of a tench, Tinca tinca", "a photo of a goldfish", "a photo of a great white shark"]
+CAPTIONS = ["a photo of a tench, Tinca tinca", "a photo of a goldfish", "a photo of a great white shark"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def imagenet(root: Path, classes: tuple[str, ...] = CODES) -> Path:
-    """As it is laid out: a folder a code."""
+    """ImageNet's layout: one folder per code."""
     for i, code in enumerate(classes):
         (root / code).mkdir(parents=True)
         (root / code / f"{code}_1.png").write_bytes(encoded(noise(8, 8, 3, seed=i)))
@@ -38,19 +38,19 @@ def written(path: Path, lines: list[str]) -> Path:
 @pytest.mark.parametrize("classes", [CODES, ("0", "1", "10"), ("birds", "n01440764")])
 def test_captions_of_codes_are_refused(tmp_path: Path, classes: tuple[str, ...]):
     folder = imagenet(tmp_path / "in", classes)
-    with pytest.raises(ValueError, match=r"^data.caption_template: classes are called \w+,.*class_names_file") as told:
+    with pytest.raises(ValueError, match=r"^data.caption_template: classes are called \w+,.*class_names_file") as error:
         splits(folder, caption_template="a photo of a {}")
-    assert "\n" not in str(told.value)
-    assert splits(folder).train.facts["labels"]["class_names"] == classes  # as classes they are fine
+    assert "\n" not in str(error.value)
+    assert splits(folder).train.facts["labels"]["class_names"] == classes  # codes are valid classes
 
 
-def test_a_number_among_names_and_the_digits_are_no_codes(tmp_path: Path):
+def test_numbers_among_names_and_the_digits_are_not_codes(tmp_path: Path):
     train = splits(imagenet(tmp_path / "in", ("707", "dc-3")), caption_template="a {}").train
     assert [train[i][1]["prompts"] for i in range(2)] == ["a 707", "a dc-3"]
     assert splits("digits", caption_template="the digit {}").train[3][1]["prompts"] == "the digit 3"
 
 
-def test_a_file_names_them_in_order_by_blank_or_by_tab(tmp_path: Path):
+def test_a_file_gives_names_in_order_or_after_a_space_or_tab(tmp_path: Path):
     folder = imagenet(tmp_path / "in")
     in_order = written(tmp_path / "order.txt", list(NAMES))
     mapped = [f"{code} {name}" for code, name in zip(CODES, NAMES, strict=True)]
@@ -61,37 +61,37 @@ def test_a_file_names_them_in_order_by_blank_or_by_tab(tmp_path: Path):
     ]
     for file in files:
         train = splits(folder, caption_template="a photo of a {}", class_names_file=str(file)).train
-        assert [train[i][1]["prompts"] for i in range(3)] == SAID
+        assert [train[i][1]["prompts"] for i in range(3)] == CAPTIONS
         assert [train[i][1]["labels"] for i in range(3)] == [0, 1, 2]
         assert train.facts["labels"]["class_names"] == NAMES
     other = written(tmp_path / "other.txt", ["fish", "goldfish", "shark"])
     seen = {splits(folder, caption_template="a {}", class_names_file=str(f)).train.fingerprint for f in (*files, other)}
-    assert len(seen) == 2, "the fingerprint follows the captions"
+    assert len(seen) == 2, "the fingerprint depends on the captions"
     plain = splits(folder, class_names_file=str(in_order)).train
     assert plain.facts["labels"]["class_names"] == NAMES and plain.fingerprint == splits(folder).train.fingerprint
 
 
-def test_shards_are_named_too(tmp_path: Path):
+def test_class_names_of_shards(tmp_path: Path):
     path = tar(tmp_path / "shards.tar", *(part for i in range(3) for part in sample(str(i), label=i)))
     with pytest.raises(ValueError, match="classes are called 0"):
         splits(path, caption_template="a photo of a {}")
     file = written(tmp_path / "names.txt", list(NAMES))
     train = splits(path, caption_template="a photo of a {}", class_names_file=str(file)).train
-    assert [train[i][1]["prompts"] for i in range(3)] == SAID
+    assert [train[i][1]["prompts"] for i in range(3)] == CAPTIONS
 
 
-def test_what_is_wrong_with_the_file_is_named(tmp_path: Path):
+def test_errors_in_the_file_are_named(tmp_path: Path):
     for lines, message in (
         (["a", "b"], r"2 names, but the data has 3 classes, n01440764 the first"),
-        (["n01440764 a", "n01443537 b"], "no name for 1 classes, n01484850 for one"),
-        (["a", "", "b", "a"], "line 4: 'a', as in line 1; tell the two"),
+        (["n01440764 a", "n01443537 b"], "no name for 1 classes, for example n01484850"),
+        (["a", "", "b", "a"], "line 4: 'a', as in line 1; give the two classes"),
         (["n01440764 a", "n01440764 b"], "line 2: n01440764 has a name already, in line 1"),
         (["n01440764 a", "n01443537"], "line 2: n01443537 has no name"),
     ):
         path = written(tmp_path / "names.txt", lines)
-        with pytest.raises(ValueError, match=rf"^data.class_names_file: .*{message}") as told:
+        with pytest.raises(ValueError, match=rf"^data.class_names_file: .*{message}") as error:
             read_class_names(path, CODES)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not UTF-8"):
         read_class_names(path, CODES)
@@ -99,5 +99,5 @@ def test_what_is_wrong_with_the_file_is_named(tmp_path: Path):
         read_class_names(tmp_path / "nowhere", CODES)
     with pytest.raises(ValueError, match="no classes to name"):
         read_class_names(path, ())
-    with pytest.raises(ConfigError, match="have no classes"):
+    with pytest.raises(ConfigError, match="has no classes"):
         ImageData.parse({"path": "scenes", "class_names_file": "x"})

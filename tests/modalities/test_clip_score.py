@@ -1,4 +1,4 @@
-"""The CLIP score: both towers of one network, real weights by name alone, chance beside it."""
+"""The CLIP score: both encoders of one network, published weights by name only, the chance baseline."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from unilatent.modalities.base import Evidence
 from unilatent.modalities.image import Image, ImageConfig
-from unilatent.modalities.image.agreement import ClipScore, score
+from unilatent.modalities.image.clip_score import ClipScore, score
 from unilatent.modalities.image.spaces import CLIP
-from unilatent.records import Held
+from unilatent.records import MemoryRows
 from unilatent.types import encode_texts
 
 TEXTS = ["a red dog", "two blue cats", "a green owl"]
@@ -20,7 +20,7 @@ TEXTS = ["a red dog", "two blue cats", "a green owl"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole CLIP with random weights, and a tokenizer that knows letters."""
+    """A complete CLIP with random weights and a tokenizer of letters."""
     transformers = pytest.importorskip("transformers")
     path = tmp_path_factory.mktemp("clip")
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -40,28 +40,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def pictures(count: int) -> torch.Tensor:
+def images(count: int) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_both_towers_of_a_folder_under_its_own_name(folder: Path):
+def test_the_score_of_weights_in_a_folder_has_its_own_name(folder: Path):
     import transformers
 
     space = CLIP(str(folder))
     space.prepare(torch.device("cpu"))
-    made = Held({"prompts": encode_texts(TEXTS), **space(pictures(3))})
-    real = Held({"prompts": encode_texts(TEXTS[:2]), **space(pictures(2))})
+    samples = MemoryRows({"prompts": encode_texts(TEXTS), **space(images(3))})
+    real = MemoryRows({"prompts": encode_texts(TEXTS[:2]), **space(images(2))})
     metric = ClipScore(str(folder))
-    (row,) = metric(Evidence(samples=made, held_out=real))
+    (row,) = metric(Evidence(samples=samples, held_out=real))
     assert row.key == "clip_folder_score" and metric.gives == (row.key,) and "CLIP score" not in row.name
     whole = transformers.CLIPModel.from_pretrained(folder)
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         texts = whole.text_model(**tokens).pooler_output @ whole.text_projection.weight.T
-    assert row.value == pytest.approx(score(made["clip"], texts), abs=1e-3)
-    assert row.beside["chance"] == pytest.approx(score(made["clip"], texts.roll(1, 0)), abs=1e-3)
+    assert row.value == pytest.approx(score(samples["clip"], texts), abs=1e-3)
+    assert row.beside["chance"] == pytest.approx(score(samples["clip"], texts.roll(1, 0)), abs=1e-3)
     assert row.beside["held-out real"] == pytest.approx(score(real["clip"], texts[:2]), abs=1e-3)
-    assert metric(Evidence(samples=Held(space(pictures(3))))) == []
+    assert metric(Evidence(samples=MemoryRows(space(images(3))))) == []
 
 
 def test_the_score_is_a_cosine_that_is_never_negative():
@@ -77,10 +77,10 @@ def test_only_the_published_network_gives_a_clip_score(folder: Path):
     assert "clip_score" not in keys(str(folder)) and "clip_folder_score" in keys(str(folder))
 
 
-def test_a_folder_without_the_text_tower_is_refused(folder: Path, tmp_path: Path):
+def test_a_folder_without_the_text_encoder_is_refused(folder: Path, tmp_path: Path):
     import transformers
 
     transformers.CLIPVisionModelWithProjection.from_pretrained(folder).save_pretrained(tmp_path)
-    made = Held({"prompts": encode_texts(TEXTS), "clip": torch.rand(3, 12)})
-    with pytest.raises(ValueError, match=r"the text tower of .*; give a folder or hub id of a whole CLIP"):
-        ClipScore(str(tmp_path))(Evidence(samples=made))
+    samples = MemoryRows({"prompts": encode_texts(TEXTS), "clip": torch.rand(3, 12)})
+    with pytest.raises(ValueError, match=r"the text encoder of .*; give a folder or hub id of a complete CLIP"):
+        ClipScore(str(tmp_path))(Evidence(samples=samples))

@@ -1,4 +1,4 @@
-"""Crystals: made offline, read from files as people have them, written, and every bad record named."""
+"""Crystals: the generated set, reading and writing files, invalid records, images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 pytest.importorskip("pymatgen.core")
 
-from unilatent.atoms.grid import paste_grid
-from unilatent.atoms.systems import System, Systems
+from unilatent.modalities._atoms.grid import paste_grid
+from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.crystal import generator, render
 from unilatent.modalities.crystal.data import CrystalData, load, read_files
 from unilatent.modalities.crystal.lattices import cell_matrix, distances_of
@@ -31,12 +31,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def some() -> Systems:
+def crystals() -> Systems:
     return generator.make(150, seed=3)
 
 
 def batch(systems: Systems, size: int = 20) -> dict[str, Tensor]:
-    """As a modality pads them."""
+    """Systems as padded data of the modality."""
     types, places = np.zeros((len(systems), size), np.int64), np.zeros((len(systems), size, 3), np.float32)
     for i in range(len(systems)):
         one = systems[i]
@@ -45,28 +45,32 @@ def batch(systems: Systems, size: int = 20) -> dict[str, Tensor]:
     return {"types": torch.from_numpy(types), "fractional": torch.from_numpy(places), "lattice": lattice}
 
 
-# ---- made offline --------------------------------------------------------------------------------------------------
+# ---- the generated set ---------------------------------------------------------------------------------------------
 
 
-def test_two_workers_make_the_bits_that_one_makes(some: Systems) -> None:
-    told: list[int] = []
-    other = generator.make(150, seed=3, workers=2, progress=lambda what, more, total: told.append(more))
-    assert other.names == some.names and other.types.tobytes() == some.types.tobytes()
-    assert other.coordinates.tobytes() == some.coordinates.tobytes()
-    assert np.asarray(other.lattice).tobytes() == np.asarray(some.lattice).tobytes()
-    assert sum(told) == 150
-    assert generator.make(20, seed=4).names != some.names[:20]
-    assert generator.make(20, seed=3).names == some.names[:20]
+def test_two_workers_generate_the_bits_of_one(crystals: Systems) -> None:
+    reports: list[int] = []
+    other = generator.make(150, seed=3, workers=2, progress=lambda what, more, total: reports.append(more))
+    assert other.names == crystals.names and other.types.tobytes() == crystals.types.tobytes()
+    assert other.coordinates.tobytes() == crystals.coordinates.tobytes()
+    assert np.asarray(other.lattice).tobytes() == np.asarray(crystals.lattice).tobytes()
+    assert sum(reports) == 150
+    assert generator.make(20, seed=4).names != crystals.names[:20]
+    assert generator.make(20, seed=3).names == crystals.names[:20]
 
 
-def test_made_crystals_are_what_their_names_say(some: Systems) -> None:
-    """Their space group is found again by spglib, their formula is no other's in that prototype, atoms keep apart."""
+def test_generated_crystals_are_what_their_names_say(crystals: Systems) -> None:
+    """spglib finds the space group again, no formula occurs twice in a prototype, and no atoms are too close."""
     from pymatgen.core import Lattice, Structure
     from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-    assert len(set(some.names)) == 150 and some.sizes.max() <= 20 and np.asarray(some.lattice)[:, 3:].min() > 59
+    assert (
+        len(set(crystals.names)) == 150
+        and crystals.sizes.max() <= 20
+        and np.asarray(crystals.lattice)[:, 3:].min() > 59
+    )
     for i in range(0, 150, 3):
-        one = some[i]
+        one = crystals[i]
         assert one.lattice is not None
         lattice = Lattice.from_parameters(*one.lattice.astype(float))
         structure = Structure(lattice, one.types.tolist(), one.coordinates.astype(float))
@@ -94,7 +98,7 @@ def test_more_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         generator.make(9)
 
 
-def test_made_crystals_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_crystals_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     data = CrystalData(path="prototypes", num=40, held_out=8)
     train, held_out = load(data)
     monkeypatch.setattr(generator, "make", None)
@@ -105,12 +109,12 @@ def test_made_crystals_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
         load(CrystalData(path="prototypes", num=40, held_out=40))
 
 
-def test_a_set_that_was_made_is_read_as_it_is(tmp_path: Path, some: Systems) -> None:
-    some.save(tmp_path / "made.npz")
+def test_a_generated_set_is_read_unchanged(tmp_path: Path, crystals: Systems) -> None:
+    crystals.save(tmp_path / "made.npz")
     found, _ = load(CrystalData(path=str(tmp_path / "made.npz"), held_out=0))
-    assert found.names == some.names and found.types.tobytes() == some.types.tobytes()
-    assert np.allclose(found.lattice, some.lattice, rtol=1e-5)
-    same = (np.abs(found.coordinates - some.coordinates) < 1e-6).all(1)
+    assert found.names == crystals.names and found.types.tobytes() == crystals.types.tobytes()
+    assert np.allclose(found.lattice, crystals.lattice, rtol=1e-5)
+    same = (np.abs(found.coordinates - crystals.coordinates) < 1e-6).all(1)
     assert same.all(), f"{(~same).sum()} of {len(same)} atoms moved"
 
 
@@ -146,7 +150,7 @@ def test_every_kind_of_file_gives_the_same_crystal(tmp_path: Path) -> None:
 
 
 def test_symmetry_is_unfolded_and_cells_are_reduced() -> None:
-    """Conventional rocksalt with two sites of 225 has eight atoms; a skewed cell becomes the cubic one."""
+    """Conventional rocksalt, two sites in space group 225, has eight atoms; a skewed cell becomes cubic."""
     text = render.cif(salt(5.6, ("Na", "Cl"))).replace("'P 1'", "'F m -3 m'").replace("number   1", "number   225")
     text = text.replace(" _symmetry_equiv_pos_site_id\n", "").replace("loop_\n _symmetry_equiv_pos_as_xyz\n", "")
     one = READERS["cif"](text.replace("  1  'x, y, z'\n", ""))
@@ -190,19 +194,19 @@ BAD = {
     "21 atoms, more than 20": GOOD + "".join(f"  Cl  Cl{i}  0.5  0.5  {i / 40}  1\n" for i in range(19)),
     "it has no atoms": GOOD.replace(ATOM, "").replace("  Cs  Cs0  0  0  0  1", ""),
     "'zero' is no number": GOOD.replace("Cs0  0  0", "Cs0  zero  0"),
-    "a lattice of 4, 4, 4, 90, 90, 190 is none": GOOD.replace("gamma   90", "gamma   190"),
+    "a lattice of 4, 4, 4, 90, 90, 190 is impossible": GOOD.replace("gamma   90", "gamma   190"),
     "its lattice has no volume": GOOD.replace("gamma   90", "gamma   0.001"),
     "atoms are 0.50 A from their own images": GOOD.replace("length_a   4", "length_a   0.5"),
 }
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_a_bad_record_is_named_and_the_rest_goes_on(tmp_path: Path, words: str) -> None:
+def test_a_bad_record_is_reported_and_the_others_are_read(tmp_path: Path, words: str) -> None:
     path = table(tmp_path / "set.csv", [GOOD, BAD[words], GOOD])
     with pytest.warns(UserWarning, match=rf"set\.csv.* record 2 \(m-1\): {words}"):
         train, _ = load(CrystalData(path=str(path), held_out=0), max_atoms=20)
     assert train.names == ("m-0", "m-2")
-    with pytest.warns(UserWarning, match=words):  # from the cache, no less
+    with pytest.warns(UserWarning, match=words):  # also when read from the cache
         load(CrystalData(path=str(path), held_out=0, max_atoms=20))
 
 
@@ -235,13 +239,13 @@ def test_paths_that_hold_no_crystals_are_named(tmp_path: Path) -> None:
     refused("a.xyz", r"no lattice \(Lattice=", b"1\nwater\nO 0 0 0\n")
     refused("b.xyz", r"3 atoms announced, 1 lines follow", b"3\nwater\nO 0 0 0\n")
     Systems.of([System(np.array([8]), np.zeros((1, 3)), None, "O")]).save(tmp_path / "m.npz")
-    refused("m.npz", r"m\.npz holds molecules, not crystals")
+    refused("m.npz", r"m\.npz holds systems without a lattice, not crystals")
     (tmp_path / "empty").mkdir()
     refused("empty", r"empty holds no crystals")
 
 
 def test_perov5_is_read(tmp_path: Path) -> None:
-    """Real files, and the same atoms as pymatgen's parser and Niggli reduction give."""
+    """Real files give the same atoms as pymatgen's parser and Niggli reduction."""
     from pymatgen.core import Structure
 
     source = SHARED / "perov_5_val.csv.gz"
@@ -261,21 +265,21 @@ def test_perov5_is_read(tmp_path: Path) -> None:
         assert np.allclose(train[i].lattice, truth.lattice.parameters, atol=1e-4)
 
 
-# ---- written and drawn ---------------------------------------------------------------------------------------------
+# ---- files and images ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, some: Systems) -> None:
-    data = batch(some.take(range(6)))
+def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, crystals: Systems) -> None:
+    data = batch(crystals.take(range(6)))
     data["fractional"][0, 0] = torch.tensor([0.1, 0.9999999, 1e-7])
-    data["lattice"][1] = torch.tensor([3.0, 4.0, 5.0, 40.0, 140.0, 110.0])  # which could not exist
+    data["lattice"][1] = torch.tensor([3.0, 4.0, 5.0, 40.0, 140.0, 110.0])  # an impossible cell
     paths = render.write(data, tmp_path / "made", start=7)
     assert [path.name for path in paths] == [f"{i:06d}.cif" for i in range(7, 13)]
-    found = batch(read_files(tmp_path / "made"))  # the .extxyz beside are the same crystals
+    found = batch(read_files(tmp_path / "made"))  # the .extxyz files hold the same crystals and are skipped
     assert all(torch.equal(found[key], data[key]) for key in data)
     from pymatgen.core import Structure
 
     structure = Structure.from_file(str(paths[3]))
-    assert sorted(site.specie.Z for site in structure) == sorted(some[3].types.tolist())
+    assert sorted(site.specie.Z for site in structure) == sorted(crystals[3].types.tolist())
     with pytest.raises(ValueError, match=r"bad\.cif: unknown element 'Qq'; repair or remove it"):
         (tmp_path / "bad.cif").write_text(BAD["unknown element 'Qq'"])
         read_files(tmp_path / "bad.cif")
@@ -286,9 +290,9 @@ def test_a_grid_shows_atoms_in_their_colours(tmp_path: Path) -> None:
 
     data = batch(Systems.of([salt(), salt(symbols=("Na", "Br"))]))
     paste_grid([render.cells(row) for row in [data, data]], tmp_path / "a" / "grid.png", columns=1)
-    picture = Image.open(tmp_path / "a" / "grid.png")
-    assert picture.size == (render.CELL, 4 * (render.CELL + render.LINE))
-    first = picture.crop((0, 0, render.CELL, render.CELL))
+    image = Image.open(tmp_path / "a" / "grid.png")
+    assert image.size == (render.CELL, 4 * (render.CELL + render.LINE))
+    first = image.crop((0, 0, render.CELL, render.CELL))
     shown = {"#{:02x}{:02x}{:02x}".format(*pixel) for pixel in first.convert("RGB").get_flattened_data()}
     assert render.colour(17) in shown and render.colour(55) in shown and render.colour(35) not in shown
     data["lattice"][0] = torch.nan

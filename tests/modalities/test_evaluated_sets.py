@@ -1,4 +1,4 @@
-"""Samples spread evenly over a data set, whatever kind it is: a function of their number alone."""
+"""`spread_evenly` on every kind of data set: an example depends on its number alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ pytest.importorskip("datasets")
 
 from test_hub import STREAM, opened, parquet
 
-from unilatent.training.batches import spread_evenly
+from unilatent.batches import spread_evenly
 
 
 def seen(dataset, rows: range, count: int) -> list[int]:

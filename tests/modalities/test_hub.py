@@ -1,4 +1,4 @@
-"""Hugging Face data sets made here: tables and streams of them, every order, every refusal. No network."""
+"""Hugging Face data sets created by the tests: tables, streams, sample order, invalid input. No network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image as PIL
 
+from unilatent.batches import Plan, load_all, loader
 from unilatent.config import ConfigError
 from unilatent.modalities.base import BadSample, Splits
 from unilatent.modalities.image import Image, ImageConfig, ImageData
-from unilatent.training.batches import Plan, loader, whole
 
 datasets = pytest.importorskip("datasets")
 
@@ -24,7 +24,7 @@ FEATURES = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLab
 
 
 def png(i: int) -> bytes:
-    """A grey 8 x 8 picture of level i."""
+    """A grey 8 x 8 image of level i."""
     buffer = io.BytesIO()
     PIL.fromarray(np.full((8, 8, 3), i, dtype=np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -36,7 +36,7 @@ def rows(numbers: range, bad: tuple[int, ...] = ()) -> datasets.Dataset:
 
 
 def parquet(folder: Path, files: int = 4, each: int = 10, bad: tuple[int, ...] = ()) -> Path:
-    """Files of unlike lengths, with levels 0, 1, ...; and a test split with levels from 200."""
+    """Files of different lengths, with levels 0, 1, ...; and a test split with levels from 200."""
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     for file in range(files):
@@ -67,7 +67,7 @@ def levels(batch) -> list[int]:
 
 
 def order(splits: Splits, positions: Plan | list[range], workers: int = 0, seed: int = 0) -> list[int]:
-    """What comes, as levels."""
+    """The levels of the samples in order."""
     return [i for batch, _ in loader(splits.train, MODALITY, positions, seed, workers) for i in levels(batch)]
 
 
@@ -78,12 +78,12 @@ def test_a_parquet_folder_is_a_table_with_classes(tmp_path):
     splits = opened(parquet(tmp_path / "set"), held_out=6)
     assert len(splits.train) == 40 and len(splits.held_out) == 6
     assert splits.train.facts == {"labels": {"class_names": tuple(NAMES)}}
-    train, held_out = (whole(part, MODALITY) for part in (splits.train, splits.held_out))
+    train, held_out = (load_all(part, MODALITY) for part in (splits.train, splits.held_out))
     assert sorted(levels(train) + levels(held_out)) == list(range(46))
     assert train.values["labels"].tolist() == [i % 3 for i in levels(train)]
 
 
-def test_saved_to_disk_and_picture_folders_are_tables_too(tmp_path):
+def test_saved_to_disk_and_image_folders_are_tables_too(tmp_path):
     rows(range(9)).save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"train": rows(range(9)), "test": rows(range(3))}).save_to_disk(tmp_path / "both")
     for i in range(9):
@@ -91,16 +91,16 @@ def test_saved_to_disk_and_picture_folders_are_tables_too(tmp_path):
         (tmp_path / "tree" / NAMES[i % 3] / f"{i}.png").write_bytes(png(i))
     for name in ("saved", "both", "tree"):
         train = opened(tmp_path / name).train
-        batch = whole(train, MODALITY)
+        batch = load_all(train, MODALITY)
         assert sorted(levels(batch)) == list(range(9)), name
         assert batch.values["labels"].tolist() == [i % 3 for i in levels(batch)]
         assert train.fingerprint == opened(tmp_path / name).train.fingerprint
     assert len(opened(tmp_path / "both", split="test").train) == 3
 
 
-def test_another_split_can_be_held_out(tmp_path):
+def test_held_out_samples_from_another_split(tmp_path):
     splits = opened(parquet(tmp_path / "set"), held_out_split="test", held_out=12)
-    assert len(splits.train) == 46 and levels(whole(splits.held_out, MODALITY)) == list(range(200, 212))
+    assert len(splits.train) == 46 and levels(load_all(splits.held_out, MODALITY)) == list(range(200, 212))
     assert len(opened(tmp_path / "set", held_out_split="test", held_out=0.25).held_out) == 3
     with pytest.raises(ValueError, match=r"data\.held_out: 0, but data\.held_out_split"):
         opened(tmp_path / "set", held_out_split="test")
@@ -108,12 +108,12 @@ def test_another_split_can_be_held_out(tmp_path):
 
 def test_a_bad_row_is_named_and_replaced(tmp_path):
     splits = opened(parquet(tmp_path / "set", bad=(7,)))
-    with pytest.raises(BadSample, match=r"picture row 7 of train in hf:.*7\.png.*no known picture format"):
+    with pytest.raises(BadSample, match=r"image row 7 of train in hf:.*7\.png.*unknown image format"):
         splits.train[7]
     for workers in (0, 2):
-        found = list(loader(splits.train, MODALITY, [range(23), range(23, 46)], 0, workers))
-        assert [bad.index for _, some in found for bad in some] == [7]
-        assert 7 not in [i for batch, _ in found for i in levels(batch)]
+        batches = list(loader(splits.train, MODALITY, [range(23), range(23, 46)], 0, workers))
+        assert [bad.index for _, bad_samples in batches for bad in bad_samples] == [7]
+        assert 7 not in [i for batch, _ in batches for i in levels(batch)]
 
 
 def test_the_fingerprint_is_of_contents(tmp_path):
@@ -129,7 +129,7 @@ STREAM = {"streaming": True, "shuffle_buffer": 16}
 
 
 def test_an_epoch_of_a_stream_is_every_sample_in_another_order(tmp_path):
-    """With one lane an epoch is exactly the data; a second one, and another seed, come in another order."""
+    """With one lane an epoch is exactly the data; another epoch or seed has another order."""
     splits = opened(parquet(tmp_path / "set"), lanes=1, **STREAM)
     assert len(splits.train) == 46
     one, two = order(splits, [range(46)]), order(splits, [range(46, 92)])
@@ -147,19 +147,19 @@ def test_lanes_together_visit_every_sample(tmp_path):
 
 
 def _epoch(splits: Splits, lane: int) -> list[int]:
-    found: list[int] = []
+    indices: list[int] = []
     for index, _ in splits.train.read(0, lane, 0):
-        if index in found or len(found) == _lane_length(splits, lane):
-            return found
-        found.append(index)
+        if index in indices or len(indices) == _lane_length(splits, lane):
+            return indices
+        indices.append(index)
     raise AssertionError
 
 
 def _lane_length(splits: Splits, lane: int) -> int:
     from unilatent.maths.streams import generator
 
-    own = torch.randperm(4, generator=generator("pieces", 0, 0)).tolist()[lane::4]
-    return sum(10 + piece for piece in own)
+    chunks = torch.randperm(4, generator=generator("pieces", 0, 0)).tolist()[lane::4]
+    return sum(10 + chunk for chunk in chunks)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -172,51 +172,53 @@ def test_the_order_of_a_stream_does_not_depend_on_workers(tmp_path, workers):
 def test_the_order_of_a_stream_does_not_depend_on_processes(tmp_path):
     splits = opened(parquet(tmp_path / "set"), **STREAM)
     one = order(splits, Plan(range(0, 9), 12))
-    for world in (2, 3):  # 3 does not divide the four lanes: a process passes over what is not its own
+    for world in (2, 3):  # 3 does not divide the four lanes: a process skips the samples of others
         parts = [iter(order(splits, Plan(range(0, 9), 12, None, rank, world))) for rank in range(world)]
         assert [next(parts[position % 12 % world]) for position in range(108)] == one
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 17])
 def test_a_stream_resumes_anywhere(tmp_path, step):
-    """From a fresh one, mid-block, mid-epoch and epochs later, as if it had been read from the start."""
+    """A new stream continues within a block, within an epoch and epochs later, as if read from the start."""
     folder = parquet(tmp_path / "set")
     unbroken = order(opened(folder, **STREAM), Plan(range(0, 20), 12))
     assert order(opened(folder, **STREAM), Plan(range(step, 20), 12), workers=step % 3) == unbroken[12 * step :]
 
 
-def test_passing_over_decodes_nothing_and_rereads_no_finished_epoch(tmp_path, monkeypatch):
+def test_skipping_decodes_nothing_and_reads_no_finished_epoch_again(tmp_path, monkeypatch):
     splits = opened(parquet(tmp_path / "set"), **STREAM)
     read: list[int] = []
     tables = type(splits.train)._tables
     monkeypatch.setattr(
         type(splits.train),
         "_tables",
-        lambda self, piece, start, n=16: read.append(piece) or tables(self, piece, start, n),
+        lambda self, chunk, start, n=16: read.append(chunk) or tables(self, chunk, start, n),
     )
-    monkeypatch.setattr("unilatent.modalities.image.hub.decode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("unilatent.modalities._media.hub._HubSplit.decode", lambda *_: pytest.fail("decoded"))
     next(splits.train.read(0, 0, 10_000))
     assert len(read) == 1
 
 
 def test_a_bad_row_of_a_stream_is_replaced_by_the_next_of_its_lane(tmp_path):
     folder = parquet(tmp_path / "set", bad=(7, 8, 30))
-    splits, sound = opened(folder, **STREAM), opened(parquet(tmp_path / "sound"), **STREAM)
+    splits, valid = opened(folder, **STREAM), opened(parquet(tmp_path / "valid"), **STREAM)
     plan = Plan(range(0, 6), 8)
-    expected = order(sound, plan)
+    expected = order(valid, plan)
     for workers in (0, 2):
-        found = list(loader(splits.train, MODALITY, plan, 0, workers))
-        got = [i for batch, _ in found for i in levels(batch)]
+        batches = list(loader(splits.train, MODALITY, plan, 0, workers))
+        got = [i for batch, _ in batches for i in levels(batch)]
         changed = [p for p in range(48) if got[p] != expected[p]]
         assert {expected[p] for p in changed} <= {7, 8, 30} and changed
         first = changed[0]
         lane = expected[first::4]
         assert got[first] == next(i for i in lane if i not in (7, 8, 30))
-        assert {bad.index for _, some in found for bad in some} == {_number(i) for i in (7, 8, 30) if i in expected}
+        assert {bad.index for _, bad_samples in batches for bad in bad_samples} == {
+            _number(i) for i in (7, 8, 30) if i in expected
+        }
 
 
 def _number(level: int) -> int:
-    """Of a row: files hold 10, 11, 12, 13."""
+    """The index of a row; files have 10, 11, 12 and 13 rows."""
     for file in range(4):
         if level < 10 + file:
             return file << 32 | level
@@ -225,7 +227,7 @@ def _number(level: int) -> int:
 
 
 def test_other_streams_agree_with_their_tables(tmp_path):
-    """Arrow files saved to disk, and folders of pictures: every sample once an epoch of one lane."""
+    """Arrow files saved to disk, and folders of images: each sample occurs once in an epoch of one lane."""
     rows(range(9)).save_to_disk(tmp_path / "saved", num_shards=3)
     for i in range(9):
         (tmp_path / "tree" / NAMES[i % 3]).mkdir(parents=True, exist_ok=True)
@@ -235,10 +237,10 @@ def test_other_streams_agree_with_their_tables(tmp_path):
         assert sorted(order(splits, [range(9)])) == sorted(order(splits, [range(9, 18)], 1)) == list(range(9)), name
 
 
-def test_held_out_pictures_of_a_stream(tmp_path):
+def test_held_out_images_of_a_stream(tmp_path):
     folder = parquet(tmp_path / "set")
     splits = opened(folder, held_out_split="test", held_out=5, **STREAM)
-    held_out = levels(whole(splits.held_out, MODALITY))
+    held_out = levels(load_all(splits.held_out, MODALITY))
     assert len(held_out) == len(set(held_out)) == 5 and min(held_out) >= 200
     assert (
         splits.held_out.fingerprint == opened(folder, held_out_split="test", held_out=5, **STREAM).held_out.fingerprint
@@ -249,7 +251,7 @@ def test_held_out_pictures_of_a_stream(tmp_path):
         opened(folder, held_out_split="test", held_out=13, **STREAM)
 
 
-def test_a_stream_of_unknown_length_asks_for_it_only_where_it_matters(tmp_path):
+def test_a_stream_of_unknown_length_needs_it_only_for_epochs(tmp_path):
     for i in range(9):
         (tmp_path / "tree").mkdir(exist_ok=True)
         (tmp_path / "tree" / f"{i}.png").write_bytes(png(i))
@@ -257,10 +259,10 @@ def test_a_stream_of_unknown_length_asks_for_it_only_where_it_matters(tmp_path):
     with pytest.raises(ValueError, match=r"data\.num_samples: not set"):
         len(train)
     assert len(opened(tmp_path / "tree", num_samples=9, **STREAM).train) == 9
-    assert len(whole(train, MODALITY, limit=5).data) == 5
+    assert len(load_all(train, MODALITY, limit=5).data) == 5
 
 
-# ---- refusals ------------------------------------------------------------------------------------------------------
+# ---- invalid input -------------------------------------------------------------------------------------------------
 
 
 def refused(path: Path | str, words: str, **fields: object) -> None:
@@ -269,20 +271,22 @@ def refused(path: Path | str, words: str, **fields: object) -> None:
     assert "\n" not in str(error.value) and ";" in str(error.value), error.value
 
 
-def test_refusals_name_the_field_the_value_and_the_way_out(tmp_path):
+def test_errors_name_the_field_the_value_and_the_fix(tmp_path):
     folder = parquet(tmp_path / "set")
-    refused(tmp_path / "nowhere", r"data\.path: .*nowhere is no folder")
+    refused(tmp_path / "nowhere", r"data\.path: .*nowhere is not a folder")
     refused("nobody/nothing", r"data\.path: hf:nobody/nothing cannot be opened .*network")
     refused(folder, r"data\.split: 'val' is not in hf:.*; it has .*train", split="val")
-    refused(folder, r"data\.image_column: 'image' is no column of type Image; .* img \(Image\)", image_column="image")
-    refused(folder, r"data\.label_column: 'img' is no column of type ClassLabel", label_column="img")
-    refused(folder, r"data\.lanes: 5 are more than the 4 files of .*; set fewer", lanes=5, **STREAM)
+    refused(
+        folder, r"data\.image_column: 'image' is not a column of type Image; .* img \(Image\)", image_column="image"
+    )
+    refused(folder, r"data\.label_column: 'img' is not a column of type ClassLabel", label_column="img")
+    refused(folder, r"data\.lanes: 5, but .* has only 4 files; set fewer", lanes=5, **STREAM)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "train.csv").write_text("a,b\n1,2\n")
-    refused(tmp_path / "text", r"is in the format csv; read are parquet")
+    refused(tmp_path / "text", r"is in the format csv; use parquet")
 
 
-def test_two_columns_of_pictures_must_be_told_apart(tmp_path):
+def test_one_of_two_image_columns_must_be_named(tmp_path):
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image()})
     cells = [{"bytes": png(i), "path": None} for i in range(4)]
     (tmp_path / "set").mkdir()
@@ -291,7 +295,7 @@ def test_two_columns_of_pictures_must_be_told_apart(tmp_path):
     )
     refused(tmp_path / "set", r"data\.image_column: not set, and there are a, b; name one")
     splits = opened(tmp_path / "set", image_column="b")
-    assert levels(whole(splits.train, MODALITY)) == [3, 2, 1, 0] and splits.train.facts == {}
+    assert levels(load_all(splits.train, MODALITY)) == [3, 2, 1, 0] and splits.train.facts == {}
 
 
 def test_fields_of_the_hub_are_refused_elsewhere(tmp_path):

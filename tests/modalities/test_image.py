@@ -1,4 +1,4 @@
-"""Pictures as tokens: the rearrangement, the configuration's refusals, the loss, mirroring, drawing."""
+"""Images as tokens: the rearrangement, invalid configurations, the loss, flipping, drawing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make(**fields) -> Image:
     return Image(ImageConfig.parse({"size": 8, "patch_size": 2} | fields))
 
 
-def pictures(n: int = 3, channels: int = 3, height: int = 8, width: int = 8) -> torch.Tensor:
+def images(n: int = 3, channels: int = 3, height: int = 8, width: int = 8) -> torch.Tensor:
     return torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -35,7 +35,7 @@ def test_the_registry_finds_it():
 def test_unpack_inverts_pack_exactly(size, patch, channels):
     image = make(size=size, patch_size=patch, channels=channels)
     height, width = image.config.height, image.config.width
-    data = pictures(2, channels, height, width)
+    data = images(2, channels, height, width)
     tokens = image.pack(data)
     assert tokens.values.shape == (2, image.max_tokens, image.channels)
     assert image.max_tokens == height * width // patch**2 and image.channels == channels * patch**2
@@ -43,7 +43,7 @@ def test_unpack_inverts_pack_exactly(size, patch, channels):
     assert torch.equal(image.unpack(tokens), data)
 
 
-def test_order_of_patches_and_of_values_inside_one():
+def test_order_of_patches_and_of_values_in_a_patch():
     """Patches row by row; inside a patch (row p, column q, channel c), c fastest."""
     image = make(size=[4, 6], patch_size=2)
     data = torch.arange(3 * 4 * 6).reshape(1, 3, 4, 6).float()
@@ -54,10 +54,10 @@ def test_order_of_patches_and_of_values_inside_one():
         assert tokens.values[0, n].tolist() == want
 
 
-def test_a_new_sample_has_the_layout_that_pack_gives():
+def test_a_new_sample_has_the_layout_of_pack():
     image = make(size=[4, 6])
     drawn = image.sample_layout(Streams([("a",), ("b",)]))
-    assert torch.equal(drawn.positions, image.pack(pictures(1, 3, 4, 6)).layout.positions)
+    assert torch.equal(drawn.positions, image.pack(images(1, 3, 4, 6)).layout.positions)
     assert drawn.positions.dtype == torch.float32 and drawn.mask is None
 
 
@@ -81,14 +81,14 @@ def test_a_new_sample_has_the_layout_that_pack_gives():
         ({"patchsize": 2}, ["patchsize", "did you mean 'patch_size'"]),
     ],
 )
-def test_a_configuration_that_cannot_work_is_refused_with_the_way_out(fields, words):
+def test_invalid_configurations_are_refused_with_a_fix(fields, words):
     with pytest.raises(ConfigError) as error:
         make(**fields)
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
 
 
-def test_the_configuration_survives_plain_data():
+def test_the_configuration_round_trips():
     config = make(size=[4, 6], flip=False).config
     assert ImageConfig.parse(config.plain()) == config and (config.height, config.width) == (4, 6)
 
@@ -108,20 +108,20 @@ def test_the_configuration_survives_plain_data():
         (torch.full((1, 3, 8, 8), float("inf")), ["inf"]),
     ],
 )
-def test_check_says_what_is_expected_and_what_came(data, words):
+def test_check_names_what_is_expected_and_what_was_given(data, words):
     with pytest.raises(ValueError, match="images: expected") as error:
         make().check(data)
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_check_passes_pictures_on():
-    data = pictures() * 1.0005
+def test_check_returns_images_unchanged():
+    data = images() * 1.0005
     assert make().check(data) is data
 
 
 def test_finish_clamps():
-    made = make().finish(torch.tensor([-0.5, 0.25, 1.5], dtype=torch.float64))
-    assert made.tolist() == [0, 0.25, 1] and made.dtype == torch.float32
+    image = make().finish(torch.tensor([-0.5, 0.25, 1.5], dtype=torch.float64))
+    assert image.tolist() == [0, 0.25, 1] and image.dtype == torch.float32
 
 
 # ---- loss ----------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_finish_clamps():
 
 def test_loss_terms_are_weighted_means_and_zero_at_the_truth():
     image = make(l1_weight=2.0, squared_weight=3.0)
-    data = pictures()
+    data = images()
     off = Tokens(image.pack(data).values + 0.1, image.pack(data).layout)
     terms = image.reconstruction_loss(off, data)
     assert set(terms) == {"l1", "squared"}
@@ -140,11 +140,11 @@ def test_loss_terms_are_weighted_means_and_zero_at_the_truth():
 
 def test_only_terms_with_a_weight_appear():
     image = make(l1_weight=0, squared_weight=1)
-    assert set(image.reconstruction_loss(image.pack(pictures()), pictures())) == {"squared"}
+    assert set(image.reconstruction_loss(image.pack(images()), images())) == {"squared"}
 
 
 class FakeLPIPS(nn.Module):
-    """Mean squared difference, so that inputs' scale and precision can be seen from outside."""
+    """Mean squared difference, which checks the scale and precision of its inputs."""
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         assert a.dtype == b.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -152,15 +152,15 @@ class FakeLPIPS(nn.Module):
         return (a - b).square().flatten(1).mean(1)
 
 
-def test_perceptual_term_in_float32_on_pictures_in_minus_one_to_one(monkeypatch):
-    asked = []
-    monkeypatch.setattr(losses, "lpips", lambda file, device: asked.append((file, device.type)) or FakeLPIPS())
+def test_perceptual_term_in_float32_on_images_in_minus_one_to_one(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(losses, "lpips", lambda file, device: loaded.append((file, device.type)) or FakeLPIPS())
     image = make(size=32, l1_weight=0, perceptual_weight=0.5, perceptual_weights="vgg.pth")
-    data = pictures(2, 3, 32, 32)
+    data = images(2, 3, 32, 32)
     values = (image.pack(data).values + 0.1).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = image.reconstruction_loss(Tokens(values, image.pack(data).layout), data)
-    assert asked == [("vgg.pth", "cpu")] and set(terms) == {"perceptual"}
+    assert loaded == [("vgg.pth", "cpu")] and set(terms) == {"perceptual"}
     assert terms["perceptual"].item() == pytest.approx(0.5 * 0.2**2, rel=1e-4)
     terms["perceptual"].backward()
     assert values.grad is not None and values.grad.abs().sum() > 0
@@ -168,49 +168,49 @@ def test_perceptual_term_in_float32_on_pictures_in_minus_one_to_one(monkeypatch)
 
 def test_missing_perceptual_weights_are_named(tmp_path):
     image = make(size=32, perceptual_weight=1, perceptual_weights=str(tmp_path / "nowhere.pth"))
-    data = pictures(1, 3, 32, 32)
+    data = images(1, 3, 32, 32)
     with pytest.raises(ValueError, match=r"nowhere\.pth"):
         image.reconstruction_loss(image.pack(data), data)
 
 
 def test_no_network_is_loaded_without_a_perceptual_weight(monkeypatch):
     monkeypatch.setattr(losses, "lpips", lambda *_: pytest.fail("loaded"))
-    make().reconstruction_loss(make().pack(pictures()), pictures())
+    make().reconstruction_loss(make().pack(images()), images())
 
 
 # ---- augmentation --------------------------------------------------------------------------------------------------
 
 
-def test_each_picture_is_mirrored_by_its_own_stream():
+def test_each_image_is_flipped_by_its_own_stream():
     image, keys = make(), [("augment", 0, i) for i in range(32)]
-    data = pictures(32)
+    data = images(32)
     mirror = Streams(keys).uniform() < 0.5
     out = image.augment(data, Streams(keys))
     assert 0 < mirror.sum() < 32
     assert torch.equal(out[mirror], data[mirror].flip(-1)) and torch.equal(out[~mirror], data[~mirror])
-    alone = image.augment(data[5:6], Streams(keys[5:6]))  # whatever its batch mates
+    alone = image.augment(data[5:6], Streams(keys[5:6]))  # independent of the batch
     assert torch.equal(alone[0], out[5])
 
 
-def test_no_mirroring_when_left_and_right_differ():
-    data = pictures(8)
+def test_flipping_can_be_disabled():
+    data = images(8)
     assert make(flip=False).augment(data, Streams([("a", i) for i in range(8)])) is data
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------
 
 
-def test_written_pictures_are_rounded_and_numbered(tmp_path):
+def test_written_images_are_rounded_and_numbered(tmp_path):
     data = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 254.6 / 255]).reshape(1, 1, 2, 2).repeat(2, 3, 1, 1)
     paths = make(size=2).write(data, tmp_path / "new", start=7)
     assert [path.name for path in paths] == ["000007.png", "000008.png"]
     assert np.asarray(PIL.open(paths[1]))[..., 1].tolist() == [[0, 0], [1, 255]]
-    assert sorted(os.listdir(tmp_path / "new")) == ["000007.png", "000008.png"]  # no partial file stays
+    assert sorted(os.listdir(tmp_path / "new")) == ["000007.png", "000008.png"]  # no partial file is left
 
 
 def test_written_and_read_back(tmp_path):
     image = make(size=[4, 6])
-    data = (pictures(5, 3, 4, 6) * 255).round() / 255
+    data = (images(5, 3, 4, 6) * 255).round() / 255
     image.write(data, tmp_path)
     batches = list(image.read(tmp_path, batch_size=2))
     assert [len(batch) for batch, _ in batches] == [2, 2, 1]
@@ -219,12 +219,12 @@ def test_written_and_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(("side", "factor"), [(8, 4), (16, 2), (28, 2), (32, 1), (64, 1)])
-def test_grid_magnifies_small_pictures_by_a_whole_factor(tmp_path, side, factor):
-    data = pictures(3, 1, side, side)
+def test_grid_magnifies_small_images_by_an_integer_factor(tmp_path, side, factor):
+    data = images(3, 1, side, side)
     make(size=side, channels=1).draw_grid([data, data], tmp_path / "grid.png")
     grid = np.asarray(PIL.open(tmp_path / "grid.png"))
     assert grid.shape == (2 * (side * factor + 2) + 2, 3 * (side * factor + 2) + 2)
-    left = 2 + side * factor + 2  # the second picture of the first row
+    left = 2 + side * factor + 2  # the second image of the first row
     cell = grid[2 : 2 + side * factor, left : left + side * factor]
     want = (data[1, 0] * 255).round().to(torch.uint8).numpy()
     assert (cell[factor // 2 :: factor, factor // 2 :: factor] == want).all()
@@ -238,12 +238,12 @@ def test_long_rows_wrap_and_pairs_stay_together(tmp_path):
     grid = np.asarray(PIL.open(tmp_path / "grid.png"))
     assert grid.shape == (4 * 34 + 2, 3 * 34 + 2)
     assert grid[18::34, 18].tolist() == [0, 128, 0, 128]
-    assert grid[18::34, 18 + 68].tolist() == [0, 128, 255, 255]  # five pictures: the last place stays white
+    assert grid[18::34, 18 + 68].tolist() == [0, 128, 255, 255]  # five images: the last place stays white
 
 
 def test_an_interrupted_drawing_leaves_the_old_file(tmp_path, monkeypatch):
     image, path = make(), tmp_path / "grid.png"
-    image.draw_grid([pictures()], path)
+    image.draw_grid([images()], path)
     before = path.read_bytes()
 
     def fail(*_):
@@ -251,5 +251,5 @@ def test_an_interrupted_drawing_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        image.draw_grid([1 - pictures()], path)
+        image.draw_grid([1 - images()], path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["grid.png"]

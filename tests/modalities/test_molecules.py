@@ -1,4 +1,4 @@
-"""Molecules: files, the offline set, and what chemistry sees in atoms."""
+"""Molecules: bonds and validity, the generated set, reading and writing files, images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 pytest.importorskip("rdkit")
 
-from unilatent.atoms.grid import paste_grid
-from unilatent.atoms.systems import System, Systems
+from unilatent.modalities._atoms.grid import paste_grid
+from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.molecule import Molecule, chemistry, data, generator, metrics, render
 from unilatent.modalities.molecule.data import MoleculeData, load, read
 
@@ -38,7 +38,7 @@ def made() -> Systems:
 
 
 def batch(systems: Systems, rows: range | None = None) -> dict[str, Tensor]:
-    """Padded as the model's data are."""
+    """Systems as padded data of the modality."""
     rows = range(len(systems)) if rows is None else rows
     types = torch.zeros(len(rows), 29, dtype=torch.int64)
     positions = torch.zeros(len(rows), 29, 3)
@@ -53,7 +53,7 @@ def one(types: list[int], places: np.ndarray) -> dict[str, Tensor]:
     return {"types": torch.tensor([types]), "positions": torch.tensor(places, dtype=torch.float32)[None]}
 
 
-# ---- what chemistry sees ---------------------------------------------------------------------------------------------
+# ---- bonds and validity ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -126,7 +126,7 @@ def test_open_babel_in_memory_is_open_babel_through_files(made: Systems, tmp_pat
     assert any(ours is None for ours, _ in verdicts) and sum(ours is not None for ours, _ in verdicts) >= 20
 
 
-# ---- the offline set -------------------------------------------------------------------------------------------------
+# ---- the generated set -----------------------------------------------------------------------------------------------
 
 
 def test_the_set_is_the_same_for_one_and_two_processes_and_after_an_interruption(made: Systems, tmp_path: Path):
@@ -142,17 +142,17 @@ def test_the_set_is_the_same_for_one_and_two_processes_and_after_an_interruption
     with pytest.raises(KeyboardInterrupt):
         generator.compose(64, seed=0, workers=1, progress=stop, parts=tmp_path / "parts")
     assert len(list((tmp_path / "parts").glob("[0-9]*.npz"))) == 1
-    kept = (tmp_path / "parts" / "000000.npz").stat().st_mtime_ns
+    written = (tmp_path / "parts" / "000000.npz").stat().st_mtime_ns
     assert generator.compose(8, seed=0, parts=tmp_path / "parts").names == made.names[:8]
-    assert (tmp_path / "parts" / "000000.npz").stat().st_mtime_ns == kept
+    assert (tmp_path / "parts" / "000000.npz").stat().st_mtime_ns == written
 
 
-def test_ceilings_of_the_set(made: Systems):
+def test_the_generated_set_is_valid_and_distinct(made: Systems):
     atoms = batch(made)
     assert chemistry.stability(**atoms).molecules.all()
-    seen = metrics.Perceived()(atoms)
-    assert seen["rdkit_connected"].float().mean() >= 0.99
-    assert len(seen["rdkit_graph"].unique()) == len(made)
+    features = metrics.Perceived()(atoms)
+    assert features["rdkit_connected"].float().mean() >= 0.99
+    assert len(features["rdkit_graph"].unique()) == len(made)
     assert np.abs(made[0].coordinates.mean(0)).max() < 1e-5
     sizes = made.sizes
     assert 17.0 < sizes.mean() < 20.5 and sizes.max() <= 29
@@ -160,7 +160,7 @@ def test_ceilings_of_the_set(made: Systems):
     assert max(heavy) == 9 and 0.75 < np.mean(np.array(heavy) == 9) < 0.93
 
 
-def test_the_verb_makes_a_file_that_data_path_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_make_molecules_writes_a_file_that_data_path_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from unilatent.cli import main
 
     out = tmp_path / "set.npz"
@@ -168,18 +168,18 @@ def test_the_verb_makes_a_file_that_data_path_takes(tmp_path: Path, capsys: pyte
         with pytest.raises(SystemExit) as left:
             main(["data", "make-molecules", "--workers", "1", *arguments])
         assert left.value.code == code
-    said = capsys.readouterr()
-    assert f"24 samples in {out}" in said.out and "--out" in said.err
+    output = capsys.readouterr()
+    assert f"24 samples in {out}" in output.out and "--out" in output.err
     assert sum(map(len, load(MoleculeData(path=str(out))))) == 24
 
 
-def test_other_rules_are_kept_under_another_name(monkeypatch: pytest.MonkeyPatch):
-    before = generator.name_of(0)
+def test_other_rules_are_cached_under_another_name(monkeypatch: pytest.MonkeyPatch):
+    before = generator.cache_name(0)
     monkeypatch.setattr(generator, "RULES", generator.RULES + 1)
-    assert generator.name_of(0) != before
+    assert generator.cache_name(0) != before
 
 
-def test_another_seed_makes_other_molecules(made: Systems):
+def test_another_seed_gives_other_molecules(made: Systems):
     other = generator.compose(32, seed=1)
     assert len(set(other.names) & set(made.names)) < 4
 
@@ -193,22 +193,26 @@ NOISE_TABLE = {
     0.5: (22.7, 0.0, 18.8, 8.4, 61.0, 0.0),
     1.0: (14.7, 0.0, 35.5, 4.0, 76.9, 0.0),
 }
-"""Percent by Angstrom of noise, found by other code on 1,000 to 1,500 other molecules, made by the same recipe."""
+"""Noise in Angstrom -> percentages measured by other code on 1,000 to 1,500 other molecules of the same recipe."""
 
 
-def shares_with_noise(some: dict[str, Tensor], sigma: float) -> dict[str, float]:
-    """What `SHOWN` names, of three draws of noise for each molecule; of Open Babel if it is installed."""
-    noisy = metrics.with_noise({name: value.repeat(3, *[1] * (value.ndim - 1)) for name, value in some.items()}, sigma)
-    seen = metrics.DistanceTables()(noisy) | metrics.Perceived()(noisy)
+def shares_with_noise(molecules: dict[str, Tensor], sigma: float) -> dict[str, float]:
+    """The percentages of SHOWN over three draws of noise per molecule; those of Open Babel only if it is installed."""
+    noisy = metrics.with_noise(
+        {name: value.repeat(3, *[1] * (value.ndim - 1)) for name, value in molecules.items()}, sigma
+    )
+    features = metrics.DistanceTables()(noisy) | metrics.Perceived()(noisy)
     if not metrics.Babel.on_request:
-        seen |= metrics.Babel()(noisy)
-    found = {name: 100 * float(seen[name].float().mean()) for name in (*SHOWN[1:], "rdkit_connected") if name in seen}
-    return {"edm_atoms": 100 * float(seen["edm_stable_atoms"].sum() / seen["edm_atoms"].sum()), **found}
+        features |= metrics.Babel()(noisy)
+    found = {
+        name: 100 * float(features[name].float().mean()) for name in (*SHOWN[1:], "rdkit_connected") if name in features
+    }
+    return {"edm_atoms": 100 * float(features["edm_stable_atoms"].sum() / features["edm_atoms"].sum()), **found}
 
 
 @pytest.mark.parametrize("sigma", [0.05, 1.0])
-def test_noise_controls_are_about_what_they_were_elsewhere(made: Systems, sigma: float):
-    """A few molecules; which they are matters most to EDM's validity and to Open Babel."""
+def test_noise_baselines_are_close_to_earlier_measurements(made: Systems, sigma: float):
+    """On a few molecules; EDM's validity and Open Babel depend most on which molecules these are."""
     found = shares_with_noise(batch(made), sigma)
     for name, elsewhere in zip(SHOWN, NOISE_TABLE[sigma], strict=True):
         if name in found:
@@ -224,8 +228,8 @@ def many() -> Systems:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sigma", NOISE_TABLE)
-def test_noise_controls_are_what_they_were_elsewhere(many: Systems, sigma: float):
-    """Within three points in every protocol, for a set of the same size and composition."""
+def test_noise_baselines_match_earlier_measurements(many: Systems, sigma: float):
+    """Within three percentage points in every protocol, for a set of the same size and composition."""
     found = shares_with_noise(batch(many), sigma)
     assert set(found) >= set(SHOWN[:4])
     for name, elsewhere in zip(SHOWN, NOISE_TABLE[sigma], strict=True):
@@ -278,7 +282,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input_is_named_and_the_rest_goes_on(kind: str, tmp_path: Path):
+def test_a_bad_record_is_reported_and_the_others_are_read(kind: str, tmp_path: Path):
     content, words = BAD[kind]
     for i in range(9):
         (tmp_path / f"good{i}.xyz").write_text(WATER)
@@ -346,7 +350,7 @@ def test_qm9_folder(made: Systems, tmp_path: Path):
     assert (train[0].types == made[first].types).all()
 
 
-def test_what_was_read_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_read_is_cached_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "data"
     folder.mkdir()
     for i in range(9):
@@ -368,7 +372,7 @@ def test_splits_move_few_molecules(made: Systems, tmp_path: Path):
     assert len(set(few[1].names) - set(more[1].names)) <= 8
 
 
-def test_the_offline_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_generated_set_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = load(MoleculeData(path="qm9-like", num=20))
     assert (len(first[0]), len(first[1])) == (18, 2)
     monkeypatch.setattr(generator, "make", lambda *_: pytest.fail("made again"))
@@ -381,11 +385,11 @@ def test_real_molecules():
     train, held_out = load(MoleculeData(path=str(QM7)))
     assert len(train) + len(held_out) == 6086 and not set(train.names) & set(held_out.names)
     assert set(train.types.tolist()) == {1, 6, 7, 8, 16} and train.sizes.max() == 23
-    some = metrics.Perceived()(batch(train, range(0, 5000, 25)))
-    assert some["rdkit_connected"].float().mean() > 0.97
+    features = metrics.Perceived()(batch(train, range(0, 5000, 25)))
+    assert features["rdkit_connected"].float().mean() > 0.97
 
 
-# ---- files and pictures out ------------------------------------------------------------------------------------------
+# ---- files and images out ------------------------------------------------------------------------------------------
 
 
 def test_written_molecules_are_read_back(made: Systems, tmp_path: Path):
@@ -408,9 +412,9 @@ def test_a_grid_of_molecules_and_of_noise(made: Systems, tmp_path: Path):
 
     real = batch(made, range(5))
     paste_grid([render.cells(row) for row in [real, metrics.with_noise(real, 3.0)]], tmp_path / "grid.png", columns=3)
-    with Image.open(tmp_path / "grid.png") as picture:
-        assert picture.size == (3 * render.CELL, 4 * 2 * render.CELL)
-        pixels = np.asarray(picture.convert("L"))
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.size == (3 * render.CELL, 4 * 2 * render.CELL)
+        pixels = np.asarray(image.convert("L"))
     cells = pixels.reshape(8, render.CELL, 3, render.CELL).min(axis=(1, 3))
     assert (cells[0] < 128).all() and (cells[1] < 128).all()  # balls above formulas
     assert (cells[2] < 128).all()
@@ -418,9 +422,7 @@ def test_a_grid_of_molecules_and_of_noise(made: Systems, tmp_path: Path):
     assert cells[4, 2] == 255  # only five
 
 
-def test_whatever_rdkit_fails_at_costs_no_picture_and_no_file(
-    made: Systems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_failures_of_rdkit_cost_no_image_and_no_xyz(made: Systems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("Pre-condition Violation: Atomic number not found")
 
@@ -435,10 +437,10 @@ def test_whatever_rdkit_fails_at_costs_no_picture_and_no_file(
 
 def test_atoms_are_counted_carbon_and_hydrogen_first():
     system = System(np.array([8, 6, 6, 1, 1, 1, 1, 1, 1, 7], np.uint8), np.zeros((10, 3), np.float32))
-    assert render.counted(system) == "C2H6NO"
+    assert render.sum_formula(system) == "C2H6NO"
 
 
-def test_made_molecules_have_numbers_to_ask_for(made: Systems):
+def test_generated_molecules_have_columns_to_condition_on(made: Systems):
     Chem, Descriptors = chemistry.rdkit().Chem, chemistry.rdkit().Descriptors
     assert set(made.columns) == {"logp", "tpsa", "energy"} and np.isfinite(made.columns["energy"]).all()
     for i in range(3):

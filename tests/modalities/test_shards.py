@@ -1,4 +1,4 @@
-"""Tar shards: the same pictures as the folder, the order's promises, every damage named, nothing written outside."""
+"""Tar shards: the same images as the folder, sample order, damage that is named, nothing written outside."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ import torch
 from PIL import Image as PIL
 from test_image_data import encoded, everything, noise, splits, tree
 
+from unilatent.batches import loader, micro_batches
+from unilatent.modalities._media import shards as media_shards
 from unilatent.modalities.base import BadSample
 from unilatent.modalities.image import Image, ImageConfig
-from unilatent.modalities.image.shards import SUFFIXES, Encoding, Pictures, open_shards
+from unilatent.modalities.image.data import KIND
+from unilatent.modalities.image.storing import Encoding, ImagesToStore
 from unilatent.shards import index as indexing
 from unilatent.shards import places
 from unilatent.shards.order import Order
 from unilatent.shards.places import expand
 from unilatent.shards.writing import BAD, keys, verify, write
-from unilatent.training.batches import loader, micro_batches
 
 PNG = Encoding((8, 8), "png", 95)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Downloads and indices of these tests alone."""
+    """A cache folder for this test."""
     monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
     for variable in ("UNILATENT_OFFLINE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
@@ -49,9 +51,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(folder: Path, tmp_path: Path) -> Path:
-    """Twenty pictures of two classes in seven shards."""
+    """Twenty images of two classes in seven shards."""
     out = tmp_path / "shards"
-    write(Pictures(folder, PNG), out, shard_size=3, seed=0, workers=1)
+    write(ImagesToStore(folder, PNG), out, shard_size=3, seed=0, workers=1)
     return out
 
 
@@ -74,38 +76,42 @@ def add(archive: tarfile.TarFile, name: str, raw: bytes = b"", **fields) -> None
     archive.addfile(member, io.BytesIO(raw))
 
 
-def picture(seed: int = 0) -> bytes:
+def image(seed: int = 0) -> bytes:
     return encoded(noise(8, 8, 3, seed=seed))
 
 
 def sample(key: str, label: int = 0, seed: int = 0) -> list[tuple[str, bytes]]:
-    return [(f"{key}.png", picture(seed)), (f"{key}.cls", str(label).encode())]
+    return [(f"{key}.png", image(seed)), (f"{key}.cls", str(label).encode())]
 
 
 def outcomes(path: Path | str) -> dict[str, str]:
-    """Key -> "" or what is wrong, of every sample as training would meet it."""
+    """Key -> "" or the error, for each sample as training reads it."""
     view = splits(path).train
-    found = {}
+    errors = {}
     for i in range(len(view)):
+        key = view.shards.key(i) or str(i)
         try:
             view[i]
-            found[view.shards.key(i) or str(i)] = ""
+            errors[key] = ""
         except BadSample as error:
-            found[view.shards.key(i) or str(i)] = str(error)
-    return found
+            errors[key] = str(error)
+    return errors
 
 
-def wrong(path: Path | str) -> dict[str, list[str]]:
+def verified(path: Path | str) -> dict[str, list[str]]:
     """Shard -> its faults, as `data verify` prints them."""
-    found, manifest = places.find(str(path), "shards")
+    shards, manifest = places.find(str(path), "shards")
     labelled = bool(manifest and manifest.class_names)
-    return {shard.name: faults for shard, faults in verify(found, labelled, frozenset(SUFFIXES))}
+    return {
+        shard.name: faults
+        for shard, faults in verify(shards, labelled, frozenset(media_shards.suffixes_in_shards(KIND)))
+    }
 
 
 # ---- round trip ----------------------------------------------------------------------------------------------------
 
 
-def test_shards_hold_the_pictures_and_classes_of_the_folder(folder: Path, shards: Path):
+def test_shards_have_the_images_and_classes_of_the_folder(folder: Path, shards: Path):
     plain, packed = splits(folder).train, splits(shards).train
     assert packed.facts == plain.facts == {"labels": {"class_names": ("cat", "dog")}}
     by_name = {plain.collection.names[i].removesuffix(".png"): plain[i] for i in range(len(plain))}
@@ -114,14 +120,14 @@ def test_shards_hold_the_pictures_and_classes_of_the_folder(folder: Path, shards
         pixels, values = packed[i]
         expected, labels = by_name[packed.shards.key(i)]
         assert torch.equal(pixels, expected) and values == labels
-    assert wrong(shards) == {f"shard-{i:06d}.tar": [] for i in range(7)}
+    assert verified(shards) == {f"shard-{i:06d}.tar": [] for i in range(7)}
 
 
-def test_every_webdataset_reader_can_read_them_and_we_read_theirs(shards: Path, tmp_path: Path):
+def test_webdataset_reads_these_shards_and_its_shards_are_read_here(shards: Path, tmp_path: Path):
     webdataset = pytest.importorskip("webdataset")
     paths = [str(path) for path in sorted(shards.glob("*.tar"))]
     theirs = {s["__key__"]: (s["png"], s["cls"]) for s in webdataset.WebDataset(paths, shardshuffle=False)}
-    ours = open_shards(str(shards), "x")
+    ours = media_shards.open_shards(str(shards), "x", KIND)
     assert theirs == {ours.key(i): (ours.read(i), str(ours.label(i)).encode()) for i in range(20)}
 
     with webdataset.ShardWriter(str(tmp_path / "their-%04d.tar"), maxcount=8, verbose=0) as writer:
@@ -133,18 +139,18 @@ def test_every_webdataset_reader_can_read_them_and_we_read_theirs(shards: Path, 
     assert again == {key: (raw, int(label)) for key, (raw, label) in theirs.items()}
 
 
-def test_labels_may_lie_in_json_and_be_absent(tmp_path: Path):
-    rows = [(f"{i}.{s}", raw) for i in range(3) for s, raw in (("png", picture(i)), ("json", b'{"label": %d}' % i))]
+def test_labels_may_be_in_json_or_absent(tmp_path: Path):
+    rows = [(f"{i}.{s}", raw) for i in range(3) for s, raw in (("png", image(i)), ("json", b'{"label": %d}' % i))]
     view = splits(tar(tmp_path / "json.tar", *rows)).train
     assert [view[i][1] for i in range(3)] == [{"labels": i} for i in range(3)]
-    bare = splits(tar(tmp_path / "bare.tar", ("a.png", picture()), ("b.PNG", picture(1)))).train
+    bare = splits(tar(tmp_path / "bare.tar", ("a.png", image()), ("b.PNG", image(1)))).train
     assert bare.facts == {} and [bare[i][1] for i in range(2)] == [{}, {}]
 
 
-def test_held_out_pictures_are_those_of_the_smallest_hash_whatever_the_shards(folder: Path, tmp_path: Path):
+def test_held_out_images_do_not_depend_on_the_shards(folder: Path, tmp_path: Path):
     held = []
     for size in (3, 7):
-        write(Pictures(folder, PNG), tmp_path / str(size), shard_size=size, seed=size, workers=1)
+        write(ImagesToStore(folder, PNG), tmp_path / str(size), shard_size=size, seed=size, workers=1)
         both = splits(tmp_path / str(size), held_out=6)
         held.append({both.held_out.shards.key(i) for i in both.held_out.numbers})
         assert len(both.train) == 14 and not set(both.train.numbers) & set(both.held_out.numbers)
@@ -153,7 +159,7 @@ def test_held_out_pictures_are_those_of_the_smallest_hash_whatever_the_shards(fo
     assert held[0] == held[1]
 
 
-def test_the_fingerprint_follows_the_samples(folder: Path, shards: Path, tmp_path: Path):
+def test_the_fingerprint_depends_on_the_samples(folder: Path, shards: Path, tmp_path: Path):
     one = splits(shards).train.fingerprint
     assert splits(shards).train.fingerprint == one != splits(shards, held_out=2).train.fingerprint
     (shards / "shards.json").unlink()
@@ -163,7 +169,7 @@ def test_the_fingerprint_follows_the_samples(folder: Path, shards: Path, tmp_pat
     assert splits(shards).train.fingerprint != bare
 
 
-def test_read_gives_everything_in_order(shards: Path):
+def test_read_returns_all_samples_in_order(shards: Path):
     modality = Image(ImageConfig.parse({"size": 8, "patch_size": 2}))
     batches = list(modality.read(shards, 8))
     assert [len(data) for data, _ in batches] == [8, 8, 4]
@@ -172,11 +178,11 @@ def test_read_gives_everything_in_order(shards: Path):
     assert [key for _, names in batches for key in names] == [view.shards.key(i) for i in range(20)]
 
 
-def test_keys_are_unlike_and_end_at_their_first_dot():
+def test_keys_are_unique_and_end_at_their_first_dot():
     names = ["a/b.c.png", "a/b_c.png", "a/x.png", "a/x.jpg", "n.1/x.png", "é/ü.png", "x" * 300 + ".png"]
-    found = keys(names)
-    assert found[:6] == ["a/b_c", "a/b_c~2", "a/x", "a/x~2", "n.1/x", "é/ü"] and len(found[6]) == 200
-    assert all(indexing.KEY.fullmatch(f"{key}.png")[1] == key for key in found)
+    unique = keys(names)
+    assert unique[:6] == ["a/b_c", "a/b_c~2", "a/x", "a/x~2", "n.1/x", "é/ü"] and len(unique[6]) == 200
+    assert all(indexing.KEY.fullmatch(f"{key}.png")[1] == key for key in unique)
 
 
 # ---- order ---------------------------------------------------------------------------------------------------------
@@ -185,7 +191,7 @@ COUNTS = [7, 1, 0, 30, 12, 5, 9, 20, 3, 11]
 
 
 @pytest.mark.parametrize(("lanes", "window"), [(1, 5), (4, 6), (8, 1000), (64, 2)])
-def test_every_epoch_has_every_sample_once_in_its_own_order(lanes: int, window: int):
+def test_each_epoch_has_each_sample_once_in_its_own_order(lanes: int, window: int):
     order = Order(COUNTS, lanes, window)
     n = sum(COUNTS)
     epochs = [[order.at(3, e * n + p) for p in range(n)] for e in range(3)]
@@ -196,7 +202,7 @@ def test_every_epoch_has_every_sample_once_in_its_own_order(lanes: int, window: 
     assert backwards == [sample for epoch in epochs for sample in epoch]
 
 
-def test_neighbours_of_a_lane_are_near_on_disk_and_well_shuffled():
+def test_neighbours_in_a_lane_are_near_on_disk_and_well_shuffled():
     order = Order([100] * 64, lanes=16, window=50)
     lane = [order.at(0, 5 + 16 * step) for step in range(400)]
     assert len({sample // 100 for sample in lane[:50]}) == 1  # one window, one shard
@@ -204,25 +210,25 @@ def test_neighbours_of_a_lane_are_near_on_disk_and_well_shuffled():
     assert abs(np.corrcoef(lane[:50], range(50))[0, 1]) < 0.4 and lane[:50] != sorted(lane[:50])
 
 
-def test_processes_read_shards_of_their_own_and_one_global_order():
+def test_processes_read_different_shards_in_one_global_order():
     order = Order([50] * 32, lanes=8)
     size, batch = 32 * 50, 16
     steps = range(size // batch)
 
     def positions(rank: int, world: int) -> list[int]:
-        return [p for own in micro_batches(steps, batch, None, rank, world) for p in own]
+        return [p for batch_positions in micro_batches(steps, batch, None, rank, world) for p in batch_positions]
 
     whole = [order.at(7, p) for p in positions(0, 1)]
     for world in (2, 4):
         ranks = [[order.at(7, p) for p in positions(rank, world)] for rank in range(world)]
         together = [ranks[i % world][i // world] for i in range(size)]
-        assert together == whole  # taken in turns
+        assert together == whole  # interleaved
         touched = [{sample // 50 for sample in rank} for rank in ranks]
-        assert [len(shards) for shards in touched] == [32 // world] * world  # lanes end where shards do here
+        assert [len(shards) for shards in touched] == [32 // world] * world  # here lanes end at shard boundaries
         assert sum(len(shards) for shards in touched) == len(set.union(*touched))
 
 
-def test_going_on_inside_a_shard_equals_never_stopping(shards: Path):
+def test_resuming_within_a_shard_equals_an_uninterrupted_run(shards: Path):
     dataset = splits(shards, held_out=3).train
     modality = Image(ImageConfig.parse({"size": 8, "patch_size": 2}))
 
@@ -237,12 +243,12 @@ def test_going_on_inside_a_shard_equals_never_stopping(shards: Path):
     assert len({tuple(batch.data.flatten().tolist()) for batch in whole}) == 9
 
 
-def test_reading_shares_no_file_position(shards: Path):
+def test_concurrent_reads_share_no_file_position(shards: Path):
     """Many threads at once, a copy for another process, and fewer open files than shards."""
-    found = open_shards(str(shards), "x")
+    found = media_shards.open_shards(str(shards), "x", KIND)
     found._files.limit = found._indices.limit = 2
     expected = [found.read(i) for i in range(20)]
-    assert len(found._files.kept) == len(found._indices.kept) == 2
+    assert len(found._files.cached) == len(found._indices.cached) == 2
     seen: list[bool] = []
 
     def reader(seed: int) -> None:
@@ -257,35 +263,37 @@ def test_reading_shares_no_file_position(shards: Path):
     assert [copy.read(i) for i in range(20)] == expected
 
 
-# ---- F19: tars that attack -----------------------------------------------------------------------------------------
+# ---- F19: malicious tars -------------------------------------------------------------------------------------------
 
 
 def attack(path: Path) -> Path:
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for name, raw in sample("good"):
             add(archive, name, raw)
-        add(archive, "../outside.png", picture())
-        add(archive, "/tmp/absolute.png", picture())
-        add(archive, "a/../../up.png", picture())
+        add(archive, "../outside.png", image())
+        add(archive, "/tmp/absolute.png", image())
+        add(archive, "a/../../up.png", image())
         add(archive, "soft.png", type=tarfile.SYMTYPE, linkname="/etc/passwd")
         add(archive, "hard.png", type=tarfile.LNKTYPE, linkname="good.png")
         add(archive, "device.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5)
         add(archive, "pipe.png", type=tarfile.FIFOTYPE)
         add(archive, "link", type=tarfile.SYMTYPE, linkname="..")
-        add(archive, "huge.png", picture())
+        add(archive, "huge.png", image())
         for name, raw in sample("last"):
             add(archive, name, raw)
     return path
 
 
 @pytest.mark.parametrize("manifest", [False, True])
-def test_f19_what_leads_elsewhere_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: bool):
+def test_f19_members_that_lead_out_of_the_folder_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: bool
+):
     monkeypatch.setattr(indexing, "LARGEST", 10_000)
     place = tmp_path / "in" / "deep"
     place.mkdir(parents=True)
     path = attack(place / "attack.tar")
     raw = bytearray(path.read_bytes())
-    with tarfile.open(path) as archive:  # huge.png says it is large
+    with tarfile.open(path) as archive:  # give huge.png a large size in its header
         header = archive.getmember("huge.png").offset
     member = tarfile.TarInfo("huge.png")
     member.size = 20_000
@@ -304,15 +312,15 @@ def test_f19_what_leads_elsewhere_is_refused_by_name(tmp_path: Path, monkeypatch
     }  # fmt: skip
     for key, word in words.items():
         assert word in found[key] and key in found[key] and "refused" in found[key], found[key]
-    (faults,) = wrong(place).values()
+    (faults,) = verified(place).values()
     assert any(fault.startswith("link: a link to ..") for fault in faults)
     assert all(any(fault.startswith(f"{key}.png: ") for fault in faults) for key in words)
     after = sorted(str(p) for p in tmp_path.rglob("*") if "cache" not in p.parts)
     assert after == before and not Path("/tmp/absolute.png").exists()
 
 
-def test_f19_a_sparse_member_is_not_unfolded(tmp_path: Path):
-    """A gigabyte of nothing in one block, in the old GNU form."""
+def test_f19_a_sparse_member_is_not_expanded(tmp_path: Path):
+    """A gigabyte of zeros in one block, in the old GNU format."""
     member = tarfile.TarInfo("sparse.png")
     member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
     header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
@@ -326,7 +334,7 @@ def test_f19_a_sparse_member_is_not_unfolded(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_f19_headers_that_would_fill_memory_end_the_reading(tmp_path: Path, kind: bytes):
+def test_f19_headers_that_would_fill_memory_stop_reading(tmp_path: Path, kind: bytes):
     good = tar(tmp_path / "x.tar", *sample("good")).read_bytes()
     member = tarfile.TarInfo("x")
     member.type, member.size = kind, 2**40
@@ -334,7 +342,7 @@ def test_f19_headers_that_would_fill_memory_end_the_reading(tmp_path: Path, kind
     place += bytes(-len(place) % 512)
     (tmp_path / "x.tar").write_bytes(place + member.tobuf(tarfile.GNU_FORMAT) + good)
     assert outcomes(tmp_path / "x.tar") == {"good": ""}
-    assert "a header of 1,099,511,627,776 bytes" in wrong(tmp_path / "x.tar")["x.tar"][0]
+    assert "a header of 1,099,511,627,776 bytes" in verified(tmp_path / "x.tar")["x.tar"][0]
 
 
 def test_f20_pickles_are_never_opened(tmp_path: Path):
@@ -348,39 +356,39 @@ def test_f20_pickles_are_never_opened(tmp_path: Path):
     names = [f"a.{suffix}" for suffix in ("pkl", "pyd", "pickle", "pt", "pth", "npy", "x.npz")]
     path = tar(tmp_path / "x.tar", *sample("a"), *((name, bomb) for name in names), ("b.pkl", bomb))
     assert outcomes(path) == {"a": ""}
-    assert [fault.partition(":")[0] for fault in wrong(path)["x.tar"]] == [*names, "b.pkl"]
+    assert [fault.partition(":")[0] for fault in verified(path)["x.tar"]] == [*names, "b.pkl"]
     assert not canary.exists()
     pickle.loads(bomb)
-    assert canary.exists()  # it would have
+    assert canary.exists()  # loading it would have run the code
 
 
 # ---- F20: damage ---------------------------------------------------------------------------------------------------
 
 
 def one_shard(folder: Path, out: Path) -> Path:
-    write(Pictures(folder, PNG), out, shard_size=100, seed=None, workers=1)
+    write(ImagesToStore(folder, PNG), out, shard_size=100, seed=None, workers=1)
     return out / "shard-000000.tar"
 
 
-def test_f20_cut_inside_a_member(folder: Path, tmp_path: Path):
+def test_f20_truncated_within_a_member(folder: Path, tmp_path: Path):
     path = one_shard(folder, tmp_path / "one")
     with tarfile.open(path) as archive:
-        cut = archive.getmembers()[2 * 15 + 1].offset_data + 100  # in the sixteenth picture
+        cut = archive.getmembers()[2 * 15 + 1].offset_data + 100  # in the sixteenth image
     path.write_bytes(path.read_bytes()[:cut])
     found = outcomes(tmp_path / "one")
     bad = [fault for fault in found.values() if fault]
     assert len(found) == 20 and len(bad) == 5
     assert "dog/5.png: cut short, 100 of" in bad[0] and str(path) in bad[0]
-    assert all("missing, the shard holds 16 samples" in fault and str(path) in fault for fault in bad[1:])
-    (faults,) = wrong(tmp_path / "one").values()
+    assert all("missing, the shard contains only 16 samples" in fault and str(path) in fault for fault in bad[1:])
+    (faults,) = verified(tmp_path / "one").values()
     words = ("SHA-256 is", f"{cut:,} bytes, the manifest says", "16 samples, the manifest says 20", "cut short")
     assert all(any(word in fault for fault in faults) for word in words)
     (tmp_path / "one" / "shards.json").unlink()
     assert [bool(fault) for fault in outcomes(path).values()] == [False] * 15 + [True]
 
 
-def test_f20_cut_at_the_boundary_of_a_member(folder: Path, tmp_path: Path):
-    """Python's own reader takes such a file for a whole one."""
+def test_f20_truncated_at_the_boundary_of_a_member(folder: Path, tmp_path: Path):
+    """Python's own reader accepts such a file as complete."""
     path = one_shard(folder, tmp_path / "one")
     with tarfile.open(path) as archive:
         cut = archive.getmembers()[2 * 15].offset
@@ -388,12 +396,12 @@ def test_f20_cut_at_the_boundary_of_a_member(folder: Path, tmp_path: Path):
     with tarfile.open(path) as archive:
         assert len(archive.getmembers()) == 30
     bad = [fault for fault in outcomes(tmp_path / "one").values() if fault]
-    assert len(bad) == 5 and all("missing, the shard holds 15 samples" in fault for fault in bad)
+    assert len(bad) == 5 and all("missing, the shard contains only 15 samples" in fault for fault in bad)
     (tmp_path / "one" / "shards.json").unlink()
-    assert "no closing mark" in wrong(path)[path.name][0]
+    assert "no end-of-archive mark" in verified(path)[path.name][0]
 
 
-def test_f20_a_damaged_header_loses_the_rest_and_says_so(folder: Path, tmp_path: Path):
+def test_f20_a_damaged_header_loses_the_following_samples_with_an_error(folder: Path, tmp_path: Path):
     path = one_shard(folder, tmp_path / "one")
     with tarfile.open(path) as archive:
         at = archive.getmembers()[10].offset
@@ -404,32 +412,32 @@ def test_f20_a_damaged_header_loses_the_rest_and_says_so(folder: Path, tmp_path:
     assert len(bad) == 15 and f"damaged header at byte {at:,}" in bad[0]
 
 
-def test_f20_missing_partners_and_double_keys(tmp_path: Path):
-    lone = ("lone.png", picture(7))
+def test_f20_missing_members_and_duplicate_keys(tmp_path: Path):
+    lone = ("lone.png", image(7))
     path = tar(
         tmp_path / "x.tar", *sample("a", 1), lone, ("only.cls", b"1"), *sample("twice"), *sample("twice", 1),
-        ("odd.png", picture()), ("odd.cls", b"cat"), ("README.md", b"x"), ("note.json", b"{}"), *sample("z"),
+        ("odd.png", image()), ("odd.cls", b"cat"), ("README.md", b"x"), ("note.json", b"{}"), *sample("z"),
     )  # fmt: skip
     found = outcomes(path)
     assert {key for key, fault in found.items() if not fault} == {"a", "z"}
-    assert "no class beside it" in found["lone"] and "no data beside its class" in found["only"]
+    assert "no class (" in found["lone"] and "no data beside its class" in found["only"]
     assert "appears more than once" in found["twice"] and "'cat' is no class number" in found["odd"]
     assert len(splits(path).train) == 7 and "README" not in found and "note" not in found
     assert all(str(path) in fault for fault in found.values() if fault)
     held = splits(path, held_out=1)
-    assert held.held_out[0][1]["labels"] in (0, 1)  # never one without all its parts
+    assert held.held_out[0][1]["labels"] in (0, 1)  # never a sample with a missing member
 
 
-def test_f20_an_undecodable_picture_is_a_bad_sample(tmp_path: Path):
-    path = tar(tmp_path / "x.tar", *sample("a"), ("b.png", picture()[:60]), ("b.cls", b"0"), ("c.png", b""))
+def test_f20_an_undecodable_image_is_a_bad_sample(tmp_path: Path):
+    path = tar(tmp_path / "x.tar", *sample("a"), ("b.png", image()[:60]), ("b.cls", b"0"), ("c.png", b""))
     found = outcomes(path)
     assert found["a"] == "" and "cannot be decoded" in found["b"] and "b" in found["b"] and found["c"]
 
 
-def test_no_tar_at_all_is_refused_at_once(tmp_path: Path, shards: Path):
+def test_files_that_are_not_tars_are_refused_immediately(tmp_path: Path, shards: Path):
     for name, raw in (("empty.tar", b""), ("text.tar", b"hello" * 1000), ("html.tar", b"<html>")):
         (tmp_path / name).write_bytes(raw)
-        with pytest.raises(ValueError, match=f"{name}: no samples in it"):
+        with pytest.raises(ValueError, match=f"{name}: it contains no samples"):
             splits(tmp_path / name)
     with pytest.raises(ValueError, match=r"data.path: .*gone-3.tar does not exist"):
         splits(tmp_path / "gone-{3..5}.tar")
@@ -446,7 +454,7 @@ def test_a_manifest_cannot_name_files_elsewhere(shards: Path, name: str):
         splits(shards)
 
 
-def test_damage_to_the_manifest_is_its_own(shards: Path):
+def test_a_damaged_manifest_is_refused(shards: Path):
     path = shards / "shards.json"
     text = path.read_text()
     for changed in (text.replace('"cat"', '"cot"'), text[:-20], "", text.replace('"count": 3', '"count": 4', 1)):
@@ -465,27 +473,27 @@ def test_verify_finds_every_flipped_bit(shards: Path, seed: int):
     raw = bytearray(path.read_bytes())
     raw[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
     path.write_bytes(raw)
-    found = wrong(shards)
+    found = verified(shards)
     assert "SHA-256 is" in found.pop(path.name)[0] and not any(found.values())
 
 
-# ---- making them ---------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_bytes_from_one_and_two_workers(folder: Path, shards: Path, tmp_path: Path):
-    (folder / "cat" / "bad.png").write_bytes(b"no picture")
-    one = write(Pictures(folder, PNG), tmp_path / "one", shard_size=3, seed=1, workers=1)
-    two = write(Pictures(folder, PNG), tmp_path / "two", shard_size=3, seed=1, workers=2)
-    assert one == two and (one.total, one.shards, one.bad, one.kept) == (20, 7, 1, 0)
+def test_one_and_two_workers_write_the_same_bytes(folder: Path, shards: Path, tmp_path: Path):
+    (folder / "cat" / "bad.png").write_bytes(b"no image")
+    one = write(ImagesToStore(folder, PNG), tmp_path / "one", shard_size=3, seed=1, workers=1)
+    two = write(ImagesToStore(folder, PNG), tmp_path / "two", shard_size=3, seed=1, workers=2)
+    assert one == two and (one.total, one.shards, one.bad, one.reused) == (20, 7, 1, 0)
     assert contents(tmp_path / "one") == contents(tmp_path / "two") != contents(shards)
     assert set(contents(tmp_path / "one")) == {*(f"shard-{i:06d}.tar" for i in range(7)), "shards.json", BAD}
     (line,) = (tmp_path / "one" / BAD).read_text().splitlines()
-    assert json.loads(line)["sample"] == "cat/bad.png" and "no known picture format" in json.loads(line)["reason"]
+    assert json.loads(line)["sample"] == "cat/bad.png" and "unknown image format" in json.loads(line)["reason"]
 
 
 @pytest.mark.parametrize("after", [0, 7, 19])
-def test_an_interrupted_call_goes_on_where_it_was(folder: Path, shards: Path, tmp_path: Path, after: int):
-    class Interrupted(Pictures):
+def test_an_interrupted_call_resumes(folder: Path, shards: Path, tmp_path: Path, after: int):
+    class Interrupted(ImagesToStore):
         left = after
 
         def encode(self, number: int) -> tuple[str, bytes]:
@@ -497,47 +505,47 @@ def test_an_interrupted_call_goes_on_where_it_was(folder: Path, shards: Path, tm
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         write(Interrupted(folder, PNG), out, shard_size=3, seed=0, workers=1)
-    (out / "shard-000005.tar.tmp-1").write_bytes(b"left by a kill")
-    if after == 7:  # a finished shard that was damaged since is made again
+    (out / "shard-000005.tar.tmp-1").write_bytes(b"left by a killed process")
+    if after == 7:  # a finished shard that was damaged is written again
         path = out / "shard-000001.tar"
         path.write_bytes(path.read_bytes()[:-1] + b"x")
-    done = write(Pictures(folder, PNG), out, shard_size=3, seed=0, workers=1)
-    assert done.kept == {0: 0, 7: 1, 19: 6}[after]
+    done = write(ImagesToStore(folder, PNG), out, shard_size=3, seed=0, workers=1)
+    assert done.reused == {0: 0, 7: 1, 19: 6}[after]
     assert contents(out) == contents(shards)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert write(Pictures(folder, PNG), out, shard_size=3, seed=0, workers=1).kept == 7
+    assert write(ImagesToStore(folder, PNG), out, shard_size=3, seed=0, workers=1).reused == 7
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_a_folder_with_something_else_is_left_alone(folder: Path, shards: Path, tmp_path: Path):
+def test_a_folder_with_other_shards_is_not_changed(folder: Path, shards: Path, tmp_path: Path):
     before = contents(shards)
     other = Encoding((4, 4), "png", 95)
-    with pytest.raises(ValueError, match="holds shards of other pictures or settings; choose another --out"):
-        write(Pictures(folder, other), shards, shard_size=3, seed=0, workers=1)
+    with pytest.raises(ValueError, match="contains shards of other images or settings; choose another --out"):
+        write(ImagesToStore(folder, other), shards, shard_size=3, seed=0, workers=1)
     (shards / "shards.json").unlink()
     with pytest.raises(ValueError, match="choose another --out"):
-        write(Pictures(folder, other), shards, shard_size=3, seed=0, workers=1)
+        write(ImagesToStore(folder, other), shards, shard_size=3, seed=0, workers=1)
     assert contents(shards).items() <= before.items()
 
 
-def test_pictures_are_cropped_as_training_crops_and_kept_where_nothing_changes(tmp_path: Path):
+def test_images_are_cropped_as_in_training_and_copied_if_unchanged(tmp_path: Path):
     (tmp_path / "in").mkdir()
     files = {"big": encoded(noise(40, 31, 3)), "exact": encoded(noise(8, 8, 3)), "grey": encoded(noise(9, 9))}
     files["jpeg"] = encoded(noise(8, 8, 3), "JPEG", quality=80)
     for name, raw in files.items():
         (tmp_path / "in" / f"{name}.png").write_bytes(raw)
-    made = Pictures(tmp_path / "in", PNG)
-    found = {made.names[i]: made.encode(i) for i in range(4)}
+    stored = ImagesToStore(tmp_path / "in", PNG)
+    encodings = {stored.names[i]: stored.encode(i) for i in range(4)}
     plain = everything(splits(tmp_path / "in").train)[0]
-    for i, name in enumerate(made.names):
-        pixels = np.asarray(PIL.open(io.BytesIO(found[name][1])).convert("RGB")) / 255
+    for i, name in enumerate(stored.names):
+        pixels = np.asarray(PIL.open(io.BytesIO(encodings[name][1])).convert("RGB")) / 255
         assert np.abs(pixels.transpose(2, 0, 1) - plain[i].numpy()).max() < 1e-6, name
-    assert found["exact.png"][1] == files["exact"] and found["big.png"][1] != files["big"]
-    assert PIL.open(io.BytesIO(found["grey.png"][1])).mode == "L"
-    jpg = Pictures(tmp_path / "in", Encoding((8, 8), "jpg", 95))
-    assert jpg.encode(made.names.index("jpeg.png")) == ("jpg", files["jpeg"])
-    whole = Pictures(tmp_path / "in", Encoding(None, "webp", 90))
-    assert PIL.open(io.BytesIO(whole.encode(made.names.index("big.png"))[1])).size == (31, 40)
+    assert encodings["exact.png"][1] == files["exact"] and encodings["big.png"][1] != files["big"]
+    assert PIL.open(io.BytesIO(encodings["grey.png"][1])).mode == "L"
+    jpg = ImagesToStore(tmp_path / "in", Encoding((8, 8), "jpg", 95))
+    assert jpg.encode(stored.names.index("jpeg.png")) == ("jpg", files["jpeg"])
+    whole = ImagesToStore(tmp_path / "in", Encoding(None, "webp", 90))
+    assert PIL.open(io.BytesIO(whole.encode(stored.names.index("big.png"))[1])).size == (31, 40)
 
 
 # ---- places --------------------------------------------------------------------------------------------------------
@@ -548,22 +556,24 @@ def test_patterns():
     assert expand("{x,yy}-{0..1}.tar") == ["x-0.tar", "x-1.tar", "yy-0.tar", "yy-1.tar"]
     assert expand("plain.tar") == ["plain.tar"]
     for pattern in ("{5..1}.tar", "{0..99999999}.tar"):
-        with pytest.raises(ValueError, match="is no range of shards"):
+        with pytest.raises(ValueError, match="is not a range of shards"):
             expand(pattern)
 
 
 @pytest.mark.parametrize(
     "path", ["pipe:touch {}", "pipe:touch {}; cat x.tar", "PIPE:touch {}", "ftp://host/{}.tar", "file:///{}.tar"]
 )
-def test_only_known_addresses_are_opened_and_never_a_shell(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch):
+def test_only_known_url_schemes_are_opened_and_never_a_shell(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(os, "system", pytest.fail)
     monkeypatch.setattr("subprocess.Popen", pytest.fail)
-    with pytest.raises(ValueError, match=r"data\.path: .* (runs a shell command and is refused|no address of shards)"):
+    with pytest.raises(ValueError, match=r"data\.path: .* (runs a shell command|has an unknown URL scheme)"):
         splits(path.format(tmp_path / "canary"))
     assert not (tmp_path / "canary").exists()
 
 
-def test_folders_of_pictures_beside_tars_stay_folders(folder: Path, tmp_path: Path):
+def test_folders_with_images_and_tars_are_folders_of_images(folder: Path, tmp_path: Path):
     tar(folder / "backup.tar", *sample("a"))
     assert len(splits(folder).train) == 20
     (tmp_path / "flat").mkdir()
@@ -574,52 +584,52 @@ def test_folders_of_pictures_beside_tars_stay_folders(folder: Path, tmp_path: Pa
 
 @pytest.fixture
 def server(shards: Path) -> Iterator[tuple[str, list[str]]]:
-    """The shards at a loopback address, and what was asked of it."""
-    asked: list[str] = []
+    """A local server of the shards, and the list of requested files."""
+    requests: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
-            asked.append(self.path.rpartition("/")[2])
+            requests.append(self.path.rpartition("/")[2])
 
     handler = functools.partial(Handler, directory=str(shards))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as service:
         threading.Thread(target=functools.partial(service.serve_forever, 0.02), daemon=True).start()
-        yield f"http://127.0.0.1:{service.server_address[1]}", asked
+        yield f"http://127.0.0.1:{service.server_address[1]}", requests
         service.shutdown()
 
 
-def test_shards_at_a_url_come_once_when_they_are_wanted(server: tuple[str, list[str]], shards: Path, cache: Path):
-    url, asked = server
+def test_shards_at_a_url_are_downloaded_once_when_needed(server: tuple[str, list[str]], shards: Path, cache: Path):
+    url, requests = server
     local = everything(splits(shards).train)
     far = splits(url + "/").train
-    assert asked == ["shards.json"] and len(far) == 20
+    assert requests == ["shards.json"] and len(far) == 20
     far[0]
-    assert asked == ["shards.json", "shard-000000.tar"]
+    assert requests == ["shards.json", "shard-000000.tar"]
     there = everything(far)
     assert torch.equal(there[0], local[0]) and there[1] == local[1]
-    assert sorted(asked[1:]) == [f"shard-{i:06d}.tar" for i in range(7)]
+    assert sorted(requests[1:]) == [f"shard-{i:06d}.tar" for i in range(7)]
     again = everything(splits(url).train)
-    assert torch.equal(again[0], local[0]) and asked[8:] == ["shards.json"]
+    assert torch.equal(again[0], local[0]) and requests[8:] == ["shards.json"]
     assert not list(cache.rglob("*.part"))
 
 
 def test_a_pattern_at_a_url_needs_no_manifest(server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch):
-    url, asked = server
+    url, requests = server
     far = splits(f"{url}/shard-{{000000..000006}}.tar", held_out=4)
-    assert (len(far.train), len(far.held_out)) == (16, 4) and len(asked) == 7
+    assert (len(far.train), len(far.held_out)) == (16, 4) and len(requests) == 7
     monkeypatch.setenv("UNILATENT_OFFLINE", "1")
-    assert len(splits(f"{url}/shard-{{000000..000006}}.tar").train) == 20  # all of it is here by now
+    assert len(splits(f"{url}/shard-{{000000..000006}}.tar").train) == 20  # everything is in the cache
     with pytest.raises(ValueError, match="UNILATENT_OFFLINE=1 forbids"):
         splits(f"{url}/shard-000007.tar")
 
 
-def test_what_does_not_have_the_manifests_hash_is_thrown_away(server: tuple[str, list[str]], shards: Path, cache: Path):
+def test_downloads_without_the_manifests_hash_are_discarded(server: tuple[str, list[str]], shards: Path, cache: Path):
     url, _ = server
     path = shards / "shard-000003.tar"
     good = path.read_bytes()
     path.write_bytes(good[:-1] + b"x")
     far = splits(url).train
-    with pytest.raises(ValueError, match=r"shard-000003.tar: what came was thrown away, its SHA-256 is") as caught:
+    with pytest.raises(ValueError, match=r"shard-000003.tar: the download was discarded, its SHA-256 is") as caught:
         far[9]
     assert not isinstance(caught.value, BadSample)
     assert not [p for p in cache.rglob("*shard-000003*") if not p.name.endswith(".lock")]
@@ -627,9 +637,7 @@ def test_what_does_not_have_the_manifests_hash_is_thrown_away(server: tuple[str,
     assert far[9][0].shape == (3, 8, 8)
 
 
-def test_downloads_that_break_off_are_tried_again(
-    server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, cache: Path
-):
+def test_interrupted_downloads_are_retried(server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, cache: Path):
     url, _ = server
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
@@ -637,7 +645,7 @@ def test_downloads_that_break_off_are_tried_again(
     assert len(gone) == 3 and pauses == []
     with pytest.raises(ValueError, match=r"shard-000009.tar: download failed \(HTTP Error 404"):
         splits(f"{url}/shard-000009.tar")
-    assert pauses == []  # asking again would not help
+    assert pauses == []  # retrying would not help
     whole = places._from_web
     broken = iter([True, True, False])
 
@@ -652,8 +660,8 @@ def test_downloads_that_break_off_are_tried_again(
     assert len(splits(f"{url}/shard-000001.tar").train) == 3 and pauses == [1, 2]
 
 
-def test_a_response_shorter_than_announced_is_no_shard(server: tuple[str, list[str]], shards: Path, monkeypatch):
-    """urllib takes an early end for the end."""
+def test_a_response_shorter_than_announced_is_refused(server: tuple[str, list[str]], shards: Path, monkeypatch):
+    """urllib reports no error if a response ends early."""
     url, _ = server
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(places, "ATTEMPTS", 2)
@@ -667,8 +675,8 @@ def test_a_response_shorter_than_announced_is_no_shard(server: tuple[str, list[s
         splits(f"{url}/shard-000000.tar")
 
 
-def test_other_stores_go_through_their_clients(shards: Path, monkeypatch: pytest.MonkeyPatch):
-    """A store without its package is named; with a client (here one in memory) it is read like any other."""
+def test_other_stores_are_read_through_their_clients(shards: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a client (here one in memory) a store is read like any other; without its package it is an error."""
     import fsspec
 
     monkeypatch.setitem(places.SCHEMES, "memory", "fsspec")
@@ -682,19 +690,19 @@ def test_other_stores_go_through_their_clients(shards: Path, monkeypatch: pytest
         splits("s3://bucket/set")
 
 
-# ---- kept indices --------------------------------------------------------------------------------------------------
+# ---- cached indices ------------------------------------------------------------------------------------------------
 
 
-def test_indices_are_kept_and_follow_the_file(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_indices_are_cached_until_the_file_changes(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     path = tar(tmp_path / "x.tar", *sample("a"), *sample("b"))
     assert len(splits(path).train) == 2
-    (kept,) = (cache / "shards" / "index").iterdir()
+    (cached,) = (cache / "shards" / "index").iterdir()
     monkeypatch.setattr(indexing, "_scan", pytest.fail)
     assert len(splits(path).train) == 2
     monkeypatch.undo()
     monkeypatch.setenv("UNILATENT_CACHE", str(cache))
-    kept.write_text("{")
-    assert len(splits(path).train) == 2  # a damaged one is made again
+    cached.write_text("{")
+    assert len(splits(path).train) == 2  # a damaged index is created again
     tar(path, *sample("a"), *sample("b"), *sample("c"), *sample("d"), *sample("e"))
     os.utime(path, (1, 1))
     assert len(splits(path).train) == 5

@@ -1,4 +1,4 @@
-"""Attention against the formula, masks, and the CPU path in bfloat16."""
+"""Attention compared with the formula; masks; bfloat16 on a CPU."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def test_attend_is_the_formula(mask):
     torch.testing.assert_close(attend(q, k, v, mask), formula(q, k, v, mask), rtol=1e-4, atol=1e-5)
 
 
-def test_hidden_keys_are_not_seen():
+def test_masked_keys_have_no_effect():
     q, k, v = normals(3, 2, 4, 5, 8).unbind(0)
-    hidden = (~MASK)[:, None, :, None]
-    again = attend(q, k + 1e3 * hidden, v - 1e3 * hidden, MASK)
+    masked = (~MASK)[:, None, :, None]
+    again = attend(q, k + 1e3 * masked, v - 1e3 * masked, MASK)
     torch.testing.assert_close(again, attend(q, k, v, MASK), rtol=0, atol=1e-6)
     alone = attend(*(part[1:, :, MASK[1]] for part in (q, k, v)))
     torch.testing.assert_close(attend(q, k, v, MASK)[1:, :, MASK[1]], alone)
 
 
-def test_bfloat16_on_a_cpu_also_inside_autocast():
+def test_bfloat16_on_a_cpu_inside_autocast_too():
     q, k, v = normals(3, 2, 4, 5, 8).bfloat16().requires_grad_().unbind(0)
     want = formula(q.float(), k.float(), v.float(), MASK)
     for enabled in (False, True):
@@ -85,15 +85,15 @@ def test_this_is_the_only_call_of_scaled_dot_product_attention():
 
 
 @pytest.mark.parametrize(("width", "heads", "n"), [(96, 4, 16), (128, 4, 29), (64, 4, 4), (384, 6, 64)])
-def test_half_of_the_heads_can_begin_by_looking_at_one_place(width, heads, n):
-    """n tokens, and behind them n others: each of the first attends most to the one n places on, whatever they hold."""
+def test_look_ahead_initialises_half_of_the_heads(width, heads, n):
+    """2 n tokens: with any values, each of the first n attends most to the one n positions later."""
     torch.manual_seed(0)
     layer = Attention(width, heads, qk_norm=True, xavier=True)
     layer.look_ahead(n, n)
     x, cos_sin = normals(8, 2 * n, width), rotary(torch.arange(2.0 * n)[None, :, None], width // heads)
     q, k, _ = layer.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = rotate(layer.q_norm(q), cos_sin), rotate(layer.k_norm(k), cos_sin)
-    seen = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)[:, :, :n]  # (8, heads, n, 2n)
-    own = seen.argmax(-1) == n + torch.arange(n)
-    assert own[:, : heads // 2].float().mean() > 0.9
-    assert own[:, heads // 2 :].float().mean() < 0.2
+    attention = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)[:, :, :n]  # (8, heads, n, 2n)
+    hits = attention.argmax(-1) == n + torch.arange(n)
+    assert hits[:, : heads // 2].float().mean() > 0.9
+    assert hits[:, heads // 2 :].float().mean() < 0.2

@@ -1,4 +1,4 @@
-"""Texts as pieces of their bytes."""
+"""The byte-level text encoder: pieces, hashing, and the convolution over neighbours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unilatent.types import encode_texts
 
 
 def cut(text: str) -> list[str]:
-    """A text's pieces, as text."""
+    """Return the pieces of a text as strings."""
     rows = pieces(encode_texts([text]))[0]
     return [bytes(row[row != 0].tolist()).decode(errors="replace") for row in rows if row.any()]
 
@@ -27,17 +27,17 @@ def cut(text: str) -> list[str]:
         ("", []),
     ],
 )
-def test_words_of_up_to_eight_bytes_and_marks(text: str, want: list[str]):
+def test_pieces_are_runs_of_eight_bytes_and_punctuation_marks(text: str, want: list[str]):
     assert cut(text) == want and count_pieces(text) == len(want)
 
 
 @pytest.mark.parametrize("text", ["日本語のテキスト", "🙂🙃 שלום עולם", "e\u0301a\u200bb"])
 def test_no_byte_of_other_scripts_is_lost(text: str):
-    kept = pieces(encode_texts([text]))
-    assert bytes(kept[kept != 0].tolist()) == text.replace(" ", "").encode()
+    found = pieces(encode_texts([text]))
+    assert bytes(found[found != 0].tolist()) == text.replace(" ", "").encode()
 
 
-def test_texts_do_not_change_each_other_and_what_is_too_long_is_left_out():
+def test_texts_are_independent_and_further_pieces_are_dropped():
     texts = ["a b c d", "", "photosynthesis is slow"]
     together = pieces(encode_texts(texts))
     for text, row in zip(texts, together, strict=True):
@@ -47,20 +47,20 @@ def test_texts_do_not_change_each_other_and_what_is_too_long_is_left_out():
     assert pieces(encode_texts(texts), 9).shape == together.shape
 
 
-def test_words_are_told_apart_by_spelling_and_as_wholes():
-    """Equal words are equal wherever they stand; swapped letters, other words and shorter ones are not."""
+def test_words_differ_by_spelling_and_by_hash():
+    """Equal words have equal embeddings at any position; words with swapped, other or fewer letters differ."""
     torch.manual_seed(0)
     net = ByteEncoder(16, 1, 2)
-    vectors = net._embedded(pieces(encode_texts(["left felt left lef t"])).long())[0]
+    vectors = net._embed(pieces(encode_texts(["left felt left lef t"])).long())[0]
     assert torch.equal(vectors[0], vectors[2])
     apart = torch.cdist(vectors, vectors)[[0, 0, 0, 1], [1, 3, 4, 3]]
     assert apart.min() > 1
     net.hashed.weight.data.zero_()
-    assert (torch.cdist(*(2 * [net._embedded(pieces(encode_texts(["left felt"])).long())[0]]))[0, 1]) > 0.5
+    assert (torch.cdist(*(2 * [net._embed(pieces(encode_texts(["left felt"])).long())[0]]))[0, 1]) > 0.5
 
 
-def test_a_piece_is_told_of_two_neighbours_to_each_side_before_anything_attends():
-    """And of nothing behind the last: without blocks, what a piece becomes ends there."""
+def test_the_convolution_reads_two_neighbours_on_each_side():
+    """And nothing after the last piece. Without blocks, the convolution is all that mixes pieces."""
     torch.manual_seed(0)
     encoder = ByteEncoder(16, depth=0, heads=2)
 

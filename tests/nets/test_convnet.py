@@ -1,4 +1,4 @@
-"""Networks on grids: shapes, what a new one returns, who sees whom, refusals, and sizes of the paper."""
+"""Networks on grids: shapes, initial outputs, receptive fields, errors, and the paper's sizes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def normals(*shape: int, seed: int = 0) -> torch.Tensor:
 COND = Conditioning(normals(B, D, seed=9))
 
 
-def awake(model: nn.Module) -> nn.Module:
-    """Random weights everywhere, as after training."""
+def randomised(model: nn.Module) -> nn.Module:
+    """Set random weights everywhere, as after training."""
     stream = torch.Generator().manual_seed(3)
     for p in model.parameters():
         p.data = torch.randn(p.shape, generator=stream) / max(1, math.prod(p.shape[1:])) ** 0.5 + (p.ndim == 1)
@@ -61,9 +61,9 @@ every_size = pytest.mark.parametrize(("strides", "patch", "grid", "coarse"), SIZ
 
 
 @every_size
-def test_encoder_and_decoder_fit_each_other(strides, patch, grid, coarse):
+def test_shapes_of_encoder_and_decoder(strides, patch, grid, coarse):
     layout, n, k = grid_layout(grid), math.prod(grid), math.prod(coarse)
-    enc, dec = awake(encoder(strides, patch)), awake(decoder(strides, patch))
+    enc, dec = randomised(encoder(strides, patch)), randomised(decoder(strides, patch))
     latents = enc.latent_layout(layout)
     assert latents.grid == coarse and latents.positions.shape == (1, k, len(grid)) and latents.mask is None
     x = normals(B, n, 3)
@@ -81,24 +81,24 @@ def test_a_new_decoder_returns_zeros_and_a_new_encoder_does_not(strides, patch, 
 
 
 @every_size
-def test_samples_do_not_see_their_batch_mates(strides, patch, grid, coarse):
+def test_samples_of_a_batch_are_independent(strides, patch, grid, coarse):
     layout, x, z = grid_layout(grid), normals(B, math.prod(grid), 3), normals(B, math.prod(coarse), LATENT, seed=1)
-    enc, dec = awake(encoder(strides, patch)), awake(decoder(strides, patch))
+    enc, dec = randomised(encoder(strides, patch)), randomised(decoder(strides, patch))
     alone = dec(x[:1], layout, TIME[:1], Conditioning(COND.vector[:1]), z[:1])
     torch.testing.assert_close(dec(x, layout, TIME, COND, z)[:1], alone, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(enc(x, layout)[:1], enc(x[:1], layout), rtol=1e-4, atol=1e-4)
 
 
 def outputs(module: nn.Module) -> list[torch.Tensor]:
-    """Fills up with what the module returns."""
+    """Return a list to which each output of the module is appended."""
     seen: list[torch.Tensor] = []
     module.register_forward_hook(lambda _, args, out: seen.append(out))
     return seen
 
 
-def test_tokens_are_where_the_grid_says():
-    """A change in the last columns of the first rows reaches the cells there and their neighbours, no others."""
-    enc, grid = encoder(TWO[:1]), (8, 16)  # at first every block is the identity, so that convolutions alone are seen
+def test_tokens_fill_the_grid_in_row_major_order():
+    """A change in the last columns of the first rows reaches the cells there and their neighbours only."""
+    enc, grid = encoder(TWO[:1]), (8, 16)  # new blocks are the identity, so only the other convolutions act
     seen = outputs(enc.down[0])
     x = normals(1, 8 * 16, 3)
     other = x.view(1, 8, 16, 3).clone()
@@ -114,7 +114,7 @@ def test_tokens_are_where_the_grid_says():
     assert moved.nonzero().tolist() == [[0, 6], [0, 7], [1, 6], [1, 7]]
 
 
-def test_patches_survive_the_way_there_and_back_and_pooling_undoes_repeating():
+def test_patches_and_pooling_are_inverted():
     for patch, h in (((2, 3), normals(2, 5, 4, 9)), ((1, 2, 2), normals(2, 3, 3, 4, 6))):
         gathered = gather_patches(h, patch)
         assert gathered.shape[1] == h.shape[1] * math.prod(patch)
@@ -125,8 +125,8 @@ def test_patches_survive_the_way_there_and_back_and_pooling_undoes_repeating():
 
 
 @pytest.mark.parametrize("make", [decoder, lambda s: base(context_channels=LATENT)], ids=["decoder", "base"])
-def test_context_time_and_condition_are_felt_and_gradients_reach_them(make):
-    model, grid = awake(make(TWO[:1])), (8, 8)
+def test_gradients_reach_context_time_and_condition(make):
+    model, grid = randomised(make(TWO[:1])), (8, 8)
     channels, k = 3 if model.patch == (2, 2) else LATENT, math.prod(coarser(grid, [model.patch, *model.strides]))
     inputs = [normals(B, 64, channels), TIME.clone(), COND.vector.clone(), normals(B, k, LATENT, seed=1)]
     for tensor in inputs:
@@ -137,8 +137,8 @@ def test_context_time_and_condition_are_felt_and_gradients_reach_them(make):
         assert gradient.isfinite().all() and (gradient.abs() > 0).all()
 
 
-def test_each_latent_reaches_the_finest_level_at_its_place():
-    """One latent of 2 x 3 above 8 x 12 patches of 16 x 24 tokens: its own patches and those that touch them."""
+def test_each_latent_reaches_the_finest_level_at_its_position():
+    """One of 2 x 3 latents over 8 x 12 patches of 16 x 24 tokens reaches its own patches and their neighbours."""
     model, grid = decoder(TWO[:2]), (16, 24)
     seen = outputs(model.patch_in)
     x, z = normals(1, 16 * 24, 3), normals(1, 6, LATENT, seed=1)
@@ -151,7 +151,7 @@ def test_each_latent_reaches_the_finest_level_at_its_place():
 
 
 def test_levels_that_change_nothing_are_the_identity():
-    """At first every block is: h passes the whole U unchanged but for the convolutions' biases, whatever they hold."""
+    """New blocks are the identity, so h passes the U unchanged but for the biases of its convolutions."""
     model = decoder(TWO[:2])
     for up in model.up:
         nn.init.zeros_(up.bias)
@@ -163,18 +163,18 @@ def test_levels_that_change_nothing_are_the_identity():
     torch.testing.assert_close(seen[1], seen[0])
 
 
-def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
+def test_indivisible_sizes_are_refused_with_the_nearest_valid_ones():
     with pytest.raises(
         ValueError, match=r"\[500, 512\] tokens is not a multiple of \[16, 16\].*\[496, 512\] or \[512, 51"
     ):
         encoder(TWO).latent_layout(grid_layout((500, 512)))
-    with pytest.raises(ValueError, match=r"nearest that works: \[16, 16\]"):
+    with pytest.raises(ValueError, match=r"crop or resize the data to \[16, 16\]"):
         encoder(TWO)(normals(1, 64, 3), grid_layout((8, 8)))
     with pytest.raises(ValueError, match="not a multiple"):
         base()(normals(B, 15, LATENT), grid_layout((3, 5)), TIME, COND)
 
 
-def test_sets_and_grids_of_other_axes_are_refused():
+def test_sets_and_grids_with_other_numbers_of_axes_are_refused():
     for model in (encoder(TWO[:1]), base()):
         for layout, words in (
             (Layout(torch.zeros(1, 16, 2)), "a set, but a convolution needs a grid"),
@@ -194,7 +194,7 @@ def test_context_that_does_not_fit_is_refused():
 
 
 def test_levels_that_do_not_match_are_refused():
-    with pytest.raises(ValueError, match="as many levels: 3, 2 and 3"):
+    with pytest.raises(ValueError, match="describe 3, 2 and 3 levels"):
         ConvEncoder(3, 4, [8, 8, 8], [1, 1], (2, 2), TWO[:2])
     with pytest.raises(ValueError, match="transformers 3"):
         UViT(3, [8, 8], [1, 1], 3, (2, 2), TWO[:1], 16)
@@ -204,7 +204,7 @@ def test_levels_that_do_not_match_are_refused():
 
 @pytest.mark.parametrize("tokens", [0, 16])
 def test_a_transformer_takes_any_layout_with_the_same_signature(tokens: int):
-    model = awake(ViT(LATENT, D, 2, 2, context_channels=LATENT if tokens else None))
+    model = randomised(ViT(LATENT, D, 2, 2, context_channels=LATENT if tokens else None))
     mask = torch.tensor([[True] * 16, [True] * 9 + [False] * 7])
     layout = Layout(grid_layout((4, 4)).positions, mask)
     x, z = normals(B, 16, LATENT), normals(B, 16, LATENT, seed=1) if tokens else None
@@ -220,7 +220,7 @@ def test_a_transformer_takes_any_layout_with_the_same_signature(tokens: int):
 def test_dropout_acts_in_transformer_levels_in_training_only():
     torch.manual_seed(0)
     for model, x in ((base(dropout=0.5), normals(B, 64, LATENT)), (ViT(LATENT, D, 2, 2, 0.5), normals(B, 64, LATENT))):
-        awake(model)
+        randomised(model)
         args = (x, grid_layout((8, 8)), TIME, COND)
         assert torch.equal(model(*args), model(*args))
         model.train()
@@ -229,10 +229,10 @@ def test_dropout_acts_in_transformer_levels_in_training_only():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputing_changes_no_gradient(dropout: float):
-    model = awake(decoder(TWO[:1], dropout=dropout)).train()
+    model = randomised(decoder(TWO[:1], dropout=dropout)).train()
     gradients = []
     blocks = [module for module in model.modules() if isinstance(module, Repeated)]
-    assert len(blocks) == 3, "every block is a unit that is compiled and recomputed"
+    assert len(blocks) == 3, "each block is a unit of compilation and recomputation"
     for recompute in (False, True):
         for block in blocks:
             block.recompute = recompute
@@ -246,7 +246,7 @@ def test_recomputing_changes_no_gradient(dropout: float):
 
 
 def test_low_precision_stays_close():
-    enc, dec, layout = awake(encoder(TWO[:1])), awake(decoder(TWO[:1])), grid_layout((8, 8))
+    enc, dec, layout = randomised(encoder(TWO[:1])), randomised(decoder(TWO[:1])), grid_layout((8, 8))
     x = normals(B, 64, 3)
     exact = dec(x, layout, TIME, COND, enc(x, layout))
     with torch.autocast("cpu", torch.bfloat16):
@@ -271,7 +271,7 @@ def million(model: nn.Module, parts: tuple[str, ...] = ("",)) -> float:
 
 
 def test_sizes_of_unified_latents():
-    """Parameters of everything, and of attention and MLPs alone, which is what the paper's sizes come to."""
+    """All parameters, and those of attention and MLPs, which match the paper's sizes."""
     blocks = (".attn.", ".mlp.")
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         enc = ConvEncoder(3, 32, [128, 256, 512, 512], [2, 2, 2, 3], (2, 2), TWO)

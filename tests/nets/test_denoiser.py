@@ -1,4 +1,4 @@
-"""A backbone as a denoiser: clean estimates in float32, whatever it predicts."""
+"""Backbones as denoisers: clean estimates in float32 from every kind of prediction."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ BACKBONES = [
 
 
 class Oracle(nn.Module):
-    """Predicts what belongs to a known clean sample, and remembers what it was told."""
+    """Predicts exactly for a known clean sample, and records its inputs."""
 
     def __init__(self, x: torch.Tensor, kind: str, path: NoisePath):
         super().__init__()
-        self.x, self.kind, self.path, self.told = x, kind, path, []
+        self.x, self.kind, self.path, self.inputs = x, kind, path, []
 
     def forward(self, values, layout, time, cond, context=None):
-        self.told.append((layout, time, cond, context))
+        self.inputs.append((layout, time, cond, context))
         t = torch.tensor([0.1, 0.5, 0.9])
         return from_clean(self.kind, self.x, values, t, self.path)
 
@@ -51,14 +51,14 @@ def test_any_prediction_becomes_the_clean_estimate(path: NoisePath, kind: str):
     oracle = Oracle(x, kind, path)
     estimate = Denoiser(oracle, path, kind)(path.add_noise(x, Z, t), t, COND, LAYOUT, context)
     torch.testing.assert_close(estimate, x, rtol=0, atol=2e-3 if kind == "noise" else 1e-3)
-    layout, time, cond, seen = oracle.told[0]
-    assert layout is LAYOUT and cond is COND and seen is context
+    layout, time, cond, received = oracle.inputs[0]
+    assert layout is LAYOUT and cond is COND and received is context
     torch.testing.assert_close(time, 1 - t if isinstance(path, LinearPath) else 0.125 * path.logsnr(t))
 
 
 @every_path
 @pytest.mark.parametrize("make", BACKBONES)
-def test_a_new_denoiser_returns_what_zero_velocity_means(make, path: NoisePath):
+def test_a_new_denoiser_predicts_zero_velocity(make, path: NoisePath):
     context = normals(B, 4, 2)
     estimate = Denoiser(make(), path)(Z, T, COND, LAYOUT, context)
     want = Z if isinstance(path, LinearPath) else path.alpha(T)[:, None, None] * Z
@@ -67,7 +67,7 @@ def test_a_new_denoiser_returns_what_zero_velocity_means(make, path: NoisePath):
 
 
 @pytest.mark.parametrize("t", [0.4, torch.tensor(0.4), torch.full((B,), 0.4)])
-def test_times_are_numbers_or_one_a_sample(t):
+def test_times_are_scalars_or_one_per_sample(t):
     model = Denoiser(BACKBONES[0](), PATHS[0])
     for p in model.parameters():
         nn.init.normal_(p, std=0.2)
@@ -89,13 +89,13 @@ def test_estimates_are_float32_under_autocast_and_gradients_flow():
     assert z.grad.abs().min() > 0 and (context.grad.abs() > 0).all()
 
 
-def test_a_denoiser_holds_its_backbone_and_nothing_else():
+def test_the_state_of_a_denoiser_is_that_of_its_backbone():
     backbone = BACKBONES[0]()
     names = Denoiser(backbone, PATHS[0]).state_dict().keys()
     assert names == {f"backbone.{name}" for name in backbone.state_dict()}
 
 
-def test_padding_is_left_out_by_transformers():
+def test_padding_has_no_effect_in_transformers():
     mask = torch.ones(B, 16, dtype=torch.bool)
     mask[:, 10:] = False
     model = Denoiser(BACKBONES[0](), PATHS[2])

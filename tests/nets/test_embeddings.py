@@ -1,4 +1,4 @@
-"""Positions and times as numbers."""
+"""Rotary and sinusoidal position embeddings, and time embeddings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_rotary_products_depend_on_differences_of_positions(axes: int):
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-def test_rotary_is_a_rotation_and_none_at_position_zero(axes: int):
+def test_rotary_is_a_rotation_and_the_identity_at_position_zero(axes: int):
     x = normals(2, 3, 4, 24)
     positions = 10 * normals(2, 4, axes, seed=1)
     out = rotate(x, rotary(positions, 24))
@@ -49,8 +49,8 @@ def test_rotary_rotates_neighbouring_channels_by_position_times_frequency():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_rotary_is_the_same_in_every_precision_and_so_are_its_gradients(dtype: torch.dtype):
-    """float32 on a CPU goes through complex numbers, everything else does not."""
+def test_rotary_and_its_gradients_agree_in_all_precisions(dtype: torch.dtype):
+    """float32 on a CPU uses complex products, other types use real ones."""
     qkv, rotation = normals(2, 5, 3, 2, 8), rotary(10 * normals(2, 5, 2, seed=1), 8)
     weight = normals(2, 2, 5, 8, seed=2)
     found = []
@@ -78,7 +78,7 @@ def test_rotary_shapes_and_a_shared_layout():
 
 
 @pytest.mark.parametrize(("axes", "width"), [(1, 7), (2, 6), (3, 16)])
-def test_channels_that_axes_cannot_share_evenly_hold_nothing(axes: int, width: int):
+def test_channels_that_axes_do_not_divide_encode_nothing(axes: int, width: int):
     shared = width // (2 * axes) * 2 * axes
     positions = torch.arange(1.0, 1 + 3 * axes).view(3, axes)
     waves = sincos(positions, width)
@@ -100,8 +100,8 @@ def test_sincos_on_one_axis():
     assert out[1].tolist() == pytest.approx([*map(math.sin, angles), *map(math.cos, angles)], rel=1e-5)
 
 
-def test_sincos_on_a_picture_s_grid_puts_the_column_first():
-    """The convention of ViT's fixed 2-D embedding: first half of the channels from the column, second from the row."""
+def test_sincos_on_the_grid_of_an_image_puts_the_column_first():
+    """The convention of ViT's fixed 2-D embedding: first half of the channels for the column, second for the row."""
     dim, height, width = 16, 3, 5
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
 

@@ -1,4 +1,4 @@
-"""The FID InceptionV3 on seeded weights: its layout, its resizing by hand, frozen, strict about its files."""
+"""The FID InceptionV3 with seeded weights: layout, resizing, frozen weights, errors for wrong files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from inception_state import pictures, seeded_state
+from inception_state import images, seeded_state
 from torch import Tensor
 
 from unilatent.nets.inception import PUBLISHED, SIDE, InceptionV3, average, resize_tf1, resize_torch
@@ -41,35 +41,35 @@ def test_the_layout_is_the_official_files(state: dict[str, Tensor]):
 
 
 def test_features(inception: InceptionV3):
-    found = inception(pictures()["small"])
+    found = inception(images()["small"])
     assert [tuple(value.shape) for value in found] == [(1, 2048), (1, 2023), (1, 1008)]
     assert all(value.dtype == torch.float32 and value.isfinite().all() and not value.requires_grad for value in found)
     torch.testing.assert_close(found.logits_unbiased, found.pool @ inception.network.fc.weight.T)
-    assert all(torch.equal(a, b) for a, b in zip(found, inception(pictures()["small"]), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, inception(images()["small"]), strict=True))
 
 
-def test_a_picture_does_not_depend_on_its_batch(inception: InceptionV3):
-    both = torch.cat([pictures()["small"], 255 - pictures()["small"]])
+def test_images_of_a_batch_are_independent(inception: InceptionV3):
+    both = torch.cat([images()["small"], 255 - images()["small"]])
     for together, alone in zip(inception(both), inception(both[1:]), strict=True):
         torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
-def test_spatial_features_keep_places(inception: InceptionV3):
-    """(row, column, channel): the left half of a picture reaches only the left columns of 17, nearly."""
-    picture = torch.full((1, 3, SIDE, SIDE), 120, dtype=torch.uint8)
-    changed = picture.clone()
+def test_spatial_features_are_ordered_by_row_column_and_channel(inception: InceptionV3):
+    """The left edge of an image mostly changes the left ones of 17 columns."""
+    image = torch.full((1, 3, SIDE, SIDE), 120, dtype=torch.uint8)
+    changed = image.clone()
     changed[..., :20] = 200
-    difference = (inception(changed).spatial - inception(picture).spatial).abs().view(17, 17, 7).mean((0, 2))
+    difference = (inception(changed).spatial - inception(image).spatial).abs().view(17, 17, 7).mean((0, 2))
     assert difference[:5].mean() > 3 * difference[-5:].mean()
 
 
-def test_precision_is_not_the_callers(inception: InceptionV3):
-    picture = pictures()["small"]
+def test_autocast_has_no_effect(inception: InceptionV3):
+    image = images()["small"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(inception(picture).pool, inception(picture.clone()).pool)
-        found = inception(picture)
-    assert all(torch.equal(a, b) for a, b in zip(found, inception(picture), strict=True))
+        assert torch.equal(inception(image).pool, inception(image.clone()).pool)
+        found = inception(image)
+    assert all(torch.equal(a, b) for a, b in zip(found, inception(image), strict=True))
 
 
 def test_frozen(inception: InceptionV3):
@@ -77,12 +77,12 @@ def test_frozen(inception: InceptionV3):
     assert not any(parameter.requires_grad for parameter in inception.parameters())
 
 
-def test_average_pooling_leaves_padding_out():
+def test_average_pooling_excludes_padding():
     assert torch.equal(average(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))
 
 
 def test_tensorflows_resize_by_hand():
-    """Doubling [0, 100] has coordinates 0, 0.5, 1, 1.5: no half pixels, and the last one is held at the edge."""
+    """Doubling [0, 100] reads coordinates 0, 0.5, 1, 1.5: no half pixels, and the last is clamped to the edge."""
     ramp = torch.arange(SIDE).float() * (2 / SIDE)
     want = (100 * ramp.clamp(max=1) - 128) / 128
     found = resize_tf1(torch.tensor([0.0, 100.0]).view(1, 1, 1, 2))[0, 0]
@@ -100,7 +100,7 @@ def test_the_other_resize_has_half_pixels_and_another_range():
 
 def test_the_resize_is_chosen_by_name(state: dict[str, Tensor], inception: InceptionV3):
     other = InceptionV3(state, "torch")
-    assert not torch.allclose(other(pictures()["small"]).pool, inception(pictures()["small"]).pool, atol=1e-3)
+    assert not torch.allclose(other(images()["small"]).pool, inception(images()["small"]).pool, atol=1e-3)
     with pytest.raises(ValueError, match="resize 'pil' is unknown; one of tf1, torch"):
         InceptionV3(state, "pil")
 
@@ -108,7 +108,7 @@ def test_the_resize_is_chosen_by_name(state: dict[str, Tensor], inception: Incep
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((1, 3, 32, 32), torch.float32), ((1, 1, 32, 32), torch.uint8), ((3, 8, 8), torch.uint8)]
 )
-def test_only_8_bit_colour_pictures(inception: InceptionV3, shape: tuple[int, ...], dtype: torch.dtype):
+def test_only_8_bit_colour_images(inception: InceptionV3, shape: tuple[int, ...], dtype: torch.dtype):
     with pytest.raises(ValueError, match=r"takes \(B, 3, H, W\) uint8; got"):
         inception(torch.zeros(shape, dtype=dtype))
 
@@ -116,7 +116,7 @@ def test_only_8_bit_colour_pictures(inception: InceptionV3, shape: tuple[int, ..
 def test_a_converted_file_without_counters(state: dict[str, Tensor], inception: InceptionV3, tmp_path: Path):
     path = tmp_path / "converted.safetensors"
     safetensors.torch.save_file({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, path)
-    assert torch.equal(InceptionV3.load(str(path))(pictures()["flat"]).pool, inception(pictures()["flat"]).pool)
+    assert torch.equal(InceptionV3.load(str(path))(images()["flat"]).pool, inception(images()["flat"]).pool)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_converted_file_without_counters(state: dict[str, Tensor], inception: 
     ],
 )
 def test_another_networks_file_is_refused(state: dict[str, Tensor], tmp_path: Path, change, words: str):
-    """Torchvision's InceptionV3, say, with its 1000 classes."""
+    """For example torchvision's InceptionV3 with its 1000 classes."""
     state = dict(state)
     change(state)
     path = tmp_path / "other.pth"

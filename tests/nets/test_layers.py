@@ -1,4 +1,4 @@
-"""Small parts, and which weights Muon trains."""
+"""Small layers, weights that Muon trains, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unilatent.nets.layers import (
     Repeated,
     RMSNorm,
     SwiGLU,
-    gate,
+    add_gated,
     linear,
     modulate,
     muon_parameters,
@@ -25,26 +25,26 @@ def normals(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_rms_norm_is_torch_s():
-    own, other = RMSNorm(8), nn.RMSNorm(8, eps=1e-6)
-    nn.init.normal_(own.weight)
-    other.load_state_dict(own.state_dict())
-    torch.testing.assert_close(own(normals(3, 5, 8)), other(normals(3, 5, 8)))
+def test_rms_norm_equals_torchs():
+    ours, theirs = RMSNorm(8), nn.RMSNorm(8, eps=1e-6)
+    nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(normals(3, 5, 8)), theirs(normals(3, 5, 8)))
 
 
-def test_rms_norm_takes_its_squares_in_float32_and_keeps_the_type():
+def test_rms_norm_squares_in_float32_and_returns_the_input_type():
     x = (normals(3, 8) * 1e3).bfloat16()
     out = RMSNorm(8)(x)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float().square().mean(-1), torch.ones(3), rtol=0.02, atol=0)
 
 
-def test_modulate_and_gate():
+def test_modulate_and_add_gated():
     x, shift, scale, residual = normals(2, 3, 4), normals(2, 4, seed=1), normals(2, 4, seed=2), normals(2, 3, 4, seed=3)
     torch.testing.assert_close(modulate(x, shift, scale), x * (1 + scale[:, None]) + shift[:, None])
-    torch.testing.assert_close(gate(residual, x, scale), residual + scale[:, None] * x)
+    torch.testing.assert_close(add_gated(residual, x, scale), residual + scale[:, None] * x)
     zero = torch.zeros(2, 4)
-    assert torch.equal(modulate(x, zero, zero), x) and torch.equal(gate(residual, x, zero), residual)
+    assert torch.equal(modulate(x, zero, zero), x) and torch.equal(add_gated(residual, x, zero), residual)
 
 
 def test_swiglu():
@@ -78,7 +78,7 @@ def test_muon_trains_the_matrices_inside_a_plain_transformer():
     assert names_of_muon(PlainTransformer(8, 2, 2, 16)) == want
 
 
-def test_muon_parameters_are_trainable_matrices_each_once():
+def test_muon_parameters_are_tagged_trainable_weights():
     model = nn.ModuleList(
         [linear(3, 4), nn.Linear(3, 4), use_muon(nn.Embedding(5, 3)), linear(3, 3).requires_grad_(False)]
     )
@@ -120,7 +120,7 @@ def test_recomputing_changes_no_gradient(make):
         torch.testing.assert_close(plain, again, rtol=0, atol=0)
 
 
-def test_recomputing_runs_forward_again_and_only_when_there_is_something_to_differentiate():
+def test_recomputing_runs_forward_twice_only_with_gradients():
     block = Doubling()
     block.recompute = True
     block(normals(2, 4), power=2).sum().backward()

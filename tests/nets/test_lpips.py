@@ -1,4 +1,4 @@
-"""LPIPS on random VGG weights: a distance, frozen, differentiable, strict about its files."""
+"""LPIPS with random VGG weights: a distance, frozen, differentiable, errors for wrong files."""
 
 import math
 
@@ -11,7 +11,7 @@ from unilatent.nets.lpips import CHANNELS, LPIPS, VGG16, published_linear, vgg_f
 
 @pytest.fixture(scope="module")
 def backbone():
-    """Random VGG16 in torchvision's layout, scaled so that features neither die nor explode."""
+    """Return a random VGG16 in torchvision's layout, scaled so that features neither vanish nor explode."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for key, value in vgg_features().state_dict().items():
@@ -25,7 +25,7 @@ def lpips(backbone):
     return LPIPS(backbone)
 
 
-def pictures(batch=2, size=32, seed=0):
+def images(batch=2, size=32, seed=0):
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -44,13 +44,13 @@ def test_published_linear_weights():
 
 
 def test_taps(lpips):
-    shapes = [tuple(tap.shape) for tap in lpips.taps(pictures(size=48))]
+    shapes = [tuple(tap.shape) for tap in lpips.taps(images(size=48))]
     assert shapes == [(2, 64, 48, 48), (2, 128, 24, 24), (2, 256, 12, 12), (2, 512, 6, 6), (2, 512, 3, 3)]
-    assert all(tap.min() == 0 < tap.max() for tap in lpips.taps(pictures()))  # after a ReLU, not dead
+    assert all(tap.min() == 0 < tap.max() for tap in lpips.taps(images()))  # after a ReLU, not dead
 
 
 def test_is_a_distance(lpips):
-    a, b = pictures(seed=1), pictures(seed=2)
+    a, b = images(seed=1), images(seed=2)
     distance = lpips(a, b)
     assert distance.shape == (2,) and distance.dtype == torch.float32
     assert torch.equal(lpips(a, a), torch.zeros(2))
@@ -60,19 +60,19 @@ def test_is_a_distance(lpips):
 
 
 def test_samples_are_independent(lpips):
-    a, b = pictures(3, seed=1), pictures(3, seed=2)
+    a, b = images(3, seed=1), images(3, seed=2)
     torch.testing.assert_close(lpips(a, b)[1:2], lpips(a[1:2], b[1:2]))
 
 
 def test_gradient_reaches_both_inputs_and_no_weight(lpips):
-    a, b = pictures(seed=1).requires_grad_(), pictures(seed=2).requires_grad_()
+    a, b = images(seed=1).requires_grad_(), images(seed=2).requires_grad_()
     lpips(a, b).sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() and x.grad.abs().max() > 0 for x in (a, b))
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in lpips.parameters())
 
 
 def test_gradient_is_the_slope(lpips):
-    a, b, direction = pictures(1, seed=1), pictures(1, seed=2), pictures(1, seed=3)
+    a, b, direction = images(1, seed=1), images(1, seed=2), images(1, seed=3)
     a.requires_grad_()
     (gradient,) = torch.autograd.grad(lpips(a, b).sum(), a)
     step = 1e-3
@@ -82,28 +82,28 @@ def test_gradient_is_the_slope(lpips):
 
 def test_dead_features_have_a_finite_gradient(backbone):
     dead = {key: value if value.ndim == 4 else value - 1e3 for key, value in backbone.items()}
-    a = pictures().requires_grad_()
-    distance = LPIPS(dead)(a, pictures(seed=2))
+    a = images().requires_grad_()
+    distance = LPIPS(dead)(a, images(seed=2))
     distance.sum().backward()
     assert torch.equal(distance, torch.zeros(2)) and torch.equal(a.grad, torch.zeros_like(a))
 
 
 def test_train_changes_nothing(lpips):
-    a, b = pictures(seed=1), pictures(seed=2)
+    a, b = images(seed=1), images(seed=2)
     before = lpips(a, b)
     assert lpips.train() is lpips and not any(module.training for module in lpips.modules())
     assert torch.equal(lpips(a, b), before) and torch.equal(lpips(a, b), before)
 
 
 def test_float32_inside_autocast(lpips):
-    a, b = pictures(seed=1).bfloat16(), pictures(seed=2).bfloat16()
+    a, b = images(seed=1).bfloat16(), images(seed=2).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         distance = lpips(a, b)
     assert distance.dtype == torch.float32
     assert torch.equal(distance, lpips(a.float(), b.float()))
 
 
-def test_making_one_draws_no_random_numbers(backbone):
+def test_construction_draws_no_random_numbers(backbone):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_wrong_shapes_are_refused(lpips, a, b, says):
 
 
 def test_smallest_size(lpips):
-    assert lpips(pictures(size=16, seed=1), pictures(size=16, seed=2)).isfinite().all()
+    assert lpips(images(size=16, seed=1), images(size=16, seed=2)).isfinite().all()
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -136,7 +136,7 @@ def test_load_takes_a_file(backbone, lpips, tmp_path, suffix):
         torch.save(backbone, path)
     else:
         safetensors.torch.save_file(backbone, path)
-    a, b = pictures(seed=1), pictures(seed=2)
+    a, b = images(seed=1), images(seed=2)
     assert torch.equal(LPIPS.load(str(path))(a, b), lpips(a, b))
 
 

@@ -24,8 +24,8 @@ def positions(n: int, axes: int = 2) -> torch.Tensor:
     return torch.cartesian_prod(*[torch.arange(4.0)] * axes).reshape(-1, axes)[None, :n]
 
 
-def awake(model: nn.Module) -> nn.Module:
-    """Random weights everywhere, as after training: at initialisation most paths are closed."""
+def randomised(model: nn.Module) -> nn.Module:
+    """Set random weights everywhere, as after training: at initialisation most branches are zero."""
     stream = torch.Generator().manual_seed(3)
     for p in model.parameters():
         p.data = torch.randn(p.shape, generator=stream) / max(1, p.shape[-1]) ** 0.5 + (p.ndim == 1)
@@ -54,8 +54,8 @@ def test_a_new_block_is_the_identity_up_to_its_norm():
 
 
 @pytest.mark.parametrize(("tokens", "start"), [(0, 0), (3, 0), (3, 2)])
-def test_in_context_tokens_leave_the_length_alone_and_are_felt(tokens: int, start: int):
-    model = awake(transformer(in_context_tokens=tokens, in_context_start=start))
+def test_in_context_tokens_have_an_effect_and_are_removed(tokens: int, start: int):
+    model = randomised(transformer(in_context_tokens=tokens, in_context_start=start))
     h, layout = normals(B, N, D), Layout(positions(N))
     out = model(h, layout, TIME, COND)
     assert out.shape == (B, N, 5)
@@ -72,8 +72,8 @@ def test_in_context_tokens_must_start_at_a_block():
 
 @pytest.mark.parametrize("tokens", [0, 3])
 @pytest.mark.parametrize("axes", [1, 2])
-def test_padding_is_invisible(tokens: int, axes: int):
-    model = awake(transformer(in_context_tokens=tokens, in_context_start=1))
+def test_padding_has_no_effect(tokens: int, axes: int):
+    model = randomised(transformer(in_context_tokens=tokens, in_context_start=1))
     h = normals(B, N, D)
     where = (4 * normals(B, N, axes, seed=5)).round()
     out = model(h, Layout(where), TIME, COND)
@@ -84,8 +84,8 @@ def test_padding_is_invisible(tokens: int, axes: int):
     assert (model(padded, layout, TIME, COND)[:, :N] - out).abs().max() < 1e-5
 
 
-def test_padding_is_invisible_to_the_plain_transformer():
-    model = awake(PlainTransformer(D, 3, 4, 64))
+def test_padding_has_no_effect_in_the_plain_transformer():
+    model = randomised(PlainTransformer(D, 3, 4, 64))
     x = normals(B, N, D)
     padded = torch.cat([x, 100 * normals(B, 5, D, seed=1)], dim=1)
     mask = torch.cat([torch.ones(B, N), torch.zeros(B, 5)], dim=1).bool()
@@ -94,16 +94,16 @@ def test_padding_is_invisible_to_the_plain_transformer():
     assert (model(padded, mask)[:, :N] - out).abs().max() < 1e-5
 
 
-def test_without_the_mask_padding_shows():
-    """What the two tests above would see if masks were dropped."""
-    model = awake(PlainTransformer(D, 3, 4, 64))
+def test_without_the_mask_padding_has_an_effect():
+    """So the two tests above fail if masks are ignored."""
+    model = randomised(PlainTransformer(D, 3, 4, 64))
     x = normals(B, N, D)
     padded = torch.cat([x, 100 * normals(B, 5, D, seed=1)], dim=1)
     assert (model(padded)[:, :N] - model(x)).abs().max() > 1e-3
 
 
-def test_tokens_are_a_set_apart_from_their_positions():
-    model = awake(transformer(in_context_tokens=2))
+def test_order_has_an_effect_through_positions_only():
+    model = randomised(transformer(in_context_tokens=2))
     h, order = normals(B, N, D), torch.tensor([3, 0, 5, 1, 4, 2])
     out = model(h, Layout(positions(N)), TIME, COND)
     again = model(h[:, order], Layout(positions(N)[:, order]), TIME, COND)
@@ -111,8 +111,8 @@ def test_tokens_are_a_set_apart_from_their_positions():
     assert (model(h[:, order], Layout(positions(N)), TIME, COND) - out[:, order]).abs().max() > 1e-3
 
 
-def test_rows_are_independent_and_time_and_condition_are_felt():
-    model = awake(transformer(in_context_tokens=2))
+def test_rows_are_independent_and_time_and_condition_have_an_effect():
+    model = randomised(transformer(in_context_tokens=2))
     h, layout = normals(B, N, D), Layout(positions(N))
     out = model(h, layout, TIME, COND)
     alone = model(h[1:], layout, TIME[1:], Conditioning(COND.vector[1:]))
@@ -122,7 +122,7 @@ def test_rows_are_independent_and_time_and_condition_are_felt():
 
 
 def test_bfloat16_on_a_cpu():
-    model = awake(transformer(in_context_tokens=2))
+    model = randomised(transformer(in_context_tokens=2))
     h = normals(B, N, D).requires_grad_()
     want = model(h, Layout(positions(N)), TIME, COND)
     with torch.autocast("cpu", torch.bfloat16):
@@ -138,5 +138,5 @@ def test_every_weight_is_trained():
         (transformer(in_context_tokens=2), (Layout(positions(N)), TIME, COND)),
         (PlainTransformer(D, 2, 4, 64), ()),
     ):
-        awake(model)(normals(B, N, D), *args).square().sum().backward()
+        randomised(model)(normals(B, N, D), *args).square().sum().backward()
         assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

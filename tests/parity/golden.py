@@ -1,4 +1,4 @@
-"""The numbers recorded from the UNITE authors' network, when they lie beside the repository."""
+"""Numbers recorded from the UNITE authors' network; tests that need them are skipped where they are missing."""
 
 from __future__ import annotations
 

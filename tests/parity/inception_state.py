@@ -1,4 +1,4 @@
-"""Weights for the FID InceptionV3 that need no download, the same on every machine."""
+"""Seeded weights for the FID InceptionV3, equal on every machine, without a download."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from unilatent.nets.inception import COUNTER, Network
 
 
 def seeded_state() -> dict[str, Tensor]:
-    """The official file's 566 tensors, filled from NumPy's frozen Mersenne Twister in the file's order of names.
+    """Return the official file's 566 tensors, filled from NumPy's frozen Mersenne Twister in sorted order of names.
 
-    Kaiming's scale, so that features differ between pictures; every norm's four vectors are unlike, so that mistaking
-    one for another, or its eps, shows.
+    Convolutions have Kaiming's scale, so that features differ between images. The four vectors of each batch norm
+    differ, so that a mix-up of them, or another eps, changes features.
     """
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in Network().state_dict().items()}
@@ -38,11 +38,11 @@ def seeded_state() -> dict[str, Tensor]:
     return state
 
 
-def pictures() -> dict[str, Tensor]:
-    """Four pictures (1, 3, H, W) uint8 by formula: small, not square, larger than the network's input, a flat one."""
+def images() -> dict[str, Tensor]:
+    """Return four images (1, 3, H, W) uint8 by formula: small, not square, larger than the network's input, uniform."""
     found = {}
     for name, (height, width) in {"small": (32, 32), "wide": (64, 96), "large": (320, 310)}.items():
         y, x, c = torch.meshgrid(*(torch.arange(n) for n in (height, width, 3)), indexing="ij")
         found[name] = ((x * (3 + c) + y * y * (2 - c) + 17 * c * (x // 8 + y // 8)) % 256).permute(2, 0, 1)[None]
     found["flat"] = torch.tensor([200, 90, 10]).view(1, 3, 1, 1).expand(1, 3, 40, 40)
-    return {name: picture.to(torch.uint8).contiguous() for name, picture in found.items()}
+    return {name: image.to(torch.uint8).contiguous() for name, image in found.items()}

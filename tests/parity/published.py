@@ -1,5 +1,8 @@
-"""Modules of torch-fidelity and pytorch-fid, each on its own: what their packages import needs a working torchvision,
-which is not to be had for every build of torch. Where they are not installed, tests that ask for them are skipped."""
+"""Import of single modules of torch-fidelity and pytorch-fid, without their packages' `__init__`.
+
+The packages import torchvision, which does not exist for every build of torch. Tests are skipped where they are not
+installed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from types import ModuleType
 import pytest
 
 PARTS = ("datasets", "transforms", "transforms.functional", "models", "models.inception")
-"""Of torchvision, those that are imported."""
+"""Modules of torchvision that they import."""
 
 
 class Blank(ModuleType):
-    """Any name in it is a bare class: enough to be imported and subclassed, never to compute anything."""
+    """A module in which every name is an empty class: enough for imports and subclasses, not to compute anything."""
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -25,16 +28,16 @@ class Blank(ModuleType):
 
 
 def blank_torchvision() -> dict[str, ModuleType]:
-    found: dict[str, ModuleType] = {"torchvision": Blank("torchvision")}
+    modules: dict[str, ModuleType] = {"torchvision": Blank("torchvision")}
     for part in PARTS:
         parent, _, child = f"torchvision.{part}".rpartition(".")
-        found[f"torchvision.{part}"] = Blank(f"torchvision.{part}")
-        setattr(found[parent], child, found[f"torchvision.{part}"])
-    return found
+        modules[f"torchvision.{part}"] = Blank(f"torchvision.{part}")
+        setattr(modules[parent], child, modules[f"torchvision.{part}"])
+    return modules
 
 
 def published(name: str) -> ModuleType:
-    """`package.module`, without running the package's own `__init__`; skips where the package is not installed."""
+    """Import `package.module` without the package's `__init__`; skip the test if it is not installed."""
     if name in sys.modules:
         return sys.modules[name]
     package = name.split(".")[0]

@@ -1,4 +1,4 @@
-"""Distances and scores of features against torch-fidelity's and pytorch-fid's, on the same features."""
+"""Distances and scores compared with torch-fidelity's and pytorch-fid's on the same features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unilatent.maths.frechet import frechet_distance_of
 
 
 def features(n: int, seed: int) -> Tensor:
-    """(n, 64) float64, non-negative with unlike scales, as Inception's are."""
+    """Return (n, 64) float64, non-negative with different scales, like Inception's features."""
     normals = torch.randn(n, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return (normals * torch.linspace(0.1, 1, 64) + 0.1 * seed).relu()
 
@@ -42,7 +42,7 @@ def test_frechet_distance_by_pytorch_fid(a: Tensor, b: Tensor):
 
 
 def test_kernel_distance(a: Tensor, b: Tensor):
-    """Subsets of everything: theirs are drawn by another generator."""
+    """With one subset of all samples: their generator of subsets differs."""
     kernel = published("torch_fidelity.metric_kid")
     options = {"kid_subset_size": 250, "kid_subsets": 1, "verbose": False}
     theirs = kernel.kid_features_to_metric(a[:250], b, **options)[kernel.KEY_METRIC_KID_MEAN]
@@ -57,7 +57,7 @@ def test_inception_score(a: Tensor):
 
 
 def test_precision_and_recall(a: Tensor, b: Tensor):
-    """Theirs takes the generated set first."""
+    """Theirs takes the generated samples first."""
     theirs = published("torch_fidelity.metric_prc").calculate_precision_recall_full(b, a, 3)
     assert min(theirs) > 0.1 and theirs[0] != theirs[1]
     assert precision_recall(a, b) == pytest.approx(theirs, rel=1e-6)

@@ -1,4 +1,4 @@
-"""The FID InceptionV3 against torch-fidelity's: recorded numbers always, the network itself where it is installed."""
+"""The FID InceptionV3 compared with torch-fidelity's recorded numbers, and with its network where it is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from inception_state import pictures, seeded_state
+from inception_state import images, seeded_state
 from PIL import Image
 from published import published
 from torch import Tensor
@@ -34,7 +34,7 @@ def ours(state: dict[str, Tensor]) -> InceptionV3:
 
 
 class Theirs:
-    """torch-fidelity's network with a file of our weights; sFID's features are read off its block 6d."""
+    """torch-fidelity's network with our weights; sFID's features are read from its block 6d."""
 
     def __init__(self, state: dict[str, Tensor], folder: Path):
         module = published("torch_fidelity.feature_extractor_inceptionv3")
@@ -58,7 +58,7 @@ def theirs(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def digest(features: Features) -> dict[str, dict[str, list[float] | float]]:
-    """Of one picture: each feature's first eight values, sum, and sum of squares, all rows weighed alike."""
+    """Return the first eight values, the sum and the sum of squares of each feature."""
     return {
         name: {
             "first": value[0, :8].tolist(),
@@ -69,25 +69,25 @@ def digest(features: Features) -> dict[str, dict[str, list[float] | float]]:
     }
 
 
-@pytest.mark.parametrize("name", list(pictures()))
+@pytest.mark.parametrize("name", list(images()))
 def test_recorded_numbers(ours: InceptionV3, name: str):
     """Recorded from torch-fidelity 0.4.0 by running this file."""
-    wanted, found = json.loads(GOLDEN.read_text())[name], digest(ours(pictures()[name]))
+    wanted, found = json.loads(GOLDEN.read_text())[name], digest(ours(images()[name]))
     for feature, numbers in wanted.items():
         assert found[feature]["first"] == pytest.approx(numbers["first"], abs=TOLERANCE)
         assert found[feature]["sum"] == pytest.approx(numbers["sum"], rel=TOLERANCE, abs=TOLERANCE)
         assert found[feature]["squares"] == pytest.approx(numbers["squares"], rel=TOLERANCE)
 
 
-def test_recorded_numbers_tell_pictures_apart():
-    """Weights under which every picture looks alike would agree with anything."""
-    firsts = torch.tensor([picture["pool"]["first"] for picture in json.loads(GOLDEN.read_text()).values()])
+def test_recorded_numbers_differ_between_images():
+    """Weights with equal features for all images would pass any comparison."""
+    firsts = torch.tensor([image["pool"]["first"] for image in json.loads(GOLDEN.read_text()).values()])
     assert (firsts.std(0) > 100 * TOLERANCE).sum() >= 5
 
 
 def test_every_feature(ours: InceptionV3, theirs: Theirs):
-    for name, picture in pictures().items():
-        for feature, a, b in zip(Features._fields, ours(picture), theirs(picture), strict=True):
+    for name, image in images().items():
+        for feature, a, b in zip(Features._fields, ours(image), theirs(image), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE, msg=lambda m, f=feature, n=name: f"{n} {f}: {m}")
 
 
@@ -100,7 +100,7 @@ def test_resizing(size: tuple[int, int]):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason=f"no pictures at {PHOTOGRAPHS}")
+@pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason=f"no images at {PHOTOGRAPHS}")
 def test_64_photographs(ours: InceptionV3, theirs: Theirs, capsys: pytest.CaptureFixture[str]):
     with zipfile.ZipFile(PHOTOGRAPHS) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[:64]
@@ -122,5 +122,5 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        recorded = {name: digest(Theirs(seeded_state(), Path(folder))(picture)) for name, picture in pictures().items()}
+        recorded = {name: digest(Theirs(seeded_state(), Path(folder))(image)) for name, image in images().items()}
     GOLDEN.write_text(json.dumps(recorded, indent=1) + "\n")

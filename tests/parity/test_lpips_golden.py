@@ -1,23 +1,21 @@
-"""Our LPIPS against numbers from the UNITE authors' copy, with weights given by a formula."""
+"""LPIPS compared with numbers from the UNITE authors' copy, with weights from a formula (item k of the golden data)."""
 
-import json
+from __future__ import annotations
+
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import golden, needs_golden, read_json
 
 from unilatent.nets.lpips import CHANNELS, LPIPS, vgg_features
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-needed = [GOLDEN / "golden.safetensors", GOLDEN / "meta.json"]
-pytestmark = pytest.mark.skipif(not all(path.is_file() for path in needed), reason=f"no golden data at {GOLDEN}")
-
+pytestmark = needs_golden
 
 SLICE_STARTS = (0, 4, 9, 16, 23)
-"""Golden keys count layers within each of five slices; these are the slices' first layers in torchvision's count."""
+"""Golden keys number layers within each of five slices; these are the numbers of the slices' first layers in
+torchvision."""
 
 
 def formula(shape: tuple[int, ...], k: int) -> torch.Tensor:
@@ -27,10 +25,10 @@ def formula(shape: tuple[int, ...], k: int) -> torch.Tensor:
 
 
 def golden_weights() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(backbone, linear): linear 0.1 |w|, biases 0.01 w, convolutions 2 w / sqrt(fan_in)."""
+    """Return (backbone, linear): linear 0.1 |w|, biases 0.01 w, convolutions 2 w / sqrt(fan_in)."""
     shapes = {key: tuple(value.shape) for key, value in vgg_features().state_dict().items()}
     backbone, linear = {}, {}
-    for k, key in enumerate(json.loads((GOLDEN / "meta.json").read_text())["lpips.sorted_keys"]):
+    for k, key in enumerate(read_json("meta.json")["lpips.sorted_keys"]):
         if found := re.fullmatch(r"lin(\d)\.model\.1\.weight", key):
             stage = int(found[1])
             linear[f"lin{stage}.weight"] = (0.1 * formula((CHANNELS[stage],), k).abs()).float()
@@ -48,25 +46,20 @@ def lpips():
     return LPIPS(*golden_weights())
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return load_file(GOLDEN / "golden.safetensors")
+def test_each_distance(lpips):
+    """For images in [0, 1], as in the authors' code."""
+    distance = lpips(golden()["lpips.a_u8"] / 255, golden()["lpips.b_u8"] / 255)
+    torch.testing.assert_close(distance, golden()["lpips.none"].flatten(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(distance.mean(), golden()["lpips.mean"], rtol=1e-5, atol=1e-7)
 
 
-def test_each_distance(lpips, golden):
-    """Pictures in [0, 1], as the authors' code feeds them."""
-    distance = lpips(golden["lpips.a_u8"] / 255, golden["lpips.b_u8"] / 255)
-    torch.testing.assert_close(distance, golden["lpips.none"].flatten(), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(distance.mean(), golden["lpips.mean"], rtol=1e-5, atol=1e-7)
+def test_inputs_in_the_standard_range(lpips):
+    distance = lpips(golden()["lpips.a_u8"] / 127.5 - 1, golden()["lpips.b_u8"] / 127.5 - 1)
+    torch.testing.assert_close(distance.mean(), golden()["lpips.mean_if_inputs_scaled_to_-1_1"], rtol=1e-5, atol=1e-7)
 
 
-def test_inputs_in_the_standard_range(lpips, golden):
-    distance = lpips(golden["lpips.a_u8"] / 127.5 - 1, golden["lpips.b_u8"] / 127.5 - 1)
-    torch.testing.assert_close(distance.mean(), golden["lpips.mean_if_inputs_scaled_to_-1_1"], rtol=1e-5, atol=1e-7)
-
-
-def test_mean_features(lpips, golden):
-    """Every tap on its own, in the authors' range of inputs."""
-    expected = json.loads((GOLDEN / "meta.json").read_text())["lpips.feat_means"]
-    means = [tap.mean().item() for tap in lpips.taps(golden["lpips.a_u8"] / 255)]
+def test_mean_features(lpips):
+    """Each feature map separately, for the authors' range of inputs."""
+    expected = read_json("meta.json")["lpips.feat_means"]
+    means = [tap.mean().item() for tap in lpips.taps(golden()["lpips.a_u8"] / 255)]
     assert means == pytest.approx(expected, rel=1e-5)

@@ -1,20 +1,26 @@
-"""UNITE against the numbers recorded from the authors' network (items a to j of the golden data)."""
+"""UNITE compared with numbers recorded from the authors' network (items a to j of the golden data), in every branch.
+
+Item k, LPIPS, has one branch (`test_lpips_golden.py`).
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from golden import FOLDER, golden, needs_golden, read_json
-from torch import Tensor
+from torch import Tensor, nn
 
 from unilatent.importers import unite_official as importer
 from unilatent.maths import times, weightings
 from unilatent.maths.denoising import denoising_loss
 from unilatent.maths.guidance import classifier_free
 from unilatent.maths.solvers import dopri5, euler
-from unilatent.methods.unite import UNITE, Draws
+from unilatent.methods.unite import UNITE, UNITEDraws
+from unilatent.nets import branches
+from unilatent.nets.layers import Repeated
 from unilatent.training.config import Decay, OptimizerConfig, ScheduleConfig
 from unilatent.training.ema import EMA
 from unilatent.training.optimizer import Optimizers, clip_gradients
@@ -26,9 +32,33 @@ CLOSE = {"atol": 2e-5, "rtol": 0}
 NULL = 1000
 
 
+BACKENDS = {"cpu": None, "gpu": None, "cpu-compiled": "eager", "gpu-compiled": "aot_eager"}
+eager = pytest.mark.parametrize("branch", ["cpu", "gpu"], indirect=True, scope="module")
+"""For tests that are long when compiled and call what others call."""
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def branch(request: pytest.FixtureRequest) -> Iterator[str]:
+    """All combinations of formulas that a device takes (`nets.branches`): those of an eager CPU or of a GPU, and with
+    the repeated blocks compiled, as `training.compile` does. The kernels are the CPU's in each."""
+    torch._dynamo.reset()
+    with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(recompile_limit=64):
+        if request.param.startswith("gpu"):
+            patch.setattr(branches, "on_cpu", lambda x: False)
+        yield request.param
+
+
+def in_branch(model: UNITE, branch: str) -> UNITE:
+    """The model with its blocks compiled if the branch says so; a copy of a model is not compiled."""
+    for module in model.modules():
+        if isinstance(module, Repeated) and BACKENDS[branch]:
+            nn.Module.compile(module, backend=BACKENDS[branch], fullgraph=True)
+    return model
+
+
 @pytest.fixture(scope="module")
-def model() -> UNITE:
-    return importer.convert(FOLDER / "tiny_ckpt.pt")
+def model(branch: str) -> UNITE:
+    return in_branch(importer.convert(FOLDER / "tiny_ckpt.pt"), branch)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +67,7 @@ def images() -> Tensor:
 
 
 def cond(model: UNITE, labels: Tensor) -> Conditioning:
-    """Labels with the authors' null index 1000."""
+    """Embed labels, of which 1000 is the authors' null index."""
     some = model.conditions({"labels": labels.clamp(max=NULL - 1)})
     return some.where(labels != NULL, model.conditions.null(len(labels)))
 
@@ -62,9 +92,9 @@ def test_b_encode(model: UNITE, images: Tensor) -> None:
     torch.testing.assert_close(raw, g["encode.z"], **CLOSE)
 
 
-def test_b_live_weights_are_other_weights(images: Tensor) -> None:
+def test_b_live_weights_are_other_weights(branch: str, images: Tensor) -> None:
     g = golden()
-    live = importer.convert(FOLDER / "tiny_ckpt.pt", weights="model")
+    live = in_branch(importer.convert(FOLDER / "tiny_ckpt.pt", weights="model"), branch)
     z = live.tokenize(live.modality.pack(images), g["encode.z_noise"], g["encode.flow_t_uniform"])
     torch.testing.assert_close(z[:1], g["encode.z_normed_sample0_with_raw_model_weights"], **CLOSE)
     assert (z - g["encode.z_normed"]).abs().max() > 1e-2
@@ -98,7 +128,7 @@ def test_d_denoise(model: UNITE) -> None:
 
 
 def guided(model: UNITE, labels: Tensor, scale: float, interval: tuple[float, float], raw: bool = False):
-    """Our guidance; `raw` leaves the combined estimate without the norm, as the authors' "cfg_first" does."""
+    """Our guidance; `raw`: no norm on the combined estimate, as in the authors' "cfg_first"."""
     null = model.conditions.null(len(labels))
     return classifier_free(
         lambda z, t, c: model.denoise(z, t, c, finish=not raw), cond(model, labels), null, scale, interval,
@@ -135,12 +165,12 @@ def test_f_flow_loss(model: UNITE) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, None])
-def test_f_flow_in_training(model: UNITE, chunk: int | None) -> None:
-    """Three draws; whatever the chunks, the loss is the sum over draws."""
+def test_f_flow_in_training(model: UNITE, branch: str, chunk: int | None) -> None:
+    """For three draws in chunks of any size, the loss is the sum over draws."""
     g = golden()
     eps = torch.cat([g["flowtrain.chunk0.noise"], g["flowtrain.chunk1.noise"]]).unflatten(0, (3, 2)).transpose(0, 1)
     drop = torch.cat([g["flowtrain.chunk0.label_drop_uniform"], g["flowtrain.chunk1.label_drop_uniform"]])
-    ours = copy.deepcopy(model)
+    ours = in_branch(copy.deepcopy(model), branch)
     ours.method = model.method.model_copy(update={"flow_chunk": chunk})
     batch = Batch(torch.zeros(2, 3, 256, 256), {"labels": torch.tensor([3, 7])})
     draws = draws_of(flow_time=-g["flowtrain.normals_3x2"].T, flow_noise=eps, drop=drop.view(3, 2).T[..., None])
@@ -187,6 +217,7 @@ def test_h_euler(model: UNITE) -> None:
     assert gap < 2e-3
 
 
+@eager
 @torch.no_grad()
 def test_h_scale_one_is_normalised(model: UNITE) -> None:
     g = golden()
@@ -194,6 +225,7 @@ def test_h_scale_one_is_normalised(model: UNITE) -> None:
     torch.testing.assert_close(z[:1], g["gen.euler_cfg1_normalised.z_sample0"], atol=1e-3, rtol=0)
 
 
+@eager
 @torch.no_grad()
 def test_h_guidance_before_norm(model: UNITE) -> None:
     g = golden()
@@ -202,6 +234,7 @@ def test_h_guidance_before_norm(model: UNITE) -> None:
     torch.testing.assert_close(z[:1], g["gen.euler_cfg_first.z_sample0"], atol=2e-3, rtol=0)
 
 
+@eager
 @torch.no_grad()
 def test_h_dopri5(model: UNITE) -> None:
     """Adaptive steps amplify the last bit; the authors' own noise floor is 8e-3."""
@@ -212,20 +245,20 @@ def test_h_dopri5(model: UNITE) -> None:
 
 def test_i_reconstruction_noise(model: UNITE) -> None:
     g = golden()
-    # The authors draw t in [0.7, 1] as 0.7 + 0.3 u; ours counts from the other end.
+    # The authors draw t in [0.7, 1] as 0.7 + 0.3 u; our time runs the other way.
     draws = draws_of(noise=g["noising.x0"], noisy=g["noising.mask_uniform"], noise_time=1 - g["noising.t_uniform"])
     torch.testing.assert_close(model.add_reconstruction_noise(g["noising.x"], draws), g["noising.out"], **CLOSE)
 
 
-def draws_of(**given: Tensor) -> Draws:
+def draws_of(**given: Tensor) -> UNITEDraws:
     empty = torch.zeros(0)
-    return Draws(**{name: given.get(name, empty) for name in Draws._fields})
+    return UNITEDraws(**{name: given.get(name, empty) for name in UNITEDraws._fields})
 
 
-def test_j_two_training_steps(model: UNITE, images: Tensor) -> None:
+def test_j_two_training_steps(model: UNITE, branch: str, images: Tensor) -> None:
     g, recorded = golden(), read_json("train_two_steps.json")
-    ours = copy.deepcopy(model).train()
-    draws = Draws(
+    ours = in_branch(copy.deepcopy(model).train(), branch)
+    draws = UNITEDraws(
         registers=g["train.encode_z_noise"],
         register_time=g["train.encode_flow_t_uniform"],
         noisy=g["train.noising_mask_uniform"],
@@ -272,9 +305,9 @@ def test_j_two_training_steps(model: UNITE, images: Tensor) -> None:
 
 
 def compare(recorded: dict, ours: dict, rtol: float) -> None:
-    """[norm, sum, first element] of every official tensor against ours; all our layouts keep the first element first.
+    """Compare [norm, sum, first element] of every official tensor with ours; no layout moves the first element.
 
-    A sum's and an element's error is measured against the size that the norm gives them.
+    Tolerances of sum and element are relative to the typical size that the norm implies.
     """
     seen = 0
     for official, (norm, total, first) in recorded.items():
@@ -283,11 +316,13 @@ def compare(recorded: dict, ours: dict, rtol: float) -> None:
         if official == "encoder.t_embedder.W":
             continue
         name = "conditions.class_label.table.weight" if official == importer.TABLE else importer._rename(official)
-        own = ours[name].detach()
+        tensor = ours[name].detach()
         near = {"rtol": rtol, "msg": lambda m, o=official: f"{o}: {m}"}
-        torch.testing.assert_close(own.norm().item(), norm, atol=1e-6, **near)
-        torch.testing.assert_close(own.sum().item(), total, atol=rtol * norm * own.numel() ** 0.5, **near)
-        torch.testing.assert_close(own.flatten()[0].item(), first, atol=4 * rtol * norm / own.numel() ** 0.5, **near)
+        torch.testing.assert_close(tensor.norm().item(), norm, atol=1e-6, **near)
+        torch.testing.assert_close(tensor.sum().item(), total, atol=rtol * norm * tensor.numel() ** 0.5, **near)
+        torch.testing.assert_close(
+            tensor.flatten()[0].item(), first, atol=4 * rtol * norm / tensor.numel() ** 0.5, **near
+        )
         seen += 1
     assert seen > 120
 

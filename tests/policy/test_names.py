@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def faults(path: str, source: str, known: dict[tuple[str, str], set[str]]) -> li
 
 def test_nobody_else_knows_their_names():
     known = components()
-    assert [fault for path, source in sources() for fault in faults(path, source, known)] == []
+    assert [fault for path, source in sources().items() for fault in faults(path, source, known)] == []
 
 
 def test_components_are_known_by_what_they_are():
@@ -125,6 +126,36 @@ def test_offences_are_noticed(path: str, source: str, words: str):
 )
 def test_lawful_mentions_pass(path: str, source: str):
     assert faults(path, source, components()) == []
+
+
+def defined(files: Mapping[str, str]) -> dict[str, list[str]]:
+    """Public class or type alias -> the files that define it."""
+    places: dict[str, list[str]] = {}
+    for path, source in files.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                names = [node.targets[0].id]
+            else:
+                continue
+            for name in names:
+                if re.fullmatch("[A-Z]+[a-z]\\w*", name):  # no constant, no type variable, nothing private
+                    places.setdefault(name, []).append(path)
+    return places
+
+
+def test_a_public_name_means_one_thing():
+    assert {name: files for name, files in defined(sources()).items() if len(files) > 1} == {}
+
+
+def test_a_second_meaning_is_noticed():
+    files = {
+        "a.py": "class Rows: ...",
+        "b.py": "Rows = list[int]\nROWS = 3\nclass _Rows: ...",
+        "c.py": "class ROW: ...",
+    }
+    assert defined(files) == {"Rows": ["a.py", "b.py"]}
 
 
 def test_tests_of_a_policy_see_the_real_files():

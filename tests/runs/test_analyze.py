@@ -1,4 +1,4 @@
-"""analyze and calibrate from the command line."""
+"""`unilatent analyze` and `unilatent calibrate`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUIET = [
 
 @pytest.fixture
 def two_runs(cli: Command, tmp_path: Path) -> list[Path]:
-    """A run of both stages in three steps each, and an untrained model of another loss factor in a folder."""
+    """A run of both stages with three steps each, and a folder of an untrained model with another loss factor."""
     runs = [tmp_path / "low", tmp_path / "high"]
     assert cli("train", "digits-ul", *QUIET, "tokenizer.method.loss_factor=1", "--out", runs[0]).code == 0
     first = preset("digits-ul").first
@@ -87,10 +87,10 @@ def test_a_calibration_is_kept_resumed_and_ends_with_the_override(cli: Command, 
     weights = out / "latent_logsnr_5" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     again = cli(*command)
-    assert again.code == 0 and again.out.count("(from before)") == 2 and weights.stat().st_mtime_ns == before
+    assert again.code == 0 and again.out.count("(stored)") == 2 and weights.stat().st_mtime_ns == before
     assert json.loads((out / "calibration.json").read_text()) == found
     fewer = cli(*[6 if word == 8 else word for word in command])
-    assert fewer.code == 0 and "(from before)" not in fewer.out and weights.stat().st_mtime_ns == before
+    assert fewer.code == 0 and "(stored)" not in fewer.out and weights.stat().st_mtime_ns == before
     anew = json.loads((out / "calibration.json").read_text())["trials"]
     assert [t["setting"] for t in anew] == settings and anew[0]["value"] != values[0], "measured on other samples"
     assert json.loads((out / "latent_logsnr_5" / "analysis.json").read_text())["num"] == 6
@@ -99,7 +99,7 @@ def test_a_calibration_is_kept_resumed_and_ends_with_the_override(cli: Command, 
 
 
 def test_a_dial_of_whole_numbers_is_turned_by_whole_numbers(cli: Command, tmp_path: Path) -> None:
-    """More channels, more bits: 4, 8, then one between; each a run that could be built."""
+    """More channels give more bits: 4, 8, then a value between; each can be built."""
     out = tmp_path / "calibration"
     done = cli("calibrate", "digits-ul", *QUIET, "--bits-per-pixel", 0.02, "--over", "latent_channels", "--steps", 1,
                "--trials", 3, "--num", 4, "--tolerance", 0, "--out", out)  # fmt: skip
@@ -111,10 +111,10 @@ def test_a_dial_of_whole_numbers_is_turned_by_whole_numbers(cli: Command, tmp_pa
 
 def test_what_calibrate_refuses(cli: Command, tmp_path: Path) -> None:
     for arguments, words in (
-        (["digits-ul"], "give the one that is wanted"),
-        (["digits-ul", "--psnr", 20, "--bits-per-pixel", 1], "give the one that is wanted"),
-        (["digits-ul", "--psnr", 20, "--over", "path"], "is no number"),
-        (["digits", "--psnr", 20], "'loss_factor' is no number of digits's method"),
+        (["digits-ul"], "give one of the two"),
+        (["digits-ul", "--psnr", 20, "--bits-per-pixel", 1], "give one of the two"),
+        (["digits-ul", "--psnr", 20, "--over", "path"], "is not a number"),
+        (["digits", "--psnr", 20], "'loss_factor' is not a number of digits's method"),
     ):
         refused = cli("calibrate", *arguments, "--out", tmp_path / "x")
         assert refused.code == 2 and words in refused.err, refused.err

@@ -1,4 +1,4 @@
-"""Pictures that cannot be used, data that change under a run, and data workers that die or hang."""
+"""Images that cannot be used, data that change under a run, and data workers that die or hang."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from test_processes import TORCHRUN, environment, port
 from test_training import assert_same, state
 
 import unilatent.faults as faults
+from unilatent.batches import Plan, WorkerError, load_all, loader
 from unilatent.config import ConfigError
 from unilatent.modalities.image import Image, ImageConfig, ImageData
 from unilatent.presets import preset
-from unilatent.training.batches import Plan, WorkerError, loader, whole
 from unilatent.training.config import RunConfig
 from unilatent.training.trainer import Trainer
 
 GOOD, CLASSES = 294, ("a", "b")
 
 
-def saved(picture: PIL.Image, format: str = "PNG", **options: object) -> bytes:
+def saved(image: PIL.Image, format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format=format, **options)
+    image.save(buffer, format=format, **options)
     return buffer.getvalue()
 
 
@@ -46,7 +46,7 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 
 def huge(side: int = 10_000) -> bytes:
-    """A sound 1-bit PNG of 100 megapixels in 12 kB."""
+    """A valid 1-bit PNG of 100 megapixels in 12 kB."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -57,7 +57,7 @@ def huge(side: int = 10_000) -> bytes:
 
 
 def broken() -> dict[str, bytes]:
-    """What can only be refused, by file name."""
+    """Return broken image files by name."""
     return {
         "truncated.jpg": saved(PIL.fromarray(noise(1, 64, 64, 3)), "JPEG")[:600],
         "page.jpg": b"<!DOCTYPE html><html><body>404</body></html>",
@@ -67,7 +67,7 @@ def broken() -> dict[str, bytes]:
 
 
 def odd() -> dict[str, bytes]:
-    """What is unusual and can be converted."""
+    """Return unusual image files that can be converted, by name."""
     exif = PIL.Exif()
     exif[0x0112] = 6
     rgba = PIL.fromarray(noise(3, 8, 8, 4), "RGBA")
@@ -93,13 +93,13 @@ def fill(folder: Path, good: int = GOOD, bad: dict[str, bytes] | None = None) ->
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """294 sound pictures, six odd and four broken ones."""
-    return fill(tmp_path_factory.mktemp("pictures") / "set")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """294 good images, six odd and four broken ones."""
+    return fill(tmp_path_factory.mktemp("images") / "set")
 
 
 def settings(folder: Path, *overrides: str) -> tuple[str, ...]:
-    """Forty steps of 16: two epochs and a bit, so every picture is met."""
+    """Forty steps of 16: more than two epochs, so that every image is read."""
     return (
         *QUICK, "training.steps=40", "training.checkpoint_every=10", f"data.path={folder}", "data.held_out=0",
         "data.cache=false", *overrides,
@@ -116,31 +116,31 @@ def noted(run: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def tolerant(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tolerant(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with a budget of 2 %, and its log."""
     out = tmp_path_factory.mktemp("tolerant") / "run"
-    Trainer(config(pictures, "training.bad_samples=0.02"), out).fit()
+    Trainer(config(images, "training.bad_samples=0.02"), out).fit()
     return out
 
 
 MODALITY = Image(ImageConfig.parse({"size": 8, "patch_size": 2, "channels": 1}))
 
 
-def test_f21_every_odd_picture_is_converted_and_every_broken_one_named(pictures: Path) -> None:
-    data = MODALITY.splits(ImageData(path=str(pictures))).train
+def test_f21_every_odd_image_is_converted_and_every_broken_one_named(images: Path) -> None:
+    data = MODALITY.splits(ImageData(path=str(images))).train
     names = [data.collection.names[i] for i in data.indices]
     found = list(loader(data, MODALITY, [range(i, i + 1) for i in range(len(data))], seed=0))
     bad = {names[each.index].removeprefix("a/"): each.message for _, some in found for each in some}
     assert bad.keys() == broken().keys()
     assert "truncated.jpg: cannot be decoded" in bad["truncated.jpg"]
-    assert "in no known picture format" in bad["page.jpg"] and "in no known picture format" in bad["empty.png"]
-    assert "10000 x 10000 pixels are more than the 89,478,485" in bad["huge.png"]
+    assert "unknown image format" in bad["page.jpg"] and "unknown image format" in bad["empty.png"]
+    assert "10000 x 10000 pixels, more than the allowed 89,478,485" in bad["huge.png"]
     said: list[str] = []
-    assert len(whole(data, MODALITY, say=said.append).data) == 300
+    assert len(load_all(data, MODALITY, say=said.append).data) == 300
     assert said[0].startswith("left out 4 of 304 samples") and "huge.png" in said[0]
 
 
-def test_f21_a_picture_of_100_megapixels_is_refused_before_it_is_decoded(
+def test_f21_a_image_of_100_megapixels_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     fill(tmp_path / "set", 2, {"huge.png": huge()})
@@ -152,8 +152,8 @@ def test_f21_a_picture_of_100_megapixels_is_refused_before_it_is_decoded(
     assert not [w for w in recwarn if issubclass(w.category, PIL.DecompressionBombWarning)]
 
 
-def test_f21_a_replacement_is_a_function_of_seed_and_position(pictures: Path) -> None:
-    data = MODALITY.splits(ImageData(path=str(pictures))).train
+def test_f21_a_replacement_is_a_function_of_seed_and_position(images: Path) -> None:
+    data = MODALITY.splits(ImageData(path=str(images))).train
 
     def read(plan: Plan, seed: int, workers: int = 0) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
         found = list(loader(data, MODALITY, plan, seed, workers))
@@ -173,31 +173,31 @@ def test_f21_a_replacement_is_a_function_of_seed_and_position(pictures: Path) ->
     assert read(Plan(range(20), 16), 1)[1] != bad
 
 
-def test_f21_a_run_within_its_budget_trains_and_names_them(tolerant: Path, pictures: Path) -> None:
+def test_f21_a_run_within_its_budget_trains_and_names_them(tolerant: Path, images: Path) -> None:
     lines = noted(tolerant)
     assert {Path(line["message"].split(": ")[0]).name for line in lines} == broken().keys()
     assert len(lines) == 4 and all(0 < line["step"] <= 40 and line["position"] < 640 for line in lines)
     log = (tolerant / "log.txt").read_text()
-    assert log.count("replaced a bad sample: picture") == 4
-    assert f"4 bad samples were replaced; they are named in {tolerant}" in log
+    assert log.count("replaced a bad sample: image") == 4
+    assert f"4 bad samples were replaced; they are listed in {tolerant}" in log
     counts = [json.loads(line)["bad_samples"] for line in (tolerant / "metrics.jsonl").read_text().splitlines()]
     assert counts == sorted(counts) and counts[-1] == 4
     assert len(json.loads((tolerant / "checkpoints" / "step_00000040" / "state.json").read_text())["bad_samples"]) == 2
 
 
-def test_f21_final_weights_do_not_depend_on_workers(tmp_path: Path, tolerant: Path, pictures: Path) -> None:
-    Trainer(config(pictures, "training.bad_samples=0.02", "training.workers=2"), tmp_path / "run").fit()
+def test_f21_final_weights_do_not_depend_on_workers(tmp_path: Path, tolerant: Path, images: Path) -> None:
+    Trainer(config(images, "training.bad_samples=0.02", "training.workers=2"), tmp_path / "run").fit()
     assert_same(state(tmp_path / "run", 40), state(tolerant, 40))
     assert noted(tmp_path / "run") == noted(tolerant)
 
 
-def test_f21_a_resumed_run_keeps_counting(tmp_path: Path, tolerant: Path, pictures: Path) -> None:
+def test_f21_a_resumed_run_keeps_counting(tmp_path: Path, tolerant: Path, images: Path) -> None:
     for name in ("run",):
         shutil.copytree(tolerant, tmp_path / name)
     run = tmp_path / "run"
     for step in (30, 40):
         shutil.rmtree(run / "checkpoints" / f"step_{step:08d}")
-    trainer = Trainer(config(pictures, "training.bad_samples=0.02"), run, resume="auto")
+    trainer = Trainer(config(images, "training.bad_samples=0.02"), run, resume="auto")
     assert trainer.step == 20 and trainer.bad.indices
     assert trainer.bad.indices == {line["index"] for line in noted(tolerant) if line["step"] <= 20}
     trainer.fit()
@@ -206,19 +206,19 @@ def test_f21_a_resumed_run_keeps_counting(tmp_path: Path, tolerant: Path, pictur
 
 
 def test_f21_the_default_budget_stops_a_run_that_can_go_on_with_a_larger_one(
-    tmp_path: Path, tolerant: Path, pictures: Path, cli: Command
+    tmp_path: Path, tolerant: Path, images: Path, cli: Command
 ) -> None:
     run = tmp_path / "run"
-    done = cli("train", "digits", *settings(pictures), "--out", run)
+    done = cli("train", "digits", *settings(images), "--out", run)
     assert done.code == 2
     message = done.err.strip().splitlines()[-1]
     assert "training.bad_samples: 0.001 allows 1 bad samples, but 2 cannot be used" in message
     assert f"{run}/bad_samples.rank*.jsonl" in message and "unilatent data verify" in message
     assert sum(name in message for name in broken()) == 2
-    again = cli("train", "digits", *settings(pictures), "--out", run, "--resume", "auto")
+    again = cli("train", "digits", *settings(images), "--out", run, "--resume", "auto")
     assert again.code == 2 and "allows 1 bad samples, but 2" in again.err
     assert (
-        cli("train", "digits", *settings(pictures, "training.bad_samples=0.02"), "--out", run, "--resume", "auto").code
+        cli("train", "digits", *settings(images, "training.bad_samples=0.02"), "--out", run, "--resume", "auto").code
         == 0
     )
     assert_same(state(run, 40), state(tolerant, 40))
@@ -245,7 +245,7 @@ def test_f21_bad_samples_at_the_start_refuse_nothing_unless_all_are(tmp_path: Pa
     Trainer(config(folder, "training.steps=1", "training.bad_samples=0.5"), tmp_path / "run")
     for path in folder.glob("?/*.???"):
         path.write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"picture .*: cannot be decoded \(it is in no known picture format\)"):
+    with pytest.raises(ValueError, match=r"image .*: cannot be decoded \(unknown image format\)"):
         Trainer(config(folder), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -317,7 +317,7 @@ def test_f23_added_files_are_refused_unless_allowed(tmp_path: Path, cli: Command
     allowed = cli(*more, "--allow-data-change")
     assert allowed.code == 0, allowed.err
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "the data are not those the checkpoint was made with" in log and "65 training samples" in log
+    assert "the data are not those the checkpoint was" in log and "65 training samples" in log
     assert cli(*more).code == 0
 
 
@@ -328,7 +328,7 @@ def test_f23_added_files_are_refused_unless_allowed(tmp_path: Path, cli: Command
 def armed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def arm(text: str) -> None:
         monkeypatch.setattr(faults, "ARMED", faults.Fault.parse(text))
-        monkeypatch.setattr("unilatent.training.batches.reach", faults._act)
+        monkeypatch.setattr("unilatent.batches.reach", faults._act)
 
     return arm
 
@@ -378,8 +378,8 @@ def torchrun(out: Path, *overrides: str) -> tuple[int, str]:
 
 
 @pytest.mark.faults
-def test_f21_two_processes_stop_together(tmp_path: Path, pictures: Path) -> None:
-    code, out = torchrun(tmp_path / "run", *settings(pictures))
+def test_f21_two_processes_stop_together(tmp_path: Path, images: Path) -> None:
+    code, out = torchrun(tmp_path / "run", *settings(images))
     assert code != 0 and "allows 1 bad samples, but 2 cannot be used" in out, out[-3000:]
     assert "Connection" not in out
     saved_at = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
@@ -387,8 +387,8 @@ def test_f21_two_processes_stop_together(tmp_path: Path, pictures: Path) -> None
 
 
 @pytest.mark.faults
-def test_f21_two_processes_count_and_replace_like_one(tmp_path: Path, tolerant: Path, pictures: Path) -> None:
-    code, out = torchrun(tmp_path / "run", *settings(pictures, "training.bad_samples=0.02"))
+def test_f21_two_processes_count_and_replace_like_one(tmp_path: Path, tolerant: Path, images: Path) -> None:
+    code, out = torchrun(tmp_path / "run", *settings(images, "training.bad_samples=0.02"))
     assert code == 0, out[-3000:]
     keys = ("step", "index", "position")
     pick = lambda run: sorted(tuple(line[key] for key in keys) for line in noted(run))  # noqa: E731
@@ -399,7 +399,7 @@ def test_f21_two_processes_count_and_replace_like_one(tmp_path: Path, tolerant: 
 
 @pytest.mark.faults
 def test_f30_fewer_samples_than_a_batch_or_than_processes_do_not_hang(tmp_path: Path) -> None:
-    """Seven training pictures, one held out, batches of five in micro-batches of two over two processes."""
+    """Seven training images, one held out, batches of five in micro-batches of two over two processes."""
     folder = tmp_path / "set"
     folder.mkdir()
     for i in range(8):

@@ -1,4 +1,4 @@
-"""Runs on captions: what evaluation asks for, and what it says of it."""
+"""Runs on captions: which prompts an evaluation uses, and how it reports them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from unilatent.evaluation.evaluate import Evaluator, Request
+from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
 from unilatent.methods.base import LatentModel
+from unilatent.modalities._media.collection import CollectionDataset
 from unilatent.modalities.base import Dataset, Splits
-from unilatent.modalities.image.data import View
 from unilatent.modalities.image.scenes import Scenes, parse
 from unilatent.presets import preset
 from unilatent.training.config import RunConfig
@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return trainer
 
 
-def test_a_run_is_judged_by_what_held_out_captions_ask_for(run: Trainer):
+def test_a_run_is_evaluated_on_held_out_captions(run: Trainer):
     (path,) = (run.out / "eval").glob("step_*.json")
     text = path.read_text()
     for key in ("scene_colours", "scene_everything", "scene_objects_unseen", "scene_count_unseen"):
@@ -66,29 +66,29 @@ def test_a_run_is_judged_by_what_held_out_captions_ask_for(run: Trainer):
 
 def test_prompts_come_evenly_from_held_out_samples(run: Trainer, tmp_path: Path):
     held_out = run.splits.held_out
-    evaluator = Evaluator(run.model, run.splits, tmp_path, Request(num_samples=24, batch_size=5))
+    evaluator = Evaluator(run.model, run.splits, tmp_path, EvaluationRequest(num_samples=24, batch_size=5))
     asked = decode_texts(evaluator.settings["prompts"])
     assert asked == [held_out[i][1]["prompts"] for i in range(24)]
     assert [parse(text).unseen for text in asked] == [False] * 12 + [True] * 12
-    few = Evaluator(run.model, run.splits, tmp_path, Request(num_samples=8, batch_size=64))
+    few = Evaluator(run.model, run.splits, tmp_path, EvaluationRequest(num_samples=8, batch_size=64))
     assert decode_texts(few.settings["prompts"]) == asked[::3]
-    given = Evaluator(run.model, run.splits, tmp_path, Request(num_samples=8), prompts="a small red circle")
+    given = Evaluator(run.model, run.splits, tmp_path, EvaluationRequest(num_samples=8), prompts="a small red circle")
     assert given.settings["prompts"] == "a small red circle"
-    assert "prompts" not in Evaluator(run.model, run.splits, tmp_path, Request(num_samples=0)).settings
+    assert "prompts" not in Evaluator(run.model, run.splits, tmp_path, EvaluationRequest(num_samples=0)).settings
 
 
-def test_no_picture_is_opened_to_learn_what_is_asked_for(run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Scenes, "picture", None)
+def test_no_image_is_opened_to_find_prompts(run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Scenes, "load", None)
     looked: list[int] = []
-    plain = View.values
-    monkeypatch.setattr(View, "values", lambda self, index: looked.append(index) or plain(self, index))
-    Evaluator(run.model, run.splits, tmp_path, Request(num_samples=100))
+    plain = CollectionDataset.values
+    monkeypatch.setattr(CollectionDataset, "values", lambda self, index: looked.append(index) or plain(self, index))
+    Evaluator(run.model, run.splits, tmp_path, EvaluationRequest(num_samples=100))
     assert looked == list(range(24)), "each of the 24 once"
 
 
 @pytest.fixture(scope="module")
 def classes_and_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatentModel, Splits]:
-    """A model of both, and digits with a caption that names the class."""
+    """A model with both conditions, and digits with a caption that names the class."""
     config = preset("scenes-unite").plain()
     shrink(config)
     config["conditions"] |= {"class_label": {"num_classes": 10}}
@@ -99,20 +99,20 @@ def classes_and_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatentM
     return model, model.modality.splits(built.data)
 
 
-def test_captions_of_the_data_agree_with_labels_that_are_given(classes_and_texts, tmp_path: Path):
+def test_captions_of_the_data_agree_with_requested_labels(classes_and_texts, tmp_path: Path):
     model, splits = classes_and_texts
-    evaluator = Evaluator(model, splits, tmp_path, Request(num_samples=6), labels=[3, 7])
+    evaluator = Evaluator(model, splits, tmp_path, EvaluationRequest(num_samples=6), labels=[3, 7])
     assert decode_texts(evaluator.settings["prompts"]) == ["the digit 3", "the digit 7"] * 3
     assert evaluator.settings["labels"] == [3, 7]
     nothing_of_labels, no_nine = Few(splits.held_out, "prompts"), Few(splits.held_out, "prompts", "labels")
     for data, problem in ((nothing_of_labels, "the data has none"), (no_nine, "no sample of the data has 9")):
         with pytest.raises(ValueError, match=rf"^labels: .*{problem}.*; give prompts as well") as told:
-            Evaluator(model, Splits(data, data), tmp_path, Request(num_samples=6), labels=[9])
+            Evaluator(model, Splits(data, data), tmp_path, EvaluationRequest(num_samples=6), labels=[9])
         assert "\n" not in str(told.value)
 
 
 class Few(Dataset):
-    """Those of another data set that are no nines."""
+    """Prompts of another data set that has no nines."""
 
     fingerprint = "few"
 

@@ -1,4 +1,4 @@
-"""Every verb on a real run, and every refusal: one line, exit code 2, nothing written."""
+"""Every command on a real run, and every refusal: one line, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unilatent.presets import preset
 from unilatent.training.trainer import Trainer
 
 
-def pictures(folder: Path, classes: int = 2, each: int = 3, size: int = 8) -> Path:
+def images(folder: Path, classes: int = 2, each: int = 3, size: int = 8) -> Path:
     """A folder of class folders of grey noise."""
     rng = np.random.default_rng(0)
     for c in range(classes):
@@ -59,7 +59,7 @@ def test_sample_file_is_the_same_for_any_batch_size(cli: Command, run_folder: Pa
 
 def test_reconstruct(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = cli("reconstruct", run_folder, pictures(tmp_path / "in"), "--out", out)
+    done = cli("reconstruct", run_folder, images(tmp_path / "in"), "--out", out)
     assert done.code == 0, done.err
     record = json.loads((out / "metrics.json").read_text())
     assert record["num"] == 6 and record["files"][0]["input"].endswith("class0/0.png")
@@ -71,7 +71,7 @@ def test_reconstruct(cli: Command, run_folder: Path, tmp_path: Path) -> None:
 
 
 def test_encode_resumes_and_decodes(cli: Command, run_folder: Path, tmp_path: Path) -> None:
-    source, latents = pictures(tmp_path / "in", each=5), tmp_path / "latents"
+    source, latents = images(tmp_path / "in", each=5), tmp_path / "latents"
     run = ("encode", run_folder, source, "--out", latents, "--shard-size", 4, "--batch-size", 3)
     assert cli(*run).code == 0
     files = sorted(p.name for p in latents.iterdir())
@@ -85,7 +85,7 @@ def test_encode_resumes_and_decodes(cli: Command, run_folder: Path, tmp_path: Pa
         json.dumps({**index, "shards": index["shards"][:1], "names": index["names"][:4]})
     )
     again = cli(*run)
-    assert again.code == 0 and "4 of them from before" in again.out
+    assert again.code == 0 and "4 of them already encoded" in again.out
     for path in latents.glob("*.safetensors"):
         assert path.read_bytes() == before[path.name]
     done = cli("decode", run_folder, latents, "--out", tmp_path / "decoded")
@@ -101,7 +101,7 @@ def test_decode_refuses_the_latents_of_another_model(cli: Command, run_folder: P
     model = unilatent.load(run_folder, device="cpu")
     model.decoder.out.bias.data += 1
     model.save_pretrained(other)
-    assert cli("encode", run_folder, pictures(tmp_path / "in"), "--out", tmp_path / "latents").code == 0
+    assert cli("encode", run_folder, images(tmp_path / "in"), "--out", tmp_path / "latents").code == 0
     refused = cli("decode", other, tmp_path / "latents", "--out", tmp_path / "decoded")
     assert refused.code == 2 and "latents of another model" in refused.err and not (tmp_path / "decoded").exists()
 
@@ -126,7 +126,7 @@ def test_dry_run_writes_nothing(cli: Command, tmp_path: Path) -> None:
     assert done.code == 0 and "parameters" in done.out and not (tmp_path / "run").exists()
 
 
-def test_resume_by_the_names_people_know(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+def test_resume_with_the_option_names_of_other_trainers(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     done = cli("train", "digits", *QUICK, "--output_dir", copy, "--resume_from_checkpoint", "latest")
@@ -139,12 +139,12 @@ TRAIN = [
     (("digits", "method.decoder.widht=3"), "method.decoder.widht: unknown field; did you mean 'width'?"),
     (("digits", "training.steps=lots"), "training.steps: 'lots' cannot be used"),
     (("digits", "training.steps"), "is not KEY=VALUE"),
-    (("cifar10-unite-s",), "data.path: not set; give a folder or .zip of pictures"),
+    (("cifar10-unite-s",), "data.path: not set; give a folder or .zip of images"),
     (("digits", "modality.size=9"), "modality.size: 9 is not a multiple of patch_size 2; nearest that works: 8 or 10"),
     (("digits", "method.generative_encoder.heads=3"), "width 64 is not divisible by heads 3"),
     (("digits", "data.path={missing}"), "data.path: {missing} does not exist"),
-    (("digits", "data.path={empty}"), "data.path: {empty} holds no pictures"),
-    (("digits", "data.path={flat}", "data.held_out=0"), "no labels (for pictures: a folder a class)"),
+    (("digits", "data.path={empty}"), "data.path: {empty} holds no images"),
+    (("digits", "data.path={flat}", "data.held_out=0"), "no labels (for images: one folder per class)"),
     (("digits", "data.path={broken}", "data.held_out=0", "training.bad_samples=0"), "x.png: cannot be decoded"),
     (("digits", "data.path={tiny}", "data.held_out=0"), "is smaller than a patch (2)"),
     (("digits", "data.held_out=5000"), "held_out"),
@@ -156,10 +156,10 @@ TRAIN = [
 def test_train_refuses(cli: Command, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     places = {name: str(tmp_path / name) for name in ("missing", "empty", "flat", "broken", "tiny")}
     (tmp_path / "empty").mkdir()
-    pictures(tmp_path / "c")
+    images(tmp_path / "c")
     shutil.copytree(tmp_path / "c" / "class0", tmp_path / "flat")
-    (pictures(tmp_path / "broken", each=1) / "class0" / "x.png").write_text("<html>")
-    pictures(tmp_path / "tiny", size=1)
+    (images(tmp_path / "broken", each=1) / "class0" / "x.png").write_text("<html>")
+    images(tmp_path / "tiny", size=1)
     out = tmp_path / "run"
     refused = cli("train", *(a.format(**places) for a in arguments), "--out", out)
     assert refused.code == 2, refused
@@ -225,7 +225,7 @@ def test_out_folders_are_protected(cli: Command, run_folder: Path, tmp_path: Pat
         refused = cli(*verb, "--out", tmp_path / "file" / "sub")
         assert refused.code == 2 and "cannot be written" in refused.err, refused
     changed = cli("train", "digits", *QUICK, "--resume", "auto", "--out", run_folder, "method.decoder.width=32")
-    assert changed.code == 2 and "method.decoder.width: 32, but the checkpoint was made with 64" in changed.err
+    assert changed.code == 2 and "method.decoder.width: 32, but the checkpoint has 64" in changed.err
 
 
 @pytest.mark.covers("F39")
@@ -273,13 +273,15 @@ def test_a_run_is_reproduced_by_its_own_config(cli: Command, tmp_path: Path) -> 
     assert cli("config", "show", file).out == file.read_text()
 
 
-def test_older_samples_do_not_mix_with_new_ones(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+def test_samples_of_an_earlier_command_are_removed(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     for num in (4, 2):
         assert cli("sample", run_folder, "--num", num, "--steps", 1, "--out", tmp_path / "out").code == 0
     assert sorted(p.name for p in (tmp_path / "out").glob("0*.png")) == ["000000.png", "000001.png"]
 
 
-def test_a_failure_is_not_called_bad_input(cli: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_library_is_not_reported_as_bad_input(
+    cli: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A ValueError out of a library is a failure with its traceback, not one line about the user's input."""
     monkeypatch.setattr("unilatent.sampling.times.grid", lambda *_: np.zeros(3).reshape(7))
     with pytest.raises(ValueError, match="reshape"):
@@ -321,7 +323,7 @@ def test_f34_a_second_run_in_the_same_folder_is_refused(cli: Command, run_folder
 def test_f42_a_crash_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unhandled error leaves a report with traceback, configuration and environment."""
     trainer = Trainer(preset("digits").override(*QUICK), tmp_path / "run")
-    monkeypatch.setattr(trainer.optimizers, "step", lambda: 1 / 0)
+    monkeypatch.setattr(trainer.state.optimizers, "step", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.fit()
     (report,) = (tmp_path / "run" / "crash").iterdir()

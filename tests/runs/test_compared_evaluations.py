@@ -1,4 +1,4 @@
-"""What is compared: which of a run's files, with what must be said of a number, and what only one side has."""
+"""Comparisons: which of a run's files is used, with the cautions of its numbers, and metrics that one side lacks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from conftest import Command
 
 from unilatent.analysis.comparison import last_evaluation
-from unilatent.evaluation.evaluate import Evaluation, Measured
+from unilatent.evaluation.evaluate import EvaluatedMetric, Evaluation
 from unilatent.evaluation.protocol import Protocol
 from unilatent.evaluation.search import Search, grid
-from unilatent.evaluation.table import write
+from unilatent.evaluation.table import write_evaluation
 from unilatent.modalities.base import Evidence, Row
 
 
-def measured(key: str, value: float, track: str = "generation") -> Measured:
+def measured(key: str, value: float, track: str = "generation") -> EvaluatedMetric:
     sampling: dict[str, Any] = {
         "solver": "heun", "num_inference_steps": 2, "guidance_scale": 1.0, "guidance_interval": (0, 1),
     }  # fmt: skip
@@ -27,17 +27,17 @@ def measured(key: str, value: float, track: str = "generation") -> Measured:
         preprocessing="adm", resolution=(8, 8, 1), reference_preprocessing="adm", reference_resolution=(8, 8, 1),
         space="inception", sampling=sampling if track == "generation" else None,
     )  # fmt: skip
-    return Measured(Row(key, f"{key} distance", value, "", "lower"), protocol)
+    return EvaluatedMetric(Row(key, f"{key} distance", value, "", "lower"), protocol)
 
 
-def stored(path: Path, numbers: list[Measured], age: float) -> Path:
-    write(Evaluation(numbers, Evidence(None, None, None, None)), path, {}, 0.0)
+def stored(path: Path, numbers: list[EvaluatedMetric], age: float) -> Path:
+    write_evaluation(Evaluation(numbers, Evidence(None, None, None, None)), path, {}, 0.0)
     os.utime(path, (1e9 - age, 1e9 - age))
     return path
 
 
 def test_the_newest_evaluation_of_samples_is_a_run_s_last(tmp_path: Path) -> None:
-    """Neither the file of a search, however new, nor an evaluation of reconstructions alone takes its place."""
+    """A newer search file, or a newer evaluation of reconstructions alone, does not replace it."""
     folder = tmp_path / "eval"
     assert last_evaluation(tmp_path) == []
     stored(folder / "evaluation-a-1.json", [measured("rfid", 1.0, "reconstruction")], age=0)

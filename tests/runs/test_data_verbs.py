@@ -1,4 +1,4 @@
-"""unilatent data prepare and verify, and training on what they make."""
+"""unilatent data prepare and verify, and training on the shards that they write."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from conftest import Command
 from PIL import Image
 from sklearn.datasets import load_digits
-from test_cli import pictures
+from test_cli import images
 from test_training import assert_same, digits, state
 
 from unilatent.training.trainer import Trainer
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_prepare_and_verify(cli: Command, tmp_path: Path) -> None:
-    source = pictures(tmp_path / "in", each=5, size=20)
+    source = images(tmp_path / "in", each=5, size=20)
     (source / "class1" / "broken.png").write_bytes(b"\x89PNG nothing")
     options = ("--size", 8, "--format", "png", "--shard-size", 4)
     done = cli("data", "prepare", source, "--out", tmp_path / "out", *options, "--workers", 2)
@@ -49,9 +49,9 @@ def test_prepare_and_verify(cli: Command, tmp_path: Path) -> None:
     assert "10 samples, 2 classes in 3 shards in" in done.out and "1 bad samples left out" in done.out
     assert "class1/broken.png" in (tmp_path / "out" / "bad_samples.jsonl").read_text()
     again = cli("data", "prepare", source, "--out", tmp_path / "out", *options)
-    assert again.code == 0 and "(3 of them from before)" in again.out
+    assert again.code == 0 and "(3 of them already written)" in again.out
     sound = cli("data", "verify", tmp_path / "out")
-    assert (sound.code, sound.out) == (0, "3 shards checked, all sound\n")
+    assert (sound.code, sound.out) == (0, "3 shards checked, all valid\n")
 
     path = tmp_path / "out" / "shard-000001.tar"
     raw = bytearray(path.read_bytes())
@@ -63,8 +63,8 @@ def test_prepare_and_verify(cli: Command, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_verify_decodes_every_file_of_a_folder(cli: Command, tmp_path: Path, workers: int) -> None:
-    source = pictures(tmp_path / "in", each=5)
-    assert cli("data", "verify", source, "--workers", workers).out == "10 samples checked, all sound\n"
+    source = images(tmp_path / "in", each=5)
+    assert cli("data", "verify", source, "--workers", workers).out == "10 samples checked, all valid\n"
     whole = (source / "class0" / "3.png").read_bytes()
     (source / "class0" / "3.png").write_bytes(whole[:50])
     bad = cli("data", "verify", source, "--workers", workers)
@@ -74,9 +74,9 @@ def test_verify_decodes_every_file_of_a_folder(cli: Command, tmp_path: Path, wor
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("prepare", "{in}", "--out", "{out}", "--size", "0"), "--size: '0' is no size in pixels"),
+        (("prepare", "{in}", "--out", "{out}", "--size", "0"), "--size: '0' is not a size in pixels"),
         (("prepare", "{in}", "--out", "{out}", "--format", "bmp"), "--format: 'bmp' is unknown; use jpg, png, webp"),
-        (("prepare", "{gone}", "--out", "{out}"), "does not exist; give a folder or .zip of pictures"),
+        (("prepare", "{gone}", "--out", "{out}"), "does not exist; give a folder or .zip of images"),
         (("verify", "{gone}"), "does not exist"),
         (("verify", "pipe:cat x.tar"), "runs a shell command and is refused"),
         (("verify", "{gone}-{{0..3}}.tar"), "(4 of 4 shards are missing)"),
@@ -85,7 +85,7 @@ def test_verify_decodes_every_file_of_a_folder(cli: Command, tmp_path: Path, wor
 def test_bad_input_is_one_line_and_writes_nothing(
     cli: Command, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    places = {"in": pictures(tmp_path / "in"), "out": tmp_path / "out", "gone": tmp_path / "gone"}
+    places = {"in": images(tmp_path / "in"), "out": tmp_path / "out", "gone": tmp_path / "gone"}
     done = cli("data", *(argument.format(**places) for argument in arguments))
     assert done.code == 2 and words in done.err and done.err.count("\n") == 1, done.err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Solver and steps of a diffusion decoder, chosen when a trained model is used."""
+"""Options that choose solver and steps of a diffusion decoder when a trained model is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unilatent.sampling import decode, encode, reconstruct, sample
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an untrained joint stage of `digits-ul`, whose own decoder takes 4 steps."""
+    """A folder with an untrained joint stage of `digits-ul` whose configuration has 4 decoder steps."""
     folder = tmp_path_factory.mktemp("options") / "model"
     first = preset("digits-ul").first
     assert first is not None
@@ -29,8 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for i in range(2):
         levels = np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)
         Image.fromarray(levels).save(folder / f"{i}.png")
@@ -46,39 +46,39 @@ def levels(data: torch.Tensor) -> torch.Tensor:
 
 
 def test_python_surface(model: Path) -> None:
-    """The keywords are those of SamplingConfig; what is left out is the model's own."""
+    """The keywords are those of SamplingConfig; defaults are the model's own."""
     network, data = unilatent.load(model, device="cpu"), torch.rand(2, 1, 8, 8)
-    own = reconstruct(network, data)
-    assert torch.equal(own, reconstruct(network, data, decoder_steps=4, decoder_solver="ddim"))
-    assert not torch.equal(own, reconstruct(network, data, decoder_steps=2))
-    assert not torch.equal(own, reconstruct(network, data, decoder_solver="heun"))
+    default = reconstruct(network, data)
+    assert torch.equal(default, reconstruct(network, data, decoder_steps=4, decoder_solver="ddim"))
+    assert not torch.equal(default, reconstruct(network, data, decoder_steps=2))
+    assert not torch.equal(default, reconstruct(network, data, decoder_solver="heun"))
     latents = encode(network, data)
-    assert torch.equal(own, decode(network, latents))
+    assert torch.equal(default, decode(network, latents))
     assert torch.equal(reconstruct(network, data, decoder_steps=2), decode(network, latents, decoder_steps=2))
-    for verb, given in ((reconstruct, data), (decode, latents)):
+    for function, argument in ((reconstruct, data), (decode, latents)):
         with pytest.raises(ValueError, match="decoder_solver: 'rk4' cannot be used"):
-            verb(network, given, decoder_solver="rk4")
+            function(network, argument, decoder_solver="rk4")
 
 
-def test_every_verb_takes_them(cli: Command, model: Path, pictures: Path, tmp_path: Path) -> None:
-    """What is written is what the Python surface makes with the same settings, and the files say which they were."""
+def test_every_command_takes_them(cli: Command, model: Path, images: Path, tmp_path: Path) -> None:
+    """Commands write the results of the Python functions with the same settings, and record these settings."""
     network = unilatent.load(model, device="cpu")
     options = ("--decoder-steps", 2, "--decoder-solver", "heun", "--device", "cpu")
     chosen: dict[str, Any] = {"decoder_steps": 2, "decoder_solver": "heun"}
-    data = torch.from_numpy(np.stack([np.asarray(Image.open(pictures / f"{i}.png")) for i in range(2)]))[:, None] / 255
+    data = torch.from_numpy(np.stack([np.asarray(Image.open(images / f"{i}.png")) for i in range(2)]))[:, None] / 255
 
     done = cli("sample", model, "--num", 2, "--steps", 2, *options, "--out", tmp_path / "s")
     assert done.code == 0, done.err
     assert torch.equal(read(tmp_path / "s"), levels(sample(network, 2, num_inference_steps=2, **chosen)))
     assert json.loads((tmp_path / "s" / "sampling.json").read_text()).items() >= chosen.items()
 
-    done = cli("reconstruct", model, pictures, *options, "--out", tmp_path / "r")
+    done = cli("reconstruct", model, images, *options, "--out", tmp_path / "r")
     assert done.code == 0, done.err
     want = levels(reconstruct(network, data, **chosen))
     assert torch.equal(read(tmp_path / "r"), want) and not torch.equal(want, levels(reconstruct(network, data)))
     assert json.loads((tmp_path / "r" / "metrics.json").read_text()).items() >= chosen.items()
 
-    assert cli("encode", model, pictures, "--device", "cpu", "--out", tmp_path / "z").code == 0
+    assert cli("encode", model, images, "--device", "cpu", "--out", tmp_path / "z").code == 0
     done = cli("decode", model, tmp_path / "z", *options, "--out", tmp_path / "d")
     assert done.code == 0 and torch.equal(read(tmp_path / "d"), want), done.err
 
@@ -89,9 +89,9 @@ def test_every_verb_takes_them(cli: Command, model: Path, pictures: Path, tmp_pa
     assert json.loads(path.read_text())["numbers"][0]["key"] == "psnr3/adm/decoder-heun-2"
 
 
-def test_a_search_over_decoder_steps(cli: Command, model: Path, pictures: Path, tmp_path: Path) -> None:
-    """By a measure of reconstructions, which only these steps change; ends with the line that uses the best."""
-    line = ("search", model, "--data", pictures, "--over", "decoder_steps", "--metric", "psnr", "--device", "cpu")
+def test_a_search_over_decoder_steps(cli: Command, model: Path, images: Path, tmp_path: Path) -> None:
+    """With a metric of reconstructions, which only these steps change; the output ends with the best command."""
+    line = ("search", model, "--data", images, "--over", "decoder_steps", "--metric", "psnr", "--device", "cpu")
     done = cli(*line, "--values", "1,3", "--decoder-solver", "euler", "--out", tmp_path)
     assert done.code == 0, done.err
     (path,) = tmp_path.glob("search-*.json")
@@ -102,14 +102,14 @@ def test_a_search_over_decoder_steps(cli: Command, model: Path, pictures: Path, 
     best = content["best"]["decoder_steps"]
     assert "--decoder-solver euler" in done.out and f"--decoder-steps {best:g}" in done.out
     refused = cli(*line, "--decoder-steps", 3, "--out", tmp_path)
-    assert refused.code == 2 and "--decoder-steps: is what is searched over" in refused.err
+    assert refused.code == 2 and "--decoder-steps: is the setting to search over" in refused.err
 
 
-def test_a_decoder_in_one_pass_refuses_them(cli: Command, run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_decoder_in_one_pass_refuses_them(cli: Command, run_folder: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for words in (
         ("sample", run_folder, "--decoder-steps", 2), ("evaluate", run_folder, "--decoder-solver", "ddim"),
-        ("reconstruct", run_folder, pictures, "--decoder-steps", 2), ("decode", run_folder, out, "--decoder-steps", 2),
+        ("reconstruct", run_folder, images, "--decoder-steps", 2), ("decode", run_folder, out, "--decoder-steps", 2),
         ("search", run_folder, "--over", "guidance_scale", "--decoder-steps", 2),
         ("search", run_folder, "--over", "decoder_steps"),
     ):  # fmt: skip

@@ -1,5 +1,5 @@
-"""`unilatent evaluate` on a run of twelve steps: its numbers, that nothing but what is asked for decides them, and that
-unlike ones are not ranked."""
+"""`unilatent evaluate` on a run of twelve steps: its numbers depend only on the request, and numbers under different
+protocols are not ranked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from test_training import digits
 
 import unilatent
 from unilatent.cli import main
-from unilatent.evaluation.evaluate import Evaluator, Request
+from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
 from unilatent.evaluation.reference import splits_of
 from unilatent.modalities.base import BadSample, Dataset, Splits
 from unilatent.training.trainer import Trainer
@@ -32,13 +32,13 @@ KEYS = {"psnr", "l1", "judge_accuracy", "recognised", "spread", "frechet_pixels"
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """The one evaluation in a folder."""
+    """Read the only evaluation in a folder."""
     (path,) = folder.glob("*.json")
     return json.loads(path.read_text())
 
 
 def kept(folder: Path, what: str) -> dict[str, torch.Tensor]:
-    """All rows of the one set of that kind."""
+    """Read all rows of the only set with this name."""
     (records,) = (folder / "records").glob(f"{what}-*")
     pieces = [load_file(path) for path in sorted(records.glob("*.safetensors"))]
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -89,7 +89,7 @@ def test_it_prints_distances_accuracy_and_psnr_and_stores_how_they_were_made(
 
 
 def test_the_numbers_are_those_of_the_python_surface(run_folder: Path, evaluated: Path) -> None:
-    """PSNR by hand, over the same held-out digits; samples as `sample` makes them."""
+    """PSNR computed directly from the same held-out digits; samples equal those of `sample`."""
     model = unilatent.load(run_folder, device="cpu")
     held_out = splits_of(model.modality, run_folder, None).held_out
     size = len(held_out)
@@ -116,7 +116,7 @@ def test_twice_is_the_same_apart_from_seconds(run_folder: Path, evaluated: Path,
 def test_neither_batches_nor_processes_change_a_sample(
     run_folder: Path, evaluated: Path, tmp_path: Path, settings: tuple[int, int]
 ) -> None:
-    """To the last of 8 bits: where rounding differs between batch sizes, it moves a pixel by one level at most."""
+    """Up to one of 256 levels per pixel, where rounding differs between batch sizes."""
     batch, processes = settings
     evaluate_in(tmp_path, run_folder, "--batch-size", batch, processes=processes)
     for what in ("samples", "reconstructions"):
@@ -145,13 +145,13 @@ def test_a_metric_alone_needs_no_others(cli: Command, run_folder: Path, tmp_path
 
 def test_what_the_data_cannot_show_is_said(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     done = cli("evaluate", run_folder, "--num", 0, "--metrics", "psnr,spread", "--out", tmp_path / "a")
-    assert done.code == 0 and "not measured, the data cannot show it: spread" in done.err
+    assert done.code == 0 and "not measured, the data do not allow it: spread" in done.err
     done = cli("evaluate", run_folder, "--num", 0, "--metrics", "spread", "--out", tmp_path / "b")
-    assert done.code == 2 and "--metrics: spread can be measured of this" in done.err
+    assert done.code == 2 and "--metrics: spread cannot be measured on these data" in done.err
 
 
 REFUSED = [
-    (("--metrics", "fyd"), "metrics: 'fyd' is unknown here; there are psnr"),
+    (("--metrics", "fyd"), "metrics: 'fyd' is unknown here; use one of psnr"),
     (("--steps", "2", "--solver", "rk4"), "solver: 'rk4' cannot be used"),
     (("--labels", "0-12"), "labels: 12 is out of range"),
     (("--data", "/nowhere"), "data.path: /nowhere does not exist"),
@@ -183,9 +183,9 @@ def test_without_a_model_it_says_what_to_give(cli: Command, run_folder: Path, tm
 
 def test_unbalanced_labels_are_said_wherever_the_number_is(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     done = cli("evaluate", run_folder, *FAST, "--metrics", "frechet_classifier", "--labels", "3", "--out", tmp_path)
-    assert done.code == 0 and "labels not evenly drawn" in " ".join(done.out.replace("│", " ").split())
+    assert done.code == 0 and "labels not evenly sampled" in " ".join(done.out.replace("│", " ").split())
     found = by_metric(numbers(tmp_path))["frechet_classifier"]
-    assert found["cautions"] == ["n = 150", "reference n = 300", "labels not evenly drawn"]
+    assert found["cautions"] == ["n = 150", "reference n = 300", "labels not evenly sampled"]
 
 
 class Holed(Dataset):
@@ -199,7 +199,7 @@ class Holed(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         if index % self.every == 0:
-            raise BadSample(f"picture {index}: cannot be decoded")
+            raise BadSample(f"image {index}: cannot be decoded")
         return self.whole[index]
 
     @property
@@ -208,24 +208,25 @@ class Holed(Dataset):
 
 
 def test_f35_bad_real_samples_are_replaced_and_counted(run_folder: Path, tmp_path: Path) -> None:
-    """In an evaluation: the next usable one stands in, whatever the batches; the protocol counts them."""
+    """In an evaluation, the next usable sample replaces a bad one, whatever the batches; the protocol counts them."""
     model = unilatent.load(run_folder, device="cpu")
     splits = splits_of(model.modality, run_folder, None)
     holed = Splits(Holed(splits.train), Holed(splits.held_out))
     found = []
     for size in (7, 64):
-        request = Request(num_samples=20, num_reference=100, num_held_out=50, batch_size=size)
+        request = EvaluationRequest(num_samples=20, num_reference=100, num_held_out=50, batch_size=size)
         evaluation = Evaluator(model, holed, tmp_path / str(size), request, num_inference_steps=1).run()
         found.append(evaluation)
     for evaluation in found:
         distance, error = evaluation.find("frechet_classifier"), evaluation.find("psnr")
         chosen = [i * len(splits.train) // 100 for i in range(100)]
         assert distance.protocol.replaced == sum(i % 5 == 0 for i in chosen) > 5
-        assert f"{distance.protocol.replaced} real samples could not be used" in "; ".join(distance.protocol.cautions())
+        cautions = "; ".join(distance.protocol.cautions())
+        assert f"{distance.protocol.replaced} unusable real samples were replaced" in cautions
         assert error.protocol.replaced > 0 and len(evaluation.evidence.held_out) == 50
     assert torch.equal(found[0].evidence.train["pixels"], found[1].evidence.train["pixels"])
-    with pytest.raises(ValueError, match="16 samples in a row cannot be used, the last is: picture 15"):
-        Evaluator(model, Splits(Holed(splits.train, 1), splits.held_out), tmp_path / "none", Request()).run()
+    with pytest.raises(ValueError, match="16 samples in a row cannot be used, the last is: image 15"):
+        Evaluator(model, Splits(Holed(splits.train, 1), splits.held_out), tmp_path / "none", EvaluationRequest()).run()
 
 
 # ---- comparing -----------------------------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ ONLINE = ("training.evaluate_samples=20", "training.evaluate_every=4", "training
 
 
 def test_the_best_model_is_kept_by_a_named_metric(tmp_path: Path) -> None:
-    """At steps 4 and 8 and at the end; each file says how few samples it is of."""
+    """Evaluated at steps 4 and 8 and at the end; each file warns of the few samples."""
     out = tmp_path / "run"
     Trainer(digits(*ONLINE, "training.best=psnr"), out).fit()
     found = {int(p.stem[5:]): by_metric(json.loads(p.read_text())) for p in (out / "eval").glob("step_*.json")}
@@ -328,7 +329,7 @@ def test_the_best_model_is_kept_by_a_named_metric(tmp_path: Path) -> None:
 
 
 def test_the_best_stays_the_best_when_a_run_goes_on(tmp_path: Path) -> None:
-    """A better one from before a stop is not replaced by a worse one after it, and a worse one is."""
+    """After a resume, a better model from before is not replaced by a worse one, and a worse one is replaced."""
     out = tmp_path / "run"
     trainer = Trainer(digits(*ONLINE, "training.best=l1"), out)
     trainer.fit()
@@ -368,7 +369,7 @@ def test_a_best_that_is_never_measured_is_refused_before_training(cli: Command, 
 
 @pytest.mark.faults
 def test_two_processes_share_an_evaluation(tmp_path: Path) -> None:
-    """Their numbers are one process's, of the same weights."""
+    """Their numbers equal those of one process with the same weights."""
     Trainer(digits("training.steps=1"), tmp_path / "one").fit()
     overrides = [*QUICK, "training.steps=1", "training.evaluate_samples=140", "training.best=psnr"]
     command = [*TORCHRUN, "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port()),
@@ -377,15 +378,15 @@ def test_two_processes_share_an_evaluation(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two" / "eval" / "step_00000001.json").read_text())
     model = unilatent.load(tmp_path / "two", device="cpu")
-    request = Request(num_samples=140, num_reference=20_000)
+    request = EvaluationRequest(num_samples=140, num_reference=20_000)
     alone = Evaluator(model, splits_of(model.modality, tmp_path / "two", None), tmp_path / "records", request).run()
     values = {measured.row.key: measured.row.value for measured in alone.numbers}
     assert {key: one["value"] for key, one in by_metric(two).items()} == pytest.approx(values, rel=1e-4)
     assert json.loads((tmp_path / "two" / "best.json").read_text())["value"] == by_metric(two)["psnr"]["value"]
 
 
-def test_pictures_of_a_folder_as_reference(cli: Command, run_folder: Path, tmp_path: Path) -> None:
-    """A folder stands in for the training data, and its name and hash for theirs."""
+def test_images_of_a_folder_as_reference(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    """A folder replaces the training data as reference, with its own name and hash."""
     rng = np.random.default_rng(0)
     for i in range(40):
         (tmp_path / "set" / str(i % 2)).mkdir(parents=True, exist_ok=True)
@@ -397,7 +398,7 @@ def test_pictures_of_a_folder_as_reference(cli: Command, run_folder: Path, tmp_p
 
 
 def test_a_model_folder_is_held_against_the_data_that_is_given(cli: Command, run_folder: Path, tmp_path: Path) -> None:
-    """All of them are reconstructed and are the reference; nothing then is called held-out beside samples."""
+    """All of the data are reconstructed and are the reference; then there is no held-out baseline for samples."""
     done = cli("evaluate", run_folder / "model", "--data", "digits", "--num", 40, "--steps", 1, "--num-held-out", 50,
                "--out", tmp_path)  # fmt: skip
     assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""Evaluations that are interrupted, killed and restarted with other processes, and sets that are no fair ones."""
+"""Evaluations that are interrupted, killed and restarted with another number of processes; degenerate sets."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from test_processes import TORCHRUN, environment, port
 from test_training import digits
 
 import unilatent
-from unilatent.evaluation.evaluate import Evaluation, Evaluator, Interrupted, Request
+from unilatent.evaluation.evaluate import Evaluation, EvaluationRequest, Evaluator, Interrupted
 from unilatent.evaluation.protocol import Protocol
 from unilatent.evaluation.reference import find_reference, splits_of
 from unilatent.maths.streams import generator
 from unilatent.modalities.base import Evidence
-from unilatent.modalities.image.fidelity import FrechetInception, KernelInception, Manifold
-from unilatent.modalities.image.metrics import Judge
+from unilatent.modalities.image.fidelity import FrechetInceptionDistance, KernelInceptionDistance, ManifoldMetrics
+from unilatent.modalities.image.metrics import PixelMetrics
 from unilatent.modalities.image.spaces import Pixels
-from unilatent.records import Held, Statistics, open_records
+from unilatent.records import MemoryRows, Statistics, open_records
 from unilatent.training.trainer import Trainer
 
 COUNT = 400
-"""Samples, in seven pieces."""
+"""Samples, in seven chunks."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def model(run_folder: Path) -> Any:
 
 
 def evaluator(model: Any, run: Path, folder: Path, batch_size: int = 32, **options: Any) -> Evaluator:
-    request = Request(num_samples=COUNT, num_reference=300, num_held_out=70, batch_size=batch_size)
+    request = EvaluationRequest(num_samples=COUNT, num_reference=300, num_held_out=70, batch_size=batch_size)
     return Evaluator(
         model, splits_of(model.modality, run, None), folder, request, num_inference_steps=1, solver="euler", **options
     )
@@ -58,7 +58,7 @@ def rows(evaluation: Evaluation) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def whole(model: Any, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An evaluation that nobody interrupted: its records/, and numbers.json."""
+    """An uninterrupted evaluation: its records/, and numbers.json."""
     folder = tmp_path_factory.mktemp("whole")
     found = evaluator(model, run_folder, folder / "records").run()
     (folder / "numbers.json").write_text(json.dumps(rows(found)))
@@ -74,7 +74,7 @@ def assert_whole(folder: Path, whole: Path) -> None:
 def test_f38_stopped_at_five_random_batches_it_ends_as_if_never_stopped(
     model: Any, run_folder: Path, tmp_path: Path, whole: Path
 ) -> None:
-    """Each start goes on from the pieces that were finished; sample for sample and number for number the same."""
+    """Each start resumes from the finished chunks; samples and numbers equal those of an uninterrupted evaluation."""
     chance, stops = random.Random(5), 0
     for allowed in [*(chance.randint(4, 7) for _ in range(5)), 10**9]:
         asked = partial(next, count())
@@ -93,7 +93,7 @@ class DiedError(Exception): ...
 
 
 class Share:
-    """One of three processes, which dies when all meet after its share of the samples."""
+    """One of three processes, which dies at the synchronisation after its share of the samples."""
 
     world = 3
 
@@ -113,14 +113,14 @@ class Share:
 def test_f38_another_number_of_processes_completes_what_one_began(
     model: Any, run_folder: Path, tmp_path: Path, whole: Path
 ) -> None:
-    """Two of three processes make their pieces and die; one alone makes the rest."""
+    """Two of three processes write their chunks and die; a single process writes the rest."""
     shutil.copytree(whole / "records", tmp_path / "records")
     (samples,) = (tmp_path / "records").glob("samples-*")
     shutil.rmtree(samples)
     for rank in (0, 1):
         with pytest.raises(DiedError):
             evaluator(model, run_folder, tmp_path / "records", processes=Share(rank)).run()
-    assert len(list(samples.glob("*.safetensors"))) == 5, "pieces 0, 3, 6 and 1, 4"
+    assert len(list(samples.glob("*.safetensors"))) == 5, "chunks 0, 3, 6 and 1, 4"
     found = evaluator(model, run_folder, tmp_path / "records").run()
     assert rows(found) == json.loads((whole / "numbers.json").read_text())
     assert_whole(tmp_path, whole)
@@ -139,7 +139,7 @@ def command(run: Path, out: Path, processes: int = 1) -> list[str]:
 
 @pytest.mark.faults
 def test_f38_killed_in_two_processes_it_is_completed_by_one(run_folder: Path, tmp_path: Path, whole: Path) -> None:
-    """SIGKILL at the piece of sample 320, then one process, then a third start that finds all there."""
+    """SIGKILL at the chunk of sample 320; then one process completes it; a third start has nothing left to do."""
     fault = environment(UNILATENT_FAULT="evaluate.piece:kill::320")
     done = subprocess.run(command(run_folder, tmp_path, 2), env=fault, capture_output=True, text=True, timeout=240)
     assert done.returncode != 0 and not list(tmp_path.glob("*.json"))
@@ -154,7 +154,7 @@ def test_f38_killed_in_two_processes_it_is_completed_by_one(run_folder: Path, tm
 
 @pytest.mark.faults
 def test_f08_sigterm_ends_an_evaluation_within_a_batch(run_folder: Path, tmp_path: Path, whole: Path) -> None:
-    """Of a hundred thousand samples; exit code 130, and no file that looks like a result."""
+    """An evaluation of a hundred thousand samples: exit code 130, and no result file."""
     line = [*command(run_folder, tmp_path), "--num-samples", "100000", "--steps", "50"]
     process = subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 90
@@ -163,12 +163,12 @@ def test_f08_sigterm_ends_an_evaluation_within_a_batch(run_folder: Path, tmp_pat
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped at samples: finished pieces are kept" in err, err
+    assert process.returncode == 130 and "stopped: samples are unfinished, completed shards are stored" in err, err
     assert time.monotonic() - asked < 20 and not list(tmp_path.glob("*.json"))
 
 
 def test_f08_a_signal_during_an_evaluation_while_training_saves_and_leaves(tmp_path: Path) -> None:
-    """In the one at the end; the resumed run evaluates, and has lost nothing."""
+    """In the final evaluation; the resumed run evaluates, and nothing is lost."""
     settings = ("training.evaluate_samples=200", "training.steps=2")
     trainer = Trainer(digits(*settings), tmp_path / "run")
     calls = iter(range(3))
@@ -195,29 +195,30 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_f37_identical_sets_are_at_distance_0_and_constant_ones_are_finite() -> None:
-    """FID, KID, precision and recall of a set against itself, and of one picture a hundred times."""
-    some = Held({"pool": noise(100, 64), "spatial": noise(100, 32, seed=1)})
-    for row in FrechetInception()(Evidence(some, None, some)):
+    """FID, KID, precision and recall of a set against itself, and of one image a hundred times."""
+    some = MemoryRows({"pool": noise(100, 64), "spatial": noise(100, 32, seed=1)})
+    for row in FrechetInceptionDistance()(Evidence(some, None, some)):
         assert 0 <= row.value < 1e-6
-    found = {row.key: row.value for row in Manifold()(Evidence(some, None, some))}
+    found = {row.key: row.value for row in ManifoldMetrics()(Evidence(some, None, some))}
     assert found["precision"] == found["recall"] == found["coverage"] == 1
-    one = Held({"pool": noise(1, 64).expand(100, 64), "spatial": noise(1, 32).expand(100, 32)})
+    one = MemoryRows({"pool": noise(1, 64).expand(100, 64), "spatial": noise(1, 32).expand(100, 32)})
     for pair in ((one, one), (some, one), (one, some)):
-        for metric in (FrechetInception(), KernelInception(), Manifold()):
+        for metric in (FrechetInceptionDistance(), KernelInceptionDistance(), ManifoldMetrics()):
             for row in metric(Evidence(pair[0], None, pair[1])):
                 assert np.isfinite(row.value), row
         if pair[0] is pair[1]:
-            assert FrechetInception()(Evidence(one, None, one))[0].value < 1e-6
-    flat = Held({**Pixels()(torch.full((20, 1, 8, 8), 0.5)), "labels": torch.arange(20) % 2})
-    assert all(np.isfinite(row.value) for row in Judge()(Evidence(flat, flat, flat)))
+            assert FrechetInceptionDistance()(Evidence(one, None, one))[0].value < 1e-6
+    flat = MemoryRows({**Pixels()(torch.full((20, 1, 8, 8), 0.5)), "labels": torch.arange(20) % 2})
+    assert all(np.isfinite(row.value) for row in PixelMetrics()(Evidence(flat, flat, flat)))
 
 
 def test_f37_too_few_samples_have_no_distance() -> None:
-    """Two are the least; below ten thousand the number is labelled."""
-    some, one = Held({"pool": noise(9, 8)}), Held({"pool": noise(1, 8)})
-    for metric in (FrechetInception(), KernelInception(), Manifold()):
+    """At least two are needed; below ten thousand, the number has a caution."""
+    some, one = MemoryRows({"pool": noise(9, 8)}), MemoryRows({"pool": noise(1, 8)})
+    for metric in (FrechetInceptionDistance(), KernelInceptionDistance(), ManifoldMetrics()):
         assert metric(Evidence(some, None, one)) == []
-    assert [row.key for row in FrechetInception()(Evidence(some, None, Held({"pool": noise(2, 8)})))] == ["fid"]
+    two = MemoryRows({"pool": noise(2, 8)})
+    assert [row.key for row in FrechetInceptionDistance()(Evidence(some, None, two))] == ["fid"]
 
 
 def test_f37_samples_that_are_not_numbers_are_refused(
@@ -225,19 +226,19 @@ def test_f37_samples_that_are_not_numbers_are_refused(
 ) -> None:
     """A model that diverged has no FID, and its samples leave no records."""
     monkeypatch.setattr(type(model), "decode", lambda self, *_, **__: torch.full((32, 1, 8, 8), torch.nan))
-    with pytest.raises(ValueError, match="NaN or infinity in 32 of 32; the model that made them diverged"):
+    with pytest.raises(ValueError, match="NaN or infinity in 32 of 32; the model that generated them diverged"):
         evaluator(model, run_folder, tmp_path / "records").run()
     assert not list((tmp_path / "records").glob("samples-*/*.safetensors"))
 
 
 def test_f37_references_of_other_dimensions_are_refused_by_name(model: Any, tmp_path: Path) -> None:
-    """Another D, a covariance that is none, one that is not finite; and in the maths, whatever comes."""
+    """Another D, a wrong covariance shape, values that are not finite, and unequal D in the distance itself."""
     for arrays, words in (
         ({"mu": np.zeros(64), "sigma": np.eye(64)}, r"mu \(64,\) and sigma \(64, 64\), not a mean \(2048,\)"),
         ({"mu": np.zeros(2048), "sigma": np.eye(2048)[:5]}, r"sigma \(5, 2048\), not a mean"),
         ({"mu": np.full(2048, np.nan), "sigma": np.eye(2048)}, "are not finite numbers"),
         ({"mu": np.zeros(2048)}, "has mu; give mu and sigma, or arr_0"),
-        ({"arr_0": np.zeros((3, 16, 16, 1), np.uint8)}, "holds pictures of 16 x 16 x 1, not 8 x 8 x 1"),
+        ({"arr_0": np.zeros((3, 16, 16, 1), np.uint8)}, "holds images of 16 x 16 x 1, not 8 x 8 x 1"),
         ({"arr_0": np.zeros((3, 8, 8, 1))}, r"arr_0 is float64 \(3, 8, 8, 1\), not uint8"),
         ({"provenance": np.array("{}"), "mu": np.zeros(2048), "sigma": np.eye(2048)}, "its provenance is damaged"),
     ):  # fmt: skip
@@ -247,14 +248,14 @@ def test_f37_references_of_other_dimensions_are_refused_by_name(model: Any, tmp_
         assert str(tmp_path / "ref.npz") in str(refused.value)
     statistics = Statistics({"pool": (torch.zeros(9).double(), torch.eye(9).double())})
     with pytest.raises(ValueError, match="both need the same D, got 9 and 8"):
-        FrechetInception()(Evidence(statistics, None, Held({"pool": noise(20, 8)})))
+        FrechetInceptionDistance()(Evidence(statistics, None, MemoryRows({"pool": noise(20, 8)})))
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "flipped", "objects"])
 def test_f37_a_corrupt_reference_is_refused_in_one_line(
     cli: Command, run_folder: Path, tmp_path: Path, damage: str
 ) -> None:
-    """And none of them is unpickled: see also the canaries."""
+    """Nothing is unpickled."""
     path = tmp_path / "ref.npz"
     np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
     content = path.read_bytes()
@@ -269,8 +270,8 @@ def test_f37_a_corrupt_reference_is_refused_in_one_line(
     assert refused.err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_f37_pictures_are_rounded_not_truncated(model: Any, run_folder: Path, tmp_path: Path) -> None:
-    """What is judged is what would be written: the nearest of 256 levels, of samples and of real ones."""
+def test_f37_images_are_rounded_not_truncated(model: Any, run_folder: Path, tmp_path: Path) -> None:
+    """Metrics use images rounded to the nearest of 256 levels, as saved, both generated and real."""
     found = evaluator(model, run_folder, tmp_path / "records").run()
     real = splits_of(model.modality, run_folder, None).train
     exact = 255 * torch.stack([real[i * len(real) // 300][0] for i in range(300)]).flatten(1)
@@ -281,9 +282,9 @@ def test_f37_pictures_are_rounded_not_truncated(model: Any, run_folder: Path, tm
 
 
 def test_f37_jpeg_samples_are_refused(cli: Command, tmp_path: Path) -> None:
-    """By their name, and those that are called PNG by what they hold; the reason is said."""
+    """By suffix, and files named .png by their content; the message has the reason."""
     rng = np.random.default_rng(0)
-    for name, kind, words in (("a.jpg", "JPEG", "a.jpg is a JPG file"), ("a.png", "JPEG", "holds a JPEG picture")):
+    for name, kind, words in (("a.jpg", "JPEG", "a.jpg is a JPG file"), ("a.png", "JPEG", "holds a JPEG image")):
         shutil.rmtree(tmp_path / "set", ignore_errors=True)
         (tmp_path / "set").mkdir()
         Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "set" / name, format=kind)
@@ -296,15 +297,15 @@ def test_f37_jpeg_samples_are_refused(cli: Command, tmp_path: Path) -> None:
 
 
 def test_f37_a_reference_of_another_preparation_is_said_wherever_the_number_is(model: Any) -> None:
-    """Statistics of nobody knows what, of another crop, of another size."""
+    """Statistics with unknown preprocessing, another crop, another size."""
     base = {"track": "generation", "num_samples": 50_000, "reference": "ref.npz", "reference_data": "0",
             "num_reference": 50_000, "preprocessing": "adm centre crop, 8 bits", "resolution": (8, 8, 1),
             "space": "inception", "sampling": model.config.sampling.plain()}  # fmt: skip
     known = {"reference_preprocessing": "adm centre crop, 8 bits", "reference_resolution": (8, 8, 1)}
     assert Protocol(**base, **known).cautions() == []
-    assert Protocol(**base).cautions() == ["how the reference was prepared is unknown"]
+    assert Protocol(**base).cautions() == ["reference preprocessing unknown"]
     other = Protocol(**base, reference_preprocessing="squashed", reference_resolution=(16, 16, 1)).cautions()
-    assert other == ["the reference was prepared otherwise (squashed)", "the reference has another size (16 x 16 x 1)"]
+    assert other == ["reference preprocessed differently (squashed)", "reference of another size (16 x 16 x 1)"]
     few = Protocol(**{**base, "num_samples": 1000, "num_reference": 500}, **known).cautions()
     assert few == ["n = 1,000", "reference n = 500"]
 
@@ -317,5 +318,5 @@ def test_damaged_records_are_named(model: Any, run_folder: Path, tmp_path: Path)
         evaluator(model, run_folder, tmp_path / "records").run()
     (tmp_path / "other").mkdir()
     open_records(tmp_path / "other", 5, {"seed": 1})
-    with pytest.raises(ValueError, match="holds records with another seed"):
+    with pytest.raises(ValueError, match="contains records with another seed"):
         open_records(tmp_path / "other", 5, {"seed": 2})

@@ -1,4 +1,4 @@
-"""Sets that come in files: .npz of pictures and of statistics, samples made elsewhere, networks from local files."""
+"""Sets from files: .npz of images and of statistics, externally generated samples, networks from local files."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def modality(size: int = 8, channels: int = 1) -> Modality:
     return Modality(ImageConfig(size=size, patch_size=2, channels=channels))
 
 
-# ---- .npz of pictures ----------------------------------------------------------------------------------------------
+# ---- .npz of images ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("labels", [None, "labels", "arr_1"])
 def test_a_npz_is_data_like_any(tmp_path: Path, save, labels: str | None) -> None:
-    """Its levels as they are, its labels under our name or ADM's, in this process and in a worker."""
+    """Its levels are unchanged, its labels have our name or ADM's, in this process and in a worker."""
     pixels, classes = levels(12, 8, 8, 1), np.arange(12) % 3
     save(tmp_path / "x.npz", arr_0=pixels, **({labels: classes} if labels else {}))
     splits = modality().splits(ImageData(path=str(tmp_path / "x.npz"), held_out=3))
@@ -56,8 +56,8 @@ def test_a_npz_is_data_like_any(tmp_path: Path, save, labels: str | None) -> Non
     everything = modality().splits(ImageData(path=str(tmp_path / "x.npz"))).train
     for dataset in (everything, pickle.loads(pickle.dumps(everything))):
         for i in (0, 11):
-            picture, values = dataset[i]
-            assert torch.equal((picture * 255).round().to(torch.uint8).permute(1, 2, 0), torch.from_numpy(pixels[i]))
+            image, values = dataset[i]
+            assert torch.equal((image * 255).round().to(torch.uint8).permute(1, 2, 0), torch.from_numpy(pixels[i]))
             assert values == ({"labels": int(classes[i])} if labels else {})
     assert everything.facts == ({"labels": {"class_names": ("0", "1", "2")}} if labels else {})
     pixels[3, 4, 4] ^= 1
@@ -67,7 +67,7 @@ def test_a_npz_is_data_like_any(tmp_path: Path, save, labels: str | None) -> Non
 
 
 def test_a_large_npz_stays_on_disk(tmp_path: Path) -> None:
-    """Pictures are mapped, not read: the archive is opened for its headers alone."""
+    """Images are memory-mapped; only the headers of the archive are read."""
     np.savez(tmp_path / "x.npz", arr_0=levels(5000, 32, 32, 3))
     dataset = modality(32, 3).splits(ImageData(path=str(tmp_path / "x.npz"))).train
     dataset[4999]
@@ -76,11 +76,11 @@ def test_a_large_npz_stays_on_disk(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "size": ({"arr_0": levels(3, 16, 8, 1)}, "pictures of 16 x 8 x 1, not 8 x 8 x 1"),
-    "channels": ({"arr_0": levels(3, 8, 8, 3)}, "pictures of 8 x 8 x 3, not 8 x 8 x 1"),
+    "size": ({"arr_0": levels(3, 16, 8, 1)}, "images of 16 x 8 x 1, not 8 x 8 x 1"),
+    "channels": ({"arr_0": levels(3, 8, 8, 3)}, "images of 8 x 8 x 3, not 8 x 8 x 1"),
     "float": ({"arr_0": np.zeros((3, 8, 8, 1))}, "arr_0 is float64 (3, 8, 8, 1), not uint8 (N, H, W, C)"),
     "empty": ({"arr_0": levels(0, 8, 8, 1)}, "with N >= 1"),
-    "name": ({"images": levels(3, 8, 8, 1)}, "holds images; save pictures under arr_0"),
+    "name": ({"images": levels(3, 8, 8, 1)}, "holds images; save images under arr_0"),
     "objects": ({"arr_0": np.array([{}], dtype=object)}, "Python objects, which would have to be unpickled"),
     "labels": ({"arr_0": levels(3, 8, 8, 1), "labels": np.arange(4)}, "labels is int64 (4,), not one class number"),
     "negative": ({"arr_0": levels(3, 8, 8, 1), "labels": np.array([0, -1, 2])}, "not one class number from 0 up"),
@@ -106,13 +106,13 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
     content = (tmp_path / "x.npz").read_bytes()
     for broken in (b"", content[:100], content[:-30]):
         (tmp_path / "x.npz").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"data.path: .*x.npz: is no .npz of plain arrays"):
+        with pytest.raises(ValueError, match=r"data.path: .*x.npz: not a .npz of numeric arrays"):
             modality().splits(ImageData(path=str(tmp_path / "x.npz")))
     promised = io.BytesIO()  # a header that promises what is not there
     np.lib.format.write_array_header_1_0(promised, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 8, 8, 1)})
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("arr_0.npy", promised.getvalue())
-    with pytest.raises(ValueError, match="arr_0 is not a whole array"):
+    with pytest.raises(ValueError, match="arr_0 is not a complete array"):
         modality().splits(ImageData(path=str(tmp_path / "x.npz")))
 
 
@@ -125,12 +125,12 @@ def test_a_npz_is_reconstructed_and_encoded(cli: Command, run_folder: Path, tmp_
     assert cli("encode", run_folder, tmp_path / "x.npz", "--out", tmp_path / "latents").code == 0
 
 
-# ---- samples made elsewhere ----------------------------------------------------------------------------------------
+# ---- external samples ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def sampled(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `unilatent sample` writes: 40 pictures, their labels, and a grid."""
+    """The output of `unilatent sample`: 40 images, their labels, and a grid."""
     out = tmp_path_factory.mktemp("sampled")
     command = [sys.executable, "-m", "unilatent", "sample", str(run_folder), "--num", "40", "--steps", "2"]
     done = subprocess.run([*command, "--out", str(out)], env=environment(), capture_output=True, text=True)
@@ -139,27 +139,27 @@ def sampled(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_our_samples_are_their_own_reference(cli: Command, run_folder: Path, sampled: Path, tmp_path: Path) -> None:
-    """Written, read back as reference and as samples: the distance of a set to itself is 0."""
+    """Samples, written and read back as reference and as samples: the distance of a set to itself is 0."""
     npz = sampled / "samples.npz"
     done = cli("evaluate", run_folder, "--num", 40, "--steps", 2, "--reference", npz, "--metrics", "frechet_classifier",
                "--out", tmp_path / "a")  # fmt: skip
     assert done.code == 0, done.err
     assert by_metric(numbers(tmp_path / "a"))["frechet_classifier"]["value"] < 1e-6
-    assert "how the reference was prepared is unknown" in " ".join(done.out.replace("│", " ").split())
+    assert "reference preprocessing unknown" in " ".join(done.out.replace("│", " ").split())
     done = cli("evaluate", "--samples", sampled, "--reference", npz, "--metrics", "frechet_classifier,classified",
                "--out", tmp_path / "b")  # fmt: skip
     assert done.code == 0, done.err
     found = by_metric(numbers(tmp_path / "b"))
     assert found["frechet_classifier"]["value"] < 1e-6
     assert found["frechet_classifier"]["key"] == "frechet_classifier40/adm/made-elsewhere"
-    assert "made elsewhere, it is not known how" in found["classified"]["cautions"]
+    assert "generated elsewhere, settings unknown" in found["classified"]["cautions"]
     assert found["classified"]["protocol"]["balance"]["labels"]["smallest"] == 4
 
 
 def test_made_samples_are_judged_as_the_model_s_own_would_be(
     cli: Command, run_folder: Path, sampled: Path, tmp_path: Path
 ) -> None:
-    """As .npz and as a folder of PNG, with the run's data as reference: the numbers of `evaluate` itself."""
+    """As .npz and as a folder of PNG, with the run's data as reference: the same numbers as those of the model."""
     own = cli("evaluate", run_folder, "--num", 40, "--steps", 2, "--out", tmp_path / "own")
     assert own.code == 0, own.err
     want = {key: one["value"] for key, one in by_metric(numbers(tmp_path / "own")).items()}
@@ -213,7 +213,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, and no way out of this machine."""
+    """An empty cache, without network access."""
     monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("UNILATENT_OFFLINE", "1")
     return tmp_path / "cache"
@@ -223,7 +223,7 @@ EVERYTHING = "fid,sfid,kid,is,precision,recall,density,coverage,rfid,lpips,psnr"
 
 
 def judged(cli: Command, run: Path, networks: dict[str, Path], out: Path, metrics: str, *more: object) -> Outcome:
-    """Ten samples, two reconstructions, six real ones: the least that every metric takes."""
+    """Evaluate with ten samples, two reconstructions and six real samples: the minimum for every metric."""
     return cli("evaluate", run, "--num", 10, "--steps", 1, "--num-held-out", 2, "--num-reference", 6, "--metrics",
                metrics, "--inception-weights", networks["inception"], "--lpips-weights", networks["lpips"],
                "--out", out, *more)  # fmt: skip
@@ -232,8 +232,8 @@ def judged(cli: Command, run: Path, networks: dict[str, Path], out: Path, metric
 def test_the_inception_path_from_end_to_end(
     cli: Command, coloured: Path, networks: dict[str, Path], cached: Path, tmp_path: Path
 ) -> None:
-    """On test-made weights: FID is the distance of that network's features of what would be written; real ones are
-    cached under the weights' hash, and without weights there is no number."""
+    """With seeded weights: FID is the distance of features of the rounded images; features of real images
+    are cached under the weights' hash, and without weights there is no number."""
     done = judged(cli, coloured, networks, tmp_path / "out", EVERYTHING)
     assert done.code == 0, done.err
     found = by_metric(numbers(tmp_path / "out"))
@@ -269,8 +269,8 @@ def kept_in(folder: Path) -> dict[str, torch.Tensor]:
 def test_statistics_of_a_data_set_stand_for_it(
     cli: Command, coloured: Path, networks: dict[str, Path], cached: Path, tmp_path: Path
 ) -> None:
-    """`unilatent reference` writes ADM's names; against it FID and sFID are those against the pictures, the rest is
-    said to be missing; another size is said wherever the number is; real pictures are looked at once."""
+    """`unilatent reference` writes ADM's names. FID and sFID equal those computed from the images; other metrics are
+    reported missing; another size gives a caution; features of real images are computed once."""
     np.savez(tmp_path / "set.npz", arr_0=levels(6, 32, 32, 3))
     (tmp_path / "pngs").mkdir()
     for i in range(3):
@@ -289,7 +289,7 @@ def test_statistics_of_a_data_set_stand_for_it(
         out = tmp_path / f"against {name}"
         done = judged(cli, coloured, networks, out, metrics, "--reference", tmp_path / name)
         assert done.code == 0, done.err
-        missing = "not measured, the data cannot show it: kid" in done.err
+        missing = "not measured, the data do not allow it: kid" in done.err
         assert missing == name.startswith("ref"), done.err
         return by_metric(numbers(out))
 
@@ -298,14 +298,14 @@ def test_statistics_of_a_data_set_stand_for_it(
         assert a[key]["value"] == pytest.approx(b[key]["value"], rel=1e-4)
     assert b["fid"]["protocol"]["num_reference"] == 6 and b["fid"]["cautions"] == ["n = 10", "reference n = 6"]
     caution = against("ref16.npz", "fid,kid")["fid"]["cautions"][-1]
-    assert caution == "the reference has another size (16 x 16 x 3)"
+    assert caution == "reference of another size (16 x 16 x 3)"
     files = {path: path.stat().st_mtime_ns for path in (cached / "references").rglob("*.safetensors")}
     against("set.npz", "fid,sfid,kid")
     assert files == {path: path.stat().st_mtime_ns for path in (cached / "references").rglob("*.safetensors")}
 
 
-def test_pictures_and_statistics_of_one_file_go_together(tmp_path: Path) -> None:
-    """ADM's own references hold 10,000 pictures beside the moments of all: distances take those moments."""
+def test_images_and_statistics_of_one_file_go_together(tmp_path: Path) -> None:
+    """ADM's references hold 10,000 images and the moments of all images: distances use these moments."""
     mu, sigma = np.ones(2048), np.eye(2048)
     np.savez(tmp_path / "ref.npz", arr_0=levels(4, 8, 8, 1), mu=mu, sigma=sigma)
     found = find_reference(modality(), str(tmp_path / "ref.npz"))
@@ -315,7 +315,7 @@ def test_pictures_and_statistics_of_one_file_go_together(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--size", "big", "--out", "r.npz"), "--size: 'big' is no size"),
+    [(("--size", "big", "--out", "r.npz"), "--size: 'big' is not a size"),
      (("--size", "8", "--out", "r.txt"), "ends in .txt; name a .npz file"),
      (("--size", "8", "--out", "r.npz", "--inception-weights", "/nowhere"), "/nowhere")],
 )  # fmt: skip
@@ -330,7 +330,7 @@ def test_reference_refuses(cli: Command, tmp_path: Path, arguments: tuple[str, .
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(run_folder: Path, tmp_path: Path) -> None:
-    """20,000 samples need less than a tenth more than 1,000 (docs/benchmarks.md)."""
+    """20,000 samples need less than 10 % more memory than 1,000 (docs/benchmarks.md)."""
     code = (
         "import resource, sys; from unilatent.cli import main\n"
         "try: main(sys.argv[1:])\n"

@@ -23,7 +23,7 @@ from test_processes import TORCHRUN, environment, port
 from test_training import assert_same, digits, state
 
 import unilatent.faults as faults
-from unilatent.training import checkpoint as ckpt
+from unilatent.runs import checkpoint as ckpt
 from unilatent.training.trainer import Trainer
 
 SAVE_POINTS = (
@@ -56,7 +56,12 @@ def armed(monkeypatch: pytest.MonkeyPatch):
 
     def arm(text: str) -> None:
         monkeypatch.setattr(faults, "ARMED", faults.Fault.parse(text))
-        for module in ("unilatent.training.checkpoint", "unilatent.training.trainer"):
+        for module in (
+            "unilatent.runs.checkpoint",
+            "unilatent.training.trainer",
+            "unilatent.training.step",
+            "unilatent.training.saving",
+        ):
             monkeypatch.setattr(f"{module}.reach", faults._act)
 
     return arm
@@ -105,12 +110,12 @@ def test_f11_skip_is_a_step_that_did_nothing(tmp_path: Path, armed, monkeypatch:
         if trainer.step != 6:
             return original(micro)
         weights = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-        optimizer = {k: v.clone() for k, v in trainer.optimizers.state().items()}
-        average = {k: v.clone() for k, v in trainer.ema.weights.items()}
+        optimizer = {k: v.clone() for k, v in trainer.state.optimizers.state().items()}
+        average = {k: v.clone() for k, v in trainer.state.ema.weights.items()}
         logs = original(micro)
         trainer.model.load_state_dict(weights)
-        trainer.optimizers.load_state(optimizer)
-        trainer.ema.load(average)
+        trainer.state.optimizers.load_state(optimizer)
+        trainer.state.ema.load(average)
         return logs
 
     monkeypatch.setattr(trainer, "_one_step", without)

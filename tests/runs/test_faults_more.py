@@ -21,7 +21,7 @@ from test_faults import finish, group_is_gone, start, wait_for_step
 from test_processes import TORCHRUN, environment, losses, port
 from test_training import assert_same, digits, state
 
-from unilatent.training import checkpoint as ckpt
+from unilatent.runs import checkpoint as ckpt
 from unilatent.training.trainer import Trainer
 
 FOREVER = ("training.steps=100000", "training.checkpoint_every=0")
@@ -176,7 +176,7 @@ from unilatent.training.trainer import Trainer
 
 trainer = Trainer(preset("digits").override(*sys.argv[2:]), Path(sys.argv[1]))
 trainer.fit()
-weights = trainer.ema.weights
+weights = trainer.state.ema.weights
 own = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
 found = [None] * dist.get_world_size()
 dist.all_gather_object(found, own)

@@ -1,4 +1,4 @@
-"""Files that were made to do harm, or are none of what their names say, at every place that takes a file.
+"""Malicious files, and files that are not what their names say, at every place that reads a file.
 
 Each pickle here would leave a canary when it is loaded. To put a new entry point under test, add a line to
 `ENTRY_POINTS`: what it is called with, given a hostile file. Contents are refused in one line that names the file.
@@ -27,10 +27,11 @@ from safetensors.torch import load_file, save_file
 from test_processes import environment
 
 import unilatent
+from unilatent import model_folder
 from unilatent.importers.unite_official import is_unsafe
-from unilatent.methods import base
-from unilatent.methods.base import assemble, read_config
-from unilatent.training import checkpoint as ckpt
+from unilatent.methods.base import LatentModel
+from unilatent.model_folder import assemble, read_config
+from unilatent.runs import checkpoint as ckpt
 
 
 class Trap:
@@ -101,7 +102,7 @@ class Ground(NamedTuple):
         path.write_bytes(self.payload)
         return path
 
-    def model(self, name: str = base.WEIGHTS) -> Path:
+    def model(self, name: str = model_folder.WEIGHTS) -> Path:
         """A model folder in which the file of that name is the payload."""
         shutil.copytree(self.run / "model", self.folder / "model")
         self.file(f"model/{name}")
@@ -147,8 +148,8 @@ def latents_of(g: Ground) -> Path:
     return g.folder / "latents"
 
 
-def pictures_of(g: Ground) -> Path:
-    """Two classes whose only pictures are the payload."""
+def images_of(g: Ground) -> Path:
+    """Two classes whose only images are the payload."""
     g.file("data/a/x.png")
     return g.file("data/b/x.png").parents[1]
 
@@ -193,7 +194,7 @@ ENTRY_POINTS: dict[str, tuple[Callable[[Ground], str], str]] = {
                   "save it with numpy.savez"),
     "configuration file": (lambda g: g.command("train", g.file("run.yaml"), "--out", g.folder / "out"), "plain YAML"),
     "data.path": (lambda g: g.train(f"data.path={g.file('data.zip')}"), "data.path"),
-    "a picture of data.path": (lambda g: g.train(f"data.path={pictures_of(g)}", "data.held_out=0"), "remove it"),
+    "an image of data.path": (lambda g: g.train(f"data.path={images_of(g)}", "data.held_out=0"), "remove it"),
     "perceptual weights": (lambda g: g.train(*PERCEPTUAL, f"modality.perceptual_weights={g.file('vgg.pth')}"),
                            "takes a local file"),
 }  # fmt: skip
@@ -234,19 +235,19 @@ def test_f16_pickles_lying_about_are_not_touched(cli: Command, run_folder: Path,
 def test_f16_a_hub_model_is_two_files_of_its_repository(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only config.json and model.safetensors are asked for, by `load` and by `from_pretrained`."""
-    asked: list[dict[str, Any]] = []
+    """Only config.json and model.safetensors are requested, by `load` and by `from_pretrained`."""
+    requests: list[dict[str, Any]] = []
 
     def snapshot(name: str, **options: Any) -> str:
-        asked.append(options)
+        requests.append(options)
         return str(run_folder / "model")
 
-    monkeypatch.setattr(base, "snapshot_download", snapshot)
+    monkeypatch.setattr(model_folder, "snapshot_download", snapshot)
     unilatent.load("somebody/model", device="cpu", revision="v1")
     unilatent.UNITE.from_pretrained("somebody/model", revision="v1")
-    for options in asked:
+    for options in requests:
         assert options["allow_patterns"] == ["config.json", "model.safetensors"] and options["revision"] == "v1"
-    assert len(asked) == 2
+    assert len(requests) == 2
 
 
 @pytest.mark.parametrize("version", ["2.9.1", "2.6.0+cu124", "1.13.0", "2.9.0a0"])
@@ -276,9 +277,9 @@ def unite_like(**changed: Any) -> dict[str, Any]:
 
 
 CRAFTED: dict[str, tuple[dict[Any, Any], str]] = {
-    "values that are no tensors": ({"w": 3}, "no plain tensor"),
-    "keys that are no text": ({3: torch.zeros(1)}, "no plain tensor"),
-    "sparse tensors": ({"w": torch.zeros(2, 2).to_sparse()}, "no plain tensor"),
+    "values that are no tensors": ({"w": 3}, "not a plain tensor"),
+    "keys that are no text": ({3: torch.zeros(1)}, "not a plain tensor"),
+    "sparse tensors": ({"w": torch.zeros(2, 2).to_sparse()}, "not a plain tensor"),
     "one number for a billion": ({"latent_tokens": torch.zeros(1).expand(1, 10**9, 64)}, "not in the file"),
     "no keys": ({}, "missing; is it a UNITE checkpoint?"),
     "a shape of other axes": (unite_like(latent_tokens=torch.zeros(3)), r"expected 3 axes"),
@@ -286,7 +287,7 @@ CRAFTED: dict[str, tuple[dict[Any, Any], str]] = {
     "a block that is no number": ({**unite_like(), "encoder.blocks.x.w": torch.zeros(1)}, "found 0, x"),
     "a billionth block": ({**unite_like(), "encoder.blocks.999999999.w": torch.zeros(1)}, "is it a UNITE"),
     "a block far beyond": ({**unite_like(), "encoder.blocks.90000.norm1.weight": torch.zeros(1)}, "far more tensors"),
-    "no such width": (unite_like(**{"decoder.decoder_embed.weight": torch.zeros(65, 64)}), "none of the published"),
+    "no such width": (unite_like(**{"decoder.decoder_embed.weight": torch.zeros(65, 64)}), "not a published size"),
     "heads of no width": (unite_like(**{"encoder.blocks.0.attn.q_norm.weight": torch.zeros(100)}), "no UNITE model"),
     "a strange key": ({**unite_like(), "teacher.weight": torch.zeros(1)}, "not a tensor of a UNITE checkpoint"),
     "most of them missing": ({**unite_like(), "encoder.blocks.4.w": torch.zeros(1)}, "does not fit this model: lacks"),
@@ -396,7 +397,7 @@ HOSTILE_JSON: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "nothing": (lambda c: "{}", "format_version"),
     "an endless network": (lambda c: resized(c, depth=10**9), "far more tensors"),
     "a network of 10 TB": (lambda c: resized(c, width=2**20), "has other shapes"),
-    "a network beyond numbers": (lambda c: resized(c, width=2**62), "describes no model"),
+    "a network beyond numbers": (lambda c: resized(c, width=2**62), "no model can be built"),
     "heads that do not fit": (lambda c: resized(c, heads=3), "width 64 is not divisible by heads 3"),
 }  # fmt: skip
 
@@ -457,8 +458,8 @@ INDEXES: dict[str, tuple[Any, str]] = {
     "no JSON": ("{", "not JSON text"),
     "a list": ([], "not named fields"),
     "a field missing": ({"seed": None}, "seed is None"),
-    "a shard elsewhere": ({"shards": ["../../model/model.safetensors"]}, "no name of a shard"),
-    "a shard at the root": ({"shards": ["/etc/passwd"]}, "no name of a shard"),
+    "a shard elsewhere": ({"shards": ["../../model/model.safetensors"]}, "not the name of a shard"),
+    "a shard at the root": ({"shards": ["/etc/passwd"]}, "not the name of a shard"),
     "a shard that is missing": ({"shards": ["latents_00000.safetensors", "latents_00001.safetensors"]}, "missing"),
     "a shard that holds no latents": ({"shards": ["latents_00002.safetensors"]}, "holds no latents"),
     "a shard of other latents": ({"shards": ["latents_00003.safetensors"]}, "expected shape (B, 4, 16), got (4, 5, 6)"),
@@ -626,7 +627,7 @@ def test_f18_other_widths_of_floats_are_taken(run_folder: Path, dtype: torch.dty
     """The counterpart: what differs in precision alone fits."""
     good = load_file(run_folder / "model" / "model.safetensors")
     narrow = {key: value.to(dtype) for key, value in good.items()}
-    model = assemble(read_config(run_folder / "model"), narrow, "here")
+    model = assemble(read_config(run_folder / "model"), LatentModel, narrow, "here")
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, narrow[key].to(value.dtype), rtol=0, atol=0)
 
@@ -634,7 +635,7 @@ def test_f18_other_widths_of_floats_are_taken(run_folder: Path, dtype: torch.dty
 # ---- archives of data ----------------------------------------------------------------------------------------------
 
 
-def picture() -> bytes:
+def image() -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save(file, "PNG")
     return file.getvalue()
@@ -646,7 +647,7 @@ def test_f19_a_zip_writes_nothing_outside(cli: Command, run_folder: Path, tmp_pa
     place.mkdir(parents=True)
     with zipfile.ZipFile(place / "data.zip", "w") as archive:
         for name in ("../escaped.png", "../../escaped.png", f"{tmp_path}/escaped.png", "one/good.png", "two/good.png"):
-            archive.writestr(name, picture())
+            archive.writestr(name, image())
         link = zipfile.ZipInfo("one/link.png")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")

@@ -23,7 +23,7 @@ datasets = pytest.importorskip("datasets")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ninety pictures in three parquet files, one of them broken."""
+    """Ninety images in three parquet files, one of them broken."""
     root = tmp_path_factory.mktemp("stream")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abc"))})
     for file in range(3):

@@ -1,4 +1,4 @@
-"""Wrong inputs at the Python surface and the command line: the field, what was expected, what came, in one line."""
+"""Wrong inputs in Python and on the command line: one line names the field, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def model(run_folder: Path) -> LatentModel:
 
 
 def with_pixel(value: float) -> torch.Tensor:
-    pictures = GOOD.clone()
-    pictures[1, 0, 3, 3] = value
-    return pictures
+    images = GOOD.clone()
+    images[1, 0, 3, 3] = value
+    return images
 
 
-# What is given as pictures -> words of the refusal: what was expected, what it is.
+# What is given as images -> words of the refusal: what was expected, what it is.
 PICTURES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "0-255 floats": (GOOD * 510, ("[0, 1]", "[255, 255]", "divide by 255")),
     "[-1, 1] floats": (GOOD * 3 - 2, ("[0, 1]", "[-0.5, -0.5]", "(images + 1) / 2")),
@@ -52,7 +52,7 @@ PICTURES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "an array": (GOOD.numpy(), ("tensor", "ndarray")),
     "a list": ([GOOD[0]], ("tensor", "list")),
     "nothing": (None, ("tensor", "NoneType")),
-    "a path": ("pictures", ("tensor", "str")),
+    "a path": ("images", ("tensor", "str")),
 }
 INTO_LATENTS: dict[str, Callable[[LatentModel, Any], object]] = {
     "model.encode": lambda model, data: model.encode(data),
@@ -63,7 +63,7 @@ INTO_LATENTS: dict[str, Callable[[LatentModel, Any], object]] = {
 
 @pytest.mark.parametrize("verb", INTO_LATENTS)
 @pytest.mark.parametrize("case", PICTURES)
-def test_f31_wrong_pictures_are_refused(model: LatentModel, case: str, verb: str) -> None:
+def test_f31_wrong_images_are_refused(model: LatentModel, case: str, verb: str) -> None:
     """0-255 floats, uint8, HWC, colour for grey, NaN, odd sizes, empty batches: field, expected, actual are named."""
     data, words = PICTURES[case]
     with pytest.raises(ValueError, match=r"^images: expected") as refused:
@@ -76,7 +76,7 @@ WRONG_LATENTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "another K": (torch.zeros(2, 5, 16), ("(B, 4, 16)", "(2, 5, 16)")),
     "another D": (torch.zeros(2, 4, 8), ("(B, 4, 16)", "(2, 4, 8)")),
     "no batch axis": (torch.zeros(4, 16), ("(B, K, D)", "(4, 16)")),
-    "as a picture": (torch.zeros(2, 16, 2, 2), ("(B, K, D)", "(2, 16, 2, 2)")),
+    "as an image": (torch.zeros(2, 16, 2, 2), ("(B, K, D)", "(2, 16, 2, 2)")),
     "an empty batch": (torch.zeros(0, 4, 16), ("B > 0", "(0, 4, 16)")),
     "a number": (torch.tensor(1.0), ("(B, K, D)", "()")),
     "whole numbers": (LATENTS.long(), ("floats", "torch.int64")),
@@ -137,8 +137,8 @@ def test_f31_what_is_right_in_another_type_passes(model: LatentModel) -> None:
     """The counterpart: numpy's and torch's numbers, half precision, and pixels off by rounding."""
     want = unilatent.sample(model, num=2, labels=[3, 4], num_inference_steps=1, seed=7)
     for labels in (np.array([3, 4]), torch.tensor([3, 4]), "3-4", ["3", 4], (3, 4), range(3, 5)):
-        made = unilatent.sample(model, num=np.int64(2), labels=labels, num_inference_steps=1, seed=np.int64(7))
-        assert torch.equal(made, want), labels
+        samples = unilatent.sample(model, num=np.int64(2), labels=labels, num_inference_steps=1, seed=np.int64(7))
+        assert torch.equal(samples, want), labels
     z = unilatent.encode(model, GOOD)
     torch.testing.assert_close(model.encode(GOOD.double()), z, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.decode(z.double()), model.decode(z), atol=1e-5, rtol=0)
@@ -156,7 +156,7 @@ FILES: list[tuple[Callable[[Path], Path], str]] = [
     (lambda folder: noise(folder / "tiny.png", (1, 1)).parent, "tiny.png: 1 x 1"),
     (lambda folder: _written(folder / "x.png", b"<html>"), "x.png: cannot be decoded"),
     (lambda folder: _written(folder / "x.bin", b"???"), "neither a folder nor a .zip"),
-    (lambda folder: _written(folder / "only" / "x.txt", b"???").parent, "holds no pictures"),
+    (lambda folder: _written(folder / "only" / "x.txt", b"???").parent, "holds no images"),
 ]
 
 
@@ -177,7 +177,7 @@ def test_f31_wrong_files_are_refused(
 
 
 def test_f31_odd_files_are_brought_to_the_model_s_size(cli: Command, run_folder: Path, tmp_path: Path) -> None:
-    """Files, unlike tensors, are converted: colour, odd sizes and 16 bits come out as the model's pictures."""
+    """Files, unlike tensors, are converted: colour, odd sizes and 16 bits come out as the model's images."""
     noise(tmp_path / "in" / "odd.png", (9, 13))
     noise(tmp_path / "in" / "colour.png", (30, 20), "RGB")
     noise(tmp_path / "in" / "deep.png", (8, 8), "I;16")
@@ -187,7 +187,7 @@ def test_f31_odd_files_are_brought_to_the_model_s_size(cli: Command, run_folder:
 
 
 def test_f31_another_number_of_classes_is_refused_on_resume(cli: Command, run_folder: Path, tmp_path: Path) -> None:
-    """A run of ten classes goes on with pictures of two: both numbers are named, nothing is touched."""
+    """A run of ten classes goes on with images of two: both numbers are named, nothing is touched."""
     copy = tmp_path / "run"
     shutil.copytree(run_folder, copy)
     for label in "ab":
@@ -198,7 +198,7 @@ def test_f31_another_number_of_classes_is_refused_on_resume(cli: Command, run_fo
         "--out", copy,
     )  # fmt: skip
     assert refused.code == 2 and refused.err.count("\n") == 1, refused
-    assert re.search(r"conditions\.class_label\.\w+: .* but the checkpoint was made with", refused.err), refused
+    assert re.search(r"conditions\.class_label\.\w+: .* but the checkpoint has", refused.err), refused
     assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    given = cli("train", "digits", *QUICK, "conditions.class_label.num_classes=7", "--out", tmp_path / "other")
-    assert given.code == 2 and "num_classes: 7, but the data has 10 classes" in given.err, given
+    refused = cli("train", "digits", *QUICK, "conditions.class_label.num_classes=7", "--out", tmp_path / "other")
+    assert refused.code == 2 and "num_classes: 7, but the data has 10 classes" in refused.err, refused

@@ -1,4 +1,4 @@
-"""The memory that is said to be needed is the memory that is needed; and what happens when there is less."""
+"""The memory estimate equals the memory that a step needs; what happens when there is less."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from conftest import QUICK, Command
 from test_processes import environment
 from test_training import assert_same, digits, state
 
+from unilatent.batches import collate
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
 from unilatent.presets import preset
-from unilatent.training import checkpoint as ckpt
+from unilatent.runs import checkpoint as ckpt
 from unilatent.training import memory
-from unilatent.training.batches import collate
 from unilatent.training.config import RunConfig, TrainingConfig
 from unilatent.training.memory import estimate, held_in_step
 from unilatent.training.trainer import Trainer
@@ -43,7 +43,7 @@ def step_of(trainer: Trainer, size: int) -> Step:
 
 
 def allocated(step: Step) -> int:
-    """Most bytes that torch's allocator handed out at once in a step, as its profiler saw it."""
+    """Peak bytes of torch's allocator in a step, as its profiler records them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         for part in step.model.loss(step.batch, step.streams):
             part.value.backward(retain_graph=part.retain)
@@ -57,74 +57,76 @@ def allocated(step: Step) -> int:
 
 @pytest.mark.parametrize("override", ["seed=0", "training.activation_checkpointing=true", "method.num_latents=null"])
 def test_the_estimate_is_what_a_step_holds(tmp_path: Path, override: str) -> None:
-    """Fake tensors against real ones, storage by storage, and against the allocator."""
+    """Fake tensors compared with real ones, storage by storage, and with the allocator."""
     trainer = Trainer(digits(override), tmp_path / "run")
     step = step_of(trainer, 16)
-    said = trainer.memory.activations
-    assert said is not None and said == held_in_step(*step)[0]
-    assert said == pytest.approx(allocated(step), rel=0.05)
+    activations = trainer.memory.activations
+    assert activations is not None and activations == held_in_step(*step)[0]
+    assert activations == pytest.approx(allocated(step), rel=0.05)
 
 
-def test_what_stays_is_counted_to_the_byte(tmp_path: Path) -> None:
+def test_weights_ema_and_optimizer_state_are_counted_to_the_byte(tmp_path: Path) -> None:
     trainer = Trainer(digits("training.steps=1"), tmp_path / "run")
-    said = trainer.memory
+    needed = trainer.memory
     trainer.fit()
-    assert said.weights == sum(p.nbytes for p in trainer.model.state_dict().values())
-    assert said.average == sum(w.nbytes for w in trainer.ema.weights.values())
-    state_bytes = sum(value.nbytes for value in trainer.optimizers.state().values() if value.ndim)
-    assert said.optimizer == state_bytes == trainer.optimizers.state_bytes
+    assert needed.weights == sum(p.nbytes for p in trainer.model.state_dict().values())
+    assert needed.average == sum(w.nbytes for w in trainer.state.ema.weights.values())
+    state_bytes = sum(value.nbytes for value in trainer.state.optimizers.state().values() if value.ndim)
+    assert needed.optimizer == state_bytes == trainer.state.optimizers.state_bytes
 
 
 def example_of(config: RunConfig) -> tuple[RunConfig, Batch]:
     config = config.model_copy(update={"conditions": config.example().conditions})
     modality = config.modality
-    picture = torch.zeros(2, modality.channels, modality.height, modality.width)
-    return config, Batch(picture, {"labels": torch.zeros(2, dtype=torch.long)})
+    image = torch.zeros(2, modality.channels, modality.height, modality.width)
+    return config, Batch(image, {"labels": torch.zeros(2, dtype=torch.long)})
 
 
-def test_activations_grow_evenly_with_the_micro_batch() -> None:
+def test_activations_are_linear_in_the_micro_batch() -> None:
     sizes = (8, 16, 32)
-    found = []
+    activations = []
     for size in sizes:
         config, example = example_of(preset("digits").override(f"training.micro_batch_size={size}"))
-        found.append(estimate(config, example, CPU).activations)
-    assert found[2] - found[1] == pytest.approx(2 * (found[1] - found[0]), rel=0.02)
+        activations.append(estimate(config, example, CPU).activations)
+    assert activations[2] - activations[1] == pytest.approx(2 * (activations[1] - activations[0]), rel=0.02)
 
 
 @pytest.mark.slow
 def test_the_largest_published_model_is_estimated_without_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """763 M parameters and their activations never exist."""
+    """763 M parameters and their activations are never allocated."""
     config, example = example_of(
         preset("imagenet256-unite-xl").override("modality.perceptual_weight=0", "training.log_gradients=false")
     )
     monkeypatch.setattr(memory, "free_memory", lambda device: None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = estimate(config, example, CPU)
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**30 < found.total / 50
-    assert found.weights == pytest.approx(4 * 762.78e6, rel=0.01)
-    assert found.gradients == pytest.approx(found.weights, rel=0.01)
+    needed = estimate(config, example, CPU)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**30 < needed.total / 50
+    assert needed.weights == pytest.approx(4 * 762.78e6, rel=0.01)
+    assert needed.gradients == pytest.approx(needed.weights, rel=0.01)
 
 
-def test_the_micro_batch_that_is_said_to_fit_fits_and_twice_as_many_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(size: int | str) -> memory.Memory:
+def test_the_reported_micro_batch_fits_and_twice_as_many_samples_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimated(size: int | str) -> memory.Memory:
         return estimate(*example_of(preset("digits").override(f"training.micro_batch_size={size}")), CPU)
 
     monkeypatch.setattr(memory, "free_memory", lambda device: 30 * 2**20)
-    said = found("null")
-    assert not said.fits and f"the largest training.micro_batch_size that fits is {said.fitting} (" in said.warning()
-    assert found(said.fitting).fits and found(said.fitting).warning() == "" and not found(2 * said.fitting).fits
+    needed = estimated("null")
+    largest = needed.fitting
+    assert not needed.fits and largest
+    assert f"the largest training.micro_batch_size that fits is {largest} (" in needed.warning()
+    assert estimated(largest).fits and estimated(largest).warning() == "" and not estimated(2 * largest).fits
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**20)
-    assert "not even one sample" in found("null").warning()
+    assert "not even one sample" in estimated("null").warning()
 
 
-def test_a_dry_run_says_what_is_needed_and_what_is_free(cli: Command, tmp_path: Path) -> None:
+def test_a_dry_run_reports_needed_and_free_memory(cli: Command, tmp_path: Path) -> None:
     done = cli("train", "digits", *QUICK, "--dry-run", "--out", tmp_path / "run")
     (line,) = [line for line in done.out.splitlines() if line.startswith("memory")]
     for words in (
         "about",
         "weights and gradients",
         "optimizer",
-        "average",
+        "EMA weights",
         "activations of micro-batches of 16",
         "free",
     ):

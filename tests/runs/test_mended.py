@@ -1,4 +1,4 @@
-"""Runs that went wrong once: started again when finished, locked by the dead, resumed apart, saved while poisoned."""
+"""Regressions of runs: restarted when finished, locked by a dead process, resumed apart, saved while not finite."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from conftest import QUICK, Command
 from test_processes import TORCHRUN, environment, port
 from test_training import digits
 
+from unilatent.batches import SkippedSample
 from unilatent.config import ConfigError
-from unilatent.training import checkpoint as ckpt
-from unilatent.training import lock
+from unilatent.processes import Processes
+from unilatent.runs import checkpoint as ckpt
+from unilatent.runs import lock
+from unilatent.runs.journal import Journal
 from unilatent.training.alarms import Alarms
 from unilatent.training.bad_samples import BadSamples
-from unilatent.training.batches import Bad
-from unilatent.training.journal import Journal
-from unilatent.training.processes import Processes
 from unilatent.training.trainer import Trainer
 
 EVALUATED = ("training.evaluate_samples=20", "training.steps=4")
@@ -97,12 +97,12 @@ def test_a_lock_of_an_unnamed_torchrun_is_nobodys_earlier_start(
 class Second(Processes):
     """The second of two processes, as it sees the first one's answers."""
 
-    def __init__(self, *told: object) -> None:
+    def __init__(self, *answers: object) -> None:
         super().__init__("cpu")
-        self.rank, self.is_main, self.told = 1, False, list(told)
+        self.rank, self.is_main, self.answers = 1, False, list(answers)
 
     def from_main(self, find: object) -> object:  # type: ignore[override]
-        return self.told.pop(0)
+        return self.answers.pop(0)
 
 
 def test_only_the_first_process_looks_at_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_processes_that_see_different_checkpoints_are_refused(
     monkeypatch.setattr(Processes, "gather", gather)
     for name in ("step_00000008", "step_00000099"):
         seen.append(name)
-        with pytest.raises(ConfigError, match=r"process 1 sees (step 8|none that can be read).*first process step 12"):
+        with pytest.raises(ConfigError, match=r"process 1 finds (step 8|no readable checkpoint).*process step 12"):
             Trainer(digits(), tmp_path / "run", resume=str(at))
     seen.append(at.name)
     assert Trainer(digits(), tmp_path / "run", resume=str(at)).step == 12
@@ -187,7 +187,7 @@ def test_nodes_that_do_not_share_the_run_folder_are_refused(tmp_path: Path, run_
         [*TORCHRUN, "--nproc-per-node", "2", "--master-port", str(port()), str(script)],
         env=environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode != 0 and "process 1 sees none that can be read" in done.stderr.replace("\n", " ")
+    assert done.returncode != 0 and "process 1 finds no readable checkpoint" in done.stderr.replace("\n", " ")
 
 
 def test_a_path_resumed_into_another_run_is_refused(tmp_path: Path, run_folder: Path) -> None:
@@ -212,8 +212,8 @@ def poison_after(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch, w
     def poisoned(micro: list) -> dict:
         logs = original(micro)
         if trainer.step + 1 == step:
-            kept = {"ema": trainer.ema.weights, "model": trainer.model.state_dict()}
-            tensors = kept.get(where) or trainer.optimizers.state()
+            tensors_of = {"ema": trainer.state.ema.weights, "model": trainer.model.state_dict()}
+            tensors = tensors_of.get(where) or trainer.state.optimizers.state()
             next(t for t in tensors.values() if t.is_floating_point() and t.ndim).view(-1)[0] = float("inf")
         return logs
 
@@ -225,7 +225,7 @@ def test_f11_a_bad_average_is_never_written(tmp_path: Path, monkeypatch: pytest.
     """An infinite number in EMA: nothing of that step is saved, the message names the tensor."""
     trainer = Trainer(digits(f"training.background_saving={background}"), tmp_path / "run")
     poison_after(trainer, 7, monkeypatch, "ema")
-    name = next(iter(trainer.ema.weights))
+    name = next(iter(trainer.state.ema.weights))
     with pytest.raises(FloatingPointError, match=rf"step 8: ema {name} is not finite, so nothing of it is written"):
         trainer.fit()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
@@ -249,7 +249,7 @@ def test_a_bad_average_is_never_published(tmp_path: Path, run_folder: Path) -> N
     shutil.copytree(run_folder, copy)
     before = (copy / "model" / "model.safetensors").read_bytes()
     trainer = Trainer(digits(), copy, resume="auto")
-    next(iter(trainer.ema.weights.values())).view(-1)[0] = float("nan")
+    next(iter(trainer.state.ema.weights.values())).view(-1)[0] = float("nan")
     with pytest.raises(FloatingPointError, match="step 12: ema"):
         trainer.fit()
     assert (copy / "model" / "model.safetensors").read_bytes() == before
@@ -279,11 +279,11 @@ def test_f04_files_that_really_cannot_grow_cost_no_checkpoint(tmp_path: Path) ->
         env=environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]
-    said = re.search(r"checkpoint of step 8 not written to .*: File too large \((.*) GiB needed, (.*) GiB free", last)
-    assert done.returncode == 1 and last.startswith("OSError") and said, done.stderr[-2000:]
+    match = re.search(r"checkpoint of step 8 not written to .*: File too large \((.*) GiB needed, (.*) GiB free", last)
+    assert done.returncode == 1 and last.startswith("OSError") and match, done.stderr[-2000:]
     folder = tmp_path / "run" / "checkpoints"
     whole = sum(path.stat().st_size for path in (folder / "step_00000004").glob("*.safetensors"))
-    assert float(said[1]) == pytest.approx(whole / 2**30, abs=0.006) and "ckpt prune" in last
+    assert float(match[1]) == pytest.approx(whole / 2**30, abs=0.006) and "ckpt prune" in last
     assert [p.name for p in folder.iterdir()] == ["step_00000004"]
     ckpt.verify(folder / "step_00000004")
 
@@ -314,7 +314,7 @@ def test_a_checkpoint_that_did_not_arrive_removes_no_older_one(tmp_path: Path, m
         return ""
 
     monkeypatch.setattr(ckpt, "reach", lose)
-    with pytest.raises(OSError, match=r"checkpoint of step 3 is not as it was written: .*a: damaged"):
+    with pytest.raises(OSError, match=r"checkpoint of step 3 is not what was written: .*a: damaged"):
         ckpt.save(folder, 3, lambda at: (at / "a").write_bytes(b"whole"), keep=2)  # type: ignore[arg-type]
     assert ckpt.newest(folder)[0] == folder / "step_00000002" and (folder / "step_00000001").is_dir()
     assert json.loads((tmp_path / "latest.json").read_text())["step"] == 2
@@ -325,7 +325,7 @@ def test_out_of_memory_names_the_checkpoint_that_is_there(tmp_path: Path, run_fo
     copy = tmp_path / "run"
     shutil.copytree(run_folder, copy)
     trainer = Trainer(digits("training.steps=16"), copy, resume="auto")
-    trainer.saved = 16
+    trainer.checkpoints.saved = 16
     assert "the checkpoint of step 12 is intact" in trainer._way_out_of_memory(MemoryError("full"))
     shutil.rmtree(copy / "checkpoints")
     assert "no checkpoint was written yet" in trainer._way_out_of_memory(MemoryError("full"))
@@ -334,16 +334,16 @@ def test_out_of_memory_names_the_checkpoint_that_is_there(tmp_path: Path, run_fo
 def test_a_checkpoint_holds_the_counts_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples found bad while it is written, and steps left out since, belong to a later one."""
     trainer = Trainer(digits("training.non_finite=skip:5", "training.steps=5"), tmp_path / "run")
-    original = trainer._write
+    original = trainer.checkpoints._write
 
     def late(folder: Path, step: int, *rest: Any) -> None:
         if step == 4:
             trainer.bad.indices.add(3)
         original(folder, step, *rest)
 
-    monkeypatch.setattr(trainer, "_write", late)
+    monkeypatch.setattr(trainer.checkpoints, "_write", late)
     poisoned = iter([False, False, True, True, True])
-    clip = "unilatent.training.trainer.clip_gradients"
+    clip = "unilatent.training.step.clip_gradients"
     monkeypatch.setattr(clip, lambda *_: torch.tensor(float("nan") if next(poisoned) else 1.0))
     trainer.fit()
     states = [
@@ -352,7 +352,7 @@ def test_a_checkpoint_holds_the_counts_of_its_step(tmp_path: Path, monkeypatch: 
     ]
     assert [(state["bad_samples"]["indices"], state["skipped"]) for state in states] == [([], 2), ([3], 3)]
     resumed = Trainer(digits("training.non_finite=skip:5", "training.steps=8"), tmp_path / "run", resume="auto")
-    assert resumed.skipped == 3
+    assert resumed.state.skipped == 3
 
 
 # What goes on beside training.
@@ -384,7 +384,7 @@ def test_bad_samples_that_cannot_be_written_down_cost_a_warning(tmp_path: Path) 
     """They are counted all the same."""
     bad = BadSamples(0.5, 100, tmp_path, Processes("cpu"))
     (tmp_path / "bad_samples.rank0.jsonl").mkdir()
-    bad.met = [Bad(index=3, position=5, message="c: not a picture")]
+    bad.met = [SkippedSample(index=3, position=5, message="c: not an image")]
     warnings: list[str] = []
     bad.settle(1, lambda _: None, lambda _, why: warnings.append(why))
     assert bad.indices == {3} and "bad_samples.rank0.jsonl cannot be written" in warnings[0]

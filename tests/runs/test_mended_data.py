@@ -1,4 +1,4 @@
-"""Data and listings in the cases that ordinary use seldom meets: other ways to start workers, damage, interruptions."""
+"""Regressions of data and listings in rare cases: other start methods of workers, damage, interruptions."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command
-from test_cli import pictures
+from test_cli import images
 from test_memory import CPU, example_of
 
+from unilatent.batches import _init_worker
 from unilatent.methods.base import LatentModel
+from unilatent.modalities._media import files as media_files
 from unilatent.modalities.base import BadSample
-from unilatent.modalities.image import data as image_data
+from unilatent.modalities.image.data import KIND
 from unilatent.nets.layers import Repeated
 from unilatent.presets import preset
+from unilatent.runs.listing import describe
 from unilatent.shards.writing import check_all
-from unilatent.training.batches import _quiet_worker
-from unilatent.training.listing import describe
 from unilatent.training.memory import Memory, estimate
 
 
@@ -59,7 +60,7 @@ def test_data_workers_ignore_every_signal_that_is_the_run_s() -> None:
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     threads = torch.get_num_threads()
     try:
-        _quiet_worker(0)
+        _init_worker(0)
         assert all(signal.getsignal(name) == signal.SIG_IGN for name in before)
     finally:
         torch.set_num_threads(threads)
@@ -69,7 +70,7 @@ def test_data_workers_ignore_every_signal_that_is_the_run_s() -> None:
 
 def test_prepare_writes_damaged_shards_of_a_finished_folder_again(cli: Command, tmp_path: Path) -> None:
     """One bit flipped, one shard gone: both are made again, the same bytes; the third is not touched."""
-    source, out = pictures(tmp_path / "in", each=6), tmp_path / "out"
+    source, out = images(tmp_path / "in", each=6), tmp_path / "out"
     command = ("data", "prepare", source, "--out", out, "--format", "png", "--shard-size", 4, "--workers", 1)
     assert cli(*command).code == 0
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -79,26 +80,26 @@ def test_prepare_writes_damaged_shards_of_a_finished_folder_again(cli: Command, 
     (out / "shard-000001.tar").write_bytes(raw)
     (out / "shard-000002.tar").unlink()
     again = cli(*command)
-    assert again.code == 0 and "12 samples, 2 classes in 3 shards (1 of them from before)" in again.out, again
+    assert again.code == 0 and "12 samples, 2 classes in 3 shards (1 of them already written)" in again.out, again
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
     assert (out / "shard-000000.tar").stat().st_mtime_ns == untouched
 
 
 def test_an_oversized_member_of_a_zip_is_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is replaced, as a damaged one is, and does not end the run."""
-    monkeypatch.setattr(image_data, "MEMBER_BYTES", 1000)
+    monkeypatch.setattr(media_files, "MEMBER_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("x.png", bytes(2000))
     with pytest.raises(BadSample, match=r"x\.png in .*: unpacks to"):
-        image_data._Zip(tmp_path / "a.zip").read("x.png")
+        media_files.ZipArchive(tmp_path / "a.zip", KIND).read("x.png")
 
 
-def test_labels_of_a_hub_table_are_read_without_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_a_hub_table_are_read_without_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    from unilatent.modalities.image import hub
+    from unilatent.modalities._media import hub
 
     rows = datasets.Dataset.from_dict(
-        {"image": [{"bytes": b"no picture", "path": None}] * 5, "label": [0, 1, 0, 2, 1]},
+        {"image": [{"bytes": b"no image", "path": None}] * 5, "label": [0, 1, 0, 2, 1]},
         features=datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")}),
     )
     read: list[list[str]] = []
@@ -111,10 +112,10 @@ def test_labels_of_a_hub_table_are_read_without_its_pictures(tmp_path: Path, mon
     monkeypatch.setattr(datasets.Dataset, "__getitem__", spy)
 
     class Source:
-        config, split, class_names, image, label, text = None, "train", ("a", "b", "c"), "image", "label", None
+        config, split, class_names, data, label, text = None, "train", ("a", "b", "c"), "image", "label", None
 
     Source.rows = rows  # type: ignore[attr-defined]
-    table = hub.Table(Source(), hub.Frame(1, 8, 8, 1), cache=False)  # type: ignore[arg-type]
+    table = hub.HubTable(Source(), hub.Frame(1, 8, 8, 1), cache=False)  # type: ignore[arg-type]
     assert table.labels == [0, 1, 0, 2, 1] and read == [["label"]]
 
 
@@ -228,7 +229,7 @@ def test_f08_encoding_stops_after_a_batch_and_goes_on(
     tmp_path: Path, run_folder: Path, cli: Command, stop_in_batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM in the second of four batches: both are on disk, and the rest makes what one go would have made."""
-    source = pictures(tmp_path / "in", each=5, size=8)
+    source = images(tmp_path / "in", each=5, size=8)
 
     def encode(out: str):
         return cli("encode", run_folder, source, "--out", tmp_path / out, "--batch-size", 3, "--shard-size", 4)
@@ -236,10 +237,10 @@ def test_f08_encoding_stops_after_a_batch_and_goes_on(
     assert encode("whole").code == 0
     stop_in_batch(run_folder, "encode", 2)
     stopped = encode("parts")
-    assert stopped.code == 130 and "6 latents are in" in stopped.err and "goes on from there" in stopped.err, stopped
+    assert stopped.code == 130 and "6 latents are in" in stopped.err and "resumes from there" in stopped.err, stopped
     assert len(json.loads((tmp_path / "parts" / "index.json").read_text())["names"]) == 6
     monkeypatch.undo()
-    assert "10 latents" in (on := encode("parts").out) and "6 of them from before" in on
+    assert "10 latents" in (on := encode("parts").out) and "6 of them already encoded" in on
     from safetensors.torch import load_file
 
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
@@ -257,7 +258,7 @@ def test_f08_verbs_stop_after_a_batch_and_keep_it(
     tmp_path: Path, run_folder: Path, cli: Command, stop_in_batch, verb: str
 ) -> None:
     """SIGTERM in the second batch of five: two batches are there whole, exit code 130."""
-    source, out = pictures(tmp_path / "in", each=5, size=8), tmp_path / "out"
+    source, out = images(tmp_path / "in", each=5, size=8), tmp_path / "out"
     if verb == "decode":
         assert cli("encode", run_folder, source, "--out", tmp_path / "latents").code == 0
     arguments = {

@@ -12,7 +12,7 @@ import pytest
 from test_processes import TORCHRUN, environment, losses, port
 from test_training import assert_same, digits, state
 
-from unilatent.training.batches import micro_batches
+from unilatent.batches import micro_batches
 from unilatent.training.trainer import Trainer
 
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
@@ -24,13 +24,13 @@ FIFTY = (
 
 
 def printed(start: str) -> str:
-    """The command of the page that begins so."""
+    """Return the command on the page that begins with `start`."""
     (found,) = re.findall(rf"^{re.escape(start)}.*$", PAGE.read_text(), flags=re.MULTILINE)
     return found
 
 
 def command(start: str, out: Path, processes: int, *overrides: str, at: int) -> list[str]:
-    """It, with another host, sizes, preset and folder."""
+    """Return that command with another host, sizes, preset and folder."""
     smaller = {
         "HOST:29500": f"127.0.0.1:{at}",
         "imagenet256-unite-b": "digits",
@@ -50,7 +50,7 @@ def command(start: str, out: Path, processes: int, *overrides: str, at: int) -> 
 
 
 def together(commands: list[list[str]], **extra: str) -> None:
-    """Run them at the same time, to the end."""
+    """Run the commands at the same time, and check that all succeed."""
     started = [
         subprocess.Popen(c, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for c in commands
@@ -117,7 +117,7 @@ def test_f29_torchrun_restarts_and_the_run_is_the_unbroken_one(tmp_path: Path, r
 
 @pytest.mark.faults
 def test_f29_two_nodes_restart_together(tmp_path: Path, alone: Path) -> None:
-    """Only one agent has seen a process die; both start theirs again, and they find each other."""
+    """A process of one agent is killed; both agents restart their processes, which form a new group."""
     line = command("torchrun --nnodes 2", tmp_path / "run", 1, *FIFTY, at=port())
     line[line.index("-m", 3) : line.index("-m", 3)] = ["--max-restarts", "3"]
     together([line, line], UNILATENT_FAULT="step.before_optimizer:kill:1:33")

@@ -1,4 +1,4 @@
-"""Averages of several lengths from one run: tracked, stored, resumed bitwise, and made into models."""
+"""EMA weights of several lengths from one run: tracked, stored, resumed bitwise, and turned into models."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torch import Tensor
 import unilatent
 from unilatent.config import ConfigError
 from unilatent.maths.ema_profiles import PowerProfile, gamma_of
+from unilatent.runs.snapshots import EMASnapshots, snapshot_path
 from unilatent.training.ema import PowerEMAs
-from unilatent.training.snapshots import Snapshots, snapshot_path
 from unilatent.training.trainer import Trainer
 
 PROFILES = ("training.ema_profiles=[0.05,0.1]",)
@@ -38,7 +38,7 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_they_change_nothing_else(averaged: Path, run_folder: Path) -> None:
+def test_ema_profiles_change_nothing_else(averaged: Path, run_folder: Path) -> None:
     assert_same(state(averaged, 12), state(run_folder, 12))
     assert not (run_folder / "ema").exists() and not list(run_folder.rglob("ema_profiles*"))
     assert sorted(path.name for path in (averaged / "ema").iterdir()) == [
@@ -47,8 +47,8 @@ def test_they_change_nothing_else(averaged: Path, run_folder: Path) -> None:
     assert_same(load_file(snapshot_path(averaged, 8)), averages(averaged, 8))
 
 
-def test_what_is_tracked_is_the_profile(tmp_path: Path) -> None:
-    """Against the sum over all steps' weights, in float64."""
+def test_tracked_weights_follow_the_profile(tmp_path: Path) -> None:
+    """Compared with the sum over the weights of all steps, in float64."""
     trainer = Trainer(digits(*PROFILES, "training.steps=6"), tmp_path / "run")
     seen: list[dict[str, Tensor]] = []
     update = PowerEMAs.update
@@ -57,9 +57,9 @@ def test_what_is_tracked_is_the_profile(tmp_path: Path) -> None:
         update(self, model, step)
         seen.append({name: p.detach().double().clone() for name, p in model.named_parameters()})
 
-    trainer.profiles.update = watched.__get__(trainer.profiles)  # type: ignore[method-assign]
+    trainer.state.power_emas.update = watched.__get__(trainer.state.power_emas)  # type: ignore[method-assign]
     trainer.fit()
-    for length, average in trainer.profiles.averages.items():
+    for length, average in trainer.state.power_emas.averages.items():
         share = ((torch.arange(7).double() / 6) ** (gamma_of(length) + 1)).diff()
         for name, tensor in average.weights.items():
             direct = sum(s * weights[name] for s, weights in zip(share, seen, strict=True))
@@ -89,7 +89,7 @@ def test_resume_is_bitwise(tmp_path: Path, averaged: Path) -> None:
         assert_same(load_file(snapshot_path(averaged, step)), load_file(snapshot_path(parts, step)))
 
 
-def test_other_profiles_cannot_go_on(averaged: Path, run_folder: Path) -> None:
+def test_a_run_with_other_profiles_cannot_be_resumed(averaged: Path, run_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.ema_profiles: \[\], but .* \[0\.05, 0\.1\]; keep it"):
         Trainer(digits(), averaged, resume="auto")
     with pytest.raises(ConfigError, match=r"training\.ema_profiles: \[0\.05, 0\.1\], but .* \[\]; keep it"):
@@ -97,48 +97,48 @@ def test_other_profiles_cannot_go_on(averaged: Path, run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", ["[0.05,0.05]", "[0]", "[0.3]"])
-def test_lengths_that_are_none_are_refused(lengths: str) -> None:
+def test_invalid_lengths_are_refused(lengths: str) -> None:
     with pytest.raises(ConfigError, match=r"training\.ema_profiles.*0\.2887"):
         digits(f"training.ema_profiles={lengths}")
 
 
 def test_their_memory_is_counted(tmp_path: Path) -> None:
     trainer = Trainer(digits(*PROFILES), tmp_path / "run")
-    kept = [*trainer.ema.weights.values(), *trainer.profiles.weights.values()]
-    assert trainer.memory.average == sum(tensor.nbytes for tensor in kept)
+    tensors = [*trainer.state.ema.weights.values(), *trainer.state.power_emas.weights.values()]
+    assert trainer.memory.average == sum(tensor.nbytes for tensor in tensors)
 
 
-def test_a_stored_profile_is_made_as_it_was_stored(averaged: Path) -> None:
+def test_a_stored_length_is_returned_as_it_was_stored(averaged: Path) -> None:
     for length in (0.05, 0.1):
-        made, error = Snapshots(averaged, 8).make(PowerProfile(gamma_of(length), 8))
+        weights, error = EMASnapshots(averaged, 8).make(PowerProfile(gamma_of(length), 8))
         stored = averages(averaged, 8)
         assert error == 0
-        assert_same(made, {name: stored[f"{length}/{name}"] for name in made})
+        assert_same(weights, {name: stored[f"{length}/{name}"] for name in weights})
 
 
-def test_others_lie_between_and_are_near_directly_tracked_ones(tmp_path: Path, averaged: Path) -> None:
-    """A run that tracks 0.07 itself; relative to how far the averages are from each other."""
+def test_other_lengths_are_near_directly_tracked_ones(tmp_path: Path, averaged: Path) -> None:
+    """A run that tracks 0.07 itself; relative to the distance between the EMA weights."""
     direct = tmp_path / "direct"
     Trainer(digits("training.ema_profiles=[0.07]"), direct).fit()
     truth = {name.partition("/")[2]: tensor for name, tensor in averages(direct, 12).items()}
-    made, error = Snapshots(averaged).make(PowerProfile(gamma_of(0.07), 12))
-    short, _ = Snapshots(averaged).make(PowerProfile(gamma_of(0.05), 12))
+    weights, error = EMASnapshots(averaged).make(PowerProfile(gamma_of(0.07), 12))
+    short, _ = EMASnapshots(averaged).make(PowerProfile(gamma_of(0.05), 12))
 
     def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         return float(sum((a[name] - b[name]).square().sum() for name in truth)) ** 0.5
 
     size = sum(tensor.square().sum() for tensor in truth.values()) ** 0.5
-    assert 0 < error < 0.1 and distance(made, truth) < 0.01 * size
-    assert distance(made, truth) < 0.2 * distance(short, truth)
+    assert 0 < error < 0.1 and distance(weights, truth) < 0.01 * size
+    assert distance(weights, truth) < 0.2 * distance(short, truth)
 
 
-def test_the_verb_makes_a_model(tmp_path: Path, averaged: Path, cli: Command) -> None:
+def test_the_command_writes_a_model(tmp_path: Path, averaged: Path, cli: Command) -> None:
     out = tmp_path / "model"
     done = cli("ema", averaged, "--sigma-rel", "0.08", "--out", out)
-    assert done.code == 0 and "step 12, sigma_rel 0.08, from 6 snapshots; profile met to" in done.out, done.err
+    assert done.code == 0 and "step 12, sigma_rel 0.08, from 6 snapshots; profile error" in done.out, done.err
     model = unilatent.load(out)
-    made, _ = Snapshots(averaged).make(PowerProfile(gamma_of(0.08), 12))
-    assert_same({name: p.data for name, p in model.named_parameters()}, made)
+    weights, _ = EMASnapshots(averaged).make(PowerProfile(gamma_of(0.08), 12))
+    assert_same({name: p.data for name, p in model.named_parameters()}, weights)
     assert model.fingerprint() != unilatent.load(averaged).fingerprint()
     assert unilatent.sample(model, num=2, num_inference_steps=2).shape == (2, 1, 8, 8)
 
@@ -150,12 +150,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "words"), BAD)
-def test_the_verb_refuses(tmp_path: Path, averaged: Path, cli: Command, options: tuple, words: str) -> None:
+def test_the_command_refuses(tmp_path: Path, averaged: Path, cli: Command, options: tuple, words: str) -> None:
     done = cli("ema", averaged, *options, "--out", tmp_path / "model")
     assert done.code == 2 and words in done.err and not (tmp_path / "model").exists()
 
 
-def test_a_run_without_snapshots_is_told_how_to_get_them(tmp_path: Path, run_folder: Path, cli: Command) -> None:
+def test_a_run_without_snapshots_is_refused_with_the_fix(tmp_path: Path, run_folder: Path, cli: Command) -> None:
     done = cli("ema", run_folder, "--sigma-rel", "0.1", "--out", tmp_path / "model")
     assert done.code == 2 and "training.ema_profiles=[0.05,0.1]" in done.err
 
@@ -171,8 +171,8 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path, averaged: Path, cli: Comman
 SEARCH = ("--metric", "frechet_pixels", "--num", "20", "--steps", "2")
 
 
-def test_search_over_averages(averaged: Path, tmp_path: Path, cli: Command) -> None:
-    """Each length is evaluated as the model that `ema` makes of it, once."""
+def test_search_over_ema_lengths(averaged: Path, tmp_path: Path, cli: Command) -> None:
+    """Each length is evaluated once, as the model that `unilatent ema` writes."""
     line = ("search", averaged, "--over", "ema", "--values", "0.05,0.08", *SEARCH, "--out", tmp_path / "eval")
     done = cli(*line)
     assert done.code == 0 and f"unilatent ema {averaged} --sigma-rel 0.0" in done.out, done.err
@@ -182,11 +182,11 @@ def test_search_over_averages(averaged: Path, tmp_path: Path, cli: Command) -> N
     assert content["points"][0]["profile_error"] == 0 < content["points"][1]["profile_error"]
     assert path.with_suffix(".png").is_file()
     cli("ema", averaged, "--sigma-rel", "0.08", "--out", tmp_path / "model")
-    from unilatent.evaluation.evaluate import Evaluator, Request
+    from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
     from unilatent.evaluation.reference import splits_of
 
     model = unilatent.load(tmp_path / "model")
-    request = Request(metrics=("frechet_pixels",), num_samples=20)
+    request = EvaluationRequest(metrics=("frechet_pixels",), num_samples=20)
     evaluator = Evaluator(
         model, splits_of(model.modality, averaged, None), tmp_path / "r", request, num_inference_steps=2
     )
@@ -211,14 +211,14 @@ def test_search_over_guidance(run_folder: Path, tmp_path: Path, cli: Command) ->
 
 REFUSED = [
     (("--over", "seed"), "--over: 'seed' is unknown"),
-    (("--over", "guidance_scale", "--metric", "psnr"), "--metric psnr: is of reconstructions"),
+    (("--over", "guidance_scale", "--metric", "psnr"), "--metric psnr: measures reconstructions"),
     (("--over", "guidance_scale", "--metric", "fidd"), "metrics: 'fidd' is unknown"),
-    (("--over", "guidance_scale", "--metric", "spread"), "--metric spread: is neither better high nor low"),
-    (("--over", "guidance_scale", "--guidance-scale", "2"), "--guidance-scale: is what is searched over"),
+    (("--over", "guidance_scale", "--metric", "spread"), "--metric spread: has no better direction"),
+    (("--over", "guidance_scale", "--guidance-scale", "2"), "--guidance-scale: is the setting to search over"),
     (("--over", "guidance_interval"), "give --guidance-scale 2"),
     (("--over", "guidance_scale", "--method", "golden"), "golden needs both ends"),
-    (("--over", "guidance_scale", "--values", "1,x"), "--values: '1,x' are no numbers"),
-    (("--over", "num_inference_steps", "--values", "2.5"), "2.5 is no num_inference_steps"),
+    (("--over", "guidance_scale", "--values", "1,x"), "--values: '1,x' is not a list of numbers"),
+    (("--over", "num_inference_steps", "--values", "2.5"), "2.5 is not a valid num_inference_steps"),
     (("--over", "ema", "--values", "0.1"), "no snapshots in ema/"),
 ]
 
@@ -238,16 +238,16 @@ def test_two_processes_search_as_one_does(averaged: Path, tmp_path: Path) -> Non
     alone = [sys.executable, "-m", "unilatent"]
     launcher = [*TORCHRUN, "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port())]
     both = [*launcher, "-m", "--", "unilatent"]  # else torchrun takes --num for an abbreviation of its own options
-    found = []
+    curves = []
     for name, command in (("one", alone), ("two", both)):
         out = ["--out", str(tmp_path / name)]
         done = subprocess.run([*command, *line, *out], env=environment(), capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
         content = json.loads(next((tmp_path / name).glob("search-*.json")).read_text())
-        found.append([(point["ema"], point["value"]) for point in content["points"]])
+        curves.append([(point["ema"], point["value"]) for point in content["points"]])
         assert done.stdout.count("unilatent sample model") == 1
-    assert [at for at, _ in found[0]] == [at for at, _ in found[1]] and len(found[0]) >= 3
-    assert [value for _, value in found[1]] == pytest.approx([value for _, value in found[0]], rel=1e-6)
+    assert [at for at, _ in curves[0]] == [at for at, _ in curves[1]] and len(curves[0]) >= 3
+    assert [value for _, value in curves[1]] == pytest.approx([value for _, value in curves[0]], rel=1e-6)
 
 
 @pytest.mark.faults

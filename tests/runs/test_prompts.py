@@ -1,4 +1,4 @@
-"""Texts through whole runs and the command line: digits that are told in words."""
+"""Prompts through whole runs and the command line: digits conditioned on captions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from conftest import QUICK, Command
 from PIL import Image
 from test_training import assert_same, state
 
+from unilatent.batches import collate
 from unilatent.conditions.text import TextConfig
-from unilatent.modalities.image import render
-from unilatent.modalities.image.data import View
+from unilatent.modalities._media import render
+from unilatent.modalities._media.collection import CollectionDataset
 from unilatent.presets import preset
-from unilatent.training.batches import collate
 from unilatent.training.config import RunConfig
 from unilatent.training.memory import estimate
 from unilatent.training.trainer import Trainer
@@ -28,23 +28,23 @@ EXAMPLES = tuple(f"the digit {word}" for word in WORDS)
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded digits with captions, one of two that follows from the position."""
-    plain, made = View.__getitem__, View.__init__
+def captioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded digits with captions: one of two, chosen by the sample index."""
+    plain, original_init = CollectionDataset.__getitem__, CollectionDataset.__init__
 
-    def init(self: View, *arguments: Any) -> None:
-        made(self, *arguments)
+    def init(self: CollectionDataset, *arguments: Any) -> None:
+        original_init(self, *arguments)
         self.facts = {**self.facts, "prompts": {"examples": EXAMPLES}}
 
-    def caption(self: View, index: int, position: int = 0) -> tuple[Any, dict[str, Any]]:
+    def caption(self: CollectionDataset, index: int, position: int = 0) -> tuple[Any, dict[str, Any]]:
         data, values = plain(self, index)
         word = WORDS[values["labels"]]
         return data, {**values, "prompts": word if position % 2 else f"the digit {word}"}
 
-    monkeypatch.setattr(View, "__init__", init)
-    monkeypatch.setattr(View, "__getitem__", caption)
-    monkeypatch.setattr(View, "view", caption)
-    monkeypatch.setattr(View, "values", lambda self, index: self[index][1])
+    monkeypatch.setattr(CollectionDataset, "__init__", init)
+    monkeypatch.setattr(CollectionDataset, "__getitem__", caption)
+    monkeypatch.setattr(CollectionDataset, "view", caption)
+    monkeypatch.setattr(CollectionDataset, "values", lambda self, index: self[index][1])
 
 
 def digits_in_words(*overrides: str) -> RunConfig:
@@ -53,7 +53,9 @@ def digits_in_words(*overrides: str) -> RunConfig:
     return config.model_copy(update={"conditions": {"text": text}})
 
 
-def test_a_run_on_captions_is_resumed_bitwise_judged_and_sampled(told: None, tmp_path: Path, cli: Command) -> None:
+def test_a_run_on_captions_is_resumed_bitwise_evaluated_and_sampled(
+    captioned: None, tmp_path: Path, cli: Command
+) -> None:
     Trainer(digits_in_words("training.sample_every=12"), tmp_path / "whole").fit()
     Trainer(digits_in_words("training.steps=4"), tmp_path / "parts").fit()
     Trainer(digits_in_words(), tmp_path / "parts", resume="auto").fit()
@@ -81,13 +83,13 @@ def test_a_run_on_captions_is_resumed_bitwise_judged_and_sampled(told: None, tmp
     assert done.code == 0 and "the digit four" in page.read_text(), done.err
 
 
-def test_memory_is_estimated_with_texts(told: None) -> None:
+def test_memory_is_estimated_with_texts(captioned: None) -> None:
     config = digits_in_words()
     trainer = Trainer(config, Path("never-written"))
     train = trainer.splits.train
     example = collate([train.view(i, i) for i in range(4)], trainer.model.modality)
-    found = estimate(trainer.config, example, torch.device("cpu"))
-    assert found.activations is not None and found.activations > 0
+    needed = estimate(trainer.config, example, torch.device("cpu"))
+    assert needed.activations is not None and needed.activations > 0
 
 
 @pytest.mark.parametrize(
@@ -112,20 +114,20 @@ def test_prompts_that_cannot_be_used_are_refused(
     assert not out.exists()
 
 
-def test_captions_stand_under_their_pictures(tmp_path: Path) -> None:
-    """Rows that belong together share the captions of the last; nothing else moves."""
-    pictures = torch.rand(5, 3, 32, 32)
-    render.draw_grid([pictures, 1 - pictures], tmp_path / "told.png", 3, ["a", "b " * 40, "", "ß\t✓" * 500, "e"])
-    picture = np.asarray(Image.open(tmp_path / "told.png"))
+def test_captions_are_drawn_under_their_images(tmp_path: Path) -> None:
+    """Rows that belong together share the captions of the last row; nothing else moves."""
+    images = torch.rand(5, 3, 32, 32)
+    render.draw_grid([images, 1 - images], tmp_path / "grid.png", 3, ["a", "b " * 40, "", "ß\t✓" * 500, "e"])
+    image = np.asarray(Image.open(tmp_path / "grid.png"))
     side, line, most = 96, render.LINE, render.MOST_LINES
     first = render.GAP + 2 * (side + render.GAP)  # where the captions of the first group begin
-    assert picture.shape[1] == render.GAP + 3 * (side + render.GAP)
-    under = picture[first - render.GAP : first]
+    assert image.shape[1] == render.GAP + 3 * (side + render.GAP)
+    under = image[first - render.GAP : first]
     assert (under == 255).all()
-    words = picture[first : first + 4 * line]
+    words = image[first : first + 4 * line]
     assert (words[:line, : side // 2] < 128).any() and (words[line:, :side] == 255).all()
     assert (words[:, side + 2 * render.GAP : 2 * side] < 128).any()
     assert (words[:, 2 * side + 3 * render.GAP :] == 255).all()
-    assert picture.shape[0] <= render.GAP + 4 * (side + render.GAP) + 2 * most * line
-    assert all(len(render._broken(text, 96)) <= most for text in ("x" * 10_000, "x " * 10_000, "", "\n"))
-    assert render._broken("a small red circle", 60) == ["a small red", "circle"]
+    assert image.shape[0] <= render.GAP + 4 * (side + render.GAP) + 2 * most * line
+    assert all(len(render._wrap_text(text, 96)) <= most for text in ("x" * 10_000, "x " * 10_000, "", "\n"))
+    assert render._wrap_text("a small red circle", 60) == ["a small red", "circle"]

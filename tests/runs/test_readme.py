@@ -1,4 +1,4 @@
-"""What the README tells a user to type works: every command line and the Python block, in an empty folder."""
+"""What README.md and docs/faq.md show a user works: every command line and Python block, in an empty folder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command
-from test_cli import pictures
+from test_cli import images
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+import unilatent
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+FAQ = (ROOT / "docs" / "faq.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
 
 
 COMMANDS = [
@@ -29,9 +33,9 @@ COMMANDS = [
 
 @pytest.fixture
 def workplace(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user stands: runs/digits is trained, `pictures` holds class folders."""
+    """A user's working folder: runs/digits is trained, `my_images` holds class folders."""
     shutil.copytree(run_folder, tmp_path / "runs" / "digits")
-    pictures(tmp_path / "pictures", size=16)
+    images(tmp_path / "my_images", size=16)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
     return tmp_path
@@ -44,7 +48,7 @@ TINY = [
 ]  # fmt: skip
 OTHERS = {"runs/scenes": ["scenes-unite", "data.num_samples=64", "data.held_out=8"],
           "runs/molecules": ["molecules", "data.num=48", "data.held_out=8"]}  # fmt: skip
-"""Runs of other presets that the README trains, and how the test makes them in seconds."""
+"""Runs of other presets that the README trains, and the settings that train them in seconds."""
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_every_command_line_on_other_data(cli: Command, workplace: Path, others:
     for arguments in own:
         done = cli(*shortened(arguments))
         assert done.code == 0, (arguments, done.err)
-    assert len(list((workplace / "made").glob("*.xyz"))) == 4
+    assert len(list((workplace / "new_molecules").glob("*.xyz"))) == 4
 
 
 def test_every_command_line(cli: Command, workplace: Path) -> None:
@@ -101,7 +105,21 @@ def test_the_python_block(workplace: Path) -> None:
     assert isinstance(names["model"], torch.nn.Module)
 
 
+@pytest.mark.parametrize("number", range(len(blocks("python", FAQ))))
+def test_the_python_blocks_of_the_faq(workplace: Path, number: int) -> None:
+    """Training blocks take the settings of `TINY` that leave the model as it is, and another initialisation."""
+    code = blocks("python", FAQ)[number]
+    quick = ["seed=1", *(setting for setting in TINY if setting.startswith("training."))]
+    exec(compile(code.replace('"training.steps=1400"', str(quick)[1:-1]), "faq.md", "exec"), {})
+    if "Trainer" in code:
+        (trained,) = (folder for folder in workplace.glob("runs/*") if folder.name != "digits")
+        weights = unilatent.load(trained).state_dict()
+        before = unilatent.load("runs/digits").state_dict()
+        moved = max((weights[key] - before[key]).abs().max() for key in weights if not key.startswith("conditions."))
+        assert (moved < 1e-3) == ("load_state_dict" in code), "fine-tuning starts from the weights that were loaded"
+
+
 def test_make_targets_exist() -> None:
-    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", blocks("")[0], flags=re.M):
         assert re.search(rf"^{target}:", makefile, flags=re.M)

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on, and work that is given up between batches when a stop is asked for."""
+"""Checkpoints that are written while training continues, and work that ends between batches after a stop signal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from test_training import assert_same, digits, state
 
-from unilatent.training import checkpoint as ckpt
-from unilatent.training.saving import Saving, Snapshot
+from unilatent.runs import checkpoint as ckpt
+from unilatent.training.saving import BackgroundWriter, HostCopies
 from unilatent.training.trainer import Trainer
 
 Watch = Callable[[int, bool], None]
@@ -24,7 +24,7 @@ Watch = Callable[[int, bool], None]
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch):
-    """Call `watch(step, begun)` in the thread that writes, before and after each checkpoint is written."""
+    """Call `watch(step, begun)` in the writing thread, before and after each checkpoint."""
 
     def install(watch: Watch) -> None:
         original = ckpt.save
@@ -41,8 +41,8 @@ def watched(monkeypatch: pytest.MonkeyPatch):
     return install
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, run_folder: Path, watched) -> None:
-    """Its state is the one it was asked for, three steps ago."""
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, run_folder: Path, watched) -> None:
+    """The checkpoint holds the state of its own step, three steps ago."""
     trainer = Trainer(digits(), tmp_path / "run")
     three_later = threading.Event()
     original = trainer._one_step
@@ -91,7 +91,7 @@ def test_a_failed_write_ends_the_run_before_the_next_one(tmp_path: Path, watched
     assert [p.name for p in ckpt.published(tmp_path / "run" / "checkpoints")] == ["step_00000004"]
 
 
-def test_a_write_that_fails_beside_another_error_is_told_too(tmp_path: Path, watched) -> None:
+def test_a_failed_write_is_reported_along_with_another_error(tmp_path: Path, watched) -> None:
     trainer = Trainer(digits("training.checkpoint_every=5"), tmp_path / "run")
     raised = threading.Event()
     original = trainer._one_step
@@ -114,7 +114,7 @@ def test_a_write_that_fails_beside_another_error_is_told_too(tmp_path: Path, wat
     assert any("no room" in note for note in failure.value.__notes__)
 
 
-def test_in_the_foreground_the_same_is_written(tmp_path: Path, run_folder: Path, watched) -> None:
+def test_foreground_saving_writes_the_same(tmp_path: Path, run_folder: Path, watched) -> None:
     threads = set()
     watched(lambda number, begun: threads.add(threading.current_thread()))
     Trainer(digits("training.background_saving=false"), tmp_path / "run").fit()
@@ -124,20 +124,20 @@ def test_in_the_foreground_the_same_is_written(tmp_path: Path, run_folder: Path,
         assert a.read_bytes() == b.read_bytes()
 
 
-def test_a_snapshot_outlives_what_it_was_taken_of() -> None:
-    snapshot = Snapshot()
+def test_a_copy_does_not_change_with_its_source() -> None:
+    copies = HostCopies()
     weights = {"a": torch.arange(3.0), "b": torch.ones(2, 2).T}
-    first = snapshot.take(weights, keep=True)
+    first = copies.take(weights, keep=True)
     weights["a"] += 1
     assert first["a"].tolist() == [0, 1, 2] and torch.equal(first["b"], weights["b"])
-    again = snapshot.take(weights, keep=True)
+    again = copies.take(weights, keep=True)
     assert again["a"].tolist() == [1, 2, 3] and again["a"].data_ptr() == first["a"].data_ptr()
-    assert snapshot.take({"a": torch.ones(5)}, keep=True)["a"].shape == (5,)
-    assert snapshot.take(weights, keep=False) == {}
+    assert copies.take({"a": torch.ones(5)}, keep=True)["a"].shape == (5,)
+    assert copies.take(weights, keep=False) == {}
 
 
-def test_an_error_is_told_once() -> None:
-    saving = Saving()
+def test_an_error_is_raised_once() -> None:
+    saving = BackgroundWriter()
     saving.wait()
 
     def fail() -> None:

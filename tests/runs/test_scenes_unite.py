@@ -13,7 +13,7 @@ from unilatent.analysis.comparison import last_evaluation
 @pytest.mark.slow
 def test_scenes_unite_draws_what_captions_say(cli: Command, tmp_path: Path) -> None:
     """Seed 0, captions of held-out scenes: colours and shapes go together and are all there in at least 78 % of the
-    pictures, and in 70 % where a caption asks for a pair that was never trained on; 87 and 82 % were measured
+    images, and in 70 % where a caption asks for a pair that was never trained on; 87 and 82 % were measured
     (docs/results/scenes.md)."""
     run = tmp_path / "run"
     assert cli("train", "scenes-unite", "seed=0", "--out", run).code == 0

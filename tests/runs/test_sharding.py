@@ -1,4 +1,4 @@
-"""Blocks cut over two processes (FSDP2, gloo): the same optimisation, the same files, half the memory."""
+"""Blocks sharded over two processes (FSDP2, gloo): the same optimisation and files, half the memory."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def sharded(out: Path, *overrides: str) -> Path:
 
 
 def farthest(a: Path, b: Path, step: int) -> float:
-    """Largest difference of any weight, average or optimizer state; names and shapes must agree."""
+    """Largest difference of any weight, EMA weight or optimizer state; names and shapes must agree."""
     one, two = state(a, step), state(b, step)
     assert {key: value.shape for key, value in one.items()} == {key: value.shape for key, value in two.items()}
     return max(float((one[key] - two[key]).abs().max()) for key in one)
 
 
 def test_sharded_processes_are_one_optimisation(tmp_path: Path) -> None:
-    """Losses and gradient norms over twenty steps, and the whole state that one process then goes on with."""
+    """Losses and gradient norms over twenty steps, and the full state from which one process then resumes."""
     settings = (*TWENTY, ADAMW)
     one, two = alone(tmp_path / "one", *settings), sharded(tmp_path / "two", *settings)
     assert losses(two) == pytest.approx(losses(one), rel=1e-5) and len(losses(one)) == 20
@@ -59,7 +59,7 @@ def test_one_process_is_not_sharded_and_says_so(tmp_path: Path, run_folder: Path
 
 
 def test_the_blocks_are_nearly_all_of_a_large_model() -> None:
-    """What stays whole in every process."""
+    """The parameters that are replicated in every process."""
     with torch.device("meta"):
         model = LatentModel.build(preset("imagenet256-unite-xl").model())
     total = sum(p.numel() for p in model.parameters())
@@ -88,7 +88,7 @@ def test_sharding_bears_recomputation_accumulation_and_other_gradients(
 
 @pytest.mark.faults
 def test_sharded_muon_agrees_to_bf16_noise(tmp_path: Path) -> None:
-    """Muon orthogonalises in bf16, so sums in another order are seen: two whole processes differ by as much."""
+    """Muon orthogonalises in bf16, so the order of sums matters: two unsharded processes differ by as much."""
     one, two = alone(tmp_path / "one", *TWENTY), sharded(tmp_path / "two", *TWENTY)
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     assert farthest(one, two, 20) < 1e-2
@@ -96,7 +96,7 @@ def test_sharded_muon_agrees_to_bf16_noise(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_sharded_runs_draw_judge_and_go_on_from_one_process(tmp_path: Path) -> None:
-    """The checkpoint of one process is cut on loading; pictures, model and table come from the averaged weights."""
+    """The checkpoint of one process is sharded on loading; images, model and table come from the EMA weights."""
     extra = (*TWENTY, ADAMW, "training.sample_every=10", "training.evaluate_samples=50")
     one = alone(tmp_path / "one", *extra)
     sharded(tmp_path / "two", *extra, "--resume", str(one / "checkpoints" / "step_00000010"))
@@ -111,13 +111,13 @@ MEASURE = """
 import sys
 from pathlib import Path
 from unilatent.presets import preset
-from unilatent.training.sharding import is_sharded, local
+from unilatent.sharding import is_sharded, local
 from unilatent.training.trainer import Trainer
 
 trainer = Trainer(preset("digits").override("training.shard=true", "training.steps=1"), Path(sys.argv[1]))
 trainer.fit()
-cut = [t.detach() for t in (*trainer.model.parameters(), *trainer.ema.weights.values(),
-                            *trainer.optimizers.state().values()) if is_sharded(t)]
+cut = [t.detach() for t in (*trainer.model.parameters(), *trainer.state.ema.weights.values(),
+                            *trainer.state.optimizers.state().values()) if is_sharded(t)]
 print("HOLDS", sum(t.numel() for t in cut), sum(local(t).numel() for t in cut))
 trainer.processes.leave()
 """
@@ -125,7 +125,7 @@ trainer.processes.leave()
 
 @pytest.mark.faults
 def test_each_process_holds_its_half(tmp_path: Path) -> None:
-    """Of weights, average and optimizer state of the blocks."""
+    """Each process stores half of the blocks' weights, EMA weights and optimizer state."""
     (tmp_path / "measure.py").write_text(MEASURE)
     command = [*TORCHRUN, "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port()),
                str(tmp_path / "measure.py"), str(tmp_path / "run")]  # fmt: skip
@@ -143,7 +143,7 @@ def test_each_process_holds_its_half(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_unequal_shares_are_refused(tmp_path: Path) -> None:
-    """They would wait for each other for ever."""
+    """Processes with unequal numbers of micro-batches would wait for each other for ever."""
     done = train(tmp_path / "run", "training.shard=true", "training.batch_size=9", "training.micro_batch_size=4",
                  processes=2)  # fmt: skip
     assert done.returncode != 0 and "make it a multiple of 2" in done.stderr

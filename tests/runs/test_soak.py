@@ -80,7 +80,7 @@ def test_f41_memory_files_and_disk_stay_flat(tmp_path: Path, monkeypatch: pytest
     memory: list[int] = []
     files: list[int] = []
     disk: list[int] = []
-    original = trainer._once_in_a_while
+    original = trainer._monitor_and_save
 
     def measured() -> None:
         original()
@@ -90,7 +90,7 @@ def test_f41_memory_files_and_disk_stay_flat(tmp_path: Path, monkeypatch: pytest
             folder = tmp_path / "run" / "checkpoints"
             disk.append(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
-    monkeypatch.setattr(trainer, "_once_in_a_while", measured)
+    monkeypatch.setattr(trainer, "_monitor_and_save", measured)
     trainer.fit()
     assert len(memory) == 200
     early, late = statistics.median(memory[50:75]), statistics.median(memory[-25:])

@@ -1,4 +1,4 @@
-"""Two stages by one command: trained one after the other, stopped and resumed in either, serving every verb."""
+"""Runs of two stages: trained by one command, stopped and resumed in either stage, usable by every command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIRST, SECOND = "digits-ul-tokenizer", "digits-ul"
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
-    """Everything the last checkpoints of both stages hold."""
+    """All tensors in the last checkpoints of both stages."""
     return {
         f"{stage}:{name}:{key}": value
         for stage in (".", "tokenizer")
@@ -60,7 +60,7 @@ def test_one_command_trains_both_stages(both: Path) -> None:
 
 
 def test_settings_of_either_stage_and_of_both(both: Path) -> None:
-    """`tokenizer.KEY` sets the first stage's; seed and data are one for both."""
+    """`tokenizer.KEY` sets the first stage's; both stages share seed and data."""
     first, second = (yaml.safe_load((f / "config.yaml").read_text()) for f in (both / "tokenizer", both))
     assert first["training"]["steps"] == second["training"]["steps"] == 4
     assert first["data"] == second["data"] and first["seed"] == second["seed"] and first["preset"] == FIRST
@@ -122,10 +122,13 @@ def test_a_run_whose_tokenizer_is_given_uses_that_one(both: Path, cli: Command, 
 
 
 def test_a_finished_first_stage_is_not_taken_for_another(both: Path, cli: Command) -> None:
-    """Its latents are those of the settings it was trained with, whatever is asked for now."""
-    for asked, said in (("method.loss_factor=3", "method.loss_factor: 3.0"), ("training.steps=5", "training.steps: 5")):
-        refused = cli("train", "digits-ul", *SHORT, f"tokenizer.{asked}", "--out", both, "--dry-run")
-        assert refused.code == 2 and f"tokenizer.{said}, but {both / 'tokenizer'} was trained with" in refused.err
+    """Settings that differ from those the first stage was trained with are refused."""
+    for override, named in (
+        ("method.loss_factor=3", "method.loss_factor: 3.0"),
+        ("training.steps=5", "training.steps: 5"),
+    ):
+        refused = cli("train", "digits-ul", *SHORT, f"tokenizer.{override}", "--out", both, "--dry-run")
+        assert refused.code == 2 and f"tokenizer.{named}, but {both / 'tokenizer'} was trained with" in refused.err
     assert cli("train", "digits-ul", *SHORT, "seed=5", "--out", both, "--dry-run").err.startswith(
         "error: tokenizer.seed"
     )
@@ -138,11 +141,11 @@ def test_a_second_stage_that_cannot_be_built_is_refused_before_the_first_is_trai
     refused = cli("train", "digits-ul", *SHORT, "method.base.heads=5", "--out", tmp_path / "run")
     assert refused.code == 2 and "not divisible by heads 5" in refused.err and not (tmp_path / "run").exists()
     larger = cli("train", "digits-ul", *SHORT, "modality.size=16", "--out", tmp_path / "run", "--dry-run")
-    assert larger.code == 0, "the picture's size is one for both stages"
+    assert larger.code == 0, "both stages share the image size"
 
 
 def test_a_run_of_the_other_method_can_be_the_first_stage(cli: Command, tmp_path: Path) -> None:
-    """As the documentation has it, although its reconstruction loss has other weights."""
+    """As documented; its reconstruction loss has other weights."""
     short = ["training.steps=2", "training.checkpoint_every=0", "training.evaluate_samples=0", "training.batch_size=8"]
     assert cli("train", "digits", *short, "--out", tmp_path / "digits").code == 0
     run = tmp_path / "run"
@@ -150,17 +153,17 @@ def test_a_run_of_the_other_method_can_be_the_first_stage(cli: Command, tmp_path
     assert cli("sample", run, "--num", 2, "--steps", 2, "--out", tmp_path / "samples").code == 0
 
 
-def test_every_verb_works_on_the_result(both: Path, cli: Command, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_every_command_works_on_the_result(both: Path, cli: Command, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for i in range(3):
-        PILImage.fromarray((torch.rand(8, 8) * 255).byte().numpy()).save(pictures / f"{i}.png")
-    made = cli("sample", both, "--num", 4, "--labels", "0-3", "--steps", 3, "--guidance-scale", 2.0,
-               "--out", tmp_path / "samples")  # fmt: skip
-    assert made.code == 0 and len(list((tmp_path / "samples").glob("0*.png"))) == 4
-    again = cli("reconstruct", both, pictures, "--out", tmp_path / "again")
+        PILImage.fromarray((torch.rand(8, 8) * 255).byte().numpy()).save(images / f"{i}.png")
+    sampled = cli("sample", both, "--num", 4, "--labels", "0-3", "--steps", 3, "--guidance-scale", 2.0,
+                  "--out", tmp_path / "samples")  # fmt: skip
+    assert sampled.code == 0 and len(list((tmp_path / "samples").glob("0*.png"))) == 4
+    again = cli("reconstruct", both, images, "--out", tmp_path / "again")
     assert again.code == 0 and json.loads((tmp_path / "again" / "metrics.json").read_text())["num"] == 3
-    assert cli("encode", both, pictures, "--out", tmp_path / "latents").code == 0
+    assert cli("encode", both, images, "--out", tmp_path / "latents").code == 0
     assert cli("decode", both, tmp_path / "latents", "--out", tmp_path / "decoded").code == 0
     assert len(list((tmp_path / "decoded").glob("*.png"))) == 3
     refused = cli("decode", both / "tokenizer", tmp_path / "latents", "--out", tmp_path / "other")

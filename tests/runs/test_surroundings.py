@@ -1,4 +1,4 @@
-"""Machines as they are: another clock, another locale, no home, no network, no terminal, odd paths."""
+"""Unusual machines: another clock, another locale, no home, no network, no terminal, odd paths."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from PIL import Image
 from test_training import assert_same, digits, state
 
 import unilatent
-from unilatent.training.crash import write_report
+from unilatent.runs.crash import write_report
 from unilatent.training.trainer import Trainer
 
 
-def odd_pictures(folder: Path) -> Path:
-    """Two classes of six pictures, with names in other scripts, spaces, and bytes that are no UTF-8."""
+def odd_images(folder: Path) -> Path:
+    """Two classes of six images; names in other scripts, with spaces and with bytes that are not UTF-8."""
     rng = np.random.default_rng(0)
     for label, i in itertools.product(("Ä b", os.fsdecode(b"caf\xe9")), range(6)):
         (folder / label).mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def test_f35_crashes_at_one_time_keep_their_reports(tmp_path: Path, monkeypatch:
 
 def test_f35_names_in_any_script_go_round(cli: Command, tmp_path: Path) -> None:
     """Class names and paths with spaces, other scripts and bytes that are no UTF-8, into a model and out of it."""
-    data, run = odd_pictures(tmp_path / "päth with späces" / "data"), tmp_path / "rün 1"
+    data, run = odd_images(tmp_path / "päth with späces" / "data"), tmp_path / "rün 1"
     done = cli("train", "digits", *QUICK, f"data.path={json.dumps(str(data))}", "data.held_out=2", "--out", run)
     assert done.code == 0, done
     names = unilatent.load(run, device="cpu").config.conditions["class_label"].class_names
@@ -67,7 +67,7 @@ def test_f35_names_in_any_script_go_round(cli: Command, tmp_path: Path) -> None:
     for name in names:
         assert cli("sample", run, "--num", 1, "--steps", 1, "--label", name, "--out", tmp_path / name).code == 0
     latents = ("encode", run, data, "--shard-size", 4, "--out", tmp_path / "lätents")
-    assert cli(*latents).code == 0 and "12 of them from before" in cli(*latents).out
+    assert cli(*latents).code == 0 and "12 of them already encoded" in cli(*latents).out
     assert cli("decode", run, tmp_path / "lätents", "--out", tmp_path / "ouт").code == 0
     assert cli("runs", tmp_path).code == 0
 
@@ -82,7 +82,7 @@ def test_f35_a_bare_machine_trains_samples_and_reconstructs(tmp_path: Path, nowh
         "LC_ALL": "C", "HOME": place, "TMPDIR": place, "HF_HUB_OFFLINE": "1", "UNILATENT_OFFLINE": "1",
         "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
     }  # fmt: skip
-    data, run = odd_pictures(tmp_path / "päth with späces" / "data"), tmp_path / "päth with späces" / "rün"
+    data, run = odd_images(tmp_path / "päth with späces" / "data"), tmp_path / "päth with späces" / "rün"
 
     def unilatent_(*arguments: object) -> None:
         done = subprocess.run(

@@ -14,12 +14,12 @@ import torch
 from conftest import QUICK
 from safetensors.torch import load_file
 
+from unilatent.batches import micro_batches
 from unilatent.config import ConfigError
 from unilatent.methods.base import LossPart
 from unilatent.modalities.base import permutation
 from unilatent.presets import preset
-from unilatent.training import checkpoint as ckpt
-from unilatent.training.batches import micro_batches
+from unilatent.runs import checkpoint as ckpt
 from unilatent.training.config import Decay, Onset, RunConfig, ScheduleConfig
 from unilatent.training.schedule import factor, unreachable, weight
 from unilatent.training.trainer import Trainer
@@ -131,7 +131,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
             std=0.1, generator=torch.Generator().manual_seed(0)
         )
         gradients = {}
-        trainer.optimizers.step = lambda g=gradients, t=trainer: g.update(  # type: ignore[method-assign]
+        trainer.state.optimizers.step = lambda g=gradients, t=trainer: g.update(  # type: ignore[method-assign]
             {name: p.grad.clone() for name, p in t.model.named_parameters() if p.grad is not None}
         )
         trainer.fit()
@@ -201,7 +201,7 @@ def test_resume_refuses_another_run(tmp_path: Path, run_folder: Path, override: 
     """Another width, seed, batch size, optimizer or data on resume: refused by field."""
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
-    with pytest.raises(ConfigError, match=f"^{field}: .* the checkpoint was made with"):
+    with pytest.raises(ConfigError, match=f"^{field}: .* the checkpoint has"):
         Trainer(digits(override), copy, resume="auto")
 
 
@@ -264,14 +264,14 @@ def test_a_part_that_the_loss_does_not_have_is_refused(tmp_path: Path) -> None:
 def test_a_diverged_step_never_reaches_weights_or_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A NaN gradient with a save every step: the newest checkpoint is the one before."""
     trainer = Trainer(digits("training.log_every=10", "training.checkpoint_every=1"), tmp_path / "nan")
-    original = trainer._backward
+    original = trainer.optimise.backward
 
     def poisoned(*arguments: object) -> Iterator[LossPart]:
         yield from original(*arguments)
         if trainer.step == 3:
             trainer.model.decoder.out.weight.grad[0, 0] = float("nan")
 
-    monkeypatch.setattr(trainer, "_backward", poisoned)
+    monkeypatch.setattr(trainer.optimise, "backward", poisoned)
     with pytest.raises(FloatingPointError, match=r"step 4: grad_norm is not finite; the weights are those of step 3"):
         trainer.fit()
     assert all(p.isfinite().all() for p in trainer.model.parameters())
@@ -297,7 +297,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_over(tmp_path: Path, ru
     shutil.copytree(run_folder, copy)
     for folder in (copy / "checkpoints").iterdir():
         (folder / "ema.safetensors").unlink()
-    with pytest.raises(ConfigError, match="no sound checkpoint is left"):
+    with pytest.raises(ConfigError, match="no valid checkpoint is left"):
         Trainer(digits(), copy, resume="auto")
 
 

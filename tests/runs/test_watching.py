@@ -1,4 +1,4 @@
-"""What a run says about itself, and that nothing which only watches can stop it."""
+"""Metrics, alarms, loggers, listings and curves of a run; none of them can stop it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from test_training import assert_same, digits, state
 
 from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
+from unilatent.runs.curves import draw_curves
+from unilatent.runs.journal import AlarmChange, Journal, read_lines
+from unilatent.runs.listing import describe
 from unilatent.training import loggers
-from unilatent.training.alarms import GRACE, PATIENCE, STUCK_LOGS, ZERO_STEPS, Alarms, Change
-from unilatent.training.curves import draw_curves
-from unilatent.training.journal import Journal, read_lines
-from unilatent.training.listing import describe
+from unilatent.training.alarms import GRACE, PATIENCE, STUCK_LOGS, ZERO_STEPS, Alarms
 from unilatent.training.trainer import Trainer
 
 REAL = Path(__file__).with_name("digits_metrics.jsonl")
@@ -37,16 +37,16 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-# Numbers.
+# Metrics.
 
 
 def test_gradient_norms_of_the_parts_are_those_of_their_gradients(tmp_path: Path) -> None:
-    """Against each part differentiated alone, summed over micro-batches; and the parts' sum is the whole."""
+    """Compared with each part differentiated alone, summed over micro-batches; the parts add up to the whole."""
     run = tmp_path / "run"
     trainer = Trainer(digits("training.steps=1", "training.micro_batch_size=6"), run)
     model, found = trainer.model, {}
     rows = [(trainer.splits.train.index_at(0, i), i) for i in range(16)]
-    from unilatent.training.batches import collate
+    from unilatent.batches import collate
 
     for micro in (rows[:6], rows[6:12], rows[12:]):
         batch = collate([trainer.splits.train[index] for index, _ in micro], model.modality)
@@ -65,7 +65,7 @@ def test_gradient_norms_of_the_parts_are_those_of_their_gradients(tmp_path: Path
     assert line["grad_norm"] == pytest.approx(whole, rel=1e-4)
 
 
-def test_what_is_measured_does_not_depend_on_micro_batches(tmp_path: Path) -> None:
+def test_measurements_do_not_depend_on_micro_batches(tmp_path: Path) -> None:
     lines = []
     for size in (1, 6, 16):
         Trainer(digits("training.steps=1", f"training.micro_batch_size={size}"), tmp_path / str(size)).fit()
@@ -75,7 +75,7 @@ def test_what_is_measured_does_not_depend_on_micro_batches(tmp_path: Path) -> No
 
 
 @pytest.mark.faults
-def test_nor_on_processes(tmp_path: Path) -> None:
+def test_measurements_do_not_depend_on_processes(tmp_path: Path) -> None:
     for processes in (1, 2):
         assert train(tmp_path / str(processes), "training.batch_size=17", processes=processes).returncode == 0
     one, two = metrics(tmp_path / "1")[0], metrics(tmp_path / "2")[0]
@@ -86,7 +86,7 @@ def test_nor_on_processes(tmp_path: Path) -> None:
 # Alarms.
 
 
-def feed(alarms: Alarms, lines: list[dict[str, float]]) -> list[Change]:
+def feed(alarms: Alarms, lines: list[dict[str, float]]) -> list[AlarmChange]:
     changes = []
     for line in lines:
         changes += alarms.after_step(line["step"], line["grad_norm"])
@@ -99,7 +99,7 @@ def real() -> list[dict[str, float]]:
 
 
 def test_a_real_run_raises_no_alarm() -> None:
-    """Its latents sleep for 250 steps, wake up along one direction, and its flow loss rises a hundredfold."""
+    """Its latents are collapsed for 250 steps, then informative along one direction; its flow loss rises 100 times."""
     assert real()[20]["latent_std"] < 0.03 < 0.9 < real()[-1]["latent_std"]
     assert real()[27]["latent_rank"] < 2
     assert feed(Alarms(1400, 16), real()) == []
@@ -109,7 +109,7 @@ def later(line: dict[str, float], count: int, **numbers: float) -> list[dict[str
     return [{**line, "step": line["step"] + 10 * (i + 1), **numbers} for i in range(count)]
 
 
-def test_collapse_and_recovery_are_said_once_each() -> None:
+def test_collapse_and_recovery_are_reported_once_each() -> None:
     alarms, last = Alarms(3000, 16), real()[-1]
     feed(alarms, real())
     dead = later(last, 30, latent_std=0.1)
@@ -121,7 +121,7 @@ def test_collapse_and_recovery_are_said_once_each() -> None:
     ]
 
 
-def test_a_single_odd_batch_is_no_collapse() -> None:
+def test_a_single_odd_batch_raises_no_alarm() -> None:
     alarms, last = Alarms(3000, 16), real()[-1]
     feed(alarms, real())
     assert feed(alarms, later(last, 1, latent_std=0.01) + later(last, 2)) == []
@@ -136,7 +136,7 @@ def test_a_falling_rank_is_noticed_where_there_could_be_more_directions() -> Non
     assert feed(narrow, later(last, 5, latent_rank=1.5)) == []
 
 
-def test_latents_that_never_wake_up_are_said_after_the_grace() -> None:
+def test_latents_that_stay_collapsed_raise_an_alarm_after_the_grace() -> None:
     asleep = [line for line in real() if line["step"] <= 240]
     alarms = Alarms(4000, 16)
     changes = feed(alarms, asleep + [{**asleep[i % 24], "step": 240 + 10 * i} for i in range(1, 300)])
@@ -156,7 +156,7 @@ def test_a_loss_that_does_not_move_is_stuck() -> None:
     assert "has been 0 for 20 logged steps" in changes[0].message and last["loss/flow"] > 0
 
 
-def test_alarms_of_a_resumed_run_know_what_was_before(tmp_path: Path) -> None:
+def test_a_resumed_run_restores_its_alarms(tmp_path: Path) -> None:
     lines = real() + later(real()[-1], 10, latent_std=0.1)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 99')
     resumed = Alarms(3000, 16)
@@ -179,7 +179,7 @@ def test_f13_gradients_that_are_all_zero_raise_an_alarm(cli: Command, tmp_path: 
 # Loggers.
 
 
-def test_tensorboard_holds_what_metrics_hold_and_a_resumed_run_replaces_what_it_abandons(tmp_path: Path) -> None:
+def test_tensorboard_equals_metrics_and_a_resumed_run_replaces_abandoned_steps(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -195,8 +195,8 @@ def test_tensorboard_holds_what_metrics_hold_and_a_resumed_run_replaces_what_it_
         got = [(event.step, event.value) for event in events.Scalars(key)]
         assert got == [(line["step"], pytest.approx(line[key])) for line in lines]
     assert {event.step for event in events.Images("samples")} == {4, 8, 12}
-    (run / "picture.png").write_bytes(events.Images("samples")[-1].encoded_image_string)
-    shown, drawn = Image.open(run / "picture.png"), Image.open(run / "samples" / "step_00000012.png").convert("RGB")
+    (run / "image.png").write_bytes(events.Images("samples")[-1].encoded_image_string)
+    shown, drawn = Image.open(run / "image.png"), Image.open(run / "samples" / "step_00000012.png").convert("RGB")
     np.testing.assert_array_equal(np.asarray(shown), np.asarray(drawn))
 
 
@@ -255,14 +255,14 @@ class Failing:
     def numbers(self, step: int, numbers: dict[str, float]) -> None:
         self._may_fail("numbers")
 
-    def picture(self, step: int, name: str, file: Path) -> None:
-        self._may_fail("picture")
+    def image(self, step: int, name: str, file: Path) -> None:
+        self._may_fail("image")
 
     def close(self) -> None:
         raise ConnectionError("still away")
 
 
-@pytest.mark.parametrize("fails", ["open", "numbers", "picture", "close"])
+@pytest.mark.parametrize("fails", ["open", "numbers", "image", "close"])
 def test_f36_a_failing_logger_costs_one_warning(
     tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch, run_folder: Path
 ) -> None:
@@ -272,8 +272,8 @@ def test_f36_a_failing_logger_costs_one_warning(
     Failing.calls, run = 0, tmp_path / "run"
     Trainer(digits("training.loggers=[wandb]", *DRAWN), run).fit()
     warnings = [line for line in (run / "log.txt").read_text().splitlines() if "warning" in line]
-    assert len(warnings) == 1 and "wandb failed and is left out from here (ConnectionError:" in warnings[0]
-    assert Failing.calls == {"open": 1, "numbers": 2, "picture": 3, "close": 10}[fails]
+    assert len(warnings) == 1 and "wandb failed and is dropped (ConnectionError:" in warnings[0]
+    assert Failing.calls == {"open": 1, "numbers": 2, "image": 3, "close": 10}[fails]
     assert_same(state(run, 12), state(run_folder, 12))
 
 
@@ -281,7 +281,7 @@ def test_f36_a_failing_logger_costs_one_warning(
 
 
 def test_f06_nothing_that_watches_is_worth_a_run(tmp_path: Path, run_folder: Path) -> None:
-    """A device without space where logs would be, and pictures that cannot be put in place: training is bitwise what it
+    """A device without space where logs would be, and images that cannot be put in place: training is bitwise what it
     is without, with a warning each."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
@@ -296,7 +296,7 @@ def test_f06_nothing_that_watches_is_worth_a_run(tmp_path: Path, run_folder: Pat
         Trainer(digits(*DRAWN), run, console=Console(file=said)).fit()
     words = (tmp_path / "said.txt").read_text()
     for what in ("metrics.jsonl cannot be written (No space left on device)", "log.txt cannot be written",
-                 "pictures of step 4 not drawn: [Errno"):  # fmt: skip
+                 "images of step 4 not drawn: [Errno"):  # fmt: skip
         assert words.count(what) == 1, words
     assert words.count("warning") == 3 and "finished" in words
     assert (run / "samples" / "step_00000008.png").is_file()
@@ -352,10 +352,10 @@ def test_states_of_runs(tmp_path: Path, run_folder: Path, cli: Command) -> None:
     assert Image.open(copy / "curves.png").size == (1300, 750)
 
 
-def test_curves_show_every_number(tmp_path: Path) -> None:
+def test_curves_show_every_metric(tmp_path: Path) -> None:
     draw_curves(REAL, tmp_path / "curves.png")
-    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
-    panels = [half for row in np.array_split(picture[40:], 2) for half in np.array_split(row, 3, axis=1)]
+    image = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
+    panels = [half for row in np.array_split(image[40:], 2) for half in np.array_split(row, 3, axis=1)]
     coloured = [int((np.ptp(panel, axis=2) > 60).sum()) for panel in panels]
     assert min(coloured[:5]) > 300, coloured  # a line in each panel that has numbers; there are no learning rates here
     draw_curves(tmp_path / "none.jsonl", tmp_path / "none.png")

@@ -1,1 +1,1 @@
-"""What a model's latents hold, what they cost, and what its decoder makes of them."""
+"""Analysis of trained models: latent statistics, rates, probes, and how much the decoder uses its latents."""

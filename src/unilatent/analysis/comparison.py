@@ -1,4 +1,4 @@
-"""Several runs at once: what a bit buys. Rate against distortion, and against how far samples are from the data."""
+"""Comparison of runs: rate against distortion, and rate against a distance of samples from the data."""
 
 from __future__ import annotations
 
@@ -9,66 +9,69 @@ from typing import Any
 from rich.table import Table
 
 from ..evaluation.comparison import read_evaluation
-from ..evaluation.evaluate import Measured
+from ..evaluation.evaluate import EvaluatedMetric
 from ..methods.base import LatentModel
 from .analyze import Analysis
 from .plots import draw_scatter
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A run: its analysis, its last evaluation's numbers, and the settings of its tokenizer, dotted."""
+class ComparedRun:
+    """A run: its analysis, the results of its last evaluation, and its tokenizer's settings by dotted key."""
 
     name: str
     analysis: Analysis
-    numbers: list[Measured]
+    numbers: list[EvaluatedMetric]
     settings: dict[str, Any]
 
 
-def last_evaluation(run: Path) -> list[Measured]:
-    """The numbers of a run's newest evaluation, of new samples if there is such a one; none if there is none at all."""
+def last_evaluation(run: Path) -> list[EvaluatedMetric]:
+    """Return the results of a run's newest evaluation, preferably of generated samples; [] if there is none."""
     files = [path for kind in ("evaluation-*.json", "step_*.json") for path in (run / "eval").glob(kind)]
     newest = [read_evaluation(path) for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
-    return next((own for own in newest if any(m.protocol.track == "generation" for m in own)), [*newest, []][0])
+    with_samples = (results for results in newest if any(m.protocol.track == "generation" for m in results))
+    return next(with_samples, [*newest, []][0])
 
 
 def settings_of(model: LatentModel) -> dict[str, Any]:
-    """Dotted settings of the method that made the latents."""
-    own = getattr(model, "tokenizer", None) or model
-    return _flat(own.config.plain()["method"], "method.")
+    """Return the settings, by dotted key, of the method that trained the tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None) or model
+    return _flat(tokenizer.config.plain()["method"], "method.")
 
 
-def sample_distance(runs: list[Compared], key: str | None) -> str | None:
-    """The metric that says how far samples are from data in every run: the one asked for, or the first distance.
+def sample_distance(runs: list[ComparedRun], key: str | None) -> str | None:
+    """Return the metric that all runs use as distance of samples from the data: `key`, or the first they all have.
 
-    ValueError if that is missing in some run, or was measured in different ways, which forbids a curve.
+    None if no key is given and they have none in common. ValueError if a run lacks the metric, or the protocols differ.
     """
-    found = [[m for m in run.numbers if m.protocol.track == "generation" and m.row.better == "lower"] for run in runs]
+    distances = [
+        [m for m in run.numbers if m.protocol.track == "generation" and m.row.better == "lower"] for run in runs
+    ]
     if key is None:
-        shared = [m.row.key for m in found[0] if "distance" in m.row.name.lower() or "fid" in m.row.key.lower()]
-        key = next((k for k in shared if all(k in [m.row.key for m in own] for own in found)), None)
+        first_keys = [m.row.key for m in distances[0] if "distance" in m.row.name.lower() or "fid" in m.row.key.lower()]
+        key = next((k for k in first_keys if all(k in [m.row.key for m in results] for results in distances)), None)
         if key is None:
             return None
-    for run, own in zip(runs, found, strict=True):
-        if key not in [m.row.key for m in own]:
+    for run, results in zip(runs, distances, strict=True):
+        if key not in [m.row.key for m in results]:
             raise ValueError(f"--distance {key}: {run.name} has no such number in its eval folder; evaluate it first")
-    first = next(m for m in found[0] if m.row.key == key)
-    for run, own in zip(runs[1:], found[1:], strict=True):
-        differing = first.protocol.differences(next(m for m in own if m.row.key == key).protocol)
+    first = next(m for m in distances[0] if m.row.key == key)
+    for run, results in zip(runs[1:], distances[1:], strict=True):
+        differing = first.protocol.differences(next(m for m in results if m.row.key == key).protocol)
         if differing:
             field, a, b = differing[0]
             raise ValueError(
                 f"--distance {key}: {field} is {a!r} in {runs[0].name} and {b!r} in {run.name}; evaluate all the same "
-                "way, or name another number"
+                "way, or choose another metric"
             )
     return key
 
 
-def compare_runs(runs: list[Compared], distance: str | None, path: Path) -> tuple[Table, list[dict[str, Any]]]:
-    """The table and its rows by increasing rate, and the curve drawn; ValueError if a run has no rate."""
+def compare_runs(runs: list[ComparedRun], distance: str | None, path: Path) -> tuple[Table, list[dict[str, Any]]]:
+    """Draw the curve, and return the table and its rows by increasing rate; ValueError if a run has no rate."""
     for run in runs:
         if run.analysis.rate is None:
-            raise ValueError(f"--compare {run.name}: its latents have no rate to draw a curve over")
+            raise ValueError(f"--compare {run.name}: its latents have no rate, which the curve is drawn over")
     key = sample_distance(runs, distance)
     differing = _differing(runs)
     error = next(iter(runs[0].analysis.errors))
@@ -92,8 +95,8 @@ def compare_runs(runs: list[Compared], distance: str | None, path: Path) -> tupl
     return table, rows
 
 
-def _differing(runs: list[Compared]) -> list[str]:
-    """Settings that are not the same in all runs, where they are single values."""
+def _differing(runs: list[ComparedRun]) -> list[str]:
+    """Return the keys of settings that differ between the runs."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     return [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
 

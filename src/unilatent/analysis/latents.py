@@ -1,4 +1,4 @@
-"""How latents are spread, and what lies between two of them."""
+"""Statistics of latents, and interpolations between them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from ..methods.base import LatentModel
 from ..types import Batch, count, move, take
 
 BINS = 80
-"""Of a histogram."""
+"""Bins of the histogram."""
 VALUES = 2**20
-"""Of a batch, at most a 64th of so many values is kept for the histogram and the entropies."""
+"""The histogram and the entropies use at most a 64th of this many values per batch."""
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Of clean latents (n, K, D). std, rms, rank: as `maths.spread` has them. channel_std: (D,), of each channel over
-    samples. channel_entropy: (D,), bits of each channel's values in bins of a 16th of the latents' size (rms). edges
-    (BINS + 1,) and shares (BINS,): histogram of all values."""
+    """Statistics of clean latents (n, K, D).
+
+    std, rms, rank: `latent_std`, `latent_rms` and `latent_rank` of `maths.spread`. channel_std (D,): each channel over
+    samples. channel_entropy (D,): bits per value of each channel, in bins of 1/16 of `rms`. edges (BINS + 1,), shares
+    (BINS,): histogram of all values.
+    """
 
     samples: int
     tokens: int
@@ -40,9 +43,9 @@ class LatentStatistics:
 
 @torch.no_grad()
 def latent_statistics(model: LatentModel, batches: Iterable[Batch], seed: int = 0) -> LatentStatistics:
-    """Of what the encoder gives for these samples, without the noise that `encode` may add."""
+    """Compute statistics of the encoder's output, without the noise that `encode` may add."""
     spread = Spread(model.max_latents, model.latent_channels, model.device)
-    kept, done, most = [], 0, 0
+    values_used, done, most = [], 0, 0
     for batch in batches:
         streams = Streams((("latents", seed, done + i) for i in range(count(batch.data))), model.device)
         z = model.encode_clean(batch.data, streams)
@@ -50,11 +53,11 @@ def latent_statistics(model: LatentModel, batches: Iterable[Batch], seed: int = 
         spread.add(z, mask)
         real = (z.flatten(0, 1) if mask is None else z[mask]).float().cpu()
         chosen = torch.randperm(len(real), generator=generator("histogram", seed, done))
-        kept.append(real[chosen[: max(1, VALUES // 64 // real.shape[1])]])
+        values_used.append(real[chosen[: max(1, VALUES // 64 // real.shape[1])]])
         done, most = done + len(z), max(most, z.shape[1])
     if not done:
-        raise ValueError("data: no samples to analyse; give --data with some")
-    latents = torch.cat(kept)
+        raise ValueError("data: no samples to analyse; give --data with held-out samples")
+    latents = torch.cat(values_used)
     values = latents.flatten()
     reach = max(float(values.abs().max()), 1e-6)
     shares = torch.histc(values, BINS, -reach, reach) / len(values)
@@ -69,7 +72,7 @@ def latent_statistics(model: LatentModel, batches: Iterable[Batch], seed: int = 
 
 
 def same_layouts(model: LatentModel, data: Any) -> list[tuple[int, int]]:
-    """Pairs of different samples with the same tokens real; all that follow each other where there is no padding."""
+    """Return disjoint pairs of samples with equal masks; without padding, samples 0 and 1, 2 and 3, ..."""
     mask = model.modality.pack(data).layout.mask
     waiting: dict[bytes, int] = {}
     pairs = []
@@ -86,14 +89,16 @@ def same_layouts(model: LatentModel, data: Any) -> list[tuple[int, int]]:
 def interpolations(
     model: LatentModel, data: Any, steps: int = 8, seed: int = 0, most: int | None = None
 ) -> list[Any]:  # fmt: skip
-    """For samples 0 and 1, 2 and 3, ..., or where samples have sizes of their own for each two that follow each other
-    among those of a size: the first, `steps` decoded from the line between their clean latents, the second, as data of
-    steps + 2 samples. All noise, of z_0 and of the decoder, is the same along a line. most: so many lines."""
-    found = same_layouts(model, data)[:most]
-    pairs = len(found)
+    """Interpolate linearly between the clean latents of the pairs of `same_layouts`, at most `most` of them.
+
+    Each row is Data of steps + 2 samples: the first, `steps` decoded interpolations, the second. The noise of z_0 and
+    of the decoder is the same along a row.
+    """
+    indices = same_layouts(model, data)[:most]
+    pairs = len(indices)
     if not pairs:
         return []
-    data = take(data, torch.tensor(found).flatten())
+    data = take(data, torch.tensor(indices).flatten())
     layout = model.modality.pack(take(data, slice(0, None, 2))).layout.to(model.device)
     z = model.encode_clean(data, Streams((("latents", seed, i) for i in range(2 * pairs)), model.device))
     a, b = z[::2], z[1::2]
@@ -103,6 +108,6 @@ def interpolations(
         z_0 = model.path.add_noise(model.finish_latents(a + w * (b - a)), eps, 0.0)
         z_0 = model.latent_layout(layout).blank(z_0)
         columns.append(move(model.decode(z_0, layout, seed), "cpu"))
-    own = [[take(data, slice(i, i + 1)) for i in range(2 * pair, 2 * pair + 2)] for pair in range(pairs)]
+    ends = [[take(data, slice(i, i + 1)) for i in range(2 * pair, 2 * pair + 2)] for pair in range(pairs)]
     lines = [[take(column, slice(pair, pair + 1)) for column in columns] for pair in range(pairs)]
-    return [model.modality.join([first, *line, last]) for (first, last), line in zip(own, lines, strict=True)]
+    return [model.modality.join([first, *line, last]) for (first, last), line in zip(ends, lines, strict=True)]

@@ -1,4 +1,4 @@
-"""Pictures of an analysis."""
+"""Figures of an analysis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def panels(path: Path, count: int) -> Iterator[list[Axes]]:
-    """So many panels side by side, written to the file at the end of the block."""
+    """Yield `count` panels in a row; the figure is written to `path` at the end of the block."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,7 +33,7 @@ def panels(path: Path, count: int) -> Iterator[list[Axes]]:
 
 
 def titled(panel: Axes, title: str, x: str, y: str) -> Axes:
-    """The panel, with its words."""
+    """Set a panel's title and axis labels, and return it."""
     panel.set_title(title, fontsize=10, loc="left")
     panel.set_xlabel(x)
     panel.set_ylabel(y)
@@ -41,40 +41,40 @@ def titled(panel: Axes, title: str, x: str, y: str) -> Axes:
 
 
 def draw_latents(statistics: LatentStatistics, path: Path) -> None:
-    """Histogram of values; spread of each channel, widest first."""
+    """Draw the histogram of values, and the standard deviation of each channel in falling order."""
     with panels(path, 2) as (left, right):
         titled(left, "clean latents, all values", "value", "share of values")
         left.stairs(statistics.shares, statistics.edges, fill=True, alpha=0.7)
-        titled(right, f"channels: effective rank {statistics.rank:.3g}", "channel, widest first", "spread over samples")
+        titled(right, f"channels: effective rank {statistics.rank:.3g}", "channel, sorted", "std over samples")
         right.bar(range(statistics.channels), sorted(statistics.channel_std, reverse=True), width=0.8)
 
 
 def draw_levels(rate: RateReport, path: Path) -> None:
-    """Where on the way from noise to data the nats are: the area under a curve is its loss."""
+    """Draw the loss by noise level; the area under a curve is its loss."""
     curves = {
-        "prior": [("own", rate.latents)],
-        "decoder": [("own latents", rate.data), ("another sample's latents", rate.data_shuffled)],
+        "prior": [("latents", rate.latents)],
+        "decoder": [("right latents", rate.data), ("another sample's latents", rate.data_shuffled)],
     }
-    shown = {title: [(name, c) for name, c in own if c] for title, own in curves.items()}
-    shown = {title: own for title, own in shown.items() if own}
+    shown = {title: [(name, curve) for name, curve in named if curve] for title, named in curves.items()}
+    shown = {title: named for title, named in shown.items() if named}
     with panels(path, len(shown)) as axes:
-        for panel, (title, own) in zip(axes, shown.items(), strict=True):
-            titled(panel, f"{title}, by noise level", "log-SNR (noise left, clean right)", "nats for a unit of log-SNR")
-            for name, curve in own:
+        for panel, (title, named) in zip(axes, shown.items(), strict=True):
+            titled(panel, f"{title}, by noise level", "log-SNR (noise left, clean right)", "nats per unit of log-SNR")
+            for name, curve in named:
                 _with_errors(panel, name, curve)
-            if len(own) > 1:
+            if len(named) > 1:
                 panel.legend(fontsize=8, frameon=False)
 
 
 def draw_scatter(points: Sequence[tuple[str, float, dict[str, float]]], x: str, path: Path) -> None:
-    """(name, x, y by title) of several runs: a panel for each title, joined in the order of x."""
+    """Draw points (name, x, y by title), one panel per title, connected in the order of x."""
     titles = list(dict.fromkeys(title for _, _, ys in points for title in ys))
     with panels(path, len(titles)) as axes:
         for panel, title in zip(axes, titles, strict=True):
-            own = sorted((at, ys[title], name) for name, at, ys in points if title in ys)
+            in_panel = sorted((at, ys[title], name) for name, at, ys in points if title in ys)
             titled(panel, title, x, title)
-            panel.plot([p[0] for p in own], [p[1] for p in own], marker="o", linewidth=1.1)
-            for at, value, name in own:
+            panel.plot([p[0] for p in in_panel], [p[1] for p in in_panel], marker="o", linewidth=1.1)
+            for at, value, name in in_panel:
                 panel.annotate(name, (at, value), fontsize=7, xytext=(4, 4), textcoords="offset points")
 
 

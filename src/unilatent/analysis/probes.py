@@ -1,4 +1,4 @@
-"""What can be read off the latents by a linear map, beside what can be read off the sample without them."""
+"""Linear probes: how well ridge regression predicts known properties from latents, and from the tokens themselves."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..maths.ridge import explained, unseen_predictions
 from ..maths.streams import Streams, generator
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Stream
 from ..types import Batch, count
 
 FEWEST = 20
-"""Samples that a probe needs."""
+"""Fewest samples with a known value for which a probe is fitted."""
 FOLDS = 5
+PENALTIES = tuple(10.0**power for power in range(-4, 5))
+"""Candidate ridge penalties per training sample, for standardised features."""
 COLUMN = "column."
-"""Before the name of a column, among a batch's values."""
+"""Prefix of a column's name in the keys of a batch's values."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How well a ridge regression predicts what is known of samples, of samples that it was not fitted to.
+    """How well ridge regression predicts a property, by cross-validation: each sample from a fit to the other folds.
 
-    measure: "R^2", or of classes "accuracy", the share whose highest score is right. latents: from each sample's
-    latents, mean and sum over its tokens. tokens: the same from the sample's own tokens, as the encoder gets them (of
-    atoms: how many of each element). size: from how many tokens it has. constant: without looking (0, or the share of
-    the commonest class).
+    name: column or condition. measure: "R^2" for numbers, "accuracy" (the share with the highest score on the true
+    class) for classes. The other fields hold the measure for different features: latents: mean and sum of a sample's
+    latents over its tokens. tokens: the same of the tokens that the encoder reads (for atoms: the count of each
+    element). size: the number of tokens. constant: no features (0, or the share of the most frequent class).
     """
 
     name: str
@@ -42,7 +44,7 @@ class Probe:
 
 
 class WithColumns(Dataset):
-    """A data set that gives the numbers that are known of each sample as values, `column.` before their names."""
+    """A data set that returns each sample's known numbers as values, under their names prefixed with `column.`."""
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.facts, self.columns = dataset, dataset.facts, dataset.columns
@@ -60,15 +62,15 @@ class WithColumns(Dataset):
 
 
 def with_columns(dataset: Dataset) -> Dataset:
-    """With its columns as values, where it has any."""
+    """Return the data set with its columns as values, or unchanged if it has none or is a stream."""
     return WithColumns(dataset) if dataset.columns and not isinstance(dataset, Stream) else dataset
 
 
 @torch.no_grad()
 def probes(model: LatentModel, batches: Iterable[Batch], seed: int = 0) -> list[Probe]:
-    """Of every column and class that at least 20 of the samples have, and that is not the same for all of them.
+    """Return a probe for each column or class that at least 20 samples have and that is not constant over them.
 
-    Folds are drawn anew, and are a function of the seed.
+    Folds are random, and a function of the seed.
     """
     latents, tokens, sizes, done = [], [], [], 0
     values: dict[str, list[Tensor]] = {}
@@ -94,7 +96,7 @@ def probes(model: LatentModel, batches: Iterable[Batch], seed: int = 0) -> list[
 
 
 def _probed(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers and classes; a number that samples can be asked for only where it is not among the columns."""
+    """Return columns and class labels; a number that the model is conditioned on only where there are no columns."""
     rows = {key: value for key, value in values.items() if value.ndim == 1}
     columns = any(key.startswith(COLUMN) for key in rows)
     return {
@@ -104,7 +106,7 @@ def _probed(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pooled(values: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, K, D) to mean and sum over what is real, (B, 2 D); the mean alone where all have as many."""
+    """Pool (B, K, D) to mean and sum over real tokens (B, 2 D); without a mask to the mean alone (B, D)."""
     values = values.double().cpu()
     if mask is None:
         return values.mean(1)
@@ -115,18 +117,47 @@ def _pooled(values: Tensor, mask: Tensor | None) -> Tensor:
 
 def _probe(name: str, value: Tensor, features: dict[str, Tensor]) -> Probe | None:
     known = value.isfinite() if value.is_floating_point() else torch.ones(len(value), dtype=torch.bool)
-    own = value[known]
-    if len(own) < FEWEST or len(own.unique()) < 2:
+    value = value[known]
+    if len(value) < FEWEST or len(value.unique()) < 2:
         return None
     of_classes = not value.is_floating_point()
-    target = torch.nn.functional.one_hot(own.unique(return_inverse=True)[1]) if of_classes else own[:, None]
+    columns = torch.nn.functional.one_hot(value.unique(return_inverse=True)[1]) if of_classes else value[:, None]
+    target = columns.double().numpy()
     shares = {}
-    for of, x in features.items():
-        predicted, means = unseen_predictions(x[known], target.double(), FOLDS)
-        shares[of] = _accuracy(target, predicted) if of_classes else explained(target, predicted, means)
+    for source, x in features.items():
+        predicted, means = cross_predictions(x[known].numpy(), target)
+        shares[source] = _accuracy(target, predicted) if of_classes else r_squared(target, predicted, means)
         shares["constant"] = _accuracy(target, means) if of_classes else 0.0
-    return Probe(name, "accuracy" if of_classes else "R^2", len(own), **shares)
+    return Probe(name, "accuracy" if of_classes else "R^2", len(value), **shares)
 
 
-def _accuracy(target: Tensor, scores: Tensor) -> float:
-    return float((scores.argmax(1) == target.argmax(1)).double().mean())
+def cross_predictions(x: np.ndarray, y: np.ndarray, folds: int = FOLDS) -> tuple[np.ndarray, np.ndarray]:
+    """Predict y (N, T) from features x (N, F) by ridge regressions fitted to the other folds; sample i is in fold
+    i mod `folds`. Return the predictions and, as their baseline, the mean of y over the other folds; both (N, T).
+
+    Features and targets are standardised; the penalty minimises the leave-one-out error on the training folds.
+    """
+    from sklearn.compose import TransformedTargetRegressor
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    predicted, means = np.empty_like(y), np.empty_like(y)
+    for fold in range(folds):
+        test = np.arange(len(x)) % folds == fold
+        penalties = [penalty * np.sum(~test) for penalty in PENALTIES]
+        ridge = make_pipeline(StandardScaler(), RidgeCV(penalties))
+        model = TransformedTargetRegressor(ridge, transformer=StandardScaler())
+        predicted[test] = model.fit(x[~test], y[~test]).predict(x[test])
+        means[test] = y[~test].mean(0)
+    return predicted, means
+
+
+def r_squared(y: np.ndarray, predicted: np.ndarray, means: np.ndarray) -> float:
+    """R^2 over all targets, 1 - sum (y - predicted)^2 / sum (y - means)^2: 0 is no better than the mean, 1 is exact."""
+    total = float(np.square(y - means).sum())
+    return 1 - float(np.square(y - predicted).sum()) / total if total else 0.0
+
+
+def _accuracy(target: np.ndarray, scores: np.ndarray) -> float:
+    return float((scores.argmax(1) == target.argmax(1)).mean())

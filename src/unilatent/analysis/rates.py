@@ -1,4 +1,4 @@
-"""Bits of the latents, loss by noise level, and whether the decoder looks at its latents at all."""
+"""Rate of the latents in bits, loss by noise level, and how much the decoder uses its latents."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..methods.base import Costs, LatentModel
 from ..types import Batch, count, take
 
 LEVELS = 20
-"""Bins of log-SNR."""
+"""Number of bins of log-SNR."""
 FEW_BITS = 0.1
 SMALL_RATIO = 1.2
-"""Fewer bits for each latent dimension, or a decoder that loses less without its latents, are a collapse. (The paper's
-collapsed ablation, Table 6 B, still had 0.064.)"""
+"""Thresholds of a collapse: fewer bits per latent dimension, or a smaller ratio of the decoder's losses with another
+sample's latents and with the right ones. (The paper's collapsed ablation, Table 6 B, still had 0.064 bits.)"""
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Over samples, and its standard error."""
+class MeanWithError:
+    """A mean over samples and its standard error."""
 
     mean: float
     error: float
@@ -32,7 +32,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Curve:
-    """Nats for each unit of log-SNR, in bins of it that hold samples. logsnr, mean, error, count: one for each bin."""
+    """Loss in nats per unit of log-SNR, in bins of log-SNR. logsnr, mean, error, count: one per non-empty bin."""
 
     logsnr: list[float]
     mean: list[float]
@@ -42,86 +42,89 @@ class Curve:
 
 @dataclass(frozen=True)
 class RateReport:
-    """nats: a sample's. bits: the same by its three normalisers ("bits_per_pixel", ...); base_bits: under the second
-    stage's network. decoder, shuffled: the decoder's loss in nats, given a sample's own latents and another's; use: the
-    second over the first. latents, data, data_shuffled: loss by noise level. draws: noise levels for each sample."""
+    """The rate of a model's latents and the loss of its decoder.
+
+    draws: noise levels per sample. nats: rate per sample. bits: the rate per unit ("bits_per_pixel", ...). base_bits:
+    the same under the second stage's prior. decoder, shuffled: the decoder's loss in nats with the right latents, and
+    with another sample's. use: shuffled / decoder. latents, data, data_shuffled: loss by noise level of the prior, and
+    of the decoder with the right and with another sample's latents.
+    """
 
     samples: int
     draws: int
-    nats: Mean
-    bits: dict[str, Mean]
-    base_bits: dict[str, Mean] | None
-    decoder: Mean
-    shuffled: Mean
+    nats: MeanWithError
+    bits: dict[str, MeanWithError]
+    base_bits: dict[str, MeanWithError] | None
+    decoder: MeanWithError
+    shuffled: MeanWithError
     use: float
     latents: Curve | None
     data: Curve | None
     data_shuffled: Curve | None
 
     def warnings(self) -> list[str]:
-        """Signs of collapse, each with what to do about it; a decoder in one pass has no bias to raise."""
-        found = []
+        """Return signs of collapse, each with what to do. A decoder in one pass has no bias to raise."""
+        warnings = []
         more = "a larger loss factor" if self.data is None else "a larger loss factor, or a higher bias"
         bits = self.bits["bits_per_latent_dimension"].mean
         if bits < FEW_BITS:
-            found.append(
-                f"collapse: the latents carry {bits:.3g} bits a dimension (below {FEW_BITS}), next to nothing of a "
-                f"sample; weigh the decoder's loss more: {more}"
+            warnings.append(
+                f"collapse: the latents carry {bits:.3g} bits per dimension (below {FEW_BITS}), almost no "
+                f"information; weight the decoder's loss more: {more}"
             )
         if self.use < SMALL_RATIO:
-            found.append(
-                f"collapse: with another sample's latents the decoder loses {self.use:.2f} times as much as with the "
-                f"right ones (below {SMALL_RATIO}), so it hardly looks at them; try {more}, "
-                "or longer training"
+            warnings.append(
+                f"collapse: with another sample's latents the decoder's loss is {self.use:.2f} times that with the "
+                f"right ones (below {SMALL_RATIO}), so it hardly uses them; try {more}, or longer training"
             )
-        return found
+        return warnings
 
 
 def rate_report(
     model: LatentModel, data: Batch, draws: int = 4, seed: int = 0, batch_size: int = 64
 ) -> RateReport | None:
-    """Every sample at `draws` noise levels of its own; None for a model whose latents have no rate.
+    """Compute rates and losses at `draws` noise levels per sample; None for a model whose latents have no rate.
 
-    data: at least two samples. Every number is a function of (samples, seed), rounding aside, but `shuffled`, where
-    batch mates lend each other their latents: they meet in an order drawn anew for each draw, so that in sorted data
-    a lender is any other sample and not one of the same kind.
+    data: at least two samples. All numbers are functions of (samples, seed) up to rounding, except `shuffled`, which
+    also depends on the batches: samples of a batch exchange their latents. The samples are shuffled for each draw, so
+    that in sorted data the other sample is any, not one of the same class.
     """
-    found: list[Costs] = []
+    parts: list[Costs] = []
     places: list[Tensor] = []
     n = count(data.data)
     for draw in range(draws):
         order = torch.randperm(n, generator=generator("lenders", seed, draw))
         for rows in in_batches(n, batch_size):
-            own = order[rows]
-            places.append(draw * n + own)
+            indices = order[rows]
+            places.append(draw * n + indices)
             streams = Streams((("costs", seed, i) for i in places[-1].tolist()), model.device)
-            batch = Batch(take(data.data, own), {key: value[own] for key, value in data.values.items()})
+            batch = Batch(take(data.data, indices), {key: value[indices] for key, value in data.values.items()})
             costs = model.costs(batch.to(model.device), streams)
             if costs is None:
                 return None
-            found.append(costs)
+            parts.append(costs)
     order = torch.cat(places).argsort()
-    both = {name: _joined(found, name, order) for name in (field.name for field in fields(Costs))}
+    by_draw = {name: _joined(parts, name, order) for name in (field.name for field in fields(Costs))}
     kinds = {**model.modality.units, "latent_dimension": model.max_latents * model.latent_channels}
-    whole = {name: value.reshape(draws, -1).mean(0) for name, value in both.items() if value is not None}
-    decoder, shuffled = _mean(whole["decoder"]), _mean(whole["shuffled"])
+    averaged = {name: value.reshape(draws, -1).mean(0) for name, value in by_draw.items() if value is not None}
+    decoder, shuffled = _mean(averaged["decoder"]), _mean(averaged["shuffled"])
     return RateReport(
-        samples=len(whole["rate"]),
+        samples=len(averaged["rate"]),
         draws=draws,
-        nats=_mean(whole["rate"]),
-        bits=_bits(whole["rate"], kinds),
-        base_bits=_bits(whole["base_rate"], kinds) if "base_rate" in whole else None,
+        nats=_mean(averaged["rate"]),
+        bits=_bits(averaged["rate"], kinds),
+        base_bits=_bits(averaged["base_rate"], kinds) if "base_rate" in averaged else None,
         decoder=decoder,
         shuffled=shuffled,
         use=shuffled.mean / decoder.mean if decoder.mean > 0 else math.inf,
-        latents=_curve(both["latent_logsnr"], both["latent_density"]),
-        data=_curve(both["data_logsnr"], both["data_density"]),
-        data_shuffled=_curve(both["data_logsnr"], both["shuffled_density"]),
+        latents=_curve(by_draw["latent_logsnr"], by_draw["latent_density"]),
+        data=_curve(by_draw["data_logsnr"], by_draw["data_density"]),
+        data_shuffled=_curve(by_draw["data_logsnr"], by_draw["shuffled_density"]),
     )
 
 
 def in_batches(n: int, size: int) -> Iterator[slice]:
-    """Rows of parts of at least two samples: a last one alone joins the part before."""
+    """Yield slices of `size` rows; the last one has at least two, so that a single last row joins the slice before."""
     starts = list(range(0, n, max(size, 2)))
     if n - starts[-1] < 2 and len(starts) > 1:
         starts.pop()
@@ -130,19 +133,19 @@ def in_batches(n: int, size: int) -> Iterator[slice]:
 
 
 def by_level(logsnr: Tensor, values: Tensor, levels: int = LEVELS) -> Curve:
-    """Values (n,) by noise level (n,), in bins of equal width from the least to the greatest."""
+    """Average values (n,) by noise level (n,), in bins of equal width from the lowest to the highest."""
     low, high = float(logsnr.min()), float(logsnr.max())
     width = (high - low) / levels or 1.0
     place = ((logsnr - low) / width).floor().long().clamp(0, levels - 1)
     middles, means, errors, counts = [], [], [], []
     for level in range(levels):
-        own = values[place == level].double()
-        if len(own):
-            mean = _mean(own)
+        in_bin = values[place == level].double()
+        if len(in_bin):
+            mean = _mean(in_bin)
             middles.append(low + (level + 0.5) * width)
             means.append(mean.mean)
             errors.append(mean.error)
-            counts.append(len(own))
+            counts.append(len(in_bin))
     return Curve(middles, means, errors, counts)
 
 
@@ -155,10 +158,10 @@ def _joined(costs: list[Costs], name: str, order: Tensor) -> Tensor | None:
     return None if parts[0] is None else torch.cat([part.double().cpu() for part in parts])[order]
 
 
-def _bits(nats: Tensor, kinds: dict[str, int]) -> dict[str, Mean]:
+def _bits(nats: Tensor, kinds: dict[str, int]) -> dict[str, MeanWithError]:
     return {name: _mean(value) for name, value in rates(nats, **kinds).items()}
 
 
-def _mean(values: Tensor) -> Mean:
+def _mean(values: Tensor) -> MeanWithError:
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return Mean(float(values.mean()), error)
+    return MeanWithError(float(values.mean()), error)

@@ -1,4 +1,5 @@
-"""The command line: one file per verb. Bad input is one line and exit code 2; a failure has a traceback and is 1."""
+"""The command line, one file per command. Bad input is reported in one line, with exit code 2; a failure exits with a
+traceback and code 1."""
 
 from __future__ import annotations
 
@@ -32,50 +33,54 @@ from . import (
     search,
     train,
 )
+from .running import STOPPED
 
 ClickException: Any = typer.BadParameter.__mro__[2]
-"""Typer brings its own copy of click in some versions, and uses the installed one in others."""
+"""Of the click that typer uses: its own copy in some versions, the installed package in others."""
 
 app = typer.Typer(
     name="unilatent",
-    help="Train a tokenizer and a latent generator together; then sample, reconstruct, encode and decode.",
+    help="Train a tokenizer and a latent generator together; sample, reconstruct, encode and decode with them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (
+for command in (
     train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, reference, ema, convert, presets,
     runs, doctor,
 ):  # fmt: skip
-    app.command(verb.__name__.rpartition(".")[2])(verb.run)
+    app.command(command.__name__.rpartition(".")[2])(command.run)
 app.add_typer(config.app, name="config")
 app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(data.app, name="data")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
-        from .. import __version__
+        from ..version import __version__
 
         print(f"unilatent {__version__}")
         raise typer.Exit
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command line (None: this process's) and exit; UNILATENT_DEBUG=1 shows tracebacks of bad input too."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
+    """Run a command line and exit.
+
+    arguments: None for those of this process. UNILATENT_DEBUG=1 shows tracebacks of bad input too.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = _told
+    warnings.formatwarning = _format_warning
     try:
         code = app(arguments, standalone_mode=False)
     except ClickException as error:
         _refuse(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _refuse("stopped", 130)
+        _refuse("stopped", STOPPED)
     except (ValueError, FloatingPointError, MemoryError) as error:
         if os.environ.get("UNILATENT_DEBUG") or not _is_ours(error):
             raise
@@ -84,15 +89,17 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _told(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning of this package in one line, another's with its place."""
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Warnings of this package in one line; those of others with file and line."""
     if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
         return f"warning: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether this package raised it on purpose; a library's ValueError is a failure, with its traceback."""
+    """Whether this package raised the error; a ValueError of a library is a failure, with its traceback."""
     raised = traceback.extract_tb(error.__traceback__)[-1].filename
     return Path(raised).is_relative_to(Path(__file__).parents[1])
 

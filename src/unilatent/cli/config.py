@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from .train import Overrides, read_run
+from .options import Overrides, Preset
+from .train import read_run
 
-app = typer.Typer(help="Show a configuration.", no_args_is_help=True, rich_markup_mode=None)
+HELP = "Show a configuration."
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.callback()
-def _group() -> None:
-    """Show a configuration."""
+@app.callback(help=HELP)
+def _group() -> None: ...
 
 
 @app.command()
-def show(
-    preset: Annotated[str, typer.Argument(help="A preset or a YAML file.", metavar="PRESET|FILE")],
-    overrides: Overrides = None,
-) -> None:
-    """Print the whole configuration as YAML: save it, edit it, train it."""
+def show(preset: Preset, overrides: Overrides = None) -> None:
+    """Print a complete configuration as YAML, to save, edit and train."""
     print(read_run(preset, overrides).to_yaml(), end="")

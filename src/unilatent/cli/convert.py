@@ -7,20 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .options import make_folder
+from .running import make_folder
 
 
 def run(
-    source: Annotated[Path, typer.Argument(help="A checkpoint of the UNITE authors (.pt).", metavar="FILE.pt")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint of UNITE's authors (.pt).", metavar="FILE.pt")],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
-    weights: Annotated[str, typer.Option(help="ema (what they evaluate) or model (live weights).")] = "ema",
+    weights: Annotated[
+        str, typer.Option(help="ema (the EMA weights, which the authors evaluate) or model (the live weights).")
+    ] = "ema",
     image_size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="When the latents form no square.")
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", help="Image size, where the latents form no square [default: a square]."),
     ] = None,
 ) -> None:
-    """UNITE authors' checkpoint to our model.
+    """Convert a checkpoint of UNITE's authors to a model folder.
 
-    Writes a model folder: safetensors and config.json.
+    Writes safetensors weights and config.json.
     """
     from ..importers.unite_official import convert
 

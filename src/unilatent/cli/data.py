@@ -1,4 +1,4 @@
-"""unilatent data prepare | verify | make-..., one for every modality that can make its own"""
+"""unilatent data prepare | verify | make-...; a `make-` command for each modality that can generate its own data"""
 
 from __future__ import annotations
 
@@ -9,44 +9,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import make_folder, progress, progress_of
+from .running import make_folder, progress, progress_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..modalities.base import Raw
 
-app = typer.Typer(
-    help="Make shards of training data and verify them; make molecules and crystals.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+HELP = "Prepare, verify and generate training data."
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-Workers = Annotated[int, typer.Option(help="Processes; they change nothing but speed [default: one a core].", min=1)]
+Workers = Annotated[int, typer.Option(help="Processes, by default one per core; they change only the speed.", min=1)]
 
 
-@app.callback()
-def _group() -> None:
-    """Make shards of training data and verify them; make molecules and crystals."""
+@app.callback(help=HELP)
+def _group() -> None: ...
 
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="A folder or zip of class folders, or of samples alone.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards; run again to go on after an interruption.")],
+    source: Annotated[Path, typer.Argument(help="A folder or zip of class folders, or of samples without classes.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards; after an interruption, the same command resumes.")],
     size: Annotated[
-        str | None, typer.Option(help="Crop to a square of this side, or to HEIGHTxWIDTH; without it, as they are.")
+        str | None, typer.Option(help="Crop to a square of this side, or to HEIGHTxWIDTH [default: no cropping].")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="Of the stored files: jpg, png or webp [default: jpg].")] = None,
-    quality: Annotated[int, typer.Option(help="Of jpg and webp.", min=1, max=100)] = 95,
-    shard_size: Annotated[int, typer.Option(help="Samples a shard.", min=1)] = 1000,
-    seed: Annotated[int, typer.Option(help="Samples are shuffled across shards by it.", min=0)] = 0,
+    format: Annotated[
+        str | None, typer.Option(help="Format of the stored files: jpg, png or webp [default: jpg].")
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Quality of jpg and webp files.", min=1, max=100)] = 95,
+    shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffling across shards.", min=0)] = 0,
     shuffle: Annotated[bool, typer.Option(help="Shuffle, so that every shard has samples of all classes.")] = True,
     workers: Workers = CORES,
 ) -> None:
-    """Bring files into tar shards.
+    """Write a folder or zip as tar shards.
 
-    Cropped once, instead of at every reading.
+    Samples are cropped once, instead of each time they are read.
     """
     from ..shards.writing import BAD, write
 
@@ -62,10 +60,10 @@ def prepare(
 
         summary = write(raw, folder, shard_size, seed if shuffle else None, workers, report)
     classes = f", {len(raw.class_names)} classes" if raw.class_names else ""
-    before = f" ({summary.kept} of them from before)" if summary.kept else ""
-    print(f"{summary.total:,} samples{classes} in {summary.shards:,} shards{before} in {out}")
+    earlier = f" ({summary.reused} of them already written)" if summary.reused else ""
+    print(f"{summary.total:,} samples{classes} in {summary.shards:,} shards{earlier} in {out}")
     if summary.bad:
-        print(f"{summary.bad:,} bad samples left out; they are named in {out / BAD}")
+        print(f"{summary.bad:,} bad samples left out; they are listed in {out / BAD}")
 
 
 @app.command()
@@ -73,32 +71,39 @@ def verify(
     source: Annotated[str, typer.Argument(help="Shards (a folder, pattern or URL), or a folder or zip of samples.")],
     workers: Workers = CORES,
 ) -> None:
-    """Check shards, or decode every file of a folder.
+    """Check shards against their manifest, or decode every file.
 
-    Shards are held against their manifest. Exit code 1 if anything is bad.
+    Exit code 1 if anything is bad.
     """
     from ..shards.places import is_shards
 
     shards = is_shards(source, _suffixes())
     checked, bad = _verify_shards(source) if shards else _verify_files(Path(source), workers)
     what = "shards" if shards else "samples"
-    print(f"{checked:,} {what} checked, {bad:,} bad" if bad else f"{checked:,} {what} checked, all sound")
+    print(f"{checked:,} {what} checked, {bad:,} bad" if bad else f"{checked:,} {what} checked, all valid")
     if bad:
         raise typer.Exit(1)
 
 
 def _maker(folder: str) -> Callable[..., None]:
+    """The command that generates data of the modality in this folder."""
+
     def make(
-        out: Annotated[Path, typer.Option(help="The .npz file; what `data.path` takes.")],
-        num: Annotated[int | None, typer.Option(help="How many [default: as many as presets use].", min=1)] = None,
-        seed: Annotated[int, typer.Option(help="The same seed makes the same set.", min=0)] = 0,
+        out: Annotated[Path, typer.Option(help="The .npz file to write, for `data.path`.")],
+        num: Annotated[
+            int | None, typer.Option(help="How many samples [default: as many as the presets use].", min=1)
+        ] = None,
+        seed: Annotated[int, typer.Option(help="The same seed gives the same samples.", min=0)] = 0,
         workers: Workers = CORES,
     ) -> None:
-        """Make samples without a download; the same line goes on after an interruption."""
+        """Generate training data without a download.
+
+        After an interruption, the same command resumes.
+        """
         from importlib import import_module
 
         if out.suffix != ".npz":
-            raise ValueError(f"--out {out}: the set is one .npz file; give a name that ends so")
+            raise ValueError(f"--out {out}: the samples are one .npz file; give a name that ends in .npz")
         make_folder(out.parent)
         generator = import_module(f"{__package__.rpartition('.')[0]}.modalities.{folder}.generator")
         with progress_of() as advance:
@@ -119,7 +124,7 @@ def _verify_shards(source: str) -> tuple[int, int]:
 
     shards, manifest = find(source, "shards")
     if manifest is None:
-        print("no shards.json: only what the shards say of themselves can be checked")
+        print("no shards.json: the shards are checked without a manifest")
     bad = 0
     with progress("verifying", len(shards)) as advance:
         for shard, faults in check(shards, manifest is not None and bool(manifest.class_names), frozenset(_suffixes())):
@@ -143,7 +148,7 @@ def _verify_files(source: Path, workers: int) -> tuple[int, int]:
 
 
 SHOWN = 20
-"""Lines a shard."""
+"""Lines that are printed per shard."""
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -159,16 +164,16 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     sides = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
     if not sides:
-        raise ValueError(f"--size: {text!r} is no size in pixels; write 256, or 192x256 for height x width")
+        raise ValueError(f"--size: {text!r} is not a size in pixels; write 256, or 192x256 for height x width")
     return int(sides[1]), int(sides[2] or sides[1])
 
 
 def _modalities() -> list[Any]:
-    """Those whose samples come as files."""
+    """Modalities whose samples are files."""
     from ..registry import available, find
 
-    found = [find("modalities", name) for name in available("modalities")]
-    return [modality for modality in found if modality.suffixes]
+    modalities = [find("modalities", name) for name in available("modalities")]
+    return [modality for modality in modalities if modality.suffixes]
 
 
 def _suffixes() -> set[str]:
@@ -176,12 +181,12 @@ def _suffixes() -> set[str]:
 
 
 def _raw(source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
-    """The samples at a path, of the first modality that finds some there."""
+    """The samples at a path, read by the first modality that accepts them."""
     refusal: ValueError | None = None
     for modality in _modalities():
         try:
-            found: Raw = modality.raw(source, size, format, quality)
-            return found
+            raw: Raw = modality.raw(source, size, format, quality)
+            return raw
         except ValueError as error:
             refusal = refusal or error
     assert refusal is not None

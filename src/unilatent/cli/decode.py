@@ -8,48 +8,44 @@ from typing import Annotated
 import typer
 
 from .options import (
-    AGAIN,
     BatchSize,
     DecoderSolver,
     DecoderSteps,
     Device,
     Model,
     Precision,
-    autocast,
-    clear_numbered,
-    decoder_settings,
-    leave_stopped,
-    load,
-    make_folder,
-    progress,
+    check_decoder_settings,
+    sampling_settings,
 )
+from .running import STARTS_AGAIN, autocast, clear_numbered, leave_stopped, load, make_folder, progress
 
 
 def run(
     model: Model,
     source: Annotated[Path, typer.Argument(help="A folder written by `unilatent encode`.", metavar="LATENTS")],
-    out: Annotated[Path, typer.Option(help="Folder for one file a sample.")] = Path("decoded"),
+    out: Annotated[Path, typer.Option(help="Folder for the decoded samples, one file each.")] = Path("decoded"),
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
     batch_size: BatchSize = 64,
     device: Device = None,
     precision: Precision = "fp32",
 ) -> None:
-    """Latents back to data."""
+    """Decode latents from disk to data."""
     from ..latents import decode_shards
     from ..sampling import split_settings
-    from ..training.signals import StopRequest
+    from ..signals import StopRequest
 
     network = load(model, device)
-    decoding = decoder_settings(network, decoder_solver, decoder_steps)
-    chosen, _ = split_settings(network.config.sampling, decoding)
+    settings = sampling_settings(decoder_solver=decoder_solver, decoder_steps=decoder_steps)
+    check_decoder_settings(network, settings)
+    sampling, _ = split_settings(network.config.sampling, settings)
     count, folder = 0, None
     with progress("decoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
-        for data in decode_shards(network, source, batch_size, chosen):
+        for data in decode_shards(network, source, batch_size, sampling):
             folder = folder or clear_numbered(make_folder(out), network.modality.subfolders)
             written = network.modality.write(data, folder, start=count)
             count += len(written)
             advance(len(written))
             if stop.received is not None:
-                leave_stopped(f"{count} samples are in {out}", AGAIN)
+                leave_stopped(f"{count} samples are in {out}", STARTS_AGAIN)
     print(f"{count} samples in {out}")

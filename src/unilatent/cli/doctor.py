@@ -12,27 +12,23 @@ CORE = (
     "numpy",
     "safetensors",
     "huggingface_hub",
-    "accelerate",
     "pydantic",
     "scikit-learn",
     "pillow",
     "matplotlib",
 )
-OPTIONAL = ("tensorboard", "wandb")
 
 
 def run() -> None:
-    """What this machine has.
-
-    Versions, devices, caches.
-    """
+    """Show versions, devices and caches of this machine."""
     import torch
 
-    from .. import __version__
     from ..pretrained import cache_folder
+    from ..training.loggers import LOGGERS
+    from ..version import __version__
 
     print(f"unilatent   {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for name in (*CORE, *OPTIONAL):
+    for name in (*CORE, *(logger.library for logger in LOGGERS.values())):
         print(f"  {name:<16} {_version(name)}")
     print(f"devices     cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count()):

@@ -7,30 +7,36 @@ from typing import Annotated
 
 import typer
 
-from .options import load, make_folder
+from .running import load, make_folder
 
 LARGE = 0.05
-"""Relative error of a profile from which it is a warning."""
+"""Relative error of the EMA profile above which a warning is printed."""
 
 
 def run(
-    run: Annotated[Path, typer.Argument(help="A run trained with training.ema_profiles.", metavar="RUN")],
-    sigma_rel: Annotated[float, typer.Option(help="Relative length of the average: 0.05 is short, 0.2 long.")],
+    run: Annotated[Path, typer.Argument(help="A run that was trained with training.ema_profiles.", metavar="RUN")],
+    sigma_rel: Annotated[
+        float, typer.Option(help="EMA length relative to the training time: 0.05 is short, 0.2 is long.")
+    ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
-    step: Annotated[int | None, typer.Option(help="A snapshot's step; default: the last.", min=1)] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Step of a snapshot at which the EMA ends [default: the last].", min=1)
+    ] = None,
 ) -> None:
-    """Weights averaged over another length, from one run.
+    """Compute EMA weights of another length after training.
 
-    Put together from the snapshots in RUN/ema (Karras et al. 2024).
+    Combines the snapshots in RUN/ema (post-hoc EMA, Karras et al. 2024).
     """
-    from ..training.snapshots import Snapshots
+    from ..runs.snapshots import EMASnapshots
 
-    snapshots = Snapshots(run, step)
+    snapshots = EMASnapshots(run, step)
     model = load(str(run), "cpu")
     error = snapshots.apply(model, sigma_rel)
     model.save_pretrained(make_folder(out))
     steps = sorted({stored.path.name for stored in snapshots.stored})
     print(f"{out}: step {snapshots.step}, sigma_rel {sigma_rel:g}, from {len(steps)} snapshots; "
-          f"profile met to {100 * error:.2g} %")  # fmt: skip
+          f"profile error {100 * error:.2g} %")  # fmt: skip
     if error > LARGE:
-        print("warning: that is far off; lengths near those in training.ema_profiles, and more snapshots, do better")
+        print(
+            "warning: this error is large; use a length nearer to training.ema_profiles, or train with more snapshots"
+        )

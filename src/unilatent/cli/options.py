@@ -1,130 +1,150 @@
-"""What several verbs share: their common options, progress bars, and output folders."""
+"""The options that several commands share, each defined once, and the sampling settings that they stand for."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..progress import progress_of as progress_of
+from ..maths.solvers import SOLVERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.console import Console
-
     from ..methods.base import LatentModel
 
-Model = Annotated[str, typer.Argument(help="A run folder, a model folder, or a hub id (owner/name).", metavar="MODEL")]
-Seed = Annotated[int, typer.Option(help="Random numbers are a function of (seed, sample index).", min=0)]
-BatchSize = Annotated[int, typer.Option(help="How many at a time; changes nothing but memory and speed.", min=1)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
-Precision = Annotated[str, typer.Option(help="fp32, or bf16 autocast inside the networks.")]
-DecoderSolver = Annotated[
-    str | None, typer.Option(help="Of a decoder that is a diffusion model itself (Unified Latents).")
+# What a command works on.
+
+MODEL_HELP = "A run folder, a model folder, or a hub id (owner/name)."
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
+OptionalModel = Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
+Preset = Annotated[
+    str, typer.Argument(help="A preset (see `unilatent presets`) or a YAML file.", metavar="PRESET|FILE")
 ]
-DecoderSteps = Annotated[int | None, typer.Option(help="Steps of such a decoder.", min=1)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Settings that replace those of the preset, e.g. training.steps=500.", metavar="[KEY=VALUE]..."
+    ),
+]
+Input = Annotated[Path, typer.Argument(help="A folder, a zip archive or a single file.", metavar="INPUT")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Where the run's data are now, if they moved (data.path); for a model folder: its data."),
+]
 
+# What to generate.
 
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels", "--label", help="Classes to condition on: 3, 0-9, 2,5 or names; cycled [default: all, evenly]."
+    ),
+]
 Prompt = Annotated[
-    list[str] | None, typer.Option("--prompt", help="A text; give it several times for several, cycled.")
+    list[str] | None, typer.Option("--prompt", help="A text to condition on; repeat the option for several, cycled.")
 ]
-Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="Texts, one a line; after those given.")]
+Prompts = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A file with one text per line, used after those of --prompt.")
+]
+NegativePrompt = Annotated[str | None, typer.Option(help="A text that guidance leads away from [default: no text].")]
+PropertyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--property",
+        help="Property values to condition on: 5.2, 4.0-6.0 (ten values) or 4,5.5; cycled [default: as in the data].",
+    ),
+]
+NumAtoms = Annotated[
+    str | None,
+    typer.Option(help="Atoms per molecule or crystal: 12, 8-12 or 8,12; cycled [default: as in the training data]."),
+]
+
+# How to sample. What is not given is the model's own setting.
+
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(help="0: unconditional, 1: conditional, above 1: guided [default: the model's own]."),
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="LOW HIGH",
+        help="Guide only where LOW < t < HIGH; t = 1 is noise, t = 0 is clean (UNITE's paper counts the other way: its "
+        "[0.1, 1] is 0 0.9) [default: the model's own].",
+    ),
+]
+GuidanceNorm = Annotated[
+    str | None,
+    typer.Option(
+        help="norm_first: guide the finished estimates; guidance_first: the raw ones [default: the model's own]."
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps [default: the model's own].")
+]
+SolverOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVERS)} [default: the model's own].")]
+DecoderSolver = Annotated[
+    str | None,
+    typer.Option(help="Solver of a diffusion decoder (Unified Latents) [default: the model's own]."),
+]
+DecoderSteps = Annotated[
+    int | None, typer.Option(help="Solver steps of a diffusion decoder [default: the model's own].", min=1)
+]
+
+# What to compare with.
+
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        help="Real samples to compare with: a folder, zip or .npz (arr_0, or mu and sigma) [default: training data]."
+    ),
+]
+NumReference = Annotated[int, typer.Option(help="How many real samples to compare with, evenly over the data.", min=2)]
+InceptionWeights = Annotated[
+    str | None, typer.Option(help="A local file with the FID Inception network [default: downloaded once].")
+]
+
+# How to run.
+
+Seed = Annotated[int, typer.Option(help="Random numbers are a function of (seed, sample index).", min=0)]
+BatchSize = Annotated[int, typer.Option(help="Samples per batch; changes only memory and speed.", min=1)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: a GPU if there is one].")]
+Precision = Annotated[str, typer.Option(help="fp32, or bf16 for bfloat16 autocast inside the networks.")]
+EvaluationFolder = Annotated[
+    Path | None, typer.Option(help="Folder for the results [default: RUN/eval, or ./evaluation].")
+]
 
 
-def texts_of(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:
-    """Texts of the two options, None without any; ValueError says what is wrong with the file."""
-    return [*(prompt or []), *(read_lines("--prompts", prompts) if prompts else [])] or None
+LIBRARY_NAMES = {"steps": "num_inference_steps", "property": "properties", "negative_prompt": "negative_prompts"}
+"""Options that `unilatent.sample` has under another name."""
 
 
-def decoder_settings(model: LatentModel | None, solver: str | None, steps: int | None) -> dict[str, Any]:
-    """What of the two options is given, as settings; ValueError where the model's decoder takes no steps."""
-    settings = {"decoder_solver": solver, "decoder_steps": steps}
-    given = {key: value for key, value in settings.items() if value is not None}
-    if given and (model is None or model.stepped_decoder is None):
-        whose = "there is no model" if model is None else "this model decodes in one pass"
-        raise ValueError(f"--{next(iter(given)).replace('_', '-')}: {whose}; leave it out")
-    return given
+def sampling_settings(**options: Any) -> dict[str, Any]:
+    """Return a command's options, given by their own names, as keyword settings of `unilatent.sample`.
+
+    `prompt` and `prompts` become one list of texts. Options that the user left out stay as None.
+    """
+    if "prompts" in options:
+        options["prompts"] = _texts(options.pop("prompt"), options["prompts"])
+    return {LIBRARY_NAMES.get(name, name): value for name, value in options.items()}
 
 
-def load(source: str, device: str | None) -> LatentModel:
-    """The model, on the device."""
-    import torch
-
-    from ..loading import load as load_model
-
-    try:
-        return load_model(source, device=device)
-    except (RuntimeError, AssertionError) as error:
-        if device is None or torch.device(device).type == "cpu":
-            raise
-        raise ValueError(f"--device {device}: not available ({str(error).splitlines()[0]}); use cpu") from None
+def check_decoder_settings(model: LatentModel | None, settings: dict[str, Any]) -> None:
+    """Raise ValueError if decoder settings are given for a decoder that takes no steps."""
+    if model is not None and model.stepped_decoder is not None:
+        return
+    for key in ("decoder_solver", "decoder_steps"):
+        if settings.get(key) is not None:
+            reason = "there is no model" if model is None else "this model decodes in one pass"
+            raise ValueError(f"--{key.replace('_', '-')}: {reason}; leave it out")
 
 
-@contextmanager
-def autocast(device: object, precision: str) -> Iterator[None]:
-    """bf16 inside networks, or nothing."""
-    import torch
-
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
-    with torch.autocast(torch.device(str(device)).type, torch.bfloat16, enabled=precision == "bf16"):
-        yield
+def _texts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:
+    """The texts of --prompt and --prompts, None without any."""
+    return [*(prompt or []), *(_lines("--prompts", prompts) if prompts else [])] or None
 
 
-WIDE = 200
-"""Columns where no terminal sets a width: a file or a pipe wraps nothing."""
-
-
-def wide(console: Console) -> Console:
-    """One that wraps nothing where no terminal sets its width."""
-    if not console.is_terminal:
-        console.width = WIDE
-    return console
-
-
-STOPPED = 130
-"""Exit code after a signal."""
-AGAIN = "the same command makes all of them, from the first on"
-
-
-def leave_stopped(done: str, further: str) -> NoReturn:
-    """After SIGINT or SIGTERM: says what is there and how to go on."""
-    print(f"stopped: {done}; {further}", file=sys.stderr)
-    raise typer.Exit(STOPPED)
-
-
-@contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """One bar on the terminal; call it with how many more are done."""
-    with progress_of() as advance:
-        advance(label, 0, total or 0)
-        yield lambda count: advance(label, count, total or 0)
-
-
-def make_folder(path: Path) -> Path:
-    """An output folder, made now; ValueError when it cannot be written."""
-    from ..training.resuming import check_writable
-
-    check_writable(path)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def clear_numbered(folder: Path, subfolders: tuple[str, ...] = ()) -> Path:
-    """Removes what an earlier command numbered (`000000.png`, ...) there and in these folders of it, so that two sets
-    never mix."""
-    for place in (folder, *(folder / name for name in subfolders)):
-        for path in place.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
-            path.unlink()
-    return folder
-
-
-def read_lines(option: str, path: Path) -> list[str]:
+def _lines(option: str, path: Path) -> list[str]:
     """Lines of a text file that are not blank; ValueError names the option and what is wrong with the file."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
@@ -133,5 +153,5 @@ def read_lines(option: str, path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise ValueError(f"{option} {path}: is not UTF-8 text; save it as such") from None
     if not any(lines):
-        raise ValueError(f"{option} {path}: has no line with a text; write one a line")
+        raise ValueError(f"{option} {path}: has no line with a text; write one text per line")
     return [line for line in lines if line]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def run() -> None:
-    """List what there is to train."""
+    """List the presets, with their number of parameters."""
     import torch
     from rich.console import Console
     from rich.markup import escape
@@ -20,4 +20,4 @@ def run() -> None:
             model = LatentModel.build(config.example().model())
         table.add_row(name, f"{model.num_trainable / 1e6:.2f} M", escape(summary(name)))
     Console().print(table)
-    print("All settings of one: unilatent config show PRESET")
+    print("All settings of a preset: unilatent config show PRESET")

@@ -10,22 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from .options import (
-    AGAIN,
     BatchSize,
     DecoderSolver,
     DecoderSteps,
     Device,
+    Input,
     Model,
     Precision,
     Seed,
-    autocast,
-    clear_numbered,
-    decoder_settings,
-    leave_stopped,
-    load,
-    make_folder,
-    progress,
+    check_decoder_settings,
+    sampling_settings,
 )
+from .running import STARTS_AGAIN, autocast, clear_numbered, leave_stopped, load, make_folder, progress
 
 SHOWN = 8
 """Pairs in side_by_side.png."""
@@ -33,11 +29,11 @@ SHOWN = 8
 
 def run(
     model: Model,
-    source: Annotated[Path, typer.Argument(help="A folder, a zip archive or one file.", metavar="INPUT")],
+    source: Input,
     out: Annotated[Path, typer.Option(help="Folder for reconstructions, side_by_side.png and metrics.json.")] = Path(
         "reconstructions"
     ),
-    num: Annotated[int | None, typer.Option(help="Only the first so many.", min=1)] = None,
+    num: Annotated[int | None, typer.Option(help="How many samples, from the first on [default: all].", min=1)] = None,
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
     seed: Seed = 0,
@@ -47,15 +43,16 @@ def run(
 ) -> None:
     """Encode and decode your own data.
 
-    Says how far the result is from it.
+    Also measures the reconstruction error of each sample.
     """
     from ..sampling import reconstruct, split_settings
-    from ..training.signals import StopRequest
+    from ..signals import StopRequest
     from ..types import take
 
     network = load(model, device)
-    decoding = decoder_settings(network, decoder_solver, decoder_steps)
-    chosen, _ = split_settings(network.config.sampling, decoding)
+    settings = sampling_settings(decoder_solver=decoder_solver, decoder_steps=decoder_steps)
+    check_decoder_settings(network, settings)
+    sampling, _ = split_settings(network.config.sampling, settings)
     batches = network.modality.read(source, batch_size)
     files: list[dict[str, Any]] = []
     shown: list[Any] = []
@@ -63,24 +60,23 @@ def run(
     folder = None
     with progress("reconstructing", num) as advance, StopRequest() as stop:
         for data, names in batches:
-            data, names = (
-                (data, names) if num is None else (take(data, slice(num - len(files))), names[: num - len(files)])
-            )
+            if num is not None:
+                data, names = take(data, slice(num - len(files))), names[: num - len(files)]
             started = time.perf_counter()
             with autocast(network.device, precision):
-                made = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files), **decoding)
+                output = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files), **settings)
             seconds += time.perf_counter() - started
             folder = folder or clear_numbered(make_folder(out), network.modality.subfolders)
             if not shown:
-                shown = [take(data, slice(SHOWN)), take(made, slice(SHOWN))]
-            paths = network.modality.write(made, folder, start=len(files))
-            errors = network.modality.errors(made, data)
+                shown = [take(data, slice(SHOWN)), take(output, slice(SHOWN))]
+            paths = network.modality.write(output, folder, start=len(files))
+            errors = network.modality.errors(output, data)
             for i, (name, path) in enumerate(zip(names, paths, strict=True)):
                 files.append(
                     {
                         "input": name,
                         "output": path.relative_to(folder).as_posix(),
-                        **{key: row[i] for key, row in errors.items()},
+                        **{key: values[i] for key, values in errors.items()},
                     }
                 )
             advance(len(names))
@@ -90,13 +86,13 @@ def run(
         raise ValueError(f"{source}: nothing to reconstruct in it")
     network.modality.draw_grid(shown, folder / "side_by_side.png")
     keys = [key for key in files[0] if key not in ("input", "output")]
-    means = {key: sum(f[key] for f in files) / len(files) for key in keys}
+    means = {key: sum(file[key] for file in files) / len(files) for key in keys}
     speed = {"samples_per_second": len(files) / seconds}
-    steps = network.stepped_decoder is not None
-    own = {"decoder_solver": chosen.decoder_solver, "decoder_steps": chosen.decoder_steps} if steps else {}
-    record = {"model": model, "num": len(files), "seed": seed, **own, "mean": means, **speed, "files": files}
+    has_steps = network.stepped_decoder is not None
+    decoding = {key: getattr(sampling, key) for key in settings} if has_steps else {}
+    record = {"model": model, "num": len(files), "seed": seed, **decoding, "mean": means, **speed, "files": files}
     (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
     if stop.received is not None and len(files) != num:
-        leave_stopped(f"{len(files)} reconstructions are in {folder}", AGAIN)
+        leave_stopped(f"{len(files)} reconstructions are in {folder}", STARTS_AGAIN)
     summary = ", ".join(f"{key} {value:.4g}" for key, value in means.items())
-    print(f"{len(files)} reconstructions in {folder}: mean {summary}; {speed['samples_per_second']:.3g} a second")
+    print(f"{len(files)} reconstructions in {folder}: mean {summary}; {speed['samples_per_second']:.3g} per second")

@@ -7,36 +7,36 @@ from typing import Annotated
 
 import typer
 
-from .options import wide
+from .running import wide
 
 
 def run(
-    folder: Annotated[Path, typer.Argument(help="Where to look, at any depth; or one run.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="A folder to search at any depth, or a single run.")] = Path("runs"),
     plot: Annotated[bool, typer.Option("--plot", help="Also draw curves.png into each run folder.")] = False,
     all_finished: Annotated[
-        bool, typer.Option("--all-finished", help="Exit code 1 unless every one of them is finished; for scripts.")
+        bool, typer.Option("--all-finished", help="Exit with code 1 unless every run is finished, for scripts.")
     ] = False,
 ) -> None:
-    """List runs with their state, last numbers and alarms."""
+    """List runs with their state, last metrics and alarms."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from ..training.curves import draw_curves
-    from ..training.listing import find_runs
+    from ..runs.curves import draw_curves
+    from ..runs.listing import find_runs
 
-    found = find_runs(folder)
-    if not found:
+    runs = find_runs(folder)
+    if not runs:
         raise ValueError(f"{folder}: no runs in it; give the folder that holds them")
     table = Table("run", "state", "step", "epoch", "loss", "latent std", "rank", "alarms", box=SIMPLE_HEAD)
-    for item in found:
-        values = [item.metrics.get(key) for key in ("epoch", "loss/total", "latent_std", "latent_rank")]
+    for run_state in runs:
+        values = [run_state.metrics.get(key) for key in ("epoch", "loss/total", "latent_std", "latent_rank")]
         numbers = [f"{value:.4g}" if isinstance(value, int | float) else "-" for value in values]
-        step = f"{item.step:,}" + (f" / {item.steps:,}" if item.steps else "")
-        table.add_row(str(item.folder), item.state, step, *numbers, ", ".join(item.alarms) or "-")
+        step = f"{run_state.step:,}" + (f" / {run_state.steps:,}" if run_state.steps else "")
+        table.add_row(str(run_state.folder), run_state.state, step, *numbers, ", ".join(run_state.alarms) or "-")
     wide(Console()).print(table)
-    for item in found if plot else ():
-        draw_curves(item.folder / "metrics.jsonl", item.folder / "curves.png")
-        print(f"drawn: {item.folder / 'curves.png'}")
-    if all_finished and any(item.state != "finished" for item in found):
+    for run_state in runs if plot else ():
+        draw_curves(run_state.folder / "metrics.jsonl", run_state.folder / "curves.png")
+        print(f"drawn: {run_state.folder / 'curves.png'}")
+    if all_finished and any(run_state.state != "finished" for run_state in runs):
         raise typer.Exit(1)

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import json
 import zipfile
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
 
-from ..maths.solvers import SOLVERS
 from .options import (
-    AGAIN,
     BatchSize,
     DecoderSolver,
     DecoderSteps,
     Device,
+    GuidanceInterval,
+    GuidanceNorm,
+    GuidanceScale,
+    Labels,
     Model,
+    NegativePrompt,
+    NumAtoms,
     Precision,
     Prompt,
     Prompts,
+    PropertyOption,
     Seed,
-    autocast,
-    clear_numbered,
-    decoder_settings,
-    leave_stopped,
-    load,
-    make_folder,
-    progress,
-    texts_of,
+    SolverOption,
+    Steps,
+    check_decoder_settings,
+    sampling_settings,
 )
+from .running import STARTS_AGAIN, autocast, clear_numbered, leave_stopped, load, make_folder, progress
 
+NUM = 16
 GRID = 100
 """At most so many samples are drawn into grid.png."""
 
@@ -39,37 +43,19 @@ GRID = 100
 def run(
     model: Model,
     num: Annotated[
-        int | None, typer.Option(help="How many samples [default: 16; one of each where several prompts are given].")
+        int | None, typer.Option(help=f"How many samples [default: {NUM}; one for each of several prompts].")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", "--label", help="3, 0-9, 2,5 or names; cycled. Default: all in turn.")
-    ] = None,
+    labels: Labels = None,
     prompt: Prompt = None,
     prompts: Prompts = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="A text that guidance leads away from [default: no text].")
-    ] = None,
-    property: Annotated[
-        str | None,
-        typer.Option("--property", help="A number to ask for: 5.2, 4.0-6.0 (ten of them), 4,5.5; cycled."),
-    ] = None,
-    num_atoms: Annotated[
-        str | None, typer.Option(help="Of systems of atoms: 12, 8-12 or 8,12; cycled [default: as training has them].")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="0 unconditional, 1 conditional, above 1 guided.")
-    ] = None,
-    guidance_interval: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="LOW HIGH",
-            help="Guide only where LOW < t < HIGH; t = 1 is noise, 0 is clean (UNITE's paper counts the other way: "
-            "its [0.1, 1] is 0 0.9).",
-        ),
-    ] = None,
-    guidance_norm: Annotated[str | None, typer.Option(help="norm_first or guidance_first.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps.")] = None,
-    solver: Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = None,
+    negative_prompt: NegativePrompt = None,
+    property: PropertyOption = None,
+    num_atoms: NumAtoms = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_interval: GuidanceInterval = None,
+    guidance_norm: GuidanceNorm = None,
+    steps: Steps = None,
+    solver: SolverOption = None,
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
     seed: Seed = 0,
@@ -77,68 +63,56 @@ def run(
     device: Device = None,
     precision: Precision = "fp32",
     out: Annotated[
-        Path, typer.Option(help="Folder for grid.png, one file a sample, samples.npz and sampling.json.")
+        Path, typer.Option(help="Folder for grid.png, samples.npz, sampling.json and one file per sample.")
     ] = Path("samples"),
 ) -> None:
-    """Draw new samples.
-
-    What is not given is the model's own setting.
-    """
+    """Generate new samples with a trained model."""
     from ..sampling import sample_batches, split_settings
-    from ..training.signals import StopRequest
+    from ..signals import StopRequest
     from ..types import join, take
 
     network = load(model, device)
-    settings: dict[str, Any] = {
-        "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "guidance_norm": guidance_norm,
-        "num_inference_steps": steps, "solver": solver, **decoder_settings(network, decoder_solver, decoder_steps),
-    }  # fmt: skip
-    chosen, _ = split_settings(network.config.sampling, settings)
-    texts = texts_of(prompt, prompts)
-    given = {
-        "labels": labels, "prompts": texts, "negative_prompts": negative_prompt, "properties": property,
-        "num_atoms": num_atoms,
-    }  # fmt: skip
-    settings |= given
+    settings = sampling_settings(
+        labels=labels, prompt=prompt, prompts=prompts, negative_prompt=negative_prompt, property=property,
+        num_atoms=num_atoms, guidance_scale=guidance_scale, guidance_interval=guidance_interval,
+        guidance_norm=guidance_norm, steps=steps, solver=solver, decoder_solver=decoder_solver,
+        decoder_steps=decoder_steps,
+    )  # fmt: skip
+    check_decoder_settings(network, settings)
+    sampling, conditions = split_settings(network.config.sampling, settings)
     if num_atoms is not None and "num_atoms" not in network.modality.layout_arguments:
         raise ValueError("--num-atoms: samples of this model have no number of atoms; leave it out")
-    num = (len(texts) if texts and len(texts) > 1 else 16) if num is None else num
+    texts = settings["prompts"]
+    num = (len(texts) if texts and len(texts) > 1 else NUM) if num is None else num
     with progress("sampling", num) as advance, autocast(network.device, precision), StopRequest() as stop:
         batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
-        first = next(batches)
-        folder = make_folder(out)
-        clear_numbered(folder, network.modality.subfolders)
-        shown, asked, made = [], [], 0
+        first = next(batches)  # nothing is written if this fails
+        folder = clear_numbered(make_folder(out), network.modality.subfolders)
+        shown, shown_values, generated = [], [], 0
         with NpzWriter(folder / "samples.npz") as arrays:
-            for part in _chain(first, batches):
+            for part in chain([first], batches):
                 network.modality.write(part.data, folder, start=part.start)
                 values = {key: value.numpy() for key, value in part.values.items()}
                 arrays.add({**network.modality.arrays(part.data), **values})
                 if part.start < GRID:
                     shown.append(take(part.data, slice(GRID - part.start)))
-                    asked.append(take(part.values, slice(GRID - part.start)))
-                made += part.count
+                    shown_values.append(take(part.values, slice(GRID - part.start)))
+                generated += part.count
                 if stop.received is not None:
                     break
-    conditions = network.conditions
-    captions = conditions.grid_captions(join(asked)) if asked[0] else None
-    grid = folder / "grid.png"
-    network.modality.draw_grid([network.modality.join(shown)], grid, columns=conditions.columns, captions=captions)
-    record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "made": made, "seed": seed,
-              **given, "precision": precision, **chosen.plain()}  # fmt: skip
+    captions = network.conditions.grid_captions(join(shown_values)) if shown_values[0] else None
+    grid = network.modality.join(shown)
+    network.modality.draw_grid([grid], folder / "grid.png", columns=network.conditions.columns, captions=captions)
+    record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "made": generated, "seed": seed,
+              **conditions, "precision": precision, **sampling.plain()}  # fmt: skip
     (folder / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
-    if made < num:
-        leave_stopped(f"{made} of {num} samples are in {folder}", AGAIN)
-    print(f"{num} samples in {folder}: grid.png, samples.npz and one file a sample")
-
-
-def _chain(first: Any, rest: Any) -> Any:
-    yield first
-    yield from rest
+    if generated < num:
+        leave_stopped(f"{generated} of {num} samples are in {folder}", STARTS_AGAIN)
+    print(f"{num} samples in {folder}: grid.png, samples.npz and one file per sample")
 
 
 class NpzWriter:
-    """An uncompressed .npz that grows array by array on disk; memory holds one batch. Appears whole or not at all."""
+    """Writes an uncompressed .npz that grows on disk; memory holds one batch. The file is written atomically."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import (
     BatchSize,
+    Data,
     DecoderSolver,
     DecoderSteps,
     Device,
+    EvaluationFolder,
+    GuidanceInterval,
+    GuidanceScale,
+    Labels,
     Model,
+    NumReference,
     Precision,
     Prompt,
     Prompts,
+    Reference,
     Seed,
+    SolverOption,
+    Steps,
+    check_decoder_settings,
+    sampling_settings,
+)
+from .running import (
+    RESUMES,
     autocast,
-    decoder_settings,
+    evaluation_folder,
+    find_run_folder,
+    join_processes,
+    leave_stopped,
     load,
     make_folder,
     progress_of,
-    texts_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..evaluation.evaluate import Measured
-    from ..evaluation.search import At, Objective, Search
+    from ..evaluation.evaluate import EvaluatedMetric
+    from ..evaluation.search import Objective, Search, SettingValue
 
 STEPS = (5, 10, 15, 25, 50, 100)
 LOWS, HIGHS = "0,0.1,0.2,0.3", "0.7,0.8,0.9,1"
@@ -43,99 +57,95 @@ def run(
         str, typer.Option(help="guidance_scale, guidance_interval, num_inference_steps, decoder_steps or ema.")
     ],
     metric: Annotated[
-        str, typer.Option(help="A measure of new samples, fid, kid, frechet_pixels ...; over decoder_steps any.")
+        str,
+        typer.Option(help="A metric of new samples: fid, kid, frechet_pixels, ...; any metric over decoder_steps."),
     ] = "fid",
     method: Annotated[
         str | None,
-        typer.Option(help="walk, golden or grid [default: grid with --values, for steps and intervals; else walk]"),
+        typer.Option(help="walk, golden or grid [default: grid with --values, for steps and intervals; else walk]."),
     ] = None,
     values: Annotated[str | None, typer.Option(help='Values of a grid, e.g. "1,1.5,2".')] = None,
-    start: Annotated[float | None, typer.Option(help="Of a walk [default: scale 1.5, ema 0.1, steps 25].")] = None,
-    step: Annotated[float | None, typer.Option(help="Of a walk [default: scale 0.2, ema 0.02, steps 5].")] = None,
+    start: Annotated[
+        float | None, typer.Option(help="First value of a walk [default: scale 1.5, ema 0.1, steps 25].")
+    ] = None,
+    step: Annotated[float | None, typer.Option(help="Step of a walk [default: scale 0.2, ema 0.02, steps 5].")] = None,
     low: Annotated[
-        str | None, typer.Option(help=f"Golden: lower end. Intervals: low ends to try [default: {LOWS}].")
+        str | None, typer.Option(help=f"Lower end for golden; lower ends of intervals to try [default: {LOWS}].")
     ] = None,
     high: Annotated[
-        str | None, typer.Option(help=f"Golden: upper end. Intervals: high ends to try [default: {HIGHS}].")
+        str | None, typer.Option(help=f"Upper end for golden; upper ends of intervals to try [default: {HIGHS}].")
     ] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Golden: how short to cut [default: half a step].")] = None,
-    num: Annotated[int, typer.Option("--num", "-n", help="New samples for each value.", min=2)] = 1000,
-    num_reference: Annotated[int, typer.Option(help="Real samples that distances are taken to.", min=2)] = 50_000,
-    reference: Annotated[
-        str | None, typer.Option(help="A folder, zip or .npz in place of the run's training data.")
+    tolerance: Annotated[
+        float | None, typer.Option(help="Length of interval at which golden ends [default: half a step].")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="data.path of the run, where it has moved; for a model folder: its data.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", "--label", help='Classes, e.g. "3" or "0-9"; default: evenly over all.')
-    ] = None,
+    num: Annotated[int, typer.Option("--num", "-n", help="New samples to generate for each value.", min=2)] = 1000,
+    num_reference: NumReference = 50_000,
+    reference: Reference = None,
+    data: Data = None,
+    labels: Labels = None,
     prompt: Prompt = None,
     prompts: Prompts = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="For all values.", min=0)] = None,
-    guidance_interval: Annotated[tuple[float, float] | None, typer.Option(help="For all values.")] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", "--num-inference-steps", help="For all values.", min=1)
-    ] = None,
-    solver: Annotated[str | None, typer.Option(help="See `unilatent sample --help`.")] = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_interval: GuidanceInterval = None,
+    steps: Steps = None,
+    solver: SolverOption = None,
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
     precision: Precision = "fp32",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the numbers and the curve [default: RUN/eval, or ./evaluation]")
-    ] = None,
+    out: EvaluationFolder = None,
 ) -> None:
-    """Find the best guidance scale, interval, steps or average.
+    """Find the best sampling setting or EMA length.
 
-    Every value looked at is kept. Stopped, the same line goes on; another method uses what is known already.
+    Every evaluated value is stored. After a stop, the same command resumes; other methods reuse stored values.
     """
-    from ..evaluation.evaluate import Evaluator, Interrupted, Request, choose_metrics
+    from ..evaluation.evaluate import EvaluationRequest, Evaluator, Interrupted, choose_metrics
     from ..evaluation.reference import find_reference, splits_of
     from ..evaluation.search import AXES, DECODER, INTERVAL, OVER, Search
+    from ..runs.snapshots import EMASnapshots
     from ..sampling import split_settings
-    from ..training.processes import Processes
-    from ..training.signals import StopRequest
-    from ..training.snapshots import Snapshots
+    from ..signals import StopRequest
 
     if over not in OVER:
         raise ValueError(f"--over: {over!r} is unknown; use one of {', '.join(OVER)}")
-    settings: dict[str, Any] = {
-        "guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "num_inference_steps": steps,
-        "solver": solver, "labels": labels, "prompts": texts_of(prompt, prompts),
-        "decoder_solver": decoder_solver, "decoder_steps": decoder_steps,
-    }  # fmt: skip
+    settings = sampling_settings(
+        labels=labels, prompt=prompt, prompts=prompts, guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval, steps=steps, solver=solver, decoder_solver=decoder_solver,
+        decoder_steps=decoder_steps,
+    )  # fmt: skip
     if settings.get(over) is not None:
-        raise ValueError(f"--{over.replace('_', '-')}: is what is searched over; leave it out")
-    look = _method(over, method, values, start, step, low, high, tolerance)
+        raise ValueError(f"--{over.replace('_', '-')}: is the setting to search over; leave it out")
+    find_best = _method(over, method, values, start, step, low, high, tolerance)
     network = load(model, device)
-    decoder_settings(network, decoder_solver, decoder_steps)
+    check_decoder_settings(network, settings)
     if over == DECODER and network.stepped_decoder is None:
         raise ValueError(f"--over {over}: this model decodes in one pass; choose another")
     if over != DECODER and any(m.track != "generation" for m in choose_metrics(network.modality, [metric])):
-        raise ValueError(f"--metric {metric}: is of reconstructions, which no sampling setting changes; choose another")
-    sampling, given = split_settings(network.config.sampling, settings)
+        raise ValueError(
+            f"--metric {metric}: measures reconstructions, which no sampling setting changes; choose another"
+        )
+    sampling, conditions = split_settings(network.config.sampling, settings)
     if over.startswith("guidance") and not len(network.conditions):
-        raise ValueError(f"--over {over}: this model has no condition, so nothing to guide by")
+        raise ValueError(f"--over {over}: this model has no condition to guide by")
     if over == INTERVAL and sampling.guidance_scale == 1:
         raise ValueError(f"--over {over}: at guidance scale 1 no interval changes anything; give --guidance-scale 2")
-    processes = Processes(str(network.device))
-    run_folder = Path(model) if (Path(model) / "config.yaml").is_file() else None
+    processes = join_processes(network, device)
+    run_folder = find_run_folder(model)
     if over == "ema" and run_folder is None:
-        raise ValueError(f"{model}: not a run folder, which alone has averages of several lengths")
-    snapshots = Snapshots(run_folder) if over == "ema" and run_folder else None
-    folder = out or (run_folder / "eval" if run_folder else Path("evaluation"))
+        raise ValueError(f"{model}: not a run folder; only a run stores EMA snapshots")
+    snapshots = EMASnapshots(run_folder) if over == "ema" and run_folder else None
+    folder = evaluation_folder(out, run_folder)
     splits = splits_of(network.modality, run_folder, data)
-    request = Request(
+    request = EvaluationRequest(
         metrics=(metric,), num_samples=num, num_reference=num_reference, seed=seed, batch_size=batch_size,
         precision=precision,
     )  # fmt: skip
-    found = None if reference is None else find_reference(network.modality, reference)
+    real = None if reference is None else find_reference(network.modality, reference)
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
 
-        def evaluate(at: At) -> tuple[Measured, dict[str, Any]]:
+        def evaluate(at: SettingValue) -> tuple[EvaluatedMetric, dict[str, Any]]:
             about: dict[str, Any] = {}
             if snapshots is not None:
                 assert isinstance(at, float)
@@ -143,7 +153,7 @@ def run(
             else:
                 settings[over] = int(at) if over in AXES and AXES[over].whole else at  # type: ignore[arg-type]
             evaluator = Evaluator(
-                network, splits, folder / "search-records", request, reference=found, processes=processes,
+                network, splits, folder / "search-records", request, reference=real, processes=processes,
                 progress=lambda what, more, total: progress(f"{what} at {at}", more, total),
                 stop=lambda: stop.received is not None, autocast=lambda: autocast(network.device, precision),
                 **settings,
@@ -153,28 +163,23 @@ def run(
             processes.on_main(lambda: evaluator.clear("samples", "reconstructions"))
             return measured, about
 
-        plain = {key: value for key, value in sampling.plain().items() if key != over}
-        asked = {key: value for key, value in request.plain().items() if key != "batch_size"}
+        fixed = {key: value for key, value in sampling.plain().items() if key != over}
+        requested = {key: value for key, value in request.plain().items() if key != "batch_size"}
         about = {
             "fingerprint": network.fingerprint(),
-            "request": asked,
-            "sampling": plain,
-            "conditions": given,
+            "request": requested,
+            "sampling": fixed,
+            "conditions": conditions,
             "data": splits and [splits.train.fingerprint, splits.held_out.fingerprint],
-            "reference": found and found.data_hash,
+            "reference": real and real.data_hash,
             "snapshots": snapshots and [[s.profile.end, s.length] for s in snapshots.stored],
         }
         processes.on_main(lambda: make_folder(folder))
         search = Search(over, metric, about, folder, evaluate, processes)
         try:
-            look(search)
-        except Interrupted as what:
-            if processes.is_main:
-                print(
-                    f"stopped while making {what}: what is finished is kept, the same command goes on", file=sys.stderr
-                )
-            processes.leave()
-            raise typer.Exit(130) from None
+            find_best(search)
+        except Interrupted as unfinished:
+            leave_stopped(f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
     processes.on_main(lambda: _finish(search, model, network.stepped_decoder is not None))
     processes.leave()
 
@@ -183,12 +188,12 @@ def _method(
     over: str, method: str | None, values: str | None, start: float | None, step: float | None, low: str | None,
     high: str | None, tolerance: float | None,
 ) -> Callable[[Objective], None]:  # fmt: skip
-    """What looks for the best with these options; ValueError names one that does not fit."""
+    """The search method with these options; ValueError names an option that does not fit it."""
     from ..evaluation.search import AXES, INTERVAL, golden, grid, intervals, walk
 
     if over == INTERVAL:
         if method not in (None, "grid") or values or start or step:
-            raise ValueError(f"--over {over}: goes through every pair of --low and --high; leave the other options out")
+            raise ValueError(f"--over {over}: tries every pair of --low and --high; leave the other options out")
         pairs = intervals(_numbers("--low", low or LOWS), _numbers("--high", high or HIGHS))
         return lambda objective: grid(objective, pairs)
     axis = AXES[over]
@@ -199,18 +204,18 @@ def _method(
     options = {"values": values, "start": start, "step": step, "low": low, "high": high, "tolerance": tolerance}
     for name, value in options.items():
         if value is not None and name not in takes[method]:
-            raise ValueError(f"--{name}: has no meaning in a {method}; leave it out, or choose another --method")
+            raise ValueError(f"--{name}: is not an option of {method}; leave it out, or choose another --method")
     if method == "grid":
         default = ",".join(map(str, STEPS)) if axis.whole else ""
         if not (values or default):
-            raise ValueError('--values: missing; a grid goes through them, e.g. --values "1,1.5,2"')
+            raise ValueError('--values: missing; give the values of the grid, e.g. --values "1,1.5,2"')
         chosen = _numbers("--values", values or default)
     elif method == "walk":
         step = axis.step if step is None else step
         chosen = [axis.start if start is None else start]
         if step <= 0 or (axis.whole and step != int(step)):
             raise ValueError(
-                f"--step: {step:g} is no step; give a {'whole number' if axis.whole else 'number'} above 0"
+                f"--step: {step:g} is not a step; give a {'whole number' if axis.whole else 'number'} above 0"
             )
     else:
         if axis.whole:
@@ -226,49 +231,56 @@ def _method(
         if not axis.low <= value <= axis.high or (axis.whole and value != int(value)):
             option = {"grid": "--values", "walk": "--start", "golden": "--low, --high"}[method]
             kind = "whole numbers" if axis.whole else "numbers"
-            raise ValueError(f"{option}: {value:g} is no {over}; give {kind} from {axis.low:g} to {axis.high:g}")
-    ways: dict[str, Any] = {
+            raise ValueError(
+                f"{option}: {value:g} is not a valid {over}; give {kind} from {axis.low:g} to {axis.high:g}"
+            )
+    methods: dict[str, Any] = {
         "grid": lambda objective: grid(objective, chosen),
         "walk": lambda objective: walk(objective, axis, chosen[0], step or 0),
         "golden": lambda objective: golden(objective, chosen[0], chosen[1], tolerance or 0),
     }
-    return ways[method]
+    return methods[method]
 
 
 def _numbers(option: str, text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")] if text else []
     except ValueError:
-        raise ValueError(f'{option}: {text!r} are no numbers; give them with commas, e.g. "1,1.5,2"') from None
+        raise ValueError(
+            f'{option}: {text!r} is not a list of numbers; separate them by commas, e.g. "1,1.5,2"'
+        ) from None
 
 
 def _finish(search: Search, model: str, stepped: bool) -> None:
-    """The table, the curve and the command that uses the best; stepped: whether the decoder takes steps."""
+    """Print the table, draw the curve and print the command that uses the best value.
+
+    stepped: whether the decoder takes steps.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    from ..evaluation.search import draw, shown
-    from ..evaluation.table import number
+    from ..evaluation.search import draw_search, format_setting
+    from ..evaluation.table import format_number
 
     best = search.best
     table = Table(
         search.over, f"{search.metric} ({search.better} is better)", "", title=search.title, title_justify="left"
     )
     for point in sorted(search.points, key=lambda point: point.at if isinstance(point.at, tuple) else (point.at,)):
-        spread = "" if point.spread is None else f" ± {number(point.spread)}"
+        spread = "" if point.spread is None else f" ± {format_number(point.spread)}"
         notes = ["best"] if point is best else []
         if "profile_error" in point.about:
-            notes.append(f"profile met to {100 * point.about['profile_error']:.2g} %")
-        table.add_row(shown(point.at), f"{number(point.value)}{spread}", ", ".join(notes))
+            notes.append(f"profile error {100 * point.about['profile_error']:.2g} %")
+        table.add_row(format_setting(point.at), f"{format_number(point.value)}{spread}", ", ".join(notes))
     Console().print(table)
     if search.at_the_end:
-        print("the best is at the end of what was looked at: there may be a better one beyond it")
-    picture = search.path.with_suffix(".png")
-    draw(search, picture)
-    print(f"every point: {search.path}; curve: {picture}")
+        print("the best value is at the end of the searched range: there may be a better one beyond it")
+    image = search.path.with_suffix(".png")
+    draw_search(search, image)
+    print(f"all values: {search.path}; curve: {image}")
     source = shlex.quote(model)
     if search.over == "ema":
-        print(f"unilatent ema {source} --sigma-rel {shown(best.at)} --out model\nunilatent sample model")
+        print(f"unilatent ema {source} --sigma-rel {format_setting(best.at)} --out model\nunilatent sample model")
         return
     fixed = {key: value for key, value in search.about["sampling"].items() if key in OPTIONS}
     fixed[search.over] = best.at
@@ -283,7 +295,7 @@ OPTIONS = {
     "guidance_interval": "--guidance-interval", "guidance_norm": "--guidance-norm",
     "decoder_solver": "--decoder-solver", "decoder_steps": "--decoder-steps",
 }  # fmt: skip
-"""Sampling settings that `unilatent sample` takes."""
+"""Sampling settings -> options of `unilatent sample`."""
 
 
 def _spaced(value: Any) -> str:

@@ -7,23 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import Overrides, Preset
+
 if TYPE_CHECKING:
     from ..training.config import RunConfig
     from ..training.trainer import Trainer
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings over the preset's, e.g. training.steps=500", metavar="[KEY=VALUE]..."),
-]
-
 
 def run(
-    preset: Annotated[
-        str, typer.Argument(help="A preset (see `unilatent presets`) or a YAML file.", metavar="PRESET|FILE")
-    ],
+    preset: Preset,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "--output-dir", "--output_dir", help="Run folder [default: runs/PRESET]")
+        Path | None, typer.Option("--out", "--output-dir", "--output_dir", help="Run folder [default: runs/PRESET].")
     ] = None,
     resume: Annotated[
         str | None,
@@ -31,7 +26,8 @@ def run(
             "--resume",
             "--resume-from-checkpoint",
             "--resume_from_checkpoint",
-            help="'auto' continues from the newest sound checkpoint (or starts); a path, from exactly that one.",
+            help="'auto' resumes from the newest valid checkpoint, or starts if there is none; a path resumes from "
+            "exactly that checkpoint.",
         ),
     ] = None,
     allow_data_change: Annotated[
@@ -41,7 +37,7 @@ def run(
         bool, typer.Option("--dry-run", help="Check everything, print what would run, write nothing.")
     ] = False,
 ) -> None:
-    """Train a tokenizer and a generator together."""
+    """Train a tokenizer and a latent generator together."""
     from ..training.trainer import Trainer
 
     config = read_run(preset, overrides)
@@ -70,7 +66,7 @@ def run(
 
 
 def build_on_meta(config: RunConfig) -> None:
-    """ValueError on a second stage that cannot be built, before hours go into the first."""
+    """Raise ValueError if a second stage cannot be built, before the first stage is trained."""
     import torch
 
     from ..methods.base import LatentModel
@@ -79,28 +75,31 @@ def build_on_meta(config: RunConfig) -> None:
         LatentModel.build(config.example().model())
 
 
-OF_THE_RESULT = ("steps", "epochs", "batch_size", "optimizer", "schedule", "gradient_clip", "ema_decay")
-"""Settings of `training` that a finished run cannot have otherwise."""
+FIXED = ("steps", "epochs", "batch_size", "optimizer", "schedule", "gradient_clip", "ema_decay")
+"""Settings of `training` that cannot differ from those of a finished run."""
 
 
-def refuse_other_first(asked: RunConfig, folder: Path) -> None:
-    """ConfigError names the first setting that a finished first stage was not trained with."""
+def refuse_other_first(config: RunConfig, folder: Path) -> None:
+    """ConfigError names the first setting in which a finished first stage differs from `config`."""
     from ..config import ConfigError, flat, read_yaml
 
-    wanted, had = flat(asked.plain()), flat(read_yaml(folder / "config.yaml"))
-    for key, value in wanted.items():
+    requested, trained = flat(config.plain()), flat(read_yaml(folder / "config.yaml"))
+    for key, value in requested.items():
         part = key.split(".")
         counts = part[0] in ("seed", "data", "modality", "conditions", "method")
-        counts |= part[0] == "training" and part[1] in OF_THE_RESULT
-        if counts and value is not None and had.get(key) != value:  # None: found when training started
+        counts |= part[0] == "training" and part[1] in FIXED
+        if counts and value is not None and trained.get(key) != value:  # None: found when training started
             raise ConfigError(
-                f"tokenizer.{key}: {value!r}, but {folder} was trained with {had.get(key)!r}; keep it, choose another "
-                "--out, or delete that folder"
+                f"tokenizer.{key}: {value!r}, but {folder} was trained with {trained.get(key)!r}; keep it, choose "
+                "another --out, or delete that folder"
             )
 
 
 def read_run(source: str, overrides: list[str] | None) -> RunConfig:
-    """A preset by name, or a YAML file, whole or on top of the preset that its `preset:` names, with overrides."""
+    """Return the configuration of a preset, or of a YAML file, with overrides.
+
+    A YAML file is complete by itself, or holds changes to the preset that its `preset:` names.
+    """
     from ..config import read_yaml
     from ..presets import preset, presets
     from ..training.config import RunConfig
@@ -115,15 +114,16 @@ def read_run(source: str, overrides: list[str] | None) -> RunConfig:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` in place of its own, at any depth."""
     both = {key: _merge(base[key], over[key]) for key in base.keys() & over.keys()
             if isinstance(base[key], dict) and isinstance(over[key], dict)}  # fmt: skip
     return {**base, **over, **both}
 
 
 def describe(trainer: Trainer) -> str:
-    """What a run would do, in a few lines."""
+    """Summarise in a few lines what a run would do."""
     t, model = trainer.training, trainer.model
-    at = f"continues at step {trainer.step:,}" if trainer.step else "starts anew"
+    at = f"resumes at step {trainer.step:,}" if trainer.step else "starts from scratch"
     return "\n".join(
         [
             f"run        {trainer.config.preset} in {trainer.out} ({at})",

@@ -1,1 +1,1 @@
-"""What a sample is conditioned on: one file per condition."""
+"""Conditions of a model (class, text, number): one file per condition."""

@@ -1,4 +1,4 @@
-"""Conditions turn values into a Conditioning. Networks and guidance see only that record."""
+"""Conditions convert values to a `Conditioning`, the only form that networks and guidance receive."""
 
 from __future__ import annotations
 
@@ -15,90 +15,90 @@ from ..types import Conditioning
 
 MAX_COLUMNS = 16
 NEGATIVE = "negative_"
-"""Before a condition's argument: what guidance leads away from, in place of "no condition"."""
+"""Prefix of a condition's argument: a negative value, which guidance uses in place of "no condition"."""
 
 
 class ConditionConfig(Settings):
-    """What every condition can be told. dropout: share of training rows that see its null instead."""
+    """Settings of every condition. dropout: share of training rows whose condition is replaced by its null."""
 
     dropout: float = Field(default=0.1, ge=0, le=1)
 
     def with_data(self, **facts: Any) -> Self:
-        """With what the data knows (`Dataset.facts`) filled in; ValueError where they contradict."""
+        """Return a copy completed from the data's facts (`Dataset.facts`); ValueError if they contradict it."""
         return self
 
 
 class Condition(nn.Module, ABC):
-    """One thing a sample can be conditioned on. Rows are independent; `null` is what dropout and guidance use."""
+    """One condition of a model. Rows are independent; `null` is the embedding that dropout and guidance use."""
 
     Config: ClassVar[type[ConditionConfig]]
     argument: ClassVar[str]
-    """The keyword under which users give its values to `sample` (a class condition: "labels")."""
-    given_by: ClassVar[str] = "for pictures: a folder a class"
-    """Where data have its values from, for the message that they have none."""
+    """The keyword argument of `sample` that takes its values (a class condition: "labels")."""
+    given_by: ClassVar[str] = "for images: one folder per class"
+    """Where the values in a data set come from, for the error that it has none."""
 
     def __init__(self, config: Any, dim: int):
-        """dim: D of the Conditioning it makes."""
+        """dim: D of its Conditioning."""
         super().__init__()
         self.config = config
         self.dim = dim
 
     @property
     def cycle(self) -> int | None:
-        """After how many rows `example` repeats itself, if it does."""
+        """The number of rows after which `example` repeats, or None."""
         return None
 
     @property
     def gives_tokens(self) -> bool:
-        """Whether it makes tokens beside a vector."""
+        """Whether its Conditioning has tokens in addition to a vector."""
         return False
 
     @property
     def reads_on_cpu(self) -> bool:
-        """Whether `embed` looks at its values on the CPU: fetching them back from a device would wait for it."""
+        """Whether `embed` reads its values on the CPU; copying them back from a GPU would synchronise."""
         return False
 
     def prepare(self) -> None:
-        """Loads what embedding needs (pretrained weights, say); ValueError says what is missing. Default: nothing."""
+        """Load what embedding needs, such as pretrained weights; ValueError names what is missing. Default: nothing."""
         return None
 
     @abstractmethod
     def embed(self, values: Tensor) -> Conditioning:
-        """B values to a Conditioning of B rows."""
+        """Embed B values as a Conditioning of B rows."""
 
     @abstractmethod
     def null(self, n: int) -> Conditioning:
-        """n rows of "no condition", of the same form as `embed`'s."""
+        """Return n rows of "no condition", with the shapes of `embed`."""
 
     @abstractmethod
     def parse(self, value: Any) -> Tensor:
-        """What users write (a number, a name, a range, a list of them) as values; ValueError names what is wrong."""
+        """Convert user input (a number, a name, a range, or a list of these) to values; ValueError names the fault."""
 
     def options(self, value: Any) -> list[str]:
-        """What users write on the command line for what they would give to `parse`."""
+        """Return the command-line options that are equivalent to passing `value` to `parse`."""
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         return [f"--{self.argument.replace('_', '-')}", text]
 
     @abstractmethod
     def example(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n values as they could come from data, spread evenly over what there is."""
+        """Return n example values, spread evenly over those in the training data."""
 
     def describe(self, values: Tensor) -> list[str]:
-        """A caption for each value."""
+        """Return a caption for each value."""
         return [str(value.tolist()) for value in values]
 
 
-def listed(value: Any) -> list[Any]:
-    """What users give for one or several values, an array too, as a list of them."""
+def as_list(value: Any) -> list[Any]:
+    """Return user input as a list: the elements of a list, tuple, range or array, or else the single value."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return list(value) if isinstance(value, list | tuple | range) else [value]
 
 
 class Conditions(nn.ModuleDict):
-    """All conditions of a model as one: vectors add, tokens follow each other.
+    """All conditions of a model, combined: vectors are added, tokens concatenated.
 
-    Values come as a dict: a condition's `argument` -> a tensor with B rows.
+    Values are a dict from a condition's `argument` to a tensor with B rows.
     """
 
     _device: Tensor
@@ -110,54 +110,54 @@ class Conditions(nn.ModuleDict):
 
     @property
     def all(self) -> list[Condition]:
-        """Every condition, in order."""
+        """All conditions, in order."""
         return cast("list[Condition]", list(self.values()))
 
     @property
     def columns(self) -> int:
-        """How many samples to draw in a row of a grid, so that a column is one condition where that is possible."""
+        """The number of columns of a sample grid, chosen so that each column shows one condition where possible."""
         cycles = [condition.cycle for condition in self.all if condition.cycle]
         return cycles[0] if len(cycles) == 1 and cycles[0] <= MAX_COLUMNS else 10
 
     @property
     def give_tokens(self) -> bool:
-        """Whether a network that is built for these conditions has tokens to read."""
+        """Whether a network that is built for these conditions receives tokens."""
         return any(condition.gives_tokens for condition in self.all)
 
     @property
     def on_cpu(self) -> frozenset[str]:
-        """Arguments whose values had better stay on the CPU; all others go where the model is."""
+        """Arguments whose values should stay on the CPU; all others are moved to the model's device."""
         return frozenset(condition.argument for condition in self.all if condition.reads_on_cpu)
 
     def prepare(self) -> None:
-        """Loads what every condition needs; ValueError says what is missing."""
+        """Prepare every condition; ValueError names what is missing."""
         for condition in self.all:
             condition.prepare()
 
     def captions(self, values: dict[str, Tensor]) -> list[str]:
-        """What each row is asked to be, by every condition there are values of; [] without any."""
-        told = [c.describe(values[c.argument]) for c in self.all if c.argument in values]
-        return [", ".join(filter(None, row)) for row in zip(*told, strict=True)]
+        """Return a caption per row, from all conditions in `values`; [] if there are none."""
+        descriptions = [c.describe(values[c.argument]) for c in self.all if c.argument in values]
+        return [", ".join(filter(None, row)) for row in zip(*descriptions, strict=True)]
 
     def grid_captions(self, values: dict[str, Tensor]) -> list[str] | None:
-        """Captions for a picture of samples with these values; None where its columns say as much."""
+        """Return captions for a grid of samples; None if its columns already show the conditions."""
         return self.captions(values) if any((c.cycle or MAX_COLUMNS + 1) > MAX_COLUMNS for c in self.all) else None
 
     @property
     def arguments(self) -> list[str]:
-        """The keyword of each condition."""
+        """The keyword argument of each condition."""
         return [condition.argument for condition in self.all]
 
     def forward(self, values: dict[str, Tensor], drop: Tensor | None = None) -> Conditioning:
-        """B rows of every condition's values, to one Conditioning.
+        """Embed B rows of values of every condition as one Conditioning.
 
-        drop: (f B, number of conditions) uniforms in [0, 1): a condition is replaced by its null where its column is
-        below its own `dropout` rate, each row and condition on its own. Values are embedded once and repeated f times,
-        all of them and then all again. None drops nothing.
+        drop: (f B, number of conditions), uniform in [0, 1). A condition is replaced by its null in the rows where its
+        column is below its `dropout` rate. Values are embedded once and the whole batch is then repeated f times. None
+        drops nothing.
         """
         missing = [argument for argument in self.arguments if argument not in values]
         if missing:
-            raise ValueError(f"conditions: values for {', '.join(missing)} are missing; given: {sorted(values)}")
+            raise ValueError(f"conditions: values for {', '.join(missing)} are missing; got {sorted(values)}")
         parts = []
         for column, condition in enumerate(self.all):
             part = condition.embed(values[condition.argument])
@@ -168,28 +168,28 @@ class Conditions(nn.ModuleDict):
         return self._join(parts, 0)
 
     def null(self, n: int, values: dict[str, Tensor] | None = None) -> Conditioning:
-        """n rows without any condition; where `values` has a condition's negative ones, with those instead."""
+        """Return n unconditional rows; a condition with negative values in `values` is embedded from these instead."""
         values = values or {}
-        named = [(condition, NEGATIVE + condition.argument) for condition in self.all]
-        return self._join([c.embed(values[key]) if key in values else c.null(n) for c, key in named], n)
+        negatives = [(condition, NEGATIVE + condition.argument) for condition in self.all]
+        return self._join([c.embed(values[key]) if key in values else c.null(n) for c, key in negatives], n)
 
     def example(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """n rows of example values."""
+        """Return n rows of example values."""
         return {condition.argument: condition.example(n, generator) for condition in self.all}
 
     def parse(self, n: int, given: dict[str, Any]) -> dict[str, Tensor]:
-        """Users' keyword values, by each condition's `argument`, as n rows each; shorter lists are cycled.
+        """Convert user input, by each condition's `argument`, to n rows of values; shorter lists are cycled.
 
-        A condition that is not given gets `example` values. With `negative_` before its argument, what guidance leads
-        away from, under that key. ValueError on a keyword no condition answers to.
+        Conditions without input get `example` values. Input for `negative_` + argument is returned under that key.
+        ValueError on a keyword that belongs to no condition.
         """
         known = {key for argument in self.arguments for key in (argument, NEGATIVE + argument)}
         unknown = [key for key, value in given.items() if value is not None and key not in known]
         if unknown:
             has = f"it takes {', '.join(self.arguments)}" if self.arguments else "it is unconditional"
-            wanted = unknown[0].removeprefix(NEGATIVE)
-            named = [name for name in available("conditions") if find("conditions", name).argument == wanted]
-            train = f"; for one that has it, train with conditions.{named[0]}={{}}" if named else ""
+            argument = unknown[0].removeprefix(NEGATIVE)
+            names = [name for name in available("conditions") if find("conditions", name).argument == argument]
+            train = f"; for one that has it, train with conditions.{names[0]}={{}}" if names else ""
             raise ValueError(f"{unknown[0]}: this model has no such condition; {has}{train}")
         values = {}
         for condition in self.all:
@@ -206,9 +206,9 @@ class Conditions(nn.ModuleDict):
         if not parts:
             return Conditioning(torch.zeros(n, self.dim, device=self._device.device))
         vector = torch.stack([part.vector for part in parts]).sum(0) if len(parts) > 1 else parts[0].vector
-        whole = [part.padded(part.tokens.shape[1]) for part in parts if part.tokens is not None]
-        if not whole:
+        masked = [part.padded(part.tokens.shape[1]) for part in parts if part.tokens is not None]
+        if not masked:
             return Conditioning(vector)
-        tokens = [part.tokens for part in whole if part.tokens is not None]
-        masks = [part.mask for part in whole if part.mask is not None]
+        tokens = [part.tokens for part in masked if part.tokens is not None]
+        masks = [part.mask for part in masked if part.mask is not None]
         return Conditioning(vector, torch.cat(tokens, dim=1), torch.cat(masks, dim=1))

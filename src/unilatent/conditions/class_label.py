@@ -1,4 +1,4 @@
-"""A class out of a fixed list: one learned row a class, and one for "no class"."""
+"""Class labels: one learned vector per class, and one for "no class"."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from ..nets.layers import use_muon
 from ..types import Conditioning
-from .base import Condition, ConditionConfig, listed
+from .base import Condition, ConditionConfig, as_list
 
 
 class ClassLabelConfig(ConditionConfig):
-    """num_classes and class_names are found in the data when left empty, and stored with the model."""
+    """num_classes and class_names are read from the data if left null, and stored with the model."""
 
     name: Literal["class_label"] = "class_label"
     num_classes: int | None = Field(default=None, ge=1)
     class_names: tuple[str, ...] | None = None
     reserved_rows: int = Field(default=0, ge=0)
-    """Rows after the null row that no value ever reads: UNITE's released files carry two vectors without a use (an
-    extra label row and a special time); keeping them makes conversion lossless and parameter counts equal."""
+    """Unused rows after the null row. UNITE's released checkpoints contain two unused vectors (an extra label row and a
+    special time); keeping them makes conversion lossless and parameter counts equal."""
 
     @classmethod
     def small(cls) -> Self:
@@ -32,12 +32,12 @@ class ClassLabelConfig(ConditionConfig):
         return self if self.num_classes else self.model_copy(update={"num_classes": 10})
 
     def with_data(self, **facts: Any) -> Self:
-        """facts: `class_names`, those of the data; ValueError where the configuration contradicts them."""
+        """facts: `class_names` of the data; ValueError if the configuration contradicts them."""
         class_names = facts["class_names"]
         if self.num_classes is not None and self.num_classes != len(class_names):
             raise ValueError(
                 f"conditions.class_label.num_classes: {self.num_classes}, but the data has {len(class_names)} classes; "
-                "leave it null to take the data's"
+                "leave it null to use the data's"
             )
         if self.class_names is not None and tuple(self.class_names) != tuple(class_names):
             raise ValueError("conditions.class_label.class_names differ from the data's; leave them null")
@@ -53,7 +53,7 @@ class ClassLabel(Condition):
     def __init__(self, config: ClassLabelConfig, dim: int):
         super().__init__(config, dim)
         if config.num_classes is None:
-            raise ValueError("conditions.class_label.num_classes: not known; set it, or train on data with classes")
+            raise ValueError("conditions.class_label.num_classes: unknown; set it, or train on data with classes")
         self.num_classes = config.num_classes
         self.table = use_muon(nn.Embedding(self.num_classes + 1 + config.reserved_rows, dim))
         nn.init.normal_(self.table.weight, std=0.02)
@@ -72,8 +72,8 @@ class ClassLabel(Condition):
         return torch.arange(n) % self.num_classes
 
     def parse(self, value: Any) -> Tensor:
-        """3, "3", "0-9", "2,5", "tench", a list of them, or an array of indices. Only text is looked up as a name."""
-        labels = [label for part in listed(value) for label in self._labels(part)]
+        """Parse 3, "3", "0-9", "2,5", "tench", a list of these, or an array of indices. Only text can be a name."""
+        labels = [label for part in as_list(value) for label in self._labels(part)]
         if not labels:
             raise ValueError("labels: empty; give at least one class")
         return torch.tensor(labels)

@@ -1,7 +1,6 @@
-"""A number that is known of each sample (a column of the data), standardised by the training data's mean and spread.
+"""A number per sample (a column of the data), standardised by mean and standard deviation of the training data.
 
-NaN, a number that is not known, is "no condition", exactly: samples without it take part in training, as unconditional
-ones.
+NaN, an unknown number, is exactly "no condition": samples without the number are trained on unconditionally.
 """
 
 from __future__ import annotations
@@ -17,24 +16,25 @@ from torch import Tensor, nn
 
 from ..nets.embeddings import TimeEmbedding
 from ..types import Conditioning
-from .base import Condition, ConditionConfig, listed
+from .base import Condition, ConditionConfig, as_list
 
 SLOW = 0.25
-"""Of the random frequencies, one cycle for each standard deviation: neighbouring numbers are to be told alike."""
+"""Factor on the input of the random Fourier features: low frequencies, so that similar numbers embed similarly."""
 FAR = 1.0
-"""Standard deviations outside of all training numbers from which on a number is warned of."""
+"""Distance outside the training range, in standard deviations, above which a number causes a warning."""
 SPAN = 10
-"""Numbers that a range stands for, where it does not say."""
+"""Default number of values in a range such as 4.0-6.0."""
 MOST = 10_000
-"""Of those that it may say."""
+"""Largest number of values in a range."""
 TURN = (math.sqrt(5) - 1) / 2
+"""Inverse golden ratio: its multiples modulo 1 are a low-discrepancy sequence."""
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 class ScalarConfig(ConditionConfig):
-    """column: which number; the data choose it. mean, std: of the training data; quantiles: of them, evenly from the
-    least to the largest. All are found in the data when left empty, and stored with the model. num_frequencies: of the
-    waves that a number is turned into.
+    """column: name of the number in the data. mean, std, quantiles: of the training data, the quantiles at even steps
+    from the minimum to the maximum. All are read from the data if left empty, and stored with the model.
+    num_frequencies: number of random Fourier features.
     """
 
     name: Literal["scalar"] = "scalar"
@@ -53,22 +53,24 @@ class ScalarConfig(ConditionConfig):
         if (self.mean is None) != (self.std is None) or (self.mean is None) != (not self.quantiles):
             raise ValueError("mean, std, quantiles: give all of them or none")
         if list(self.quantiles) != sorted(self.quantiles) or not all(map(math.isfinite, self.quantiles)):
-            raise ValueError("quantiles: give finite numbers, the least first")
+            raise ValueError("quantiles: give finite numbers in ascending order")
         return self
 
     def example(self) -> Self:
-        """Of a number spread evenly from 1 to 5."""
+        """Return a copy for a number that is uniform from 1 to 5, unless the statistics are known."""
         if self.mean is not None:
             return self
         return self.model_copy(update={"mean": 3.0, "std": 2 / 3**0.5, "quantiles": (1.0, 2.0, 3.0, 4.0, 5.0)})
 
     def with_data(self, **facts: Any) -> Self:
-        """facts: `column`, and its `mean`, `std` and `quantiles`, which a model that has its own keeps; ValueError
-        where it is another column, or always the same number."""
+        """facts: `column`, and its `mean`, `std` and `quantiles`, ignored if the model already has statistics.
+
+        ValueError if it is another column, or constant.
+        """
         column = facts["column"]
         if self.column not in (None, column):
             raise ValueError(
-                f"conditions.scalar.column: {self.column!r}, but the data give {column!r}; set "
+                f"conditions.scalar.column: {self.column!r}, but the data has {column!r}; set "
                 f"data.property_column={self.column}, or leave conditions.scalar.column null"
             )
         if self.mean is not None:
@@ -77,51 +79,54 @@ class ScalarConfig(ConditionConfig):
             raise ValueError(
                 f"conditions.scalar: {column!r} is {facts['mean']:g} for every training sample; choose another column"
             )
-        own = {key: facts[key] for key in ("column", "mean", "std")}
-        return self.model_copy(update={**own, "quantiles": tuple(facts["quantiles"])})
+        statistics = {key: facts[key] for key in ("column", "mean", "std")}
+        return self.model_copy(update={**statistics, "quantiles": tuple(facts["quantiles"])})
 
 
 class Scalar(Condition):
-    """Values are numbers (B,) float32 in the data's own units; NaN where they are not known."""
+    """Values are numbers (B,) float32 in the data's units; NaN where unknown."""
 
     Config = ScalarConfig
     argument = "properties"
-    given_by = "a column of numbers, named by data.property_column"
+    given_by = "a column of numbers, named in data.property_column"
 
     def __init__(self, config: ScalarConfig, dim: int):
         super().__init__(config, dim)
         if config.mean is None or config.std is None:
-            raise ValueError("conditions.scalar.mean: not known; set it, or train on data with data.property_column")
+            raise ValueError("conditions.scalar.mean: unknown; set it, or train on data with data.property_column")
         self.mean, self.std = config.mean, config.std
         self.embedding = TimeEmbedding(dim, config.num_frequencies)
         self.null_row = nn.Parameter(torch.randn(dim) * 0.02)
 
     def standardised(self, values: Tensor) -> Tensor:
-        """(v - mean) / std of the training data, in float32."""
+        """Return (values - mean) / std of the training data, in float32."""
         return ((values.double() - self.mean) / self.std).float()
 
     def embed(self, values: Tensor) -> Conditioning:
         values = values.to(self.null_row.device)
         known = values.isfinite()
         x = self.standardised(torch.where(known, values, self.mean))
-        told = Conditioning(self.embedding(SLOW * x).float())
-        return told.where(known, self.null(len(values)))
+        embedded = Conditioning(self.embedding(SLOW * x).float())
+        return embedded.where(known, self.null(len(values)))
 
     def null(self, n: int) -> Conditioning:
         return Conditioning(self.null_row.expand(n, -1))
 
     def example(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """As often as the training data have them, neighbours far apart; the first of more are the same."""
+        """Return n numbers with the training data's distribution, a low-discrepancy sequence of its quantiles.
+
+        The first n of a longer sequence are the same; consecutive numbers are far apart.
+        """
         grid = torch.tensor(self.config.quantiles, dtype=torch.float64)
-        places = ((0.5 + TURN * torch.arange(n, dtype=torch.float64)) % 1) * (len(grid) - 1)
-        low = places.floor().long().clamp(max=max(len(grid) - 2, 0))
+        positions = ((0.5 + TURN * torch.arange(n, dtype=torch.float64)) % 1) * (len(grid) - 1)
+        low = positions.floor().long().clamp(max=max(len(grid) - 2, 0))
         high = (low + 1).clamp(max=len(grid) - 1)
-        return torch.lerp(grid[low], grid[high], places - low).float()
+        return torch.lerp(grid[low], grid[high], positions - low).float()
 
     def parse(self, value: Any) -> Tensor:
-        """5.2, "5.2", "4.0-6.0" (ten numbers from the one to the other, or "4.0-6.0:5" five of them), "4,5.5", a list
-        of them, or an array; NaN is no condition. Warns of numbers that are far from all of training."""
-        numbers = [number for part in listed(value) for number in self._numbers(part)]
+        """Parse 5.2, "5.2", "4.0-6.0" (ten numbers from 4 to 6; "4.0-6.0:5" for five), "4,5.5", a list of these, or an
+        array; NaN is "no condition". Warn about numbers far outside the training range."""
+        numbers = [number for part in as_list(value) for number in self._numbers(part)]
         if not numbers:
             raise ValueError("properties: empty; give at least one number")
         self._warn_of_far(numbers)
@@ -139,11 +144,11 @@ class Scalar(Condition):
             if first > last:
                 raise ValueError(f"properties: {text} runs backwards; write {span[2]}-{span[1]}")
             if not 2 <= count <= MOST:
-                raise ValueError(f"properties: {text} stands for {count} numbers; give 2 to {MOST}")
+                raise ValueError(f"properties: {text} is a range of {count} numbers; use 2 to {MOST}")
             return torch.linspace(first, last, count, dtype=torch.float64).tolist()
         if isinstance(part, str) and "," in text:
             return [number for piece in text.split(",") for number in self._numbers(piece)]
-        raise ValueError(f"properties: {text!r} is neither a number, a range like 4.0-6.0 nor several with commas")
+        raise ValueError(f"properties: {text!r} is neither a number, a range like 4.0-6.0 nor a list with commas")
 
     @staticmethod
     def _finite(number: float) -> float:
@@ -153,15 +158,15 @@ class Scalar(Condition):
 
     def _warn_of_far(self, numbers: list[float]) -> None:
         low, high = self.config.quantiles[0], self.config.quantiles[-1]
-        room = FAR * self.std
+        margin = FAR * self.std
         far = sorted(
-            {number for number in numbers if not math.isnan(number) and not low - room <= number <= high + room}
+            {number for number in numbers if not math.isnan(number) and not low - margin <= number <= high + margin}
         )
         if far:
             shown = ", ".join(f"{number:g}" for number in far[:3]) + (", ..." if len(far) > 3 else "")
             warnings.warn(
-                f"properties: {shown} is far from all that the model has seen of {self.config.column or 'it'}, "
-                f"{low:g} to {high:g}; samples need not follow it", stacklevel=3,
+                f"properties: {shown} is far outside the training range of {self.config.column or 'it'}, "
+                f"{low:g} to {high:g}; samples may not follow it", stacklevel=3,
             )  # fmt: skip
 
     def options(self, value: Any) -> list[str]:

@@ -1,1 +1,1 @@
-"""Judging what a model makes by something it never saw."""
+"""Evaluation of models by metrics that are independent of them."""

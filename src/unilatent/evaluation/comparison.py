@@ -1,4 +1,4 @@
-"""Two evaluations side by side; numbers made differently are not ranked."""
+"""Comparison of two evaluations. Numbers computed under different protocols are not ranked."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from .evaluate import Measured
+from .evaluate import EvaluatedMetric
 from .table import FORMAT, from_json, is_better
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A metric in two evaluations. differences: (field, a, b) of their protocols; any of them forbids a ranking."""
+    """A metric in two evaluations. differences: (field, a, b) of their protocols; with any, they are not ranked."""
 
-    a: Measured
-    b: Measured
+    a: EvaluatedMetric
+    b: EvaluatedMetric
     differences: list[tuple[str, Any, Any]]
 
     @property
     def verdict(self) -> str:
-        """Which is better, or why nobody can say."""
+        """Which is better, or why they cannot be ranked."""
         if self.differences:
             field, a, b = self.differences[0]
             more = f" and {len(self.differences) - 1} more" if len(self.differences) > 1 else ""
@@ -33,8 +33,8 @@ class Comparison:
         return "A is better" if is_better(a, b.value) else "B is better"
 
 
-def read_evaluation(path: Path) -> list[Measured]:
-    """The numbers of a file that `table.write` wrote; ValueError names the file and what is wrong with it."""
+def read_evaluation(path: Path) -> list[EvaluatedMetric]:
+    """Read a file that `table.write_evaluation` wrote; ValueError names the file and the fault."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, numbers = content["format_version"], content["numbers"]
@@ -50,16 +50,16 @@ def read_evaluation(path: Path) -> list[Measured]:
         raise ValueError(f"{path}: damaged ({error}); evaluate again") from None
 
 
-def unshared(a: list[Measured], b: list[Measured]) -> list[Measured]:
-    """The numbers of the first whose metric the second has not."""
-    others = {measured.row.key for measured in b}
-    return [measured for measured in a if measured.row.key not in others]
+def unshared(a: list[EvaluatedMetric], b: list[EvaluatedMetric]) -> list[EvaluatedMetric]:
+    """Return the results of `a` whose metric `b` does not have."""
+    keys = {result.row.key for result in b}
+    return [result for result in a if result.row.key not in keys]
 
 
-def compare(a: list[Measured], b: list[Measured]) -> list[Comparison]:
-    """Every metric that both have; ValueError if they share none."""
-    others = {measured.row.key: measured for measured in b}
-    shared = [(measured, others[measured.row.key]) for measured in a if measured.row.key in others]
+def compare(a: list[EvaluatedMetric], b: list[EvaluatedMetric]) -> list[Comparison]:
+    """Compare every metric that both have; ValueError if they share none."""
+    by_key = {result.row.key: result for result in b}
+    shared = [(result, by_key[result.row.key]) for result in a if result.row.key in by_key]
     if not shared:
         raise ValueError("compare: the two evaluations have no metric in common")
     return [Comparison(x, y, x.protocol.differences(y.protocol)) for x, y in shared]

@@ -1,4 +1,4 @@
-"""What a report shows beside the numbers: samples nobody chose, reconstructions, the run's curves, searches."""
+"""Contents of a report apart from the numbers: uncurated samples, reconstructions, training curves, searches."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
+from ..batches import collate
 from ..files import read_json
 from ..methods.base import LatentModel
+from ..runs.curves import Panel, Points, draw_curves, panels, read_points
 from ..sampling import reconstruct, sample_batches
-from ..training.batches import collate
-from ..training.curves import Panel, Points, draw_curves, panels, read_points
 from ..types import count, join_values, take
+from ..version import __version__
 from .evaluate import Evaluation, Evaluator
-from .search import At
+from .search import SettingValue
 
 SAMPLES = 64
 PAIRS = 16
 WIDE = 10
-"""Columns of a grid, or a few less: a multiple of the number of classes, where that is small."""
+"""Columns of a grid; fewer if the number of columns has to be a multiple of the number of classes."""
 MOST_POINTS = 1000
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A sample as the modality draws it (PNG), what it was asked to be, and its place in the judged set."""
+class DrawnSample:
+    """A sample drawn by the modality (PNG), the conditions it was generated for, and its index in the evaluated set."""
 
     png: bytes
     caption: str
@@ -41,72 +41,77 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Pictures of single samples, and the same as one (PNG)."""
+class SampleGrid:
+    """Images of single samples, and all of them as one grid (PNG)."""
 
-    pictures: list[Picture]
+    images: list[DrawnSample]
     png: bytes
     columns: int
 
 
 @dataclass(frozen=True)
-class Point:
-    """A number of a search: the setting searched over, the value and the metric's full name."""
+class CurvePoint:
+    """A point of a search: the value of the setting, the number and the metric's full name."""
 
-    at: At
+    at: SettingValue
     value: float
     key: str
 
 
 @dataclass(frozen=True)
-class Search:
-    """Evaluations of one model that differ in one setting, `over`, in its order; cautions: what must be said of all."""
+class SearchCurve:
+    """Evaluations of one model that differ in one setting, `over`, sorted by it. cautions: those that hold for all."""
 
     metric: str
     over: str
-    points: list[Point]
+    points: list[CurvePoint]
     cautions: tuple[str, ...]
 
     @property
     def lines(self) -> dict[str, list[tuple[float, float]]]:
-        """(x, value) of each curve by its name: a single one, or of intervals one for each low end over the high."""
-        found: dict[str, list[tuple[float, float]]] = {}
+        """(x, value) of each curve by its name: one curve, or for intervals one per low end, over the high ends."""
+        curves: dict[str, list[tuple[float, float]]] = {}
         for point in self.points:
             name, x = (f"from {point.at[0]:g}", point.at[1]) if isinstance(point.at, tuple) else ("", point.at)
-            found.setdefault(name, []).append((x, point.value))
-        return found
+            curves.setdefault(name, []).append((x, point.value))
+        return curves
 
 
 @dataclass(frozen=True)
-class Contents:
-    """All of a report. facts: (name, value) about the model and how this was made. notes: what is missing, and why."""
+class ReportContents:
+    """The contents of a report.
+
+    facts: (name, value) about the model and the evaluation. notes: what is missing, and why.
+    """
 
     title: str
     facts: list[tuple[str, str]]
     evaluation: Evaluation
     seed: int
     command: str
-    samples: Grid | None
-    reconstructions: Grid | None
+    samples: SampleGrid | None
+    reconstructions: SampleGrid | None
     curves: list[Panel]
     curves_png: bytes | None
-    searches: list[Search]
+    searches: list[SearchCurve]
     notes: list[str]
 
 
-def gather(evaluator: Evaluator, evaluation: Evaluation, title: str, source: str | None) -> Contents:
-    """Draws the first samples and reconstructions of an evaluation again, and reads what lies beside it."""
+def gather(evaluator: Evaluator, evaluation: Evaluation, title: str, source: str | None) -> ReportContents:
+    """Draw the first samples and reconstructions of an evaluation, and read the run's curves and searches."""
     notes: list[str] = []
     metrics = Path(source or "") / "metrics.jsonl"
     curves = [_thinned(panel) for panel in panels(read_points(metrics)) if _has_line(panel)] if source else []
     searches = find_searches(evaluator.folder.parent, evaluator.fingerprint, notes)
-    return Contents(
+    return ReportContents(
         title=title,
         facts=_facts(evaluator, source),
         evaluation=evaluation,
         seed=evaluator.request.seed,
         command=command(evaluator, source),
-        samples=draw_samples(evaluator) if evaluator.request.num_samples and evaluator.made is None else None,
+        samples=draw_samples(evaluator)
+        if evaluator.request.num_samples and evaluator.external_samples is None
+        else None,
         reconstructions=draw_reconstructions(evaluator, evaluation),
         curves=curves,
         curves_png=_drawn(lambda path: draw_curves(metrics, path)) if curves else None,
@@ -116,7 +121,7 @@ def gather(evaluator: Evaluator, evaluation: Evaluation, title: str, source: str
 
 
 def command(evaluator: Evaluator, source: str | None) -> str:
-    """The line that makes these numbers again."""
+    """Return the command line that reproduces these numbers."""
     request, s = evaluator.request, evaluator.sampling
     words = ["unilatent", "evaluate", source or "MODEL", "--num", str(request.num_samples)]
     words += ["--num-reference", str(request.num_reference)]
@@ -127,12 +132,12 @@ def command(evaluator: Evaluator, source: str | None) -> str:
     for option, text in evaluator.sources.items():
         if text is not None:
             words += [option, text]
-    if request.num_samples and evaluator.made is None:
+    if request.num_samples and evaluator.external_samples is None:
         conditions = {condition.argument: condition for condition in evaluator.model.conditions.all}
-        for key, value in evaluator.given.items():
+        for key, value in evaluator.condition_arguments.items():
             if value is not None:
-                own = conditions.get(key)
-                words += own.options(value) if own else [f"--{key.replace('_', '-')}", str(value)]
+                condition = conditions.get(key)
+                words += condition.options(value) if condition else [f"--{key.replace('_', '-')}", str(value)]
         words += ["--solver", s.solver, "--steps", str(s.num_inference_steps)]
         words += ["--guidance-scale", str(s.guidance_scale)]
         words += ["--guidance-interval", *map(str, s.guidance_interval), "--guidance-norm", s.guidance_norm]
@@ -142,31 +147,31 @@ def command(evaluator: Evaluator, source: str | None) -> str:
 
 
 @torch.no_grad()
-def draw_samples(evaluator: Evaluator) -> Grid:
-    """The first of the judged samples: whole batches of the same size are made, as some solvers look at all of one."""
+def draw_samples(evaluator: Evaluator) -> SampleGrid:
+    """Draw the first evaluated samples; whole batches are generated again, as some solvers depend on the batch."""
     model, request = evaluator.model, evaluator.request
     data: list[Any] = []
     values: list[dict[str, Tensor]] = []
-    made = 0
+    generated = 0
     with evaluator.autocast():
         for part in sample_batches(
             model, request.num_samples, seed=request.seed, batch_size=request.batch_size, **evaluator.settings
         ):
             data.append(part.data)
             values.append(part.values)
-            made += part.count
-            if made >= SAMPLES:
+            generated += part.count
+            if generated >= SAMPLES:
                 break
     shown = take(model.modality.join(data), slice(SAMPLES))
-    asked = {key: join_values([part[key] for part in values]) for key in (values[0] if values else {})}
+    requested = {key: join_values([part[key] for part in values]) for key in (values[0] if values else {})}
     columns = model.conditions.columns
     columns *= max(1, WIDE // columns)
-    return _grid(model, [shown], captions(model, asked, count(shown)), range(SAMPLES), columns)
+    return _grid(model, [shown], captions(model, requested, count(shown)), range(SAMPLES), columns)
 
 
 @torch.no_grad()
-def draw_reconstructions(evaluator: Evaluator, evaluation: Evaluation) -> Grid | None:
-    """The first of the judged held-out samples, each above its reconstruction; None if none were."""
+def draw_reconstructions(evaluator: Evaluator, evaluation: Evaluation) -> SampleGrid | None:
+    """Draw the first evaluated held-out samples, each above its reconstruction; None if there are none."""
     held_out, model, request = evaluation.evidence.held_out, evaluator.model, evaluator.request
     if held_out is None or not len(held_out) or evaluator.splits is None:
         return None
@@ -174,49 +179,49 @@ def draw_reconstructions(evaluator: Evaluator, evaluation: Evaluation) -> Grid |
     places = [i * len(dataset) // len(held_out) for i in range(min(PAIRS, len(held_out)))]
     batch = collate([dataset[place] for place in places], model.modality)
     with evaluator.autocast():
-        made = reconstruct(
+        reconstructions = reconstruct(
             model, batch.data, seed=request.seed, batch_size=request.batch_size, **(evaluator.decoding or {})
         )
-    return _grid(model, [batch.data, made], captions(model, batch.values, len(places)), places, PAIRS // 2)
+    return _grid(model, [batch.data, reconstructions], captions(model, batch.values, len(places)), places, PAIRS // 2)
 
 
 def captions(model: LatentModel, values: dict[str, Tensor], rows: int) -> list[str]:
-    """What each sample was asked to be, by every condition; empty where a model has none."""
+    """Return the conditions of each sample as text; empty texts if the model has none."""
     return model.conditions.captions({key: value[:rows] for key, value in values.items()}) or [""] * rows
 
 
-def find_searches(folder: Path, fingerprint: str, notes: list[str]) -> list[Search]:
-    """Every search.json in a folder or a level below that can be drawn; `notes` is told of the others."""
-    found = []
+def find_searches(folder: Path, fingerprint: str, notes: list[str]) -> list[SearchCurve]:
+    """Read every search*.json in a folder or one level below; those that cannot be drawn are added to `notes`."""
+    searches = []
     for path in sorted([*folder.glob("search*.json"), *folder.glob("*/search*.json")]):
         name = path.relative_to(folder).as_posix()
         try:
             content = read_json(path, "search again")
             if content.get("fingerprint", fingerprint) != fingerprint:
-                notes.append(f"{name} is left out: it searched another model")
+                notes.append(f"{name} is left out: it belongs to another model")
                 continue
             over = str(content["over"])
-            points = [Point(_place(p[over]), float(p["value"]), str(p["key"])) for p in content["points"]]
+            points = [CurvePoint(_place(p[over]), float(p["value"]), str(p["key"])) for p in content["points"]]
             finite = [point for point in points if all(map(math.isfinite, (*_ends(point.at), point.value)))]
             cautions = tuple(map(str, content["cautions"]))
-            search = Search(str(content["metric"]), over, sorted(finite, key=lambda p: _ends(p.at)), cautions)
+            search = SearchCurve(str(content["metric"]), over, sorted(finite, key=lambda p: _ends(p.at)), cautions)
         except (ValueError, KeyError, TypeError, AttributeError):
-            notes.append(f"{name} is left out: it is no search that can be drawn")
+            notes.append(f"{name} is left out: it cannot be read as a search")
             continue
         if search.points:
-            found.append(search)
-    return found
+            searches.append(search)
+    return searches
 
 
-def _place(at: Any) -> At:
-    """A value of a setting as a search wrote it."""
+def _place(at: Any) -> SettingValue:
+    """Parse a value of a setting from the file of a search."""
     if not isinstance(at, list):
         return float(at)
     low, high = at
     return float(low), float(high)
 
 
-def _ends(at: At) -> tuple[float, ...]:
+def _ends(at: SettingValue) -> tuple[float, ...]:
     return at if isinstance(at, tuple) else (at,)
 
 
@@ -225,22 +230,22 @@ def _facts(evaluator: Evaluator, source: str | None) -> list[tuple[str, str]]:
     parameters = sum(p.numel() for p in model.parameters())
     facts = [("model", f"{type(model).__name__}, {parameters / 1e6:.2f} M parameters")]
     if source is not None:
-        facts.append(("from", source))
+        facts.append(("source", source))
     return [
         *facts,
         ("fingerprint", evaluator.fingerprint),
-        ("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
-        ("with", f"unilatent {__version__}, torch {torch.__version__}, {model.device.type}"),
+        ("created", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("software", f"unilatent {__version__}, torch {torch.__version__}, {model.device.type}"),
     ]
 
 
-def _grid(model: LatentModel, rows: Sequence[Any], asked: list[str], places: Sequence[int], columns: int) -> Grid:
+def _grid(model: LatentModel, rows: Sequence[Any], texts: list[str], places: Sequence[int], columns: int) -> SampleGrid:
     modality = model.modality
-    pictures = [
-        Picture(_png(modality, [take(row, slice(i, i + 1)) for row in rows], None), text, place)
-        for i, (text, place) in enumerate(zip(asked, places, strict=False))
+    images = [
+        DrawnSample(_png(modality, [take(row, slice(i, i + 1)) for row in rows], None), text, place)
+        for i, (text, place) in enumerate(zip(texts, places, strict=False))
     ]
-    return Grid(pictures, _png(modality, rows, columns), columns)
+    return SampleGrid(images, _png(modality, rows, columns), columns)
 
 
 def _png(modality: Any, rows: Sequence[Any], columns: int | None) -> bytes:
@@ -259,16 +264,16 @@ def _has_line(panel: Panel) -> bool:
 
 
 def _thinned(panel: Panel) -> Panel:
-    """With the least and the largest value of each stretch in place of more points than a screen can show."""
+    """Reduce long curves to the minimum and maximum of each stretch, so that peaks stay visible."""
     points: Points = {}
     for key, (steps, values) in panel.points.items():
-        kept: Sequence[int] = range(len(values))
+        shown: Sequence[int] = range(len(values))
         if len(values) > MOST_POINTS:
             width = 2 * len(values) / MOST_POINTS
-            kept = []
+            shown = []
             for k in range(MOST_POINTS // 2):
                 stretch = range(int(k * width), int((k + 1) * width))
                 ends = {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
-                kept.extend(sorted(ends))
-        points[key] = ([steps[i] for i in kept], [values[i] for i in kept])
+                shown.extend(sorted(ends))
+        points[key] = ([steps[i] for i in shown], [values[i] for i in shown])
     return Panel(panel.title, points, panel.log, panel.least)

@@ -1,7 +1,8 @@
-"""A model before the metrics of its modality: samples and reconstructions are made and looked at in a stream.
+"""Evaluate a model with the metrics of its modality: generate, reconstruct and extract features in batches.
 
-What is kept of each sample lies on disk in pieces (`records`), so that memory does not grow with their number, an
-interrupted evaluation is completed by running it again, and neither batch size nor number of processes changes a set.
+The features of each sample are stored on disk in chunks (`records`). So memory does not grow with their number, an
+interrupted evaluation is completed by running it again, and neither the batch size nor the number of processes changes
+a sample.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,36 +20,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditions.base import Condition
+from ..batches import collate, spread_evenly
 from ..config import Config
-from ..methods.base import LatentModel, SamplingConfig
+from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
+from ..model_config import SamplingConfig
 from ..pretrained import cache_folder
+from ..processes import Processes
 from ..records import Joined, Moments, Records, Rows, Statistics, open_records
 from ..sampling import decoder_rows, reconstruct, sample_batches, split_settings
-from ..training.batches import collate, spread_evenly, value_rows, values_of
-from ..training.processes import Processes
 from ..types import Batch, join_values
+from .condition_values import values_from_data
 from .protocol import Balance, Protocol
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many more are done, and how many fall to this process."""
+EvaluationProgress = Callable[[str, int, int], None]
+"""Called with the name of a set of samples, how many more are done, and how many this process has to do."""
 
 
-def silent(what: str, more: int, total: int) -> None:
-    """No progress."""
+def no_progress(what: str, more: int, total: int) -> None:
+    """Report nothing."""
 
 
 class Interrupted(Exception):
-    """Asked to stop: what was finished is kept, and the same call goes on from there."""
+    """A stop was requested. Finished chunks are stored; the same call resumes from them."""
 
 
-class Request(Config):
-    """What is to be evaluated and how, apart from the sampling settings.
+class EvaluationRequest(Config):
+    """What to evaluate, apart from the sampling settings.
 
-    metrics: keys of rows ("fid", "psnr"); empty for all that need no download. num_samples: 0 leaves out generation.
-    num_reference: real training samples that distances are taken to, evenly over the data; num_held_out: real
-    ones that are reconstructed, None for all. batch_size changes nothing but memory and speed.
+    metrics: keys of rows ("fid", "psnr"); empty for all that need no download. num_samples: generated samples; 0 leaves
+    out generation. num_reference: real training samples to compute distances to, spread evenly over the data.
+    num_held_out: held-out samples to reconstruct; None for all. batch_size affects only memory and speed.
     """
 
     metrics: tuple[str, ...] = ()
@@ -62,11 +63,11 @@ class Request(Config):
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A set of samples from elsewhere: its name, a hash, and what is known of it.
+class SampleSet:
+    """A set of samples to compare with, or to evaluate: its name, a hash, and what is known about it.
 
-    moments: of tensors whose mean and covariance are given; without a dataset they are all there is, of `size` samples
-    (0: nobody knows). preprocessing, resolution: None where they are not known.
+    moments: (mean, covariance) by tensor, where these are given. Without a dataset they are all there is, computed from
+    `size` samples (0: unknown). preprocessing, resolution: None if unknown.
     """
 
     name: str
@@ -79,8 +80,8 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A number and its protocol."""
+class EvaluatedMetric:
+    """A metric result and the protocol it was computed with."""
 
     row: Row
     protocol: Protocol
@@ -93,178 +94,149 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every number of one evaluation; evidence: what they were computed from; missing: keys that were asked for and
-    that the evidence cannot show."""
+    """All results of one evaluation, and the metric inputs they were computed from.
 
-    numbers: list[Measured]
+    missing: keys of requested metrics that could not be computed from these inputs.
+    """
+
+    numbers: list[EvaluatedMetric]
     evidence: Evidence = field(repr=False)
     missing: tuple[str, ...] = ()
 
-    def find(self, metric: str) -> Measured:
-        """The number with a short key ("fid"); ValueError if there is none."""
-        for measured in self.numbers:
-            if measured.row.key == metric:
-                return measured
-        raise ValueError(f"metric: {metric!r} was not measured; there are {', '.join(m.row.key for m in self.numbers)}")
+    def find(self, metric: str) -> EvaluatedMetric:
+        """Return the result with a short key ("fid"); ValueError if there is none."""
+        for result in self.numbers:
+            if result.row.key == metric:
+                return result
+        computed = ", ".join(result.row.key for result in self.numbers)
+        raise ValueError(f"metric: {metric!r} was not computed; available are {computed}")
 
 
 class Evaluator:
-    """Makes the sets that metrics look at, in a folder of records."""
+    """Prepares the metric inputs in a folder of records, and computes the metrics."""
 
     def __init__(
-        self, model: LatentModel | None, splits: Splits | None, folder: Path, request: Request, *,
-        modality: Modality | None = None, samples: Reference | None = None, reference: Reference | None = None,
-        processes: Processes | None = None, progress: Progress = silent, stop: Callable[[], bool] = lambda: False,
+        self, model: LatentModel | None, splits: Splits | None, folder: Path, request: EvaluationRequest, *,
+        modality: Modality | None = None, samples: SampleSet | None = None, reference: SampleSet | None = None,
+        processes: Processes | None = None, progress: EvaluationProgress = no_progress,
+        stop: Callable[[], bool] = lambda: False,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         sources: Mapping[str, str | None] | None = None, **settings: Any,
     ):  # fmt: skip
-        """splits: the data the model was trained on, None where it is not known; settings: as for `sample`.
+        """splits: the data the model was trained on; None if unknown. settings: as for `sample`.
 
-        modality: in place of the model's own, where only its evaluation settings differ. samples: judged in place of
-        new ones, all of them; then the model may be None. reference: in place of the training samples.
-        processes: share the work, each making some of the pieces. stop: asked between batches; once any process says
-        yes, all raise Interrupted. sources: option of `unilatent evaluate` -> the file or folder it named, for the line
-        in a report that makes the numbers again. ValueError if a metric is unknown, or asks for data or weights that
-        are not there.
+        modality: used instead of the model's own, from which it differs only in evaluation settings. samples: evaluated
+        instead of newly generated ones, all of them; the model may then be None. reference: used instead of the
+        training samples. processes: share the work by chunks. stop: called between batches; once it returns True in any
+        process, all raise Interrupted. sources: option of `unilatent evaluate` -> file or folder given for it, for the
+        command line in a report. ValueError if a metric is unknown, or its data or weights are missing.
         """
         assert model is not None or (modality is not None and samples is not None)
         if splits is None and reference is None:
-            raise ValueError("reference: neither it nor the data of the model is known; give --reference or --data")
-        self._model, self.made = model, samples
+            raise ValueError("reference: the model's training data is unknown; give --reference or --data")
+        self._model, self.external_samples = model, samples
         self.modality: Modality = modality or self.model.modality
         self.splits, self.folder, self.request, self.reference = splits, folder, request, reference
         self.processes, self.sources = processes, dict(sources or {})
         self.rank = processes.rank if processes else 0
         self.world = processes.world if processes else 1
         self.stop, self.progress, self.autocast, self.settings = stop, progress, autocast, settings
-        self.sampling, self.given = split_settings(model.config.sampling if model else SamplingConfig(), settings)
+        self.sampling, self.condition_arguments = split_settings(
+            model.config.sampling if model else SamplingConfig(), settings
+        )
         if model is not None:
-            model.conditions.parse(1, self.given)
+            model.conditions.parse(1, self.condition_arguments)
             if samples is None:
-                found = processes.from_main(self._asked_by_data) if processes else self._asked_by_data()
-                self.settings = {**settings, **found}
+                self.settings = {**settings, **self._condition_values()}
         self.metrics = choose_metrics(self.modality, request.metrics)
         self.spaces = _with_needs(self.modality.spaces(), {metric.space for metric in self.metrics})
         self.decoding: dict[str, Any] | None = None
         if model is not None and model.stepped_decoder is not None:
             s = self.sampling
             self.decoding = {"decoder_solver": s.decoder_solver, "decoder_steps": s.decoder_steps}
-        own = model or processes
-        device = torch.device("cpu") if own is None else own.device
+        runs_on = model or processes
+        device = torch.device("cpu") if runs_on is None else runs_on.device
         for space in self.spaces:
             space.prepare(device)
         self.fingerprint = samples.data_hash if model is None and samples is not None else self.model.fingerprint()
 
-    def _asked_by_data(self) -> dict[str, Tensor]:
-        """Values of conditions that have no end of them (texts, numbers) and that the caller leaves open: those of
-        held-out samples, spread evenly, or of training ones where none are held out. Values of all other open
-        conditions come from the same samples, so that they belong together; where the caller gives some, only samples
-        that have those are taken. ValueError where there are none."""
-        conditions, num = self.model.conditions.all, self.request.num_samples
-        open_ones = [c for c in conditions if self.given.get(c.argument) is None]
-        if not num or self.splits is None or all(c.cycle is not None for c in open_ones):
-            return {}
-        dataset = self.splits.held_out if len(self.splits.held_out) else self.splits.train
-        keys = [c.argument for c in open_ones if c.argument in dataset.facts]
-        if not keys:
-            return {}
-        size = num if isinstance(dataset, Stream) else len(dataset)
-        given = [c for c in conditions if c not in open_ones]
-        wanted = self._agreeing(dataset, size, given, keys) if given else [row * size // num for row in range(num)]
-        found = values_of(dataset, wanted)
-        return {key: value_rows([values[key] for values in found]) for key in keys}
+    def _condition_values(self) -> dict[str, Tensor]:
+        """Return the condition values that the data supplies, the same in all processes."""
 
-    def _agreeing(self, dataset: Dataset, size: int, given: list[Condition], keys: list[str]) -> list[int]:
-        """For each new sample one of the data's that has the values the caller gives it, spread evenly over those."""
-        num, way_out = self.request.num_samples, f"give {' and '.join(keys)} as well"
-        for condition in given:
-            if condition.argument not in dataset.facts:
-                raise ValueError(
-                    f"{condition.argument}: given, but the data has none, so nobody knows which {keys[0]} belong to "
-                    f"them; {way_out}"
-                )
-        rows = {c.argument: c.parse(self.given[c.argument]) for c in given}
-        asked = [tuple(_plain(rows[key][i % len(rows[key])]) for key in rows) for i in range(num)]
-        having: dict[tuple[Any, ...], list[int]] = {}
-        for index, values in enumerate(values_of(dataset, range(size))):
-            having.setdefault(tuple(_plain(value_rows([values[key]])[0]) for key in rows), []).append(index)
-        times, turn = Counter(asked), Counter[tuple[Any, ...]]()
-        chosen = []
-        for i, each in enumerate(asked):
-            if each not in having:
-                told = ", ".join(c.describe(rows[c.argument][[i % len(rows[c.argument])]])[0] for c in given)
-                raise ValueError(f"{given[0].argument}: no sample of the data has {told}; {way_out}")
-            chosen.append(having[each][turn[each] * len(having[each]) // times[each]])
-            turn[each] += 1
-        return chosen
+        def read() -> dict[str, Tensor]:
+            return values_from_data(
+                self.model.conditions.all, self.condition_arguments, self.splits, self.request.num_samples
+            )
+
+        return self.processes.from_main(read) if self.processes else read()
 
     @property
     def model(self) -> LatentModel:
-        """The one that is evaluated; where only samples are, there is none."""
+        """The evaluated model. Must not be used if only external samples are evaluated."""
         assert self._model is not None
         return self._model
 
     @property
     def identity(self) -> str:
-        """A hash of everything that decides the numbers, the model apart."""
+        """A hash of everything that determines the numbers, except the model."""
         request = {key: value for key, value in self.request.plain().items() if key != "batch_size"}
         data = self.splits and [self.splits.train.fingerprint, self.splits.held_out.fingerprint]
-        others = [other and other.data_hash for other in (self.reference, self.made)]
-        about = [request, self.sampling.plain(), str(self.given), data, others]
+        external = [source and source.data_hash for source in (self.reference, self.external_samples)]
+        about = [request, self.sampling.plain(), str(self.condition_arguments), data, external]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     @torch.no_grad()
     def run(self) -> Evaluation:
-        """Every number. All processes come here; the first computes them from the records of all, and tells them."""
+        """Compute all metrics. Call it in every process; the first computes them from the records of all."""
         generation, reconstruction = (self._spaces_of(track) for track in ("generation", "reconstruction"))
         light = [space for space in self.spaces if not _is_heavy(space)]
-        judged = bool(self.made or self.request.num_samples) and "generation" in self._tracks
-        train = self._reference([s for s in self.spaces if s in generation or s in light]) if judged else None
+        generates = bool(self.external_samples or self.request.num_samples) and "generation" in self._tracks
+        train = self._reference([s for s in self.spaces if s in generation or s in light]) if generates else None
         held_out = self._held_out([s for s in self.spaces if s in reconstruction or s in light])
-        samples = self._samples(generation) if judged else None
-        rebuilds = self._model is not None and held_out is not None and "reconstruction" in self._tracks
-        reconstructions = self._reconstructions(len(held_out), reconstruction) if rebuilds and held_out else None
+        samples = self._samples(generation) if generates else None
+        reconstructs = self._model is not None and held_out is not None and "reconstruction" in self._tracks
+        reconstructions = self._reconstructions(len(held_out), reconstruction) if reconstructs and held_out else None
         evidence = Evidence(train, held_out, samples, reconstructions, self._train_total)
-        numbers = self._shared(lambda: self._numbers(evidence))
-        found = {measured.row.key for measured in numbers}
-        return Evaluation(numbers, evidence, tuple(key for key in self.request.metrics if key not in found))
+        results = self._from_main(lambda: self._results(evidence))
+        computed = {result.row.key for result in results}
+        return Evaluation(results, evidence, tuple(key for key in self.request.metrics if key not in computed))
 
     def clear(self, *sets: str) -> None:
-        """Removes what lies on disk of these sets: nothing needs it once the numbers are known."""
+        """Delete the records of these sets ("samples", "reconstructions"), which finished numbers no longer need."""
         for name in sets:
             for folder in self.folder.glob(f"{name}-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    # The numbers.
+    # ---- results
 
-    def _numbers(self, evidence: Evidence) -> list[Measured]:
-        unseen = evidence if not self._only_one_set else replace(evidence, held_out=None)
-        numbers = []
+    def _results(self, evidence: Evidence) -> list[EvaluatedMetric]:
+        for_generation = evidence if not self._only_one_set else replace(evidence, held_out=None)
+        results = []
         for metric in self.metrics:
-            self._may_go_on()
+            self._check_stop()
             protocol = self._protocol(metric, evidence)
-            wanted = self.request.metrics or metric.gives
-            rows = metric(unseen if metric.track == "generation" else evidence)
-            numbers += [Measured(row, protocol) for row in rows if row.key in wanted]
-        return numbers
+            requested = self.request.metrics or metric.gives
+            rows = metric(for_generation if metric.track == "generation" else evidence)
+            results += [EvaluatedMetric(row, protocol) for row in rows if row.key in requested]
+        return results
 
-    def _shared(self, work: Callable[[], list[Measured]]) -> list[Measured]:
-        """What the first process found, in all of them."""
-        found: list[Measured] | None = []
+    def _from_main(self, compute: Callable[[], list[EvaluatedMetric]]) -> list[EvaluatedMetric]:
+        """Return the first process's results in all of them; Interrupted in all if it was stopped."""
+        results: list[EvaluatedMetric] | None = []
         if self.rank == 0:
             try:
-                found = work()
+                results = compute()
             except Interrupted:
-                found = None
+                results = None
         if self.processes is not None:
-            found = self.processes.gather(found)[0]
-        if found is None:
-            raise Interrupted("the numbers")
-        return found
+            results = self.processes.gather(results)[0]
+        if results is None:
+            raise Interrupted("the metrics")
+        return results
 
     @property
     def _only_one_set(self) -> bool:
-        """Whether what is reconstructed is also what distances are taken to."""
+        """Whether the reconstructed samples are also the reference: then there are no held-out ones to compare with."""
         s = self.splits
         return self.reference is None and s is not None and s.train.fingerprint == s.held_out.fingerprint
 
@@ -275,24 +247,24 @@ class Evaluator:
     def _spaces_of(self, track: str) -> list[Space]:
         return _with_needs(self.spaces, {metric.space for metric in self.metrics if metric.track == track})
 
-    # The four sets.
+    # ---- the four sets of samples
 
     @property
     def _train_total(self) -> int | None:
-        """Samples of the reference as a whole, where that is known."""
-        given = self.reference.dataset if self.reference else None
+        """Number of samples of the whole reference; None if unknown."""
+        dataset = self.reference.dataset if self.reference else None
         if self.reference is None and self.splits is not None:
-            given = self.splits.train
-        return None if given is None or isinstance(given, Stream) else len(given)
+            dataset = self.splits.train
+        return None if dataset is None or isinstance(dataset, Stream) else len(dataset)
 
     def _reference(self, spaces: list[Space]) -> Rows | None:
-        given = self.reference
-        if given is None:
+        reference = self.reference
+        if reference is None:
             return self._real(self.splits.train, self.request.num_reference, spaces, fit=True) if self.splits else None
-        if given.dataset is None:
-            return Statistics(given.moments, given.size)
-        rows = self._real(given.dataset, self.request.num_reference, spaces, fit=True)
-        return Joined(rows.parts, len(rows), given.moments)
+        if reference.dataset is None:
+            return Statistics(reference.moments, reference.size)
+        rows = self._real(reference.dataset, self.request.num_reference, spaces, fit=True)
+        return Joined(rows.parts, len(rows), reference.moments)
 
     def _held_out(self, spaces: list[Space]) -> Rows | None:
         if self.splits is None or self._model is None or not len(self.splits.held_out):
@@ -302,8 +274,10 @@ class Evaluator:
     def _real(
         self, dataset: Dataset, limit: int | None, spaces: list[Space], fit: bool = False, what: str = "real"
     ) -> Joined:  # fmt: skip
-        """What each space keeps of at most `limit` samples, evenly over the data set; `replaced` is 1 where one stands
-        in for a sample that cannot be used."""
+        """Return the features of at most `limit` samples of a data set, spread evenly over it.
+
+        Column `replaced` is 1 where another sample replaces one that cannot be used.
+        """
         size = dataset.size or limit if isinstance(dataset, Stream) else len(dataset)
         if size is None:
             raise ValueError("data.num_samples: not set, and the stream does not say how many it has; set it")
@@ -318,22 +292,23 @@ class Evaluator:
                      "preprocessing": self.modality.preprocessing}  # fmt: skip
             records = self._open(self._root(space), what, count, about)
 
-            def make(rows: range, done: Callable[[int], None], space: Space = space) -> dict[str, Tensor]:
-                parts = []
+            def extract(rows: range, done: Callable[[int], None], space: Space = space) -> dict[str, Tensor]:
+                batches = []
                 for batch, replaced in self._batches(dataset, rows, count):
-                    parts.append({**batch.values, "replaced": replaced, **space(batch.data)})
+                    batches.append({**batch.values, "replaced": replaced, **space(batch.data)})
                     done(len(replaced))
-                return _joined(parts)
+                return _concatenated(batches)
 
-            self._complete(f"{what}, {space.name}", records, make)
+            self._complete(f"{what}, {space.name}", records, extract)
             parts.append(records)
         return Joined(parts, count)
 
     def _root(self, space: Space) -> Path:
-        """Real samples through a large network are worth keeping for every run that is held against them."""
+        """The folder for a space's records of real samples; those of large networks are cached for all runs."""
         return cache_folder() / "references" if space.needs_download else self.folder
 
     def _reconstructions(self, count: int, spaces: list[Space]) -> Records:
+        """Reconstruct the held-out samples; `nfe` holds the decoder evaluations per sample of a decoder with steps."""
         assert self.splits is not None
         dataset = self.splits.held_out
         about = {"model": self.fingerprint, "data": dataset.fingerprint, "of": len(dataset), **self._about(spaces)}
@@ -341,51 +316,52 @@ class Evaluator:
         records = self._open(self.folder, "reconstructions", count, about)
 
         def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
-            parts, first = [], rows.start
+            batches, first = [], rows.start
             for batch, replaced in self._batches(dataset, rows, count):
                 with self.autocast(), decoder_rows(self.model) as decoded:
-                    made = reconstruct(
+                    reconstructions = reconstruct(
                         self.model, batch.data, seed=self.request.seed, batch_size=self.request.batch_size,
                         start=first, **decoding,
                     )  # fmt: skip
-                tensors = {key: torch.tensor(row) for key, row in self.modality.errors(made, batch.data).items()}
+                errors = self.modality.errors(reconstructions, batch.data)
+                tensors = {key: torch.tensor(values) for key, values in errors.items()}
                 for space in spaces:
-                    tensors |= space(made) | space.against(made, batch.data)
+                    tensors |= space(reconstructions) | space.against(reconstructions, batch.data)
                 if decoding:
                     tensors["nfe"] = torch.full((len(replaced),), decoded["rows"] / len(replaced))
-                parts.append(tensors)
+                batches.append(tensors)
                 first += len(replaced)
                 done(len(replaced))
-            return _joined(parts)
+            return _concatenated(batches)
 
         self._complete("reconstructions", records, make)
         return records
 
     def _samples(self, spaces: list[Space]) -> Rows:
-        """New samples, with how often the networks looked at each (`nfe`); or those that were made elsewhere."""
-        if self.made is not None:
-            assert self.made.dataset is not None
-            return self._real(self.made.dataset, None, spaces, what="made")
+        """Generate samples; `nfe` holds the network evaluations per sample. Or read the external ones."""
+        if self.external_samples is not None:
+            assert self.external_samples.dataset is not None
+            return self._real(self.external_samples.dataset, None, spaces, what="made")
         num = self.request.num_samples
         values = self.model.conditions.parse(num, split_settings(self.sampling, self.settings)[1])
-        asked = {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in values.items()}
-        about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "values": asked, **self._about(spaces)}
+        hashes = {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in values.items()}
+        about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "values": hashes, **self._about(spaces)}
         records = self._open(self.folder, "samples", num, about)
 
         def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
-            parts = []
+            batches = []
             with self.autocast():
-                for part in sample_batches(
+                for batch in sample_batches(
                     self.model, num, seed=self.request.seed, batch_size=self.request.batch_size, start=rows.start,
                     stop=rows.stop, **self.settings,
                 ):  # fmt: skip
-                    tensors = {**part.values, "nfe": torch.full((part.count,), part.evaluations)}
+                    tensors = {**batch.values, "nfe": torch.full((batch.count,), batch.evaluations)}
                     for space in spaces:
-                        tensors |= space(part.data)
-                    parts.append(tensors)
-                    done(part.count)
-                    self._may_go_on()
-            return _joined(parts)
+                        tensors |= space(batch.data)
+                    batches.append(tensors)
+                    done(batch.count)
+                    self._check_stop()
+            return _concatenated(batches)
 
         self._complete("samples", records, make)
         return records
@@ -397,9 +373,9 @@ class Evaluator:
     def _complete(
         self, what: str, records: Records, make: Callable[[range, Callable[[int], None]], dict[str, Tensor]]
     ) -> None:  # fmt: skip
-        """Every process comes here, and leaves when all pieces are there."""
-        own, missing = records.ranges[self.rank :: self.world], records.missing(self.rank, self.world)
-        total = sum(map(len, own))
+        """Write this process's missing chunks; returns in every process once all chunks are there."""
+        own_ranges, missing = records.ranges[self.rank :: self.world], records.missing(self.rank, self.world)
+        total = sum(map(len, own_ranges))
         self.progress(what, total - sum(map(len, missing)), total)
         stopped = False
         try:
@@ -410,7 +386,7 @@ class Evaluator:
         if self.processes.highest(stopped) if self.processes is not None else stopped:
             raise Interrupted(what)
 
-    def _may_go_on(self) -> None:
+    def _check_stop(self) -> None:
         if self.stop():
             raise Interrupted
 
@@ -420,25 +396,22 @@ class Evaluator:
         return about if self.decoding is None else {**about, "decoding": self.decoding}
 
     def _batches(self, dataset: Dataset, rows: range, count: int) -> Iterator[tuple[Batch, Tensor]]:
-        """Samples `rows` of `count`, and of each (B,) whether it stands in for another."""
+        """Yield samples `rows` of `count` in batches, with a flag (B,) for those that replace one that is unusable."""
         samples = spread_evenly(dataset, rows, count)
-        while some := list(islice(samples, self.request.batch_size)):
-            self._may_go_on()
-            replaced = torch.tensor([fault is not None for _, fault in some], dtype=torch.uint8)
-            yield collate([sample for sample, _ in some], self.modality), replaced
+        while items := list(islice(samples, self.request.batch_size)):
+            self._check_stop()
+            replaced = torch.tensor([fault is not None for _, fault in items], dtype=torch.uint8)
+            yield collate([example for example, _ in items], self.modality), replaced
+
+    # ---- protocols
 
     def _protocol(self, metric: Metric, evidence: Evidence) -> Protocol:
         generation = metric.track == "generation"
         rows = evidence.samples if generation else evidence.reconstructions
         against = evidence.train if generation else evidence.held_out
-        real = Reference("", "", preprocessing=self.modality.preprocessing, resolution=self.modality.resolution)
-        if generation and self.reference is not None:
-            real = self.reference
-        elif self.splits is not None:
-            part = self.splits.train if generation else self.splits.held_out
-            name = "training data" if generation else "the held-out originals"
-            real = replace(real, name=name, data_hash=part.fingerprint)
+        real = self._real_set(generation)
         space = next((space for space in self.spaces if space.name == metric.space), None)
+        external = self.external_samples is not None
         return Protocol(
             track="generation" if generation else "reconstruction",
             num_samples=_count(rows, metric.most_samples),
@@ -453,29 +426,56 @@ class Evaluator:
             space=space.name if space else None,
             weights=space.weights if space else None,
             balance=self._balance(evidence.samples) if generation and evidence.samples is not None else {},
-            sampling=self.sampling.plain() if generation and self.made is None else None,
-            decoding=None if generation and self.made is not None else self.decoding,
+            sampling=self.sampling.plain() if generation and not external else None,
+            decoding=None if generation and external else self.decoding,
             nfe=float(rows.first("nfe", 1)) if rows is not None and "nfe" in rows else None,
             seed=self.request.seed,
             precision=self.request.precision,
         )
 
+    def _real_set(self, generation: bool) -> SampleSet:
+        """The real samples that samples or reconstructions are compared with."""
+        if generation and self.reference is not None:
+            return self.reference
+        real = SampleSet("", "", preprocessing=self.modality.preprocessing, resolution=self.modality.resolution)
+        if self.splits is None:
+            return real
+        part = self.splits.train if generation else self.splits.held_out
+        name = "training data" if generation else "the held-out originals"
+        return replace(real, name=name, data_hash=part.fingerprint)
+
     def _balance(self, samples: Rows) -> dict[str, Balance]:
-        """Of every condition."""
-        kinds: dict[str, int | None] = {}
-        if self.made is None:
-            kinds = {condition.argument: condition.cycle for condition in self.model.conditions.all}
-        elif self.made.dataset is not None:
-            kinds = dict.fromkeys(self.made.dataset.facts)
+        """How evenly each condition's values occur in the samples."""
+        cycles: dict[str, int | None] = {}
+        if self.external_samples is None:
+            cycles = {condition.argument: condition.cycle for condition in self.model.conditions.all}
+        elif self.external_samples.dataset is not None:
+            cycles = dict.fromkeys(self.external_samples.dataset.facts)
         balance = {}
-        for key, of in kinds.items():
+        for key, of in cycles.items():
             counts = samples[key].unique(dim=0, return_counts=True)[1]
             balance[key] = Balance(values=len(counts), smallest=int(counts.min()), largest=int(counts.max()), of=of)
         return balance
 
 
+def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:
+    """Return the metrics that compute these keys; without keys, all that need no download and are not on request.
+
+    ValueError on an unknown key.
+    """
+    metrics = modality.metrics()
+    heavy = {space.name for space in modality.spaces() if _is_heavy(space)}
+    if not keys:
+        return [metric for metric in metrics if metric.space not in heavy]
+    known = [key for metric in metrics for key in metric.gives]
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"metrics: {key!r} is unknown here; use one of {', '.join(known)}")
+    return [metric for metric in metrics if set(metric.gives) & set(keys)]
+
+
 def _with_needs(spaces: Sequence[Space], names: set[str | None]) -> list[Space]:
-    """Those spaces, and those that they are fitted to, in order."""
+    """Return the named spaces and those they are fitted to, in order."""
     needed = {need for space in spaces if space.name in names for need in space.needs}
     return [space for space in spaces if space.name in names | needed]
 
@@ -484,33 +484,14 @@ def _is_heavy(space: Space) -> bool:
     return space.needs_download or space.on_request
 
 
-def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:
-    """The metrics that give these keys; without any, those that need neither download nor request. ValueError on an
-    unknown key."""
-    everything = modality.metrics()
-    heavy = {space.name for space in modality.spaces() if _is_heavy(space)}
-    if not keys:
-        return [metric for metric in everything if metric.space not in heavy]
-    known = [key for metric in everything for key in metric.gives]
-    for key in keys:
-        if key not in known:
-            raise ValueError(f"metrics: {key!r} is unknown here; there are {', '.join(known)}")
-    return [metric for metric in everything if set(metric.gives) & set(keys)]
-
-
 def _count(rows: Rows | None, most: int | None) -> int:
     count = 0 if rows is None else len(rows)
     return count if most is None else min(count, most)
 
 
-def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    parts = list(parts)
-    return {key: join_values([part[key] for part in parts]) for key in parts[0]}
-
-
-def _plain(row: Tensor) -> Any:
-    """One value, comparable; of a text without the zeros behind it."""
-    return row.numpy().tobytes().rstrip(b"\0") if row.dtype == torch.uint8 else row.tolist()
+def _concatenated(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    batches = list(batches)
+    return {key: join_values([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def _bytes(value: Tensor) -> bytes:

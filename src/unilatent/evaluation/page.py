@@ -1,4 +1,4 @@
-"""A report as one HTML page: no script, no network, every picture inside."""
+"""A report as one self-contained HTML page: no scripts, no network access, all images embedded."""
 
 from __future__ import annotations
 
@@ -9,18 +9,27 @@ from collections.abc import Callable, Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ..training.curves import Panel, draw_panel
-from .contents import Contents, Grid, Search
-from .evaluate import Measured
+from ..runs.curves import Panel, draw_panel
+from .contents import ReportContents, SampleGrid, SearchCurve
+from .evaluate import EvaluatedMetric
 from .protocol import ENOUGH, Protocol
-from .search import shown
-from .table import ARROWS, LEGEND, beside, counts, number, outline, protocols, value
+from .search import format_setting
+from .table import (
+    ARROWS,
+    LEGEND,
+    distinct_protocols,
+    format_baselines,
+    format_counts,
+    format_number,
+    format_value,
+    outline,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK = "#010203"
-"""Stands for the page's own text colour in a drawing."""
+"""Placeholder for the page's text colour in a drawing."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 STYLE = """
@@ -81,8 +90,8 @@ ol.grid figcaption { font-size: .75rem; line-height: 1.3; display: flex; justify
   table.numbers tr { display: grid; grid-template-columns: 1fr max-content; border-bottom: 1px solid var(--line);
     padding: .5rem 0; }
   table.numbers th, table.numbers td { border: 0; padding: .1rem 0; }
-  table.numbers td.beside, table.numbers td.of { grid-column: 1 / -1; font-size: .88rem; }
-  table.numbers td.beside:empty { display: none; } }
+  table.numbers td.baselines, table.numbers td.of { grid-column: 1 / -1; font-size: .88rem; }
+  table.numbers td.baselines:empty { display: none; } }
 @media print {
   body { max-width: none; padding: 0; font-size: 11px; }
   tr, li, .plots figure { break-inside: avoid; }
@@ -92,8 +101,8 @@ ol.grid figcaption { font-size: .75rem; line-height: 1.3; display: flex; justify
 """
 
 
-def page(contents: Contents) -> str:
-    """The whole document."""
+def page(contents: ReportContents) -> str:
+    """Return the HTML document."""
     numbers = contents.evaluation.numbers
     sections = [
         _header(contents),
@@ -103,7 +112,7 @@ def page(contents: Contents) -> str:
         _curves(contents.curves),
         *map(_search, contents.searches),
         _protocols(numbers),
-        _again(contents.command),
+        _command(contents.command),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -115,71 +124,72 @@ def page(contents: Contents) -> str:
     )
 
 
-def _header(contents: Contents) -> str:
+def _header(contents: ReportContents) -> str:
     facts = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in contents.facts)
     notes = "".join(f'\n<p class="note">{escape(note)}</p>' for note in contents.notes)
     return f'<header>\n<h1>{escape(contents.title)}</h1>\n<dl class="facts">\n{facts}\n</dl>{notes}\n</header>'
 
 
-def _numbers(numbers: list[Measured]) -> str:
-    listed = protocols(numbers)
+def _numbers(numbers: list[EvaluatedMetric]) -> str:
+    protocols = distinct_protocols(numbers)
     rows = []
-    for measured in numbers:
-        row, protocol = measured.row, measured.protocol
+    for result in numbers:
+        row, protocol = result.row, result.protocol
         cautions = _cautions(protocol.cautions())
-        place = listed.index(protocol) + 1
+        place = protocols.index(protocol) + 1
         rows.append(
             f'<tr><th scope="row"><span class="soft">{ARROWS[row.better]}</span> {escape(row.name)}</th>'
-            f'<td class="value">{escape(value(row))}</td><td class="beside">{escape(beside(row))}</td>'
-            f'<td class="of">{cautions or escape(counts(protocol))}'
-            f'<a class="key" href="#protocol-{place}"><code>{escape(measured.key)}</code></a></td></tr>'
+            f'<td class="value">{escape(format_value(row))}</td>'
+            f'<td class="baselines">{escape(format_baselines(row))}</td>'
+            f'<td class="of">{cautions or escape(format_counts(protocol))}'
+            f'<a class="key" href="#protocol-{place}"><code>{escape(result.key)}</code></a></td></tr>'
         )
     few = any(m.protocol.space is not None and m.protocol.num_samples < ENOUGH for m in numbers)
     warning = (
-        f'<p class="note">Distances from fewer than {ENOUGH:,} samples depend on how many there are: such a number is '
-        "only comparable to one of equal n, and to no published value.</p>\n"
+        f'<p class="note">Distances from fewer than {ENOUGH:,} samples depend on their number: compare such a '
+        "number only with one of equal n, not with published values.</p>\n"
         if few
         else ""
     )
     return (
         f'<section>\n<h2>Numbers</h2>\n{warning}<table class="numbers">\n'
-        '<thead><tr><th scope="col">measure</th><th scope="col" class="value">value</th>'
-        '<th scope="col">beside it</th><th scope="col">of how many, by which protocol</th></tr></thead>\n<tbody>\n'
+        '<thead><tr><th scope="col">metric</th><th scope="col" class="value">value</th>'
+        '<th scope="col">baselines</th><th scope="col">samples and protocol</th></tr></thead>\n<tbody>\n'
         + "\n".join(rows)
         + f'\n</tbody>\n</table>\n<p class="soft">{escape(LEGEND)}</p>\n</section>'
     )
 
 
-def _samples(contents: Contents) -> str:
+def _samples(contents: ReportContents) -> str:
     grid = contents.samples
     if grid is None:
         return ""
-    what = f"Uncurated: samples 0 to {len(grid.pictures) - 1} of seed {contents.seed}"
+    what = f"Uncurated: samples 0 to {len(grid.images) - 1} of seed {contents.seed}"
     total = contents.evaluation.evidence.samples
-    of = "" if total is None else f", the first of the {len(total):,} that were judged"
+    of = "" if total is None else f", the first of the {len(total):,} evaluated ones"
     return (
-        f"<section>\n<h2>Samples</h2>\n<p>{what}{of}. Below each: what was asked for, and its number.</p>\n"
+        f"<section>\n<h2>Samples</h2>\n<p>{what}{of}. Below each: its condition and its index.</p>\n"
         f"{_grid(grid, 'sample')}\n</section>"
     )
 
 
-def _reconstructions(grid: Grid | None) -> str:
+def _reconstructions(grid: SampleGrid | None) -> str:
     if grid is None:
         return ""
     return (
-        f"<section>\n<h2>Reconstructions</h2>\n<p>Uncurated: the first {len(grid.pictures)} of the held-out originals "
-        "that were judged, each above its reconstruction.</p>\n"
+        f"<section>\n<h2>Reconstructions</h2>\n<p>Uncurated: the first {len(grid.images)} evaluated held-out samples, "
+        "each above its reconstruction.</p>\n"
         f"{_grid(grid, 'held-out original above its reconstruction,')}\n</section>"
     )
 
 
-def _grid(grid: Grid, what: str) -> str:
+def _grid(grid: SampleGrid, what: str) -> str:
     items = "\n".join(
-        f'<li><figure><img alt="{escape(f"{what} {picture.place} {picture.caption}".strip())}" '
-        f'src="data:image/png;base64,{base64.b64encode(picture.png).decode()}">'
-        f'<figcaption><span>{escape(picture.caption)}</span><span class="soft">#{picture.place}</span></figcaption>'
+        f'<li><figure><img alt="{escape(f"{what} {image.place} {image.caption}".strip())}" '
+        f'src="data:image/png;base64,{base64.b64encode(image.png).decode()}">'
+        f'<figcaption><span>{escape(image.caption)}</span><span class="soft">#{image.place}</span></figcaption>'
         "</figure></li>"
-        for picture in grid.pictures
+        for image in grid.images
     )
     return f'<ol class="grid" style="--columns: {grid.columns}">\n{items}\n</ol>'
 
@@ -198,7 +208,7 @@ def _curves(curves: list[Panel]) -> str:
     return f'<section>\n<h2>Training</h2>\n<div class="plots">\n{"".join(figures)}</div>\n</section>'
 
 
-def _search(search: Search) -> str:
+def _search(search: SearchCurve) -> str:
     title = f"{search.metric} over {search.over.replace('_', ' ')}"
 
     def draw(axes: Axes) -> None:
@@ -211,16 +221,16 @@ def _search(search: Search) -> str:
         axes.set_ylabel(search.metric, parse_math=False)
         axes.grid(alpha=0.25)
 
-    said = _cautions(search.cautions)
+    cautions = _cautions(search.cautions)
     rows = "\n".join(
-        f'<tr><td>{shown(point.at)}</td><td class="value">{number(point.value)}</td>'
-        f"<td>{said}<code>{escape(point.key)}</code></td></tr>"
+        f'<tr><td>{format_setting(point.at)}</td><td class="value">{format_number(point.value)}</td>'
+        f"<td>{cautions}<code>{escape(point.key)}</code></td></tr>"
         for point in search.points
     )
     first, last = escape(search.points[0].key), escape(search.points[-1].key)
     return (
         f"<section>\n<h2>Search: {escape(title)}</h2>\n"
-        f"<p>{said}From <code>{first}</code> to <code>{last}</code>.</p>\n"
+        f"<p>{cautions}From <code>{first}</code> to <code>{last}</code>.</p>\n"
         f'<div class="plots one">{_figure(title, svg(draw, title))}</div>\n'
         f"<details><summary>every evaluated point ({len(search.points)})</summary>\n<table><thead><tr>"
         f'<th scope="col">{escape(search.over.replace("_", " "))}</th><th scope="col" class="value">value</th>'
@@ -228,10 +238,10 @@ def _search(search: Search) -> str:
     )
 
 
-def _protocols(numbers: list[Measured]) -> str:
+def _protocols(numbers: list[EvaluatedMetric]) -> str:
     parts = []
-    for i, protocol in enumerate(protocols(numbers), 1):
-        names = ", ".join(measured.row.name for measured in numbers if measured.protocol == protocol)
+    for i, protocol in enumerate(distinct_protocols(numbers), 1):
+        names = ", ".join(result.row.name for result in numbers if result.protocol == protocol)
         parts.append(
             f'<details id="protocol-{i}"><summary>{escape(outline(protocol))}</summary>\n'
             f"<p>{escape(names)}</p>\n<pre>{escape(_plain(protocol))}</pre></details>"
@@ -239,8 +249,8 @@ def _protocols(numbers: list[Measured]) -> str:
     return "<section>\n<h2>Protocols</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
-def _again(command: str) -> str:
-    return f"<section>\n<h2>Made again by</h2>\n<pre>{escape(command)}</pre>\n</section>"
+def _command(command: str) -> str:
+    return f"<section>\n<h2>Reproduce with</h2>\n<pre>{escape(command)}</pre>\n</section>"
 
 
 def _plain(protocol: Protocol) -> str:
@@ -256,7 +266,7 @@ def _figure(title: str, drawing: str) -> str:
 
 
 def svg(draw: Callable[[Axes], None], about: str) -> str:
-    """A drawing as an element of a page, in the page's text colour."""
+    """Return a drawing as an SVG element in the page's text colour."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -265,18 +275,18 @@ def svg(draw: Callable[[Axes], None], about: str) -> str:
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
     )
     clear: dict[Any, Any] = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none")
-    own: dict[Any, Any] = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": about,
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with matplotlib.rc_context({**colours, **clear, **own}):
+    with matplotlib.rc_context({**colours, **clear, **style}):
         figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         draw(figure.subplots())
         out = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(out, metadata=nothing)
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(out, metadata=no_metadata)
     text = out.getvalue()
     start = text.index("<svg")
     label = f'<svg role="img" aria-label="{escape(about)}"'

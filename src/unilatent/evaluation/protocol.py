@@ -1,4 +1,4 @@
-"""How a number was made: everything that could make it differ between two models that are equally good."""
+"""How a number was computed: everything that could change it between two equally good models."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pydantic import Field
 from ..config import Config
 
 ENOUGH = 10_000
-"""Samples below which a distance between distributions says mostly how many samples there were."""
+"""With fewer samples, a distance between distributions depends mainly on their number."""
 Track = Literal["generation", "reconstruction"]
 
 
 class Balance(Config):
-    """How often each condition value was asked for: smallest and largest count over `values` different ones, `of` how
-    many there are (None: unknown, or endless)."""
+    """How evenly the values of a condition were sampled.
+
+    smallest, largest: counts over the `values` different ones that occur. of: how many exist; None if unknown or
+    infinite.
+    """
 
     values: int
     smallest: int
@@ -30,12 +33,12 @@ class Balance(Config):
 class Protocol(Config):
     """The protocol of one number.
 
-    reference: what it is held against; reference_data: a hash of it. preprocessing: how pictures came to their size.
-    space, weights: the feature space and the checksum of its weights; None where there is no network.
-    reference_preprocessing, reference_resolution: how the reference's samples were; None where nobody knows.
-    sampling: solver, steps, guidance; None for a reconstruction, and for samples made elsewhere. decoding: solver and
-    steps of a decoder that takes steps; None where there is no such. nfe: evaluations of the denoiser, and of such a
-    decoder, for each sample. replaced: real samples that could not be used, for which others stand in.
+    reference: the real samples it is compared with; reference_data: their hash. preprocessing: how samples were brought
+    to their size. space, weights: the feature extractor and the checksum of its weights; None without a network.
+    reference_preprocessing, reference_resolution: the same for the reference; None if unknown. sampling: solver, steps,
+    guidance; None for reconstructions and external samples. decoding: solver and steps of a decoder with steps; else
+    None. nfe: evaluations of the denoiser, and of a decoder with steps, per sample. replaced: number of unusable real
+    samples that were replaced by others.
     """
 
     track: Track
@@ -58,9 +61,9 @@ class Protocol(Config):
     precision: str = "fp32"
 
     def key(self, metric: str) -> str:
-        """The metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; time as in this package, t = 1 noise.
+        """Return the metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; the interval has t = 1 at noise.
 
-        Where the decoder takes steps, they come last: psnr360/adm/decoder-ddim-50.
+        The steps of a decoder come last: psnr360/adm/decoder-ddim-50.
         """
         between = "-" if metric[-1:].isdigit() else ""
         parts = [f"{metric}{between}{_count(self.num_samples)}", self.preprocessing.split(" ")[0]]
@@ -77,27 +80,27 @@ class Protocol(Config):
         return "/".join(parts)
 
     def cautions(self) -> list[str]:
-        """What must be said wherever the number is shown."""
+        """Return the caveats to print wherever the number is shown."""
         lines = []
         if self.space is not None and self.num_samples < ENOUGH:
             lines.append(f"n = {self.num_samples:,}")
         if self.space is not None and 0 < self.num_reference < ENOUGH:
             lines.append(f"reference n = {self.num_reference:,}")
-        lines += [f"{name} not evenly drawn" for name, balance in self.balance.items() if not balance.even]
+        lines += [f"{name} not evenly sampled" for name, balance in self.balance.items() if not balance.even]
         if self.reference_preprocessing is None or self.reference_resolution is None:
-            lines.append("how the reference was prepared is unknown")
+            lines.append("reference preprocessing unknown")
         elif self.reference_preprocessing != self.preprocessing:
-            lines.append(f"the reference was prepared otherwise ({self.reference_preprocessing})")
+            lines.append(f"reference preprocessed differently ({self.reference_preprocessing})")
         if self.reference_resolution is not None and self.reference_resolution != self.resolution:
-            lines.append(f"the reference has another size ({' x '.join(map(str, self.reference_resolution))})")
+            lines.append(f"reference of another size ({' x '.join(map(str, self.reference_resolution))})")
         if self.track == "generation" and self.sampling is None:
-            lines.append("made elsewhere, it is not known how")
+            lines.append("generated elsewhere, settings unknown")
         if self.replaced:
-            lines.append(f"{self.replaced:,} real samples could not be used, others stand in")
+            lines.append(f"{self.replaced:,} unusable real samples were replaced")
         return lines
 
     def differences(self, other: Self) -> list[tuple[str, Any, Any]]:
-        """(field, own, other) wherever two protocols differ, the seed apart."""
+        """Return (field, value here, value in `other`) wherever two protocols differ, except for the seed and nfe."""
         a, b = _flat(self.plain()), _flat(other.plain())
         keys = [key for key in {**a, **b} if key not in ("seed", "nfe")]
         return [(key, a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)]

@@ -1,4 +1,4 @@
-"""What numbers are held against: the run's own data, other real samples, or published statistics."""
+"""References of distances: the run's own data, other real samples, or published statistics."""
 
 from __future__ import annotations
 
@@ -15,44 +15,46 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
+from ..batches import collate, spread_evenly
 from ..config import read_yaml
 from ..maths.frechet import Moments, RunningMoments
 from ..modalities.base import Dataset, Modality, Splits
 from ..registry import available, find
-from ..training.batches import collate, spread_evenly
-from .evaluate import Interrupted, Reference
+from ..version import __version__
+from .evaluate import Interrupted, SampleSet
 
 MOMENTS = (("pool", "mu", "sigma", 2048), ("spatial", "mu_s", "sigma_s", 2023))
-"""Tensor of the Inception space, the names of its moments in ADM's .npz files, and their D."""
+"""(tensor of the Inception space, names of its mean and covariance in ADM's .npz files, D)."""
 PROVENANCE = "provenance"
-"""A JSON text beside the moments, where this package wrote them: what they are of."""
+"""Name of a JSON text that this package stores with the moments: which data and weights they are from."""
 
 
 def splits_of(modality: Modality, run: Path | None, data_path: str | None) -> Splits | None:
-    """The data a run was trained on, as its config.yaml says, or at another path; None for a model without any.
+    """Open the data a run was trained on, from its config.yaml or at another path; None if unknown.
 
-    Of a model alone nobody knows what it was trained on: what is given is both splits.
+    The training data of a model folder is unknown: the data at `data_path` is then used for both splits.
     """
     settings = find("modalities", modality.config.name).DataConfig
     if run is None:
         if data_path is None:
             return None
-        whole = modality.splits(settings.parse({"path": data_path})).train
-        return Splits(whole, whole)
+        dataset = modality.splits(settings.parse({"path": data_path})).train
+        return Splits(dataset, dataset)
     content = read_yaml(run / "config.yaml").get("data")
     if not isinstance(content, dict):
-        raise ValueError(f"{run / 'config.yaml'}: does not say what the run was trained on; give its model/ folder")
+        raise ValueError(f"{run / 'config.yaml'}: has no field `data`; give the model/ folder of the run and --data")
     return modality.splits(settings.parse(content if data_path is None else {**content, "path": data_path}))
 
 
-def find_reference(modality: Modality, source: str) -> Reference:
-    """Real samples in a folder, archive or .npz, or the statistics in a .npz of ADM's layout, or both; ValueError
-    names the path and what is wrong."""
+def find_reference(modality: Modality, source: str) -> SampleSet:
+    """Open real samples in a folder, archive or .npz, or statistics in a .npz of ADM's layout, or both.
+
+    ValueError names the path and the fault.
+    """
     path = Path(source).expanduser()
     if path.suffix.lower() != ".npz":
         dataset = _dataset(modality, source)
-        return Reference(
+        return SampleSet(
             path.name or source, dataset.fingerprint, dataset, preprocessing=modality.preprocessing,
             resolution=modality.resolution,
         )  # fmt: skip
@@ -63,35 +65,35 @@ def find_reference(modality: Modality, source: str) -> Reference:
         raise ValueError(f"--reference {path}: has {', '.join(names) or 'nothing'}; give mu and sigma, or arr_0")
     about = _provenance(arrays, path)
     resolution = modality.resolution if samples is not None else about.get("resolution")
-    return Reference(
+    return SampleSet(
         path.name, _hash(path), samples, moments, size=about.get("num_samples", 0),
         preprocessing=about.get("preprocessing"), resolution=resolution and tuple(resolution),
     )  # fmt: skip
 
 
-def find_samples(modality: Modality, source: str) -> Reference:
-    """Samples that somebody made, to be judged."""
+def find_samples(modality: Modality, source: str) -> SampleSet:
+    """Open externally generated samples for evaluation."""
     dataset = modality.made(Path(source))
-    return Reference(
+    return SampleSet(
         Path(source).name, dataset.fingerprint, dataset, preprocessing=modality.preprocessing,
         resolution=modality.resolution,
     )  # fmt: skip
 
 
 def modality_for(samples: Path) -> Modality:
-    """One of the size of samples that somebody made; ValueError where no modality knows them."""
+    """Return a modality for externally generated samples, by their size; ValueError if no modality can read them."""
     for name in available("modalities"):
         kind = find("modalities", name)
         if (resolution := kind.resolution_of(samples)) is not None:
             return kind.of_resolution(resolution)
-    raise ValueError(f"--samples {samples}: holds nothing that can be judged without a model; give MODEL as well")
+    raise ValueError(f"--samples {samples}: in no format that can be evaluated without a model; give MODEL as well")
 
 
 def modality_of_size(size: str) -> Modality:
-    """One for samples of that size: "256", or all of its numbers, "256x128x3"; ValueError where it is none."""
+    """Return a modality for samples of this size: "256", or "256x128x3"; ValueError if it is not a size."""
     numbers = size.lower().split("x")
     if not all(number.isdigit() for number in numbers):
-        raise ValueError(f"--size: {size!r} is no size; give e.g. 256, or height x width x channels as 256x128x3")
+        raise ValueError(f"--size: {size!r} is not a size; give e.g. 256, or height x width x channels as 256x128x3")
     for name in available("modalities"):
         modality = find("modalities", name).of_resolution(tuple(map(int, numbers)))
         if modality is not None:
@@ -104,11 +106,10 @@ def write_reference(
     progress: Callable[[int, int], None] = lambda more, total: None, stop: Callable[[], bool] = lambda: False,
     before: Callable[[], object] = lambda: None,
 ) -> int:  # fmt: skip
-    """Inception moments of a whole data set, read in a stream, to a .npz with ADM's names; how many samples.
+    """Write the Inception moments of a data set to a .npz with ADM's names; return the number of samples.
 
-    before: called once everything that can be checked is.
-
-    ValueError if the modality has no such space or a sample cannot be used. Interrupted, without a file, when stopped.
+    before: called after all checks, before the first sample is read. ValueError if the modality has no Inception space.
+    Interrupted if `stop` returns True; then no file is written.
     """
     space = next((space for space in modality.spaces() if space.name == "inception"), None)
     if space is None:
@@ -119,14 +120,14 @@ def write_reference(
     running = {name: RunningMoments() for name, *_ in MOMENTS}
     total, replaced = len(dataset), 0
     samples = spread_evenly(dataset, range(total), total)
-    while some := list(islice(samples, batch_size)):
+    while items := list(islice(samples, batch_size)):
         if stop():
             raise Interrupted("the statistics")
-        replaced += sum(fault is not None for _, fault in some)
-        kept = space(collate([sample for sample, _ in some], modality).data)
+        replaced += sum(fault is not None for _, fault in items)
+        features = space(collate([example for example, _ in items], modality).data)
         for name, moments in running.items():
-            moments.add(kept[name])
-        progress(len(some), total)
+            moments.add(features[name])
+        progress(len(items), total)
     about = {
         "source": Path(source).name, "data": dataset.fingerprint, "num_samples": total, "replaced": replaced,
         "preprocessing": modality.preprocessing, "resolution": modality.resolution, "weights": space.weights,
@@ -151,16 +152,16 @@ def _dataset(modality: Modality, source: str) -> Dataset:
 
 
 def _arrays(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Names of all arrays, and those that are statistics; samples are not read here."""
-    wanted = {PROVENANCE, *(name for _, *names, _ in MOMENTS for name in names)}
+    """Return the names of all arrays, and the statistics among them; samples are not read here."""
+    statistics = {PROVENANCE, *(name for _, *names, _ in MOMENTS for name in names)}
     try:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("not an archive")
-            return file.files, {name: file[name] for name in file.files if name in wanted}
+            return file.files, {name: file[name] for name in file.files if name in statistics}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"--reference {path}: cannot be read as plain arrays ({reason}); make it anew") from None
+        raise ValueError(f"--reference {path}: cannot be read as plain arrays ({reason}); write it again") from None
 
 
 def _moments(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Moments]:
@@ -173,13 +174,13 @@ def _moments(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Moments]:
         if mu.shape != (width,) or sigma.shape != (width, width):
             raise ValueError(f"--reference {path}: {shapes}, not a mean ({width},) and covariance ({width}, {width})")
         if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (mu, sigma)):
-            raise ValueError(f"--reference {path}: {shapes} are not finite numbers; make it anew")
+            raise ValueError(f"--reference {path}: {shapes} are not finite numbers; compute it again")
         moments[tensor] = (torch.from_numpy(mu).double(), torch.from_numpy(sigma).double())
     return moments
 
 
 def _provenance(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
-    """What this package wrote about the statistics; of others nothing is known."""
+    """Return what this package stored about the statistics; {} for those of other software."""
     if PROVENANCE not in arrays:
         return {}
     about, kinds = {}, None
@@ -189,7 +190,7 @@ def _provenance(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     if kinds != (int, str, {int}):
-        raise ValueError(f"--reference {path}: its {PROVENANCE} is damaged; make it anew")
+        raise ValueError(f"--reference {path}: its {PROVENANCE} is damaged; write it again")
     return about
 
 

@@ -1,4 +1,4 @@
-"""An evaluation's numbers for the terminal and for files."""
+"""The results of an evaluation as a table for the terminal and as a JSON file."""
 
 from __future__ import annotations
 
@@ -13,116 +13,120 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
 from ..files import write_json
 from ..modalities.base import Row
-from .evaluate import Evaluation, Measured
+from ..version import __version__
+from .evaluate import EvaluatedMetric, Evaluation
 from .protocol import Protocol
 
 FORMAT = 1
 ARROWS = {"higher": "↑", "lower": "↓", "same": "="}
-LEGEND = "↑ higher is better, ↓ lower is better, = as what stands beside it"
+LEGEND = "↑ higher is better, ↓ lower is better, = closer to the baselines is better"
 
 
-def table(numbers: list[Measured], title: str) -> Group:
-    """For the terminal: each number with what must be said of it, and below, each protocol once."""
-    shown = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("measure")
-    shown.add_column("value", justify="right", no_wrap=True)
-    shown.add_column("beside it")
-    shown.add_column("by", no_wrap=True)
-    listed = protocols(numbers)
-    for measured in numbers:
-        name = Text(f"{ARROWS[measured.row.better]} {measured.row.name}")
-        if cautions := measured.protocol.cautions():
+def table(numbers: list[EvaluatedMetric], title: str) -> Group:
+    """Return a table for the terminal: each number with its cautions, and below it each protocol once."""
+    rows = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    rows.add_column("metric")
+    rows.add_column("value", justify="right", no_wrap=True)
+    rows.add_column("baselines")
+    rows.add_column("protocol", no_wrap=True)
+    protocols = distinct_protocols(numbers)
+    for result in numbers:
+        name = Text(f"{ARROWS[result.row.better]} {result.row.name}")
+        if cautions := result.protocol.cautions():
             name.append("\n" + ", ".join(cautions), style="yellow")
-        place = Text(f"[{listed.index(measured.protocol) + 1}]")
-        shown.add_row(name, Text(value(measured.row)), Text(beside(measured.row)), place)
-    below = [Text(f"[{i}] {outline(protocol)}") for i, protocol in enumerate(listed, 1)]
-    return Group(shown, *below, Text(LEGEND, style="dim"))
+        place = Text(f"[{protocols.index(result.protocol) + 1}]")
+        rows.add_row(name, Text(format_value(result.row)), Text(format_baselines(result.row)), place)
+    below = [Text(f"[{i}] {outline(protocol)}") for i, protocol in enumerate(protocols, 1)]
+    return Group(rows, *below, Text(LEGEND, style="dim"))
 
 
-def value(row: Row) -> str:
-    """The number with its spread and unit."""
-    spread = "" if row.spread is None else f" ± {number(row.spread)}"
-    return f"{number(row.value)}{spread} {row.unit}".rstrip()
+def format_value(row: Row) -> str:
+    """Return the number with its spread and unit."""
+    spread = "" if row.spread is None else f" ± {format_number(row.spread)}"
+    return f"{format_number(row.value)}{spread} {row.unit}".rstrip()
 
 
-def beside(row: Row) -> str:
-    """What a number is to be held against."""
-    return ", ".join(f"{name} {number(value)}" for name, value in row.beside.items())
+def format_baselines(row: Row) -> str:
+    """Return the baselines to compare a number with."""
+    return ", ".join(f"{name} {format_number(value)}" for name, value in row.beside.items())
 
 
-def protocols(numbers: list[Measured]) -> list[Protocol]:
-    """Each once, in order."""
-    found: list[Protocol] = []
-    for measured in numbers:
-        if measured.protocol not in found:
-            found.append(measured.protocol)
-    return found
+def distinct_protocols(numbers: list[EvaluatedMetric]) -> list[Protocol]:
+    """Return each protocol once, in order."""
+    distinct: list[Protocol] = []
+    for result in numbers:
+        if result.protocol not in distinct:
+            distinct.append(result.protocol)
+    return distinct
 
 
-def counts(protocol: Protocol) -> str:
-    """How many samples a number is of."""
+def format_counts(protocol: Protocol) -> str:
+    """Return how many samples a number was computed from, and with what they were compared."""
     return f"n = {protocol.num_samples:,} against {protocol.num_reference:,} of {protocol.reference}"
 
 
 def outline(protocol: Protocol) -> str:
-    """A protocol in a line; what it leaves out stands in the file of the evaluation."""
-    parts = [f"{protocol.track}: {counts(protocol)}", protocol.preprocessing.split(",")[0]]
+    """Return a summary of a protocol in one line; the JSON file has all of it."""
+    parts = [f"{protocol.track}: {format_counts(protocol)}", protocol.preprocessing.split(",")[0]]
     if protocol.sampling is not None or protocol.decoding is not None:
         parts.append("/".join(protocol.key("").split("/")[2:]))
     if protocol.nfe is not None:
-        parts.append(f"{protocol.nfe:g} evaluations of {_asked(protocol)} a sample")
+        parts.append(f"{protocol.nfe:g} evaluations of {_networks(protocol)} per sample")
     if protocol.space is not None:
-        parts.append(f"seen by {protocol.space}")
+        parts.append(f"features: {protocol.space}")
     return "; ".join([*parts, f"seed {protocol.seed}", protocol.precision])
 
 
-def _asked(protocol: Protocol) -> str:
-    """The networks whose evaluations are counted."""
-    own = [] if protocol.sampling is None else ["the denoiser"]
-    return " and ".join(own if protocol.decoding is None else [*own, "the decoder"])
+def _networks(protocol: Protocol) -> str:
+    """Return the networks whose evaluations are counted."""
+    networks = [] if protocol.sampling is None else ["the denoiser"]
+    return " and ".join(networks if protocol.decoding is None else [*networks, "the decoder"])
 
 
 def is_better(row: Row, other: float) -> bool:
-    """Whether a number is better than another of its kind; ValueError where neither direction is."""
+    """Whether a result beats another value of its metric; ValueError if the metric has no better direction."""
     if row.better == "same":
-        raise ValueError(f"training.best: {row.key!r} is neither better high nor low; choose another metric")
+        raise ValueError(
+            f"training.best: {row.key!r} has no better direction (neither higher nor lower); choose another metric"
+        )
     return row.value > other if row.better == "higher" else row.value < other
 
 
-def number(value: float) -> str:
-    """Four digits."""
+def format_number(value: float) -> str:
+    """Format with four significant digits."""
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def write(evaluation: Evaluation, path: Path, about: dict[str, Any], seconds: float) -> None:
-    """One JSON file: every number with its protocol, what the model was, versions; `seconds` is its only field that
-    a second evaluation would change."""
+def write_evaluation(evaluation: Evaluation, path: Path, about: dict[str, Any], seconds: float) -> None:
+    """Write a JSON file: every number with its protocol, the model (`about`) and versions.
+
+    Only `seconds` differs between two evaluations of the same model.
+    """
     content = {
         "format_version": FORMAT,
         **about,
         "versions": {"unilatent": __version__, "torch": torch.__version__, "numpy": numpy.__version__,
                      "python": platform.python_version()},
-        "numbers": [as_json(measured) for measured in evaluation.numbers],
+        "numbers": [as_json(result) for result in evaluation.numbers],
         "seconds": round(seconds, 2),
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
 
 
-def as_json(measured: Measured) -> dict[str, Any]:
-    """A number with its protocol, as plain data."""
-    row = measured.row
+def as_json(result: EvaluatedMetric) -> dict[str, Any]:
+    """Return a result with its protocol as plain data."""
+    row = result.row
     return {
-        "key": measured.key, "metric": row.key, "name": row.name, "value": row.value, "spread": row.spread,
-        "unit": row.unit, "better": row.better, "beside": row.beside, "cautions": measured.protocol.cautions(),
-        "protocol": measured.protocol.plain(),
+        "key": result.key, "metric": row.key, "name": row.name, "value": row.value, "spread": row.spread,
+        "unit": row.unit, "better": row.better, "beside": row.beside, "cautions": result.protocol.cautions(),
+        "protocol": result.protocol.plain(),
     }  # fmt: skip
 
 
-def from_json(content: dict[str, Any]) -> Measured:
-    """The inverse of `as_json`."""
+def from_json(content: dict[str, Any]) -> EvaluatedMetric:
+    """Invert `as_json`."""
     fields = {key: content[key] for key in ("name", "value", "unit", "better", "beside", "spread")}
-    return Measured(Row(key=content["metric"], **fields), Protocol.parse(content["protocol"]))
+    return EvaluatedMetric(Row(key=content["metric"], **fields), Protocol.parse(content["protocol"]))

@@ -1,1 +1,1 @@
-"""Other people's checkpoints, as our models."""
+"""Checkpoints of other code, converted to models of this package."""

@@ -1,7 +1,7 @@
-"""The UNITE authors' checkpoints (.pt, a dict with `model` and `ema`) as a `UNITE` model.
+"""Convert the UNITE authors' checkpoints (.pt, a dict with `model` and `ema`) to a `UNITE` model.
 
-Key names and shapes are facts of that format. Sizes are read off the shapes; the decoder's head count, which no shape
-shows, follows from its width. Nothing is unpickled but tensors and plain containers.
+Key names and shapes are facts of that format. Sizes are derived from the shapes; the decoder's number of heads, which
+no shape shows, follows from its width. Only tensors and plain containers are unpickled.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..conditions.class_label import ClassLabelConfig
-from ..methods.base import ModelConfig, SamplingConfig, assemble
 from ..methods.unite import UNITE, DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..modalities.image import ImageConfig
+from ..model_config import ModelConfig, SamplingConfig
+from ..model_folder import assemble
 
-# Official prefix -> ours. Longer prefixes come first.
+# Official prefix -> prefix here. Longer prefixes come first.
 RENAMES = {
     "patch_embed.patch_embeddings.projection.": "generative_encoder.data_in.",
     "encoder.up_sample.": "generative_encoder.latent_in.",
@@ -51,11 +52,14 @@ SPECIAL_TIME = "encoder.t_embedder.special_time_emb"
 DERIVED = ("encoder.pos_embed", "encoder.feat_rope", "decoder.decoder_pos_embed", "lpips_loss.")
 PATCH_POSITIONS = "patch_embed.position_embeddings"
 HEAD_WIDTHS = {64: 16, 384: 64, 768: 64, 1024: 64, 1152: 72}
-"""Width of a decoder head by width of the decoder; 64 is a size made for tests."""
+"""Width of a decoder head by width of the decoder; width 64 is for tests."""
 
 
 def read_checkpoint(path: Path, weights: Literal["ema", "model"] = "ema") -> dict[str, Tensor]:
-    """One of the two sets of weights, `_orig_mod.` stripped; ValueError names the file and what is wrong."""
+    """Read the EMA or the raw weights of a checkpoint, without the prefixes `_orig_mod.` and `module.`.
+
+    ValueError names the file and the fault.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the .pt file of a UNITE checkpoint")
     if is_unsafe(torch.__version__):
@@ -67,11 +71,11 @@ def read_checkpoint(path: Path, weights: Literal["ema", "model"] = "ema") -> dic
     _refuse_compressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # UnpicklingError, and whatever else a crafted file can provoke
+    except Exception as error:  # UnpicklingError, or anything else that a crafted file raises
         if "weights_only" in str(error):
             raise ValueError(
                 f"{path}: holds objects other than tensors, which are never loaded (they can run code); ask its "
-                "authors for plain tensors or safetensors, or re-save it where it was made"
+                "authors for plain tensors or safetensors, or save it again with the code that wrote it"
             ) from None
         raise ValueError(f"{path}: damaged or not a torch checkpoint; download it again from its authors") from None
     if not isinstance(content, dict) or not isinstance(content.get(weights), dict):
@@ -79,7 +83,7 @@ def read_checkpoint(path: Path, weights: Literal["ema", "model"] = "ema") -> dic
         raise ValueError(f"{path}: no {weights!r} weights in it (found {keys}); is it a UNITE checkpoint?")
     for key, value in content[weights].items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise ValueError(f"{path}: {key!r:.80} of {weights!r} is no plain tensor; is it a UNITE checkpoint?")
+            raise ValueError(f"{path}: {key!r:.80} of {weights!r} is not a plain tensor; is it a UNITE checkpoint?")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{path}: {key!r:.80} claims {value.numel():,} numbers that are not in the file")
     return {key.replace("_orig_mod.", "").removeprefix("module."): value for key, value in content[weights].items()}
@@ -92,23 +96,29 @@ def is_unsafe(version: str) -> bool:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """torch.save never compresses; an archive much larger inside than outside is made to fill memory."""
+    """Refuse a compressed archive, which could fill the memory; torch.save never compresses."""
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = sum(member.file_size for member in archive.infolist())
-    except Exception:  # not a zip, which older files are not; or a damaged one, which torch.load names
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except Exception:  # an older format, which is no zip; or a damaged file, which torch.load reports
         return
-    if inside > 2 * path.stat().st_size + 2**20:
-        raise ValueError(f"{path}: unpacks to {inside / 2**30:.2f} GiB, which no file of torch.save does; not loaded")
+    if unpacked > 2 * path.stat().st_size + 2**20:
+        raise ValueError(
+            f"{path}: unpacks to {unpacked / 2**30:.2f} GiB, but torch.save does not compress; download it again from "
+            "its authors"
+        )
 
 
 def recognise(state: dict[str, Tensor], image_size: int | tuple[int, int] | None = None) -> ModelConfig:
-    """The configuration whose shapes these are. image_size: None for a square of as many patches as latents."""
+    """Derive the configuration from the shapes of the weights.
+
+    image_size: None takes a square with as many patches as latents.
+    """
     width, _, patch, _ = _shape(state, "patch_embed.patch_embeddings.projection.weight", 4)
     _, num_latents, _ = _shape(state, "latent_tokens", 3)
     side = math.isqrt(num_latents)
     if image_size is None and side * side != num_latents:
-        raise ValueError(f"image size: {num_latents} latents form no square; give image_size=(height, width)")
+        raise ValueError(f"image_size: {num_latents} latents do not form a square; give image_size=(height, width)")
     decoder_width, stem_width = _shape(state, "decoder.decoder_embed.weight", 2)
     rows, _ = _shape(state, TABLE, 2)
     return ModelConfig(
@@ -136,7 +146,8 @@ def recognise(state: dict[str, Tensor], image_size: int | tuple[int, int] | None
 
 
 def official_sampling() -> SamplingConfig:
-    """The authors' sampling settings, with Heun steps in place of the adaptive solver that couples batch mates."""
+    """Return the authors' sampling settings, with Heun steps in place of their adaptive solver (dopri5), whose steps
+    couple the samples of a batch."""
     return SamplingConfig(
         solver="heun", num_inference_steps=50, time_shift=2.0, guidance_scale=3.4, guidance_interval=(0.0, 0.9)
     )
@@ -145,7 +156,7 @@ def official_sampling() -> SamplingConfig:
 def convert(
     path: Path, weights: Literal["ema", "model"] = "ema", image_size: int | tuple[int, int] | None = None
 ) -> UNITE:
-    """The model of a checkpoint file, in evaluation mode; every trained tensor of the file is in it."""
+    """Convert a checkpoint file to a model, in evaluation mode. Every trained tensor of the file is in it."""
     state = read_checkpoint(path, weights)
     try:
         config = recognise(state, image_size)
@@ -153,17 +164,17 @@ def convert(
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"{path}: its tensors have the shapes of no UNITE model ({reason})") from None
-    except RuntimeError as error:  # tensors that cannot be joined
-        raise ValueError(f"{path}: its tensors do not belong together ({str(error).splitlines()[0]})") from None
+    except RuntimeError as error:  # tensors that cannot be concatenated
+        raise ValueError(f"{path}: its tensors do not fit together ({str(error).splitlines()[0]})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    model = assemble(config, renamed, path)
+    model = assemble(config, UNITE, renamed, path)
     assert isinstance(model, UNITE)
     return model
 
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Official tensors under our names and shapes; ValueError on a tensor this package would have to drop."""
+    """Map official tensors to names and shapes of this package; ValueError on a tensor that has no place in it."""
     if state.get(PATCH_POSITIONS, torch.zeros(())).any():
         raise ValueError(f"{PATCH_POSITIONS}: trained patch positions are not supported; released files hold zeros")
     out = {}
@@ -192,7 +203,7 @@ def _rename(key: str) -> str:
 
 def _reshape(key: str, value: Tensor) -> Tensor:
     if key == "patch_embed.patch_embeddings.projection.weight":
-        return value.permute(0, 2, 3, 1).flatten(1)  # (H, c, p, q) -> (H, p q c), the order of our tokens
+        return value.permute(0, 2, 3, 1).flatten(1)  # (H, c, p, q) -> (H, p q c), the order of tokens here
     return value[0] if key == "latent_tokens" else value
 
 
@@ -213,5 +224,5 @@ def _count(state: dict[str, Tensor], prefix: str) -> int:
 
 def _heads(width: int) -> int:
     if width not in HEAD_WIDTHS:
-        raise ValueError(f"width {width} is none of the published sizes ({', '.join(map(str, HEAD_WIDTHS))})")
+        raise ValueError(f"width {width} is not a published size ({', '.join(map(str, HEAD_WIDTHS))})")
     return width // HEAD_WIDTHS[width]

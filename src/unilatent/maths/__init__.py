@@ -1,1 +1,1 @@
-"""Pure maths of noise, denoising and comparison: tensors in, tensors out; no weights, no files."""
+"""Pure functions on tensors: diffusion, feature distances, geometry, EMA profiles. No weights, no files."""

@@ -1,4 +1,4 @@
-"""How many bits: rates from nats, and the entropy of what was quantised."""
+"""Bits: rates from nats, and the entropy of quantised values."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def rates(nats: Tensor, **counts: int) -> dict[str, Tensor]:
-    """Nats per sample as bits per each of its parts, by name: `rates(nats, pixel=H * W)["bits_per_pixel"]`.
+    """Convert nats per sample to bits per unit, by the unit's name: `rates(nats, pixel=H * W)["bits_per_pixel"]`.
 
-    Papers mean different things by bits per dimension, so a rate here always says what it was divided by: a `pixel`
-    (H W), a `subpixel` (C H W), a `latent_dimension` (K D).
+    "Bits per dimension" has different meanings in papers, so a rate here always names what it was divided by: `pixel`
+    (H W), `subpixel` (C H W), `latent_dimension` (K D).
     """
     return {f"bits_per_{name}": nats / (math.log(2) * count) for name, count in counts.items()}
 
 
 def histogram_entropy(values: Tensor, width: float) -> Tensor:
-    """Entropy in bits of each channel of values (n, D), quantised to bins [k width, (k + 1) width). (D,) float64.
+    """Return the entropy in bits of each channel of values (n, D), quantised to bins [k width, (k + 1) width).
 
-    With fine bins and many samples it is the differential entropy less log2(width). It is too low by about
-    (occupied bins - 1) / (2 n ln 2): a thousand samples in fifty bins lack 0.035 bits.
+    Shape (D,), float64. With fine bins and many samples it approaches the differential entropy minus log2(width). It is
+    biased low by about (occupied bins - 1) / (2 n ln 2): 0.035 bits for a thousand samples in fifty bins.
     """
     if width <= 0:
         raise ValueError(f"histogram_entropy: width {width} must be positive")

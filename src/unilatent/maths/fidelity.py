@@ -1,5 +1,5 @@
-"""How like real samples generated ones are, from features of both: kernel distance, Inception Score, precision and
-recall, density and coverage. All in float64, on whatever device the features are."""
+"""Metrics of generated samples from features: kernel distance (KID), Inception Score, precision and recall, density and
+coverage. All in float64, on the device of the features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .streams import generator
 
 
 class Estimate(NamedTuple):
-    """Over subsets or splits: their mean, and their standard deviation (of the population, not its estimate)."""
+    """Mean and population standard deviation (divisor n) over subsets or splits."""
 
     mean: float
     std: float
@@ -38,27 +38,27 @@ class DensityCoverage(NamedTuple):
 def kernel_distance(
     real: Tensor, generated: Tensor, *, subset_size: int = 1000, subsets: int = 100, seed: int = 0
 ) -> Estimate:
-    """KID (Binkowski et al. 2018, arXiv:1801.01401): squared MMD with the kernel (x.y / D + 1)^3, unbiased, so that it
-    can be negative.
+    """Return the KID (Binkowski et al. 2018, arXiv:1801.01401): squared MMD with the kernel (x.y / D + 1)^3.
 
-    real, generated: (N, D), N >= 2 each. The mean over `subsets` pairs of subsets drawn without replacement on the
-    seed's stream, each of `subset_size` samples or, if either set is smaller, of as many as that one has.
+    The estimator is unbiased, so it can be negative. real, generated: (N, D), N >= 2 each. Mean over `subsets` pairs of
+    random subsets, drawn without replacement, of `subset_size` samples each or as many as the smaller set has.
     """
     size = min(subset_size, len(check_features(real)), len(check_features(generated, like=real)))
     if size < 2 or subsets < 1:
         raise ValueError(f"kernel distance: needs subset_size >= 2 and subsets >= 1, got {size} and {subsets}")
     stream = generator("kernel distance", seed)
-    found = []
+    values = []
     for _ in range(subsets):
-        some = [set_[torch.randperm(len(set_), generator=stream)[:size].to(set_.device)] for set_ in (real, generated)]
-        found.append(squared_mmd(*some))
-    return _estimate(found)
+        pair = [rows[torch.randperm(len(rows), generator=stream)[:size].to(rows.device)] for rows in (real, generated)]
+        values.append(squared_mmd(*pair))
+    return _estimate(values)
 
 
 def squared_mmd(a: Tensor, b: Tensor) -> float:
-    """The unbiased estimate of MMD^2 between (N, D) and (M, D), N, M >= 2, with the kernel (x.y / D + 1)^3.
+    """Return the unbiased estimate of MMD^2 between (N, D) and (M, D), N, M >= 2, with the kernel (x.y / D + 1)^3.
 
-    Means of k over unlike pairs within a, within b, less twice the mean over pairs across (Gretton et al. 2012, eq. 3).
+    The mean of k over pairs of different samples of a, plus the same of b, minus twice the mean over pairs of one
+    sample of each (Gretton et al. 2012, eq. 3).
     """
     a, b = a.double(), b.double()
 
@@ -73,10 +73,11 @@ def squared_mmd(a: Tensor, b: Tensor) -> float:
 
 
 def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int | None = None) -> Estimate:
-    """exp(mean KL(p(y|x) || p(y))) (Salimans et al. 2016, arXiv:1606.03498) over splits; between 1 and C.
+    """Return the Inception Score exp(mean KL(p(y|x) || p(y))) over splits, between 1 and C.
 
-    probabilities: (N, C), rows that sum to 1; `logits.double().softmax(1)`. N >= splits. Splits are N/splits
-    neighbours: in the order given (seed None), where samples sorted by class score low, or in a seeded random order.
+    (Salimans et al. 2016, arXiv:1606.03498.) probabilities: (N, C), rows that sum to 1: `logits.double().softmax(1)`;
+    N >= splits. A split is N / splits consecutive rows: in the given order if seed is None (samples sorted by class
+    then score low), otherwise in a seeded random order.
     """
     if splits < 1:
         raise ValueError(f"splits: needs at least 1, got {splits}")
@@ -96,8 +97,9 @@ def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int | None
 
 
 def inception_score_of(parts: Iterable[Tensor], total: int, *, splits: int = 10) -> Estimate:
-    """The same in the order given, of probabilities (n, C) that arrive in parts, `total` rows together; holds (splits,
-    C) numbers. The mean KL of a split is its mean of sum p log p less sum q log q of its mean q.
+    """Return `inception_score` (seed None) of probabilities (n, C) that arrive in parts, `total` rows together.
+
+    Stores (splits, C) numbers: the mean KL of a split is the mean of sum p log p, minus sum q log q of the mean q.
     """
     if not 1 <= splits <= total:
         raise ValueError(f"splits: needs 1 to {total} of {total} samples, got {splits}")
@@ -120,11 +122,10 @@ def inception_score_of(parts: Iterable[Tensor], total: int, *, splits: int = 10)
 
 
 def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, block: int = 1024) -> PrecisionRecall:
-    """The share of generated samples inside a real one's ball, and of real ones inside a generated one's
-    (Kynkaanniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2).
+    """Return precision, the share of generated samples inside the ball of a real one, and recall, the reverse.
 
-    A sample's ball reaches to its k-th nearest neighbour of its own set and includes its surface. real, generated:
-    (N, D), N > k each. Holds block x N distances at a time.
+    (Kynkaanniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2.) A sample's ball reaches to its k-th nearest neighbour in
+    its own set and includes the surface. real, generated: (N, D), N > k each. Memory: block x N distances.
     """
     real, generated = _pair(real, generated, k)
     real_radius, generated_radius = neighbour_distance(real, k, block), neighbour_distance(generated, k, block)
@@ -134,8 +135,8 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, block: int 
 
 
 def density_coverage(real: Tensor, generated: Tensor, *, k: int = 5, block: int = 1024) -> DensityCoverage:
-    """How many of the k expected real balls a generated sample lies in, on average, and the share of real samples
-    whose ball holds a generated one (Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 4).
+    """Return density, the mean number of real balls around a generated sample divided by k, and coverage, the share of
+    real samples whose ball contains a generated one (Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 4).
 
     Balls, shapes and memory as in `precision_recall`.
     """
@@ -150,18 +151,18 @@ def density_coverage(real: Tensor, generated: Tensor, *, k: int = 5, block: int 
 
 
 def neighbour_distance(features: Tensor, k: int, block: int = 1024) -> Tensor:
-    """The squared distance from each row (N, D), N > k, to its k-th nearest other row, (N,) float64."""
+    """Return the squared distance from each row (N, D), N > k, to its k-th nearest other row. (N,) float64."""
     features = features.double()
-    found = []
+    distances = []
     for start, d in zip(range(0, len(features), block), _distances(features, features, block), strict=True):
         rows = torch.arange(len(d), device=d.device)
-        d[rows, start + rows] = torch.inf  # itself
-        found.append(d.topk(k, dim=1, largest=False).values[:, -1])
-    return torch.cat(found)
+        d[rows, start + rows] = torch.inf  # the row itself
+        distances.append(d.topk(k, dim=1, largest=False).values[:, -1])
+    return torch.cat(distances)
 
 
 def _distances(rows: Tensor, columns: Tensor, block: int) -> Iterator[Tensor]:
-    """Squared distances (n, M) from n <= block rows at a time to all columns; 0 where rounding falls below it."""
+    """Yield squared distances (n, M) from n <= block rows at a time to all columns; negative rounding errors are 0."""
     norms = columns.square().sum(1)
     for part in rows.split(block):
         yield (part.square().sum(1, keepdim=True) + norms - 2 * part @ columns.T).clamp_(min=0)
@@ -176,5 +177,5 @@ def _pair(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _estimate(values: list[float]) -> Estimate:
-    found = torch.tensor(values, dtype=torch.float64)
-    return Estimate(float(found.mean()), float(found.std(correction=0)))
+    results = torch.tensor(values, dtype=torch.float64)
+    return Estimate(float(results.mean()), float(results.std(correction=0)))

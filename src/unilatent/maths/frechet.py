@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, in float64, by symmetric eigenvalues (no sqrtm)."""
+"""Frechet distance between two sets of features, in float64, by symmetric eigendecompositions (no sqrtm)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Moments = tuple[Tensor, Tensor]
 
 
 def moments(features: Tensor) -> Moments:
-    """Mean (D,) and unbiased covariance (D, D) of features (N, D), N >= 2, in float64."""
+    """Return mean (D,) and unbiased covariance (D, D) of features (N, D), N >= 2, in float64."""
     features = check_features(features).double()
     mean = features.mean(0)
     centred = features - mean
@@ -20,8 +20,8 @@ def moments(features: Tensor) -> Moments:
 class RunningMoments:
     """Mean and covariance of features that arrive in parts, in float64 (Chan, Golub & LeVeque 1983).
 
-    Nothing is subtracted that is large beside the result, so features far from zero lose no digits, and the result
-    depends on how they were split by rounding alone. It holds (D, D) numbers, on the device of the first part.
+    Sums are centred, so features far from zero lose no digits; how the features are split changes rounding errors only.
+    Stores (D, D) numbers, on the device of the first part.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class RunningMoments:
         """(D, D), the sum of (x - mean) (x - mean)^T; None before the first part."""
 
     def add(self, features: Tensor) -> None:
-        """A further part (n, D), n >= 0. ValueError on another D, NaN or infinity."""
+        """Add features (n, D), n >= 0. ValueError on another D, NaN or infinity."""
         features = check_features(features, at_least=0)
         self._check_width(features.shape[1])
         if len(features) == 0:
@@ -47,7 +47,7 @@ class RunningMoments:
         self._shift(len(features), mean)
 
     def merge(self, other: RunningMoments) -> None:
-        """Everything that the other one has seen, as if added here; the other one stays as it is."""
+        """Add all samples of `other`, which does not change."""
         if other.mean is None or other.scatter is None:
             return
         self._check_width(len(other.mean))
@@ -58,13 +58,13 @@ class RunningMoments:
         self._shift(other.count, other.mean)
 
     def moments(self) -> Moments:
-        """What `moments` gives of all parts at once; ValueError with fewer than two samples."""
+        """Return mean and covariance as `moments` does of all parts together; ValueError for fewer than two samples."""
         if self.count < 2 or self.mean is None or self.scatter is None:
             raise ValueError(f"features: a covariance needs at least 2 samples, got {self.count}")
         return self.mean.clone(), self.scatter / (self.count - 1)
 
     def _shift(self, count: int, mean: Tensor) -> None:
-        """Mean and count of both, and the scatter of the two means about it."""
+        """Update mean and count for `count` more samples, and add the scatter between the two means."""
         assert self.mean is not None and self.scatter is not None
         total = self.count + count
         step = mean.to(self.mean) - self.mean
@@ -78,18 +78,19 @@ class RunningMoments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) for two (mean, covariance) pairs; ValueError on unlike D.
+    """Return |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two (mean, covariance) pairs.
 
-    With C = R R^T, the trace of the root is the sum of the singular values of R_a^T R_b. R has the eigenvectors whose
-    eigenvalues are more than rounding errors, so rank-deficient covariances, from fewer samples than channels, keep
-    all their digits: the root of a rounding error of 1e-16 would be 1e-8, a thousand times over.
+    With C = R R^T, tr((C_a C_b)^(1/2)) is the sum of the singular values of R_a^T R_b. R contains only eigenvectors
+    whose eigenvalues exceed rounding errors. This keeps full precision for rank-deficient covariances (fewer samples
+    than channels), where the square roots of a thousand rounding errors of 1e-16 would add 1e-8 each. ValueError if D
+    differs.
     """
     (mean_a, cov_a), (mean_b, cov_b) = a, b
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"moments: both need the same D, got {len(mean_a)} and {len(mean_b)}")
     for mean, cov in (a, b):
         if not (mean.isfinite().all() and cov.isfinite().all()):
-            raise ValueError("moments: some hold NaN or infinity")
+            raise ValueError("moments: they contain NaN or infinity")
     cov_a, cov_b = cov_a.double(), cov_b.double().to(cov_a.device)
     cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
     distance = (mean_a.double() - mean_b.to(mean_a.device).double()).square().sum()
@@ -97,17 +98,17 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R (D, rank) with R R^T = C."""
+    """Return R (D, rank) with R R^T = C."""
     values, vectors = torch.linalg.eigh(covariance)  # ascending
     resolved = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
     return vectors[:, resolved] * values[resolved].sqrt()
 
 
 def frechet_distance_of(features_a: Tensor, features_b: Tensor) -> float:
-    """The distance between two sets of features (N, D), each with N >= 2; the sets may differ in size.
+    """Return the Frechet distance between two sets of features (N, D), N >= 2 each; sizes may differ.
 
-    With fewer samples than channels no covariance is built: tr((C_a C_b)^(1/2)) is the sum of singular values of
-    X_a X_b^T / sqrt((N_a - 1) (N_b - 1)) for centred features X, an (N_a, N_b) matrix. ValueError on other shapes.
+    With fewer samples than channels no covariance is computed: tr((C_a C_b)^(1/2)) is the sum of the singular values of
+    the (N_a, N_b) matrix X_a X_b^T / sqrt((N_a - 1) (N_b - 1)), X being centred features. ValueError on other shapes.
     """
     check_features(features_a)
     check_features(features_b, like=features_a)
@@ -120,7 +121,7 @@ def frechet_distance_of(features_a: Tensor, features_b: Tensor) -> float:
 
 
 def check_features(features: Tensor, like: Tensor | None = None, at_least: int = 2) -> Tensor:
-    """The features if they are (N, D), N >= at_least, of finite numbers and as wide as `like`; else ValueError."""
+    """Return the features if they are finite, (N, D) with N >= at_least, and as wide as `like`; else ValueError."""
     if features.ndim != 2 or len(features) < at_least:
         raise ValueError(f"features: need (N, D) with N >= {at_least}, got shape {tuple(features.shape)}")
     if like is not None and features.shape[1] != like.shape[1]:
@@ -132,7 +133,7 @@ def check_features(features: Tensor, like: Tensor | None = None, at_least: int =
 
 
 def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and X / sqrt(N - 1) (N, D) with X the centred features, whose Gram matrix is the covariance."""
+    """Return the mean (D,) and Y = X / sqrt(N - 1) (N, D), X being centred features; Y^T Y is the covariance."""
     features = features.double()
     mean = features.mean(0)
     return mean, (features - mean) / (len(features) - 1) ** 0.5

@@ -1,4 +1,4 @@
-"""Rotations, superposition and periodic cells, for batches of atoms. Float32 or float64 in, the same out.
+"""Rotations, superposition and periodic cells for batches of atoms. Results have the input's dtype, float32 or float64.
 
 A cell is a matrix (..., 3, 3) of row vectors, so that Cartesian = fractional @ cell, in pymatgen's convention: c along
 z, a in the xz plane. Its parameters (..., 6) are a, b, c in Angstrom and alpha, beta, gamma in degrees.
@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 
 def rotation_of(quaternions: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) of quaternions (..., 4) of any length but 0; four normal numbers give every
-    rotation the same chance."""
+    """Return rotation matrices (..., 3, 3) of quaternions (..., 4) of any non-zero norm.
+
+    Quaternions of four N(0, 1) numbers give uniformly distributed rotations.
+    """
     w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
     rows = (
         torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
@@ -24,15 +26,16 @@ def rotation_of(quaternions: Tensor) -> Tensor:
 
 
 def centre(positions: Tensor, mask: Tensor) -> Tensor:
-    """Means (B, 1, 3) of the positions (B, N, 3) where mask (B, N) is True; 0 of none."""
+    """Return the means (B, 1, 3) of the positions (B, N, 3) where mask (B, N) is True; 0 if it is True nowhere."""
     real = mask[..., None].to(positions.dtype)
     return (positions * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
 
 
 def superpose(moving: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
-    """`moving` (B, N, 3) turned and shifted onto `fixed` with the least squared distance (Kabsch 1976), atom by atom.
+    """Rotate and translate `moving` (B, N, 3) onto `fixed` with the least squared distance (Kabsch 1976).
 
-    mask: (B, N), the atoms that count; the others are moved along. Rotations are proper: no mirror image.
+    Atom i of one corresponds to atom i of the other. mask: (B, N), the atoms that are fitted; the others move with
+    them. Rotations are proper: no reflections.
     """
     here, there = centre(moving, mask), centre(fixed, mask)
     a, b = (moving - here) * mask[..., None], (fixed - there) * mask[..., None]
@@ -44,13 +47,13 @@ def superpose(moving: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
 
 
 def rmsd(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """Root of the mean squared distance (B,) of atoms (B, N, 3) that count, as they lie."""
+    """Return the root mean squared distance (B,) of the atoms (B, N, 3) in mask (B, N), without superposition."""
     real = mask.to(a.dtype)
     return (((a - b).square().sum(-1) * real).sum(1) / real.sum(1).clamp(min=1)).sqrt()
 
 
 def cell_of(parameters: Tensor) -> Tensor:
-    """Cells (..., 3, 3) of parameters (..., 6)."""
+    """Return the cells (..., 3, 3) of parameters (..., 6)."""
     a, b, c = parameters[..., :3].unbind(-1)
     cosines, sines = parameters[..., 3:].deg2rad().cos(), parameters[..., 3:].deg2rad().sin()
     (cos_a, cos_b, cos_g), (sin_a, sin_b, _) = cosines.unbind(-1), sines.unbind(-1)
@@ -65,7 +68,7 @@ def cell_of(parameters: Tensor) -> Tensor:
 
 
 def parameters_of(cell: Tensor) -> Tensor:
-    """Parameters (..., 6) of cells (..., 3, 3), however they are turned."""
+    """Return the parameters (..., 6) of cells (..., 3, 3) in any orientation."""
     lengths = cell.norm(dim=-1)
     a, b, c = (cell / lengths[..., None]).unbind(-2)
     cosines = torch.stack([(b * c).sum(-1), (a * c).sum(-1), (a * b).sum(-1)], -1).clamp(-1, 1)
@@ -73,21 +76,24 @@ def parameters_of(cell: Tensor) -> Tensor:
 
 
 def to_cartesian(fractional: Tensor, cell: Tensor) -> Tensor:
-    """(B, N, 3) in cells (B, 3, 3), in Angstrom."""
+    """Convert fractional coordinates (B, N, 3) in cells (B, 3, 3) to Angstrom."""
     return fractional @ cell
 
 
 def to_fractional(cartesian: Tensor, cell: Tensor) -> Tensor:
-    """The inverse of `to_cartesian`; not wrapped into the cell."""
+    """Invert `to_cartesian`; the result is not wrapped into the cell."""
     return torch.linalg.solve(cell.mT, cartesian.mT).mT
 
 
 def wrap(fractional: Tensor) -> Tensor:
-    """The same places in [0, 1)."""
+    """Return the periodic images of fractional coordinates in [0, 1)."""
     inside = fractional - fractional.floor()
     return torch.where(inside < 1, inside, 0.0)  # a tiny negative number rounds up to 1
 
 
 def nearest_image(difference: Tensor) -> Tensor:
-    """Fractional differences to the nearest periodic image, in [-1/2, 1/2]; of skew cells, near enough for a loss."""
+    """Return fractional differences to the nearest periodic image, in [-1/2, 1/2].
+
+    In skewed cells another image may be nearer in Angstrom; the approximation is good enough for a loss.
+    """
     return difference - difference.round()

@@ -1,4 +1,4 @@
-"""Guidance is a wrapper from denoiser to denoiser; solvers never know about it."""
+"""Classifier-free guidance, as a wrapper around a denoiser; solvers need no knowledge of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ConditionalDenoise = Callable[[Tensor, float, Conditioning], Tensor]
 
 
 def is_guided(t: float, interval: tuple[float, float]) -> bool:
-    """Whether low < t < high, compared in float32; high = 1 includes t = 1 itself."""
+    """Return whether low < t < high, compared in float32; high = 1 includes t = 1."""
     low, at, high = torch.tensor([interval[0], t, interval[1]], dtype=torch.float32).tolist()
     return low < at and (at < high or high >= 1)
 
@@ -27,13 +27,13 @@ def classifier_free(
     interval: tuple[float, float] = (0.0, 1.0),
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Denoise:
-    """Clean estimates u + scale (c - u) from the conditional c and unconditional u (Ho & Salimans 2022).
+    """Return a denoiser with estimates u + scale (c - u), c conditional and u unconditional (Ho & Salimans 2022).
 
     scale: 0 is unconditional, 1 conditional (one evaluation each), above 1 guided (both, in one batch of 2 B).
-    interval: (low, high) in t; outside it the plain conditional estimate, one evaluation (Kynkaanniemi et al. 2024).
-    project: None combines finished estimates ("norm_first"). Given, `denoise` returns raw estimates, which are combined
-        first and then projected ("guidance_first"); it is applied to plain conditional estimates too, so that every
-        estimate a solver sees is finished.
+    interval: (low, high) in t; outside it the conditional estimate, one evaluation (Kynkaanniemi et al. 2024).
+    project: None if `denoise` returns projected estimates, which are then combined ("norm_first"). Otherwise `denoise`
+        returns raw estimates, which are combined and then projected ("guidance_first"). It is applied without guidance
+        too, so a solver always receives projected estimates.
     """
     if scale < 0:
         raise ValueError(f"guidance_scale: {scale} must not be negative (0 unconditional, 1 conditional, > 1 guided)")

@@ -1,4 +1,4 @@
-"""Noise paths: z_t = alpha(t) x + sigma(t) eps, with t = 0 clean and t = 1 noise."""
+"""Noise paths (interpolants, noise schedules): z_t = alpha(t) x + sigma(t) eps, t = 0 clean and t = 1 noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def expand(t: Tensor | float, like: Tensor) -> Tensor:
-    """A scalar or (B,) time as (B, 1, ..., 1), to broadcast against `like` (B, ...).
+    """Reshape a scalar or (B,) time to (B, 1, ..., 1), to broadcast against `like` (B, ...).
 
-    Every broadcast of a time in this package happens here. Floats become float64 scalars (on the CPU, where scalars
-    combine with tensors of any device), so that the closed forms lose nothing before they meet `like`.
+    All broadcasting of times in this package happens here. Floats become float64 scalars on the CPU, which combine with
+    tensors on any device, so that closed forms are computed in float64.
     """
     if not isinstance(t, Tensor):
         return torch.tensor(t, dtype=torch.float64)
@@ -22,52 +22,55 @@ def expand(t: Tensor | float, like: Tensor) -> Tensor:
 
 
 class NoisePath(ABC):
-    """The closed forms of one path. Times are tensors of any shape; results have the same shape."""
+    """Closed forms of a noise path. Times are tensors of any shape; results have the same shape."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal share."""
+        """Return the signal coefficient."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise share."""
+        """Return the noise coefficient."""
 
     @abstractmethod
     def dalpha(self, t: Tensor) -> Tensor:
-        """d alpha / dt."""
+        """Return d alpha / dt."""
 
     @abstractmethod
     def dsigma(self, t: Tensor) -> Tensor:
-        """d sigma / dt."""
+        """Return d sigma / dt."""
 
     @abstractmethod
     def feature(self, t: Tensor) -> Tensor:
-        """The number a network is told about the noise level."""
+        """Return the number that a network receives as the noise level."""
 
     @abstractmethod
     def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(c, s) of the velocity c eps - s x that networks predict, dz/dt up to a factor; alpha c + sigma s = 1."""
+        """Return (c, s) of the velocity c eps - s x that networks predict, with alpha c + sigma s = 1.
+
+        It is dz/dt up to a factor.
+        """
 
     def logsnr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2); decreases in t, infinite where one of them is 0."""
+        """Return log(alpha^2 / sigma^2), which decreases in t and is infinite where alpha or sigma is 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def dlogsnr(self, t: Tensor) -> Tensor:
-        """d logsnr / dt, negative everywhere."""
+        """Return d logsnr / dt, negative everywhere."""
         return 2 * (self.dalpha(t) / self.alpha(t) - self.dsigma(t) / self.sigma(t))
 
     def add_noise(self, x: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
-        """z_t for x and eps (B, ...) at t scalar or (B,)."""
+        """Return z_t for x and eps (B, ...) at t, scalar or (B,)."""
         t = expand(t, x)
         return self.alpha(t).to(x.dtype) * x + self.sigma(t).to(x.dtype) * eps
 
     def noise_of(self, z: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
-        """The eps that takes x to z_t; t > 0."""
+        """Return the eps with z_t = alpha x + sigma eps; t > 0."""
         t = expand(t, z)
         return (z - self.alpha(t).to(z.dtype) * x) / self.sigma(t).to(z.dtype)
 
     def velocity(self, z: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
-        """dz/dt of the probability-flow ODE when x is the clean estimate: alpha' x + sigma' eps."""
+        """Return dz/dt of the probability-flow ODE for the clean estimate x: alpha' x + sigma' eps."""
         s = expand(t, z)
         return self.dalpha(s).to(z.dtype) * x + self.dsigma(s).to(z.dtype) * self.noise_of(z, x, t)
 
@@ -76,8 +79,8 @@ class NoisePath(ABC):
 class LinearPath(NoisePath):
     """Rectified flow: alpha = 1 - t, sigma = t.
 
-    min_time: the velocity (z - x) / t divides by max(t, min_time), as UNITE's authors do with 0.05, in training and
-    in sampling alike. The default only keeps t = 0 finite.
+    min_time: the velocity is (z - x) / max(t, min_time). UNITE's authors use 0.05, in training and in sampling. The
+    default only keeps t = 0 finite.
     """
 
     min_time: float = 1e-5
@@ -95,11 +98,11 @@ class LinearPath(NoisePath):
         return torch.ones_like(t)
 
     def feature(self, t: Tensor) -> Tensor:
-        """1 - t: the signal share, which is the time of UNITE's paper."""
+        """Return 1 - t: the signal coefficient, which is the time of UNITE's paper."""
         return 1 - t
 
     def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """eps - x."""
+        """Return the coefficients of eps - x."""
         return torch.ones_like(t), torch.ones_like(t)
 
     def velocity(self, z: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
@@ -152,9 +155,9 @@ class LogSNRPath(NoisePath):
         return -0.5 * self.sigma(t) * self.alpha(t) ** 2 * self.dlogsnr(t)
 
     def feature(self, t: Tensor) -> Tensor:
-        """logsnr / 8."""
+        """Return logsnr / 8."""
         return self.logsnr(t) / 8
 
     def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha eps - sigma x (Salimans & Ho 2022)."""
+        """Return the coefficients of alpha eps - sigma x (Salimans & Ho 2022)."""
         return self.alpha(t), self.sigma(t)

@@ -1,12 +1,12 @@
-"""What a network may predict at z_t = alpha x + sigma eps, to the clean estimate and back.
+"""Conversions between prediction types at z_t = alpha x + sigma eps and the clean estimate.
 
     clean       x
     noise       eps
-    velocity    c eps - s x, (c, s) the path's `direction`: alpha eps - sigma x on LogSNRPath, eps - x on LinearPath
+    velocity    c eps - s x, (c, s) = path.direction(t): alpha eps - sigma x on LogSNRPath, eps - x on LinearPath
     score       -eps / sigma, the gradient of log p(z_t | x)
 
-Shares below SMALLEST are divided by as if they were SMALLEST: noise says nothing of x where there is only noise, and
-the other way round; velocities lose nothing anywhere. Results are at least float32.
+Divisions by alpha or sigma use max(., SMALLEST): at alpha = 0 a noise prediction does not determine x, and at sigma = 0
+x does not determine the noise. Velocities are exact everywhere. Results are at least float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SMALLEST = 1e-5
 
 
 def to_clean(kind: Prediction, prediction: Tensor, z: Tensor, t: Tensor | float, path: NoisePath) -> Tensor:
-    """The clean estimate (B, ...) from a prediction (B, ...) at z (B, ...) and t, scalar or (B,)."""
+    """Return the clean estimate (B, ...) for a prediction (B, ...) at z (B, ...) and t, scalar or (B,)."""
     prediction, z = _precise(prediction), _precise(z)
     s = expand(t, z)
     alpha, sigma = path.alpha(s).to(z.dtype), path.sigma(s).to(z.dtype)
@@ -36,7 +36,7 @@ def to_clean(kind: Prediction, prediction: Tensor, z: Tensor, t: Tensor | float,
 
 
 def from_clean(kind: Prediction, clean: Tensor, z: Tensor, t: Tensor | float, path: NoisePath) -> Tensor:
-    """What a network would have predicted for this clean estimate: the inverse of `to_clean`."""
+    """Return the prediction that corresponds to a clean estimate: the inverse of `to_clean`."""
     clean, z = _precise(clean), _precise(z)
     s = expand(t, z)
     alpha, sigma = path.alpha(s).to(z.dtype), path.sigma(s).to(z.dtype)
@@ -44,8 +44,8 @@ def from_clean(kind: Prediction, clean: Tensor, z: Tensor, t: Tensor | float, pa
         return clean
     noise = (z - alpha * clean) / sigma.clamp(min=SMALLEST)
     if kind == "velocity":
-        on_noise, on_clean = (share.to(z.dtype) for share in path.direction(s))
-        return on_noise * noise - on_clean * clean
+        noise_factor, clean_factor = (factor.to(z.dtype) for factor in path.direction(s))
+        return noise_factor * noise - clean_factor * clean
     return noise if kind == "noise" else -noise / sigma.clamp(min=SMALLEST)
 
 

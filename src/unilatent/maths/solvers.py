@@ -1,10 +1,10 @@
-"""Samplers as free functions: (denoise, z, times, path, noise) -> z.
+"""Samplers as functions: (denoise, z, times, path, noise) -> z.
 
-denoise(z, t) returns the clean estimate at the float time t; z (B, ...) starts as noise at times[0]; times is a
-decreasing float64 CPU tensor. All but `dopri5` take fixed steps, so a sample never depends on its batch mates.
-noise() returns a fresh N(0, 1) like z, from each sample's own stream; only `ancestral` asks for any.
+denoise(z, t) returns the clean estimate at the float time t; z (B, ...) is noise at times[0]; times is a decreasing
+float64 CPU tensor. All but `dopri5` take fixed steps, so a sample never depends on the other samples in its batch.
+noise() returns new N(0, 1) noise of z's shape from each sample's own random number stream; only `ancestral` calls it.
 
-What is returned is z at times[-1]. On a path whose clean end keeps noise (sigma(0) > 0), that is a noisy z_0.
+They return z at times[-1]. On a path with sigma(0) > 0, that is a noisy z_0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Noise = Callable[[], Tensor]
 
 
 class Solver(Protocol):
-    """What every function below is."""
+    """The signature of every solver."""
 
     def __call__(
         self, denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None
@@ -32,14 +32,14 @@ class Solver(Protocol):
 
 
 def euler(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
-    """First order in t; one evaluation a step."""
+    """Euler's method in t: first order, one evaluation per step."""
     for t, s in _pairs(times):
         z = z + (s - t) * path.velocity(z, denoise(z, t), t)
     return z
 
 
 def heun(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
-    """Second order (trapezium); two evaluations a step, one in a last step that ends without noise."""
+    """Heun's method: second order, two evaluations per step; one in a last step that ends at sigma = 0."""
     for t, s in _pairs(times):
         v = path.velocity(z, denoise(z, t), t)
         z_euler = z + (s - t) * v
@@ -51,16 +51,16 @@ def heun(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noi
 
 
 def ddim(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
-    """First order, exact when the clean estimate is constant over a step (Song et al. 2021a)."""
+    """DDIM: first order, exact if the clean estimate is constant over a step (Song et al. 2021a)."""
     for t, s in _pairs(times):
         z = _towards(z, denoise(z, t), t, s, path)
     return z
 
 
 def dpmpp_2m(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order in log-SNR; one evaluation a step.
+    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order in log-SNR, one evaluation per step.
 
-    Steps that start from pure noise or end without noise, where log-SNR is infinite, are first order.
+    Steps from pure noise or to sigma = 0, where log-SNR is infinite, are first order.
     """
     logsnr = path.logsnr(times)
     previous: Tensor | None = None
@@ -78,19 +78,19 @@ def ancestral(
     denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None,
     share: float = 0.2,
 ) -> Tensor:  # fmt: skip
-    """Steps drawn from p(z_s | z_t, x = the clean estimate) (Ho et al. 2020); one evaluation a step.
+    """Ancestral sampling: z_s ~ p(z_s | z_t, x = clean estimate) (Ho et al. 2020), one evaluation per step.
 
-    share: the log-variance goes that far from its lower bound, right when x is certain, to its upper bound, right
-        when x ~ N(0, 1); Hoogeboom et al. 2023 take 0.2.
+    share: interpolates the log-variance between its lower bound (0), exact if x is known, and its upper bound (1),
+        exact if x ~ N(0, 1). Hoogeboom et al. 2023 use 0.2.
     """
-    assert noise is not None, "this solver draws noise at every step"
+    assert noise is not None, "ancestral sampling needs noise at every step"
     logsnr = path.logsnr(times).tolist()
     alpha, sigma = path.alpha(times).tolist(), path.sigma(times).tolist()
     for i, (t, _) in enumerate(_pairs(times)):
-        news = -math.expm1(logsnr[i] - logsnr[i + 1])  # 1 - SNR_t / SNR_s
-        kept = alpha[i] * sigma[i + 1] ** 2 / (alpha[i + 1] * sigma[i] ** 2)
-        z = kept * z + alpha[i + 1] * news * denoise(z, t)
-        z = z + math.sqrt(news) * sigma[i] ** share * sigma[i + 1] ** (1 - share) * noise().to(z)
+        gain = -math.expm1(logsnr[i] - logsnr[i + 1])  # 1 - SNR_t / SNR_s
+        factor = alpha[i] * sigma[i + 1] ** 2 / (alpha[i + 1] * sigma[i] ** 2)
+        z = factor * z + alpha[i + 1] * gain * denoise(z, t)
+        z = z + math.sqrt(gain) * sigma[i] ** share * sigma[i + 1] ** (1 - share) * noise().to(z)
     return z
 
 
@@ -98,9 +98,9 @@ def dopri5(
     denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None,
     rtol: float = 1e-3, atol: float = 1e-6,
 ) -> Tensor:  # fmt: skip
-    """Adaptive Dormand-Prince through torchdiffeq; `times` gives only the ends, which no evaluation passes.
+    """Adaptive Dormand-Prince (torchdiffeq) between the first and the last of `times`; no evaluation lies outside.
 
-    Step sizes come from the whole batch: a sample changes slightly with its batch mates.
+    Step sizes depend on the whole batch: a sample changes slightly with the other samples in it.
     """
     from torchdiffeq import odeint
 
@@ -117,7 +117,7 @@ SOLVERS: dict[str, Solver] = {
 
 
 def find_solver(name: str) -> Solver:
-    """The solver of that name; ValueError names those that exist."""
+    """Return the solver of that name; ValueError lists all names."""
     if name not in SOLVERS:
         raise ValueError(f"unknown; use one of {', '.join(SOLVERS)}")
     return SOLVERS[name]
@@ -128,5 +128,5 @@ def _pairs(times: Tensor) -> list[tuple[float, float]]:
 
 
 def _towards(z: Tensor, clean: Tensor, t: float, s: float, path: NoisePath) -> Tensor:
-    """From z_t to time s along the line that keeps this clean estimate and its noise."""
+    """Move z_t to time s with the clean estimate and the noise it implies unchanged."""
     return path.add_noise(clean, path.noise_of(z, clean, t), s)

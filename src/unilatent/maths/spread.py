@@ -1,4 +1,4 @@
-"""How far latents are from one another: their spread over samples, and over how many directions it goes."""
+"""Variance of latents over samples, and its effective rank."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 class Spread:
     """Running moments of latents (B, K, D), additive over batches and processes, in float64.
 
-    The covariance is between samples at the same latent position: what tells samples apart, whatever each position's
-    own mean. Its sums do not depend on how samples are cut into batches.
+    The covariance is over samples at the same latent position, so differences between the positions' means do not
+    count. It does not depend on how samples are split into batches.
     """
 
     def __init__(self, most: int, channels: int, device: torch.device | str = "cpu"):
-        """most: the largest K that will come."""
+        """most: the largest K that will be added."""
         self.count = torch.zeros(most, dtype=torch.float64, device=device)  # (K,)
         self.total = torch.zeros(most, channels, dtype=torch.float64, device=device)  # (K, D)
         self.square = torch.zeros(channels, channels, dtype=torch.float64, device=device)  # (D, D)
 
     def add(self, latents: Tensor, mask: Tensor | None = None) -> None:
-        """Latents (B, K, D), of which mask (B, K) says which are real."""
+        """Add latents (B, K, D); mask (B, K) is True for real ones."""
         z = latents.detach().double()
         k = z.shape[1]
         real = torch.ones(z.shape[:2], dtype=z.dtype, device=z.device) if mask is None else mask.to(z)
@@ -32,20 +32,21 @@ class Spread:
 
     @property
     def sums(self) -> list[Tensor]:
-        """What adds up over processes."""
+        """Tensors to be summed over processes, in place."""
         return [self.count, self.total, self.square]
 
     def covariance(self) -> Tensor:
-        """(D, D), unbiased, pooled over latent positions; zeros where no position has two samples."""
+        """Return the unbiased covariance (D, D), pooled over latent positions; 0 if no position has two samples."""
         mean = self.total / self.count.clamp(min=1)[:, None]
         within = self.square - self.total.T @ mean
         return within / (self.count - 1).clamp(min=0).sum().clamp(min=1)
 
     def numbers(self) -> dict[str, Tensor]:
-        """latent_std: root of the mean variance of a channel over samples. latent_rms: root mean square of a channel.
+        """Return summary statistics, by metric name.
 
-        latent_rank: participation ratio tr(C)^2 / tr(C^2) of the covariance C, from 1 (all samples on a line) to D
-        (equally far in all directions); 0 when samples do not differ at all.
+        latent_std: square root of the mean variance of a channel over samples. latent_rms: root mean square of a
+        channel. latent_rank: participation ratio tr(C)^2 / tr(C^2) of the covariance C, from 1 (all samples on a line)
+        to D (equal variance in all directions); 0 if all samples are equal.
         """
         c = self.covariance()
         trace, d = c.trace().clamp(min=0), len(c)

@@ -1,4 +1,4 @@
-"""Laws of the training time, and time grids for sampling. t = 0 is clean, t = 1 is noise."""
+"""Distributions of training times, and time grids for sampling. t = 0 is clean, t = 1 is noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def shift(t: Tensor, factor: float) -> Tensor:
-    """Move times towards noise (factor > 1) or data (factor < 1), end points fixed: f t / (f t + 1 - t).
+    """Shift times towards noise (factor > 1) or data (factor < 1) with fixed end points: f t / (f t + 1 - t).
 
     UNITE's "alpha = 0.5" (t = 1 clean) is factor 2 here.
     """
@@ -20,16 +20,17 @@ def shift(t: Tensor, factor: float) -> Tensor:
 
 
 def logit_normal(normals: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Times in (0, 1) from standard normals: sigmoid(mean + std n), through float64."""
+    """Map standard normal numbers n to times in (0, 1): sigmoid(mean + std n), computed in float64."""
     return torch.sigmoid(mean + std * normals.double()).float()
 
 
 def stratified(positions: Iterable[int], shift: int, draw: int = 0) -> Tensor:
-    """Low-discrepancy times (B,) in [0, 1): (shift / 2^64 + position m) mod 1, a function of each position alone.
+    """Return low-discrepancy times (B,) in [0, 1): (shift / 2^64 + position m) mod 1. Float32, 24 bits.
 
-    Any run of positions covers [0, 1) evenly, whatever its length, and so any batch, however it is cut among
-    processes; each time is U[0, 1) when shift is uniform below 2^64. m is a metallic mean: the golden ratio for draw 0,
-    1 + sqrt(2) for draw 1, ...: two draws at one position are evenly spread over the square. Float32, 24 bits.
+    A time depends on its own position only. Consecutive positions cover [0, 1) evenly, whatever their number, and so
+    does any batch, however it is divided among processes. Each time is U[0, 1) if shift is uniform below 2^64. m is a
+    metallic mean, the golden ratio for draw 0, 1 + sqrt(2) for draw 1, ...: two draws for the same positions cover the
+    unit square evenly.
     """
     metallic = (draw + 1 + math.sqrt((draw + 1) ** 2 + 4)) / 2
     step = int(metallic % 1 * 2**64)
@@ -37,9 +38,9 @@ def stratified(positions: Iterable[int], shift: int, draw: int = 0) -> Tensor:
 
 
 def grid(num_inference_steps: int, factor: float = 1.0) -> Tensor:
-    """Sampling times from 1 to 0: num_inference_steps + 1 of them, shifted; float64 on the CPU.
+    """Return num_inference_steps + 1 shifted sampling times from 1 to 0, float64 on the CPU.
 
-    An Euler solver makes one evaluation at every time but the last.
+    The Euler solver evaluates the network at every time but the last.
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps: {num_inference_steps} must be at least 1")

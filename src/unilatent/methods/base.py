@@ -1,132 +1,208 @@
-"""A method is four verbs: encode, decode, denoise, loss."""
+"""The contract of a method: `encode`, `decode`, `denoise` and `loss`.
+
+To add a method, write `methods/NAME.py` with a `MethodConfig` and one public subclass of `LatentModel`. The file name
+is the method's name in configurations. The trainer calls `loss`; sampling, reconstruction, evaluation and analysis call
+the other three. `methods/unite.py` is an example.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from pydantic import Field, field_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..conditions.base import Conditions
-from ..config import Config, ConfigError, component
-from ..config import Config as Settings
-from ..files import read_json, write_json
 from ..maths.paths import NoisePath
-from ..maths.solvers import find_solver
 from ..maths.streams import Streams
-from ..modalities.base import Modality, Splits
+from ..modalities.base import Modality
+from ..model_config import MethodConfig, ModelConfig, SamplingConfig
+from ..model_folder import SavedModel
 from ..registry import find
 from ..types import Batch, Conditioning, Layout
 
-FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""How a file of torch.save (a zip archive) or of pickle begins; no safetensors header of a sane size does."""
 
+class LatentModel(SavedModel, ABC):
+    """A tokenizer and a generator on its latents. Build one with `build(config)` or load it with `from_pretrained`.
 
-class SamplingConfig(Config):
-    """How new latents are integrated from noise; every field can be overridden when sampling.
+    Data are in the modality's format (images: (B, C, H, W) in [0, 1]); latents are (B, K, D).
 
-    time_shift: factor of `times.shift` on the grid (UNITE: 2).
-    guidance_interval: guide only where low < t < high, t = 1 being noise and 0 clean.
-    decoder_solver, decoder_steps: of a decoder that is a diffusion model itself; any other has no steps.
-    guidance_norm: "norm_first" combines finished estimates, "guidance_first" raw ones.
+    A subclass sets `Config`; its `__init__` sets `path`, `latent_channels`, `max_latents` and `conditions`.
     """
 
-    solver: str = "heun"
-    num_inference_steps: int = Field(default=50, ge=1)
-    time_shift: float = Field(default=1.0, gt=0)
-    decoder_solver: str = "ddim"
-    decoder_steps: int = Field(default=50, ge=1)
-    guidance_scale: float = Field(default=1.0, ge=0)
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_norm: Literal["norm_first", "guidance_first"] = "norm_first"
+    Config: ClassVar[type[MethodConfig]]
+    """Settings of the method; contract tests build it from `Config.small()`."""
+    generates: ClassVar[bool] = True
+    """Whether samples are drawn with `denoise`. False: `denoise` only bounds a rate, a second stage draws samples."""
+    path: NoisePath
+    """Noise path of the latents: z_t = alpha(t) z + sigma(t) eps."""
+    latent_channels: int
+    """D."""
+    max_latents: int
+    """The largest K."""
+    conditions: Conditions
 
-    @field_validator("solver", "decoder_solver")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        find_solver(name)
-        return name
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.modality: Modality = find("modalities", config.modality.name)(config.modality)
 
-    @field_validator("guidance_interval")
-    @classmethod
-    def _ordered(cls, interval: tuple[float, float]) -> tuple[float, float]:
-        low, high = interval
-        if not 0 <= low < high <= 1:
-            raise ValueError("low and high must satisfy 0 <= low < high <= 1 (t = 0 clean, t = 1 noise)")
-        return interval
+    # ---- every method defines these ----------------------------------------------------------------------------------
 
+    @abstractmethod
+    def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
+        """Encode data to the latents (B, K, D) that `decode` expects; zeros at padding.
 
-class ModelConfig(Config):
-    """Everything needed to build a model: what a sample is, what it is conditioned on, the method."""
+        Noise, if any, is a function of (seed, start + row), so that the batch size does not change the latents.
+        """
 
-    modality: component("modalities")  # type: ignore[valid-type]
-    conditions: dict[str, component("conditions")] = Field(default={})  # type: ignore[valid-type]
-    method: component("methods")  # type: ignore[valid-type]
-    sampling: SamplingConfig = SamplingConfig()
+    @abstractmethod
+    def decode(
+        self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
+        settings: SamplingConfig | None = None,
+    ) -> Any:  # fmt: skip
+        """Decode latents (B, K, D) to data.
 
-    @field_validator("conditions", mode="before")
-    @classmethod
-    def _named(cls, conditions: Any) -> Any:
-        """A condition's key is its name."""
-        if not isinstance(conditions, dict):
-            return conditions
-        return {key: {"name": key, **value} if isinstance(value, dict) else value for key, value in conditions.items()}
+        layout: of the data tokens. None: see `decoder_inputs`.
+        seed, start: noise, if any, is a function of (seed, start + row).
+        settings: `decoder_solver` and `decoder_steps` of a diffusion decoder; None takes the model's own.
+        """
 
-    def example(self) -> Self:
-        return self.model_copy(update={"conditions": {name: c.example() for name, c in self.conditions.items()}})
+    @abstractmethod
+    def denoise(
+        self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
+    ) -> Tensor:
+        """Return the clean estimate (B, K, D) of latents z (B, K, D) at time t, scalar or (B,).
 
-    def with_sources(self) -> Self:
-        """With what the method must read from other runs filled in (a frozen tokenizer's configuration, say)."""
-        return self.model_copy(update={"method": self.method.with_sources()})
+        layout: of the latents (`latent_layout`). finish=False omits `finish_latents`, for guidance that combines raw
+        estimates.
+        """
 
-    def with_data(self, splits: Splits) -> Self:
-        """With what the data knows filled in: about the modality (sizes, say), and about each condition (the names of
-        its classes, say)."""
-        modality = find("modalities", self.modality.name)(self.modality).fitted(splits)
-        facts, filled = splits.train.facts, {}
-        for name, condition in self.conditions.items():
-            kind = find("conditions", name)
-            argument = kind.argument
-            if argument not in facts:
-                raise ConfigError(
-                    f"conditions.{name}: the data under data.path has no {argument} ({kind.given_by}); "
-                    "give data that has, or train without the condition: conditions={}"
-                )
-            filled[name] = condition.with_data(**facts[argument])
-        return self.model_copy(update={"modality": modality, "conditions": filled})
+    @abstractmethod
+    def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
+        """Yield the parts of the training loss; their sum is the loss.
 
+        All noise comes from `streams`, one stream per sample. The caller runs the backward pass of each part before it
+        requests the next one: activations of one part are freed before those of the next exist, which bounds memory.
+        """
 
-class MethodConfig(Settings):
-    """Base of a method's configuration."""
+    @abstractmethod
+    def latent_layout(self, layout: Layout) -> Layout:
+        """Return the layout of the K latents of samples whose N data tokens have this layout."""
 
-    def with_sources(self) -> Self:
-        """With what must be read from other runs filled in; ConfigError names one that cannot be read."""
-        return self
+    # ---- a method may override these ---------------------------------------------------------------------------------
+
+    def encode_clean(self, data: Any, streams: Streams) -> Tensor:
+        """Encode data to the latents (B, K, D) that a generator is trained on: without the noise, if any, that
+        `encode` adds for the decoder. The encoder's random numbers come from `streams`."""
+        return self.encode(data)
+
+    def finish_latents(self, latents: Tensor) -> Tensor:
+        """Map raw estimates to clean ones (UNITE: the output norm)."""
+        return latents
+
+    def costs(self, batch: Batch, streams: Streams) -> Costs | None:
+        """Measure rate and decoder loss of each sample of a batch of at least two; None if the latents have no rate."""
+        return None
+
+    def load_sources(self, method: MethodConfig) -> None:
+        """Load weights that come from another run, before the first training step. Default: none.
+
+        method: the configuration as the user wrote it, before `MethodConfig.with_sources`.
+        """
+        return None
+
+    @property
+    def stepped_decoder(self) -> nn.Module | None:
+        """The network that `decode` evaluates in each of its `decoder_steps`; None if it decodes in one pass."""
+        return None
+
+    # ---- every method gets these -------------------------------------------------------------------------------------
+
+    @staticmethod
+    def build(config: ModelConfig) -> LatentModel:
+        """Return a newly initialised model of the configured method."""
+        return find("methods", config.method.name)(config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def num_trainable(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def latent_noise(self, streams: Streams, k: int) -> Tensor:
+        """Draw N(0, 1) for k latents of each sample, (B, k, D).
+
+        It is drawn for the largest K and cut, so that padding does not change a sample's noise.
+        """
+        return streams.normal(self.max_latents, self.latent_channels)[:, :k]
+
+    def example_latent_layout(self) -> Layout:
+        """Return the latent layout of one drawn sample: the only one for data of constant layout, such as images."""
+        return self.latent_layout(self.modality.sample_layout(Streams([("layout", 0)])))
+
+    def decoder_inputs(self, latents: Any, layout: Layout | None, seed: int, start: int) -> tuple[Tensor, Layout]:
+        """Check the arguments of `decode` and return latents and data layout on the model's device.
+
+        layout: None takes the padding from the latents (zeros) where each token has one latent; otherwise a layout is
+        drawn from (seed, start + row), or it is constant.
+        ValueError unless the latents have the type, shape and finite values that `encode` returns for this layout.
+        """
+        if not isinstance(latents, Tensor):
+            raise ValueError(
+                f"latents: expected a tensor (B, K, D), got {type(latents).__name__}; pass what encode returned"
+            )
+        if latents.ndim != 3 or not len(latents):
+            raise ValueError(
+                f"latents: expected shape (B, K, D), B > 0, got {tuple(latents.shape)}; pass what encode returned"
+            )
+        infer_layout = layout is None
+        if layout is None:
+            rows = range(start, start + len(latents))
+            layout = self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
+        expected = self.latent_layout(layout)
+        k, d = expected.num_tokens, self.latent_channels
+        if tuple(latents.shape[1:]) != (k, d):
+            raise ValueError(
+                f"latents: expected shape (B, {k}, {d}), got {tuple(latents.shape)}; pass what this model's encode "
+                "returned"
+            )
+        if not latents.is_floating_point():
+            raise ValueError(f"latents: expected floats, got {latents.dtype}; pass what encode returned")
+        if not latents.isfinite().all():
+            raise ValueError("latents: expected finite values, got NaN or infinity; remove those samples")
+        if infer_layout and expected.mask is not None:  # one latent per token: those of padding are zeros
+            layout = self.modality.layout_of((latents != 0).any(-1))
+        return latents.to(self.device).float(), layout.to(self.device)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of everything that determines latents. Stored latents carry it, and only a model with the
+        same fingerprint decodes them."""
+        geometry = [self.modality.channels, self.modality.max_tokens, self.config.plain()["method"]]
+        digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class LossPart:
-    """A share of the loss that can be differentiated on its own.
+    """A term of the loss with its own backward pass.
 
-    terms: its named terms, unweighted by the method; monitors: other numbers worth logging.
-    name: what the norm of its gradient is logged under; None takes the first term's. Parts may share one.
-    latents: the clean ones (B, K, D) of the batch's samples, in one of the parts, and which of them are real (B, K),
-        for the statistics that every method is watched by.
+    value: scalar to differentiate. terms: its named components without the method's weights. monitors: other numbers
+        to log.
+    name: under which the part's gradient norm is logged; None takes the name of the first term. Parts may share one.
+    latents, latent_mask: the clean latents (B, K, D) of the batch and which of them are real (B, K), in exactly one
+        part; latent statistics of every method are computed from them.
     """
 
     value: Tensor
@@ -136,29 +212,30 @@ class LossPart:
     latents: Tensor | None = None
     latent_mask: Tensor | None = None
     retain: bool = False
-    """The next part shares activations with this one, which must survive its backward pass."""
+    """The next part uses activations of this one: they must survive its backward pass."""
 
     @property
     def title(self) -> str:
         return self.name or next(iter(self.terms))
 
     def logs(self) -> dict[str, Tensor]:
-        """Detached, under the names that are logged."""
+        """Detached values under their metric keys."""
         named = {"loss/total": self.value, **{f"loss/{key}": value for key, value in self.terms.items()}}
         return {key: value.detach() for key, value in {**named, **self.monitors}.items()}
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What B samples cost in nats, each at random noise levels of its own; every tensor (B,).
+    """Rate and decoder loss of B samples in nats, at one random noise level per sample. Every tensor is (B,).
 
-    rate: the bound on the information in the latents that `decode` is given. base_rate: the same under the denoiser of
-        a second stage; None without one. variance: what a learned variance of the latents takes off both; None
-        without one.
-    decoder: the decoder's loss before any factor; shuffled: the same given another sample's latents.
-    latent_logsnr, latent_density: a noise level, and nats for each unit of log-SNR there; the area under the mean is
-        the rate, less what is left at the noisiest end. data_logsnr, data_density, shuffled_density: those of the
-        decoder's two losses. None where there is no noise level.
+    rate: upper bound on the information in the latents that `decode` receives.
+    base_rate: the same bound with the denoiser of a second stage; None without one.
+    variance: what a learned variance of the latents subtracts from both rates; None without one.
+    decoder: the decoder's loss without loss factor. shuffled: the same with another sample's latents.
+    latent_logsnr, latent_density: a noise level, and nats per unit of log-SNR there. The mean density integrates to
+        the rate without its terminal term, the KL at the noisiest end.
+    data_logsnr, data_density, shuffled_density: the same for `decoder` and `shuffled`.
+    The last five are None where there is no noise level.
     """
 
     rate: Tensor
@@ -171,340 +248,3 @@ class Costs:
     data_logsnr: Tensor | None = None
     data_density: Tensor | None = None
     shuffled_density: Tensor | None = None
-
-
-class LatentModel(nn.Module, ModelHubMixin, ABC, library_name="unilatent", tags=["latent-generative-model"]):
-    """A tokenizer and a generator on its latents.
-
-    `encode` and `decode` take and give plain data of the modality (pictures: (B, C, H, W) in [0, 1]) and latents
-    (B, K, D). Build with `build(config)`, or load with `from_pretrained`.
-    """
-
-    Config: ClassVar[type[Settings]]
-    generates: ClassVar[bool] = True
-    """Whether its denoiser is meant to be sampled from; one that only bounds a rate leaves that to a second stage."""
-    path: NoisePath
-    latent_channels: int
-    max_latents: int
-    """The largest K. Noise is drawn for it, so that padding moves no sample's noise."""
-    conditions: Conditions
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.modality: Modality = find("modalities", config.modality.name)(config.modality)
-
-    # The four verbs.
-
-    @abstractmethod
-    def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
-        """Data to the latents (B, K, D) that `decode` expects; those of padding are zeros.
-
-        Its noise, if any, is a function of (seed, start + row), so that encoding in batches changes nothing.
-        """
-
-    @abstractmethod
-    def decode(
-        self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
-        settings: SamplingConfig | None = None,
-    ) -> Any:  # fmt: skip
-        """Latents (B, K, D) to data; layout: of the data tokens. None takes the only one there is, or what the latents
-        tell (`laid_out`), or draws one.
-
-        Its noise, if any, is a function of (seed, start + row). settings: `decoder_solver` and `decoder_steps` of a
-        decoder that has any; None takes the model's own.
-        """
-
-    @abstractmethod
-    def denoise(
-        self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
-    ) -> Tensor:
-        """Clean estimate (B, K, D) of latents z at time t, scalar or (B,).
-
-        finish=False leaves out `finish_latents`, for guidance that combines raw estimates.
-        """
-
-    @abstractmethod
-    def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
-        """The parts of the training loss; all noise comes from `streams`, one a sample.
-
-        Differentiate each part before asking for the next: activations of one part are freed before those of the
-        next exist, which is what bounds memory. The parts' sum is the loss.
-        """
-
-    # What follows from them.
-
-    def encode_clean(self, data: Any, streams: Streams) -> Tensor:
-        """The latents (B, K, D) that a generator on this model's latents learns: without the noise, if any, that
-        `encode` adds for the decoder. Random numbers of the encoder come from `streams`."""
-        return self.encode(data)
-
-    def costs(self, batch: Batch, streams: Streams) -> Costs | None:
-        """What each sample of a batch of at least two costs; None for a method whose latents have no rate."""
-        return None
-
-    def start(self, method: MethodConfig) -> None:
-        """Weights that come from another run, loaded before the first step; method: as the user gave it, before
-        `with_sources`. Default: none."""
-        return None
-
-    def finish_latents(self, latents: Tensor) -> Tensor:
-        """Raw estimates to clean ones (UNITE: the output norm)."""
-        return latents
-
-    @abstractmethod
-    def latent_layout(self, layout: Layout) -> Layout:
-        """Layout of the K latents of samples whose N data tokens are laid out so."""
-
-    def laid_out(self, latents: Any, layout: Layout | None, seed: int, start: int) -> tuple[Tensor, Layout]:
-        """What `decode` starts from: its latents and the layout of their data, on the model's device. Of a layout that
-        is None, the latents themselves tell which tokens are padding, where each has one; otherwise it is drawn.
-
-        ValueError unless the latents are what `encode` gives for data laid out so.
-        """
-        if not isinstance(latents, Tensor):
-            raise ValueError(
-                f"latents: expected a tensor (B, K, D), got {type(latents).__name__}; give what encode gave"
-            )
-        if latents.ndim != 3 or not len(latents):
-            raise ValueError(
-                f"latents: expected shape (B, K, D), B > 0, got {tuple(latents.shape)}; give what encode gave"
-            )
-        found = layout is None
-        if layout is None:
-            rows = range(start, start + len(latents))
-            layout = self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
-        of_latents = self.latent_layout(layout)
-        k, d = of_latents.num_tokens, self.latent_channels
-        if tuple(latents.shape[1:]) != (k, d):
-            raise ValueError(
-                f"latents: expected shape (B, {k}, {d}), got {tuple(latents.shape)}; give what this model's encode gave"
-            )
-        if not latents.is_floating_point():
-            raise ValueError(f"latents: expected floats, got {latents.dtype}; give what encode gave")
-        if not latents.isfinite().all():
-            raise ValueError("latents: expected finite values, got NaN or infinity; leave those samples out")
-        if found and of_latents.mask is not None:  # a latent a token: those of padding are zeros
-            layout = self.modality.layout_of((latents != 0).any(-1))
-        return latents.to(self.device).float(), layout.to(self.device)
-
-    @property
-    def stepped_decoder(self) -> nn.Module | None:
-        """The network that `decode` asks in each of its `decoder_steps`; None where it decodes in one pass."""
-        return None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def num_trainable(self) -> int:
-        """Number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-    @staticmethod
-    def build(config: ModelConfig) -> LatentModel:
-        """A freshly initialised model of whatever method the configuration names."""
-        return find("methods", config.method.name)(config)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of what decides latents; they carry it, so that no other model decodes them."""
-        geometry = [self.modality.channels, self.modality.max_tokens, self.config.plain()["method"]]
-        digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    # Folders: config.json, model.safetensors and a README.md.
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """What the folder's README.md says: what it is and how to use it."""
-        config = self.config
-        conditions = f", conditioned on {', '.join(config.conditions)}" if config.conditions else ""
-        about = ModelCardData(library_name="unilatent", tags=["latent-generative-model", config.method.name])
-        size = sum(parameter.numel() for parameter in self.parameters()) / 1e6
-        return ModelCard(
-            f"---\n{about.to_yaml()}\n---\n\n# {config.method.name} on {config.modality.name}{conditions}\n\n"
-            f"{size:.2f} M parameters, {self.latent_channels} latent channels. All settings are in `{CONFIG}`.\n\n"
-            '```python\nimport unilatent\n\nmodel = unilatent.load("FOLDER_OR_HUB_ID")\n'
-            "samples = unilatent.sample(model, num=16)\nlatents = model.encode(data)\n```\n"
-        )
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        write_config(self.config, save_directory / CONFIG)
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, save_directory / WEIGHTS)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None,
-        cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
-        token: str | bool | None = None, map_location: str | torch.device = "cpu",
-    ) -> Self:  # fmt: skip
-        """A model folder or a hub id, in evaluation mode; ValueError names what is missing, damaged or another class.
-
-        Not the mixin's, which would parse the configuration before anything has checked it.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            folder = download(
-                str(pretrained_model_name_or_path), revision=revision, cache_dir=cache_dir, token=token,
-                force_download=force_download, local_files_only=local_files_only,
-            )  # fmt: skip
-        model = read_model(folder, device=map_location)
-        if not isinstance(model, cls):
-            raise ValueError(f"{folder}: holds a {type(model).__name__}, not a {cls.__name__}; use unilatent.load")
-        return model
-
-
-def write_config(config: ModelConfig, path: Path) -> None:
-    """A model's configuration as JSON."""
-    content = {"format_version": FORMAT_VERSION, **ModelConfig.model_validate(config).plain()}
-    write_json(path, content)
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The configuration of a model folder; ValueError names the file and what is wrong with it."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ValueError(f"{folder}: no {CONFIG} in it; give a run or a model folder written by save_pretrained")
-    content = read_json(path, "not a model configuration; was it edited?")
-    version = content.pop("format_version", None)
-    if type(version) is not int:
-        raise ValueError(f"{path}: not a model configuration (JSON with a format_version); was it edited?")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path}: format_version {version}, this package reads {FORMAT_VERSION}; update unilatent")
-    try:
-        return ModelConfig.parse(content)
-    except ConfigError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def read_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Tensors of a safetensors file; ValueError names the file when it is missing or damaged."""
-    if not path.is_file():
-        raise ValueError(f"{path}: missing; the folder is incomplete, copy or convert it again")
-    with path.open("rb") as file:
-        if file.read(4).startswith(PICKLED):
-            raise ValueError(
-                f"{path}: is a pickled file under this name, which is never loaded (it can run code); "
-                "have it saved as safetensors, or convert a .pt file of the UNITE authors with `unilatent convert`"
-            )
-    try:
-        return load_file(path, device=str(device))
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy or convert it again") from None
-
-
-def load_weights(
-    model: nn.Module, weights: dict[str, Tensor], source: Path | str, place: Callable[[], object] | None = None
-) -> None:
-    """Strictly; ValueError as of `check_weights`.
-
-    place: called once everything fits, before the weights are copied (gives a model without storage its memory).
-    """
-    check_weights(model.state_dict(), weights, source)
-    if place is not None:
-        place()
-    model.load_state_dict(weights)
-
-
-def check_weights(own: dict[str, Tensor], weights: dict[str, Tensor], source: Path | str) -> None:
-    """ValueError lists the first keys, shapes and types in which weights differ from `own`, or names one not finite."""
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    common = sorted(own.keys() & weights.keys())
-    shapes = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in common
-        if weights[key].shape != own[key].shape
-    ]
-    types = [
-        f"{key} {weights[key].dtype} instead of {own[key].dtype}"
-        for key in common
-        if weights[key].is_floating_point() != own[key].is_floating_point() or weights[key].is_complex()
-    ]
-    found = {"lacks": missing, "has unknown": extra, "has other shapes:": shapes, "has other types:": types}
-    faults = []
-    for fault, keys in found.items():
-        if keys:
-            rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            faults.append(f"{fault} {', '.join(key[:120] for key in keys[:3])}{rest}")
-    if faults:
-        raise ValueError(f"{source}: does not fit this model: {'; '.join(faults)}")
-    for key in common:
-        value = weights[key]
-        if own[key].is_floating_point() and not value.to(own[key].dtype).sum(dtype=torch.float64).isfinite():
-            raise ValueError(f"{source}: {key} is not finite (NaN or infinity in it); use an older checkpoint")
-
-
-def model_folder(source: str, field: str) -> Path:
-    """The folder with a finished model's configuration and weights; ConfigError names `field` if there is none."""
-    folder = Path(source)
-    for candidate in (folder / "model", folder):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    raise ConfigError(f"{field}: {source} holds no finished model; train it to its end, or give its folder")
-
-
-def refuse_other_tokens(own: Any, other: Any, field: str) -> None:
-    """ConfigError names what decides tokens and differs between two modalities; `field`: where the other came from."""
-    if own.name != other.name:
-        raise ConfigError(f"{field}: is for {other.name} data, the run for {own.name}; give one of its own kind")
-    a, b = (find("modalities", config.name)(config) for config in (own, other))
-    for name in ("resolution", "channels", "max_tokens", "token_shift", "token_scale"):
-        asked, had = getattr(a, name), getattr(b, name)
-        if asked != had:
-            raise ConfigError(
-                f"modality: {name.replace('_', ' ')} {asked}, but {field} was trained with {had}; copy modality from "
-                "its run's config.yaml"
-            )
-
-
-def read_model(folder: Path, device: str | torch.device = "cpu") -> LatentModel:
-    """The model of a folder, in evaluation mode."""
-    config = read_config(folder)
-    return assemble(config, read_weights(folder / WEIGHTS, device), folder / WEIGHTS, device)
-
-
-def assemble(
-    config: ModelConfig, weights: dict[str, Tensor], source: Path | str, device: str | torch.device = "cpu"
-) -> LatentModel:
-    """A configuration and its weights as a model, in evaluation mode; `source` is whose fault a difference is.
-
-    Nothing is initialised that the weights would replace, and sizes which the weights do not have cost no memory.
-    """
-    try:
-        with torch.device("meta"), _at_most(max(4 * len(weights), 2000)):
-            model = LatentModel.build(config)
-    except Exception as error:  # whatever sizes that no field forbids can provoke
-        raise ValueError(f"{source}: its configuration describes no model: {error}") from error
-    load_weights(model, weights, source, place=lambda: model.to_empty(device=device))
-    return model.eval()
-
-
-@contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Ends the building of a network of more tensors than that: a depth of a billion would never end by itself."""
-    made = 0
-
-    def counted(*_: object) -> None:
-        nonlocal made
-        made += 1
-        if made > count:
-            raise ValueError("it has far more tensors than the weights")
-
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def download(name: str, **options: Any) -> Path:
-    """The folder with a hub model's two files, and nothing else of its repository; options: of `snapshot_download`."""
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **options))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise ValueError(
-            f"{name}: no such folder here, and no model of that name on the hub within reach ({type(error).__name__})"
-        ) from None

@@ -1,17 +1,25 @@
-"""A generator on the frozen latents of a finished model: the second stage of Unified Latents, and of any other pair.
+"""A generator on the frozen latents of a trained model: the second stage of Unified Latents (arXiv 2602.17270).
 
-The tokenizer (encoder and decoder) comes from another run and never changes; only the base network here is trained,
-on `encode_clean` latents, so that noise is never added twice. The base's noise path is the tokenizer's own, with as
-little noise at its clean end, and what the solver returns goes to the decoder as it is (UL, Sec. 3.3, Alg. 2).
+Any method's model can be the tokenizer (encoder and decoder). It comes from another run and stays frozen; only the base
+network is trained, on the latents of `encode_clean`, so that noise is added once. The base uses the tokenizer's noise
+path with the same least noise, and the decoder receives the solver's result unchanged (UL, Sec. 3.3, Alg. 2).
 
-A finished model holds the tokenizer too: it can be moved and loaded without the run it came from.
+With t ~ U[0, 1] and z_t = alpha(t) z + sigma(t) eps the loss is, in the paper's lambda = logsnr,
+
+    L_base = -dlambda/dt 1/2 sigmoid(b - lambda) |eps - eps_hat(z_t)|^2        on a path in log-SNR
+           = |z - z_hat(z_t)|^2 / max(t, 0.05)^2                               on a linear path, such as UNITE's
+
+summed over each sample's real latents and divided by the number of values in the largest latent, K D.
+
+The saved model contains the tokenizer: it can be moved and loaded without the tokenizer's run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,29 +30,20 @@ from ..maths import weightings
 from ..maths.denoising import denoising_nats, terminal_kl
 from ..maths.paths import LogSNRPath
 from ..maths.streams import Streams
+from ..model_config import MethodConfig, ModelConfig, SamplingConfig
+from ..model_folder import find_model_folder, read_config, read_model, refuse_other_tokens
 from ..nets.backbones import Backbone, UViTConfig, ViTConfig, make_backbone
 from ..nets.denoiser import Denoiser
 from ..types import Batch, Conditioning, Layout
-from .base import (
-    Costs,
-    LatentModel,
-    LossPart,
-    MethodConfig,
-    ModelConfig,
-    SamplingConfig,
-    model_folder,
-    read_config,
-    read_model,
-    refuse_other_tokens,
-)
+from .base import Costs, LatentModel, LossPart
 
 
 class LatentDiffusionConfig(MethodConfig):
-    """tokenizer: a finished run or model folder, read when training starts and not kept. tokenizer_model: its
-    configuration, filled in from there and kept with the model, as its weights are.
-
-    base: the paper's is a two-level transformer. bias: of the sigmoid weight on a path in log-SNR (UL); a linear path
-    (UNITE's latents) takes the velocity weight.
+    """tokenizer: a finished run or model folder. It is read when training starts; the saved configuration has its
+        content in `tokenizer_model` instead.
+    tokenizer_model: the tokenizer's configuration, filled in from `tokenizer`.
+    base: the denoiser; the paper's is a two-level transformer.
+    bias: b of the sigmoid weight on a path in log-SNR. A linear path takes the velocity weight.
     """
 
     name: Literal["latent_diffusion"] = "latent_diffusion"
@@ -58,17 +57,30 @@ class LatentDiffusionConfig(MethodConfig):
         return cls(base=ViTConfig(width=64, depth=3, heads=4))
 
     def with_sources(self) -> Self:
-        """With the tokenizer's configuration; ConfigError names the folder if there is no finished model in it."""
+        """Fill in the tokenizer's configuration; ConfigError names the folder if it has no finished model."""
         if self.tokenizer is None and self.tokenizer_model is not None:
             return self
+        tokenizer_model = read_config(self.tokenizer_folder()).plain()
+        return self.model_copy(update={"tokenizer_model": tokenizer_model, "tokenizer": None})
+
+    def tokenizer_folder(self) -> Path:
+        """The model folder of `tokenizer`; ConfigError if it is not set or has no finished model."""
         if self.tokenizer is None:
             raise ConfigError("method.tokenizer: not set; give a finished run or model folder, e.g. runs/digits")
-        found = read_config(model_folder(self.tokenizer, "method.tokenizer")).plain()
-        return self.model_copy(update={"tokenizer_model": found, "tokenizer": None})
+        return find_model_folder(self.tokenizer, "method.tokenizer")
+
+
+class NoisedLatents(NamedTuple):
+    """One random noise level per sample, and what the base makes of it."""
+
+    clean: Tensor  # (B, K, D), z
+    estimate: Tensor  # (B, K, D), z_hat(z_t)
+    t: Tensor  # (B,)
+    layout: Layout
 
 
 class LatentDiffusion(LatentModel):
-    """Another model's encode and decode, and a denoiser of its own."""
+    """The tokenizer's `encode` and `decode`, and a denoiser of its own."""
 
     Config = LatentDiffusionConfig
 
@@ -77,31 +89,22 @@ class LatentDiffusion(LatentModel):
         method: LatentDiffusionConfig = config.method
         self.method = method
         if method.tokenizer_model is None:
-            raise ConfigError("method.tokenizer_model: not known yet; it is read from method.tokenizer")
-        own = ModelConfig.parse(method.tokenizer_model)
-        refuse_other_tokens(config.modality, own.modality, "method.tokenizer")
-        self.tokenizer = LatentModel.build(own).requires_grad_(False)
+            raise ConfigError("method.tokenizer_model: not set; it is filled in from method.tokenizer (`with_sources`)")
+        tokenizer_config = ModelConfig.parse(method.tokenizer_model)
+        refuse_other_tokens(config.modality, tokenizer_config.modality, "method.tokenizer")
+        self.tokenizer = LatentModel.build(tokenizer_config).requires_grad_(False)
         self.path = self.tokenizer.path
         self.latent_channels = self.tokenizer.latent_channels
         self.max_latents = self.tokenizer.max_latents
         self.conditions = Conditions(config.conditions, method.base.width)
-        axes = self.latent_axes
-        told = self.conditions.give_tokens
-        network = make_backbone(method.base, self.latent_channels, axes, reads_tokens=told)
+        axes = self.example_latent_layout().positions.shape[-1]
+        network = make_backbone(method.base, self.latent_channels, axes, reads_tokens=self.conditions.give_tokens)
         self.base = Denoiser(network, self.path)
 
-    @property
-    def latent_axes(self) -> int:
-        """A, axes of a latent's position."""
-        layout = self.modality.sample_layout(Streams([("layout", 0)]))
-        return self.tokenizer.latent_layout(layout).positions.shape[-1]
-
-    def start(self, method: MethodConfig) -> None:
-        """The tokenizer's weights, from the folder that `method.tokenizer` names."""
+    def load_sources(self, method: MethodConfig) -> None:
+        """Load the tokenizer's weights from the folder `method.tokenizer`."""
         assert isinstance(method, LatentDiffusionConfig)
-        if method.tokenizer is None:
-            raise ConfigError("method.tokenizer: not set; give a finished run or model folder, e.g. runs/digits")
-        source = read_model(model_folder(method.tokenizer, "method.tokenizer"), device=self.device)
+        source = read_model(method.tokenizer_folder(), LatentModel, self.device)
         self.tokenizer.load_state_dict(source.state_dict())
 
     def train(self, mode: bool = True) -> Self:
@@ -110,13 +113,10 @@ class LatentDiffusion(LatentModel):
         self.tokenizer.eval()
         return self
 
-    # The four verbs.
+    # ---- the core methods --------------------------------------------------------------------------------------------
 
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         return self.tokenizer.encode(data, seed, start)
-
-    def encode_clean(self, data: Any, streams: Streams) -> Tensor:
-        return self.tokenizer.encode_clean(data, streams)
 
     def decode(
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
@@ -128,24 +128,29 @@ class LatentDiffusion(LatentModel):
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
     ) -> Tensor:
         if layout is None:
-            layout = self.latent_layout(self.modality.sample_layout(Streams([("layout", 0)]))).to(self.device)
+            layout = self.example_latent_layout().to(self.device)
         return self.base(z, t, cond, layout)
 
     def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
-        """Weighted nats of the noise's error, over the number of values in the largest latent."""
-        z = self.encode_clean(batch.data, streams)
-        layout = self.latent_layout(self.modality.pack(batch.data).layout).to(self.device)
-        t = streams.stratified()
-        eps = streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]]
-        cond = self.conditions.null(len(z))
-        if len(self.conditions):
-            cond = self.conditions(batch.values, streams.uniform(len(self.conditions)))
-        estimate = self.base(self.path.add_noise(z, eps, t), t, cond, layout)
-        nats = denoising_nats(z, estimate, self.weight(t), layout.mask).mean()
+        """L_base of the module's docstring."""
+        noised = self._noised(batch, streams, dropout=True)
+        nats = denoising_nats(noised.clean, noised.estimate, self.weight(noised.t), noised.layout.mask).mean()
         value = nats / (self.max_latents * self.latent_channels)
-        yield LossPart(value, {"base": value}, name="base", latents=z, latent_mask=layout.mask)
+        yield LossPart(value, {"base": value}, name="base", latents=noised.clean, latent_mask=noised.layout.mask)
 
-    # Their parts.
+    def latent_layout(self, layout: Layout) -> Layout:
+        return self.tokenizer.latent_layout(layout)
+
+    # ---- their parts -------------------------------------------------------------------------------------------------
+
+    def encode_clean(self, data: Any, streams: Streams) -> Tensor:
+        return self.tokenizer.encode_clean(data, streams)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """The weight of |z - z_hat|^2 at times (B,)."""
+        if isinstance(self.path, LogSNRPath):
+            return weightings.sigmoid(t, self.path, self.method.bias)
+        return weightings.velocity(t)
 
     @property
     def stepped_decoder(self) -> nn.Module | None:
@@ -153,24 +158,24 @@ class LatentDiffusion(LatentModel):
 
     @torch.no_grad()
     def costs(self, batch: Batch, streams: Streams) -> Costs | None:
-        """The tokenizer's, and the rate under the base, unweighted: its bound on the same information."""
-        found = self.tokenizer.costs(batch, streams)
-        if found is None or not isinstance(self.path, LogSNRPath):
-            return found
-        z = self.encode_clean(batch.data, streams)
-        layout = self.latent_layout(self.modality.pack(batch.data).layout).to(self.device)
-        t, eps = streams.stratified(), streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]]
-        cond = self.conditions(batch.values) if len(self.conditions) else self.conditions.null(len(z))
-        estimate = self.base(self.path.add_noise(z, eps, t), t, cond, layout)
+        """The tokenizer's costs and the unweighted rate with the base: a second bound on the same information."""
+        costs = self.tokenizer.costs(batch, streams)
+        if costs is None or not isinstance(self.path, LogSNRPath):
+            return costs
+        z, estimate, t, layout = self._noised(batch, streams, dropout=False)
         nats = denoising_nats(z, estimate, weightings.elbo(t, self.path), layout.mask)
         rate = nats + terminal_kl(z, self.path, layout.mask)
-        return replace(found, base_rate=rate if found.variance is None else rate + found.variance)
+        return replace(costs, base_rate=rate if costs.variance is None else rate + costs.variance)
 
-    def weight(self, t: Tensor) -> Tensor:
-        """Of the squared error of the clean estimate at times (B,)."""
-        if isinstance(self.path, LogSNRPath):
-            return weightings.sigmoid(t, self.path, self.method.bias)
-        return weightings.velocity(t)
-
-    def latent_layout(self, layout: Layout) -> Layout:
-        return self.tokenizer.latent_layout(layout)
+    def _noised(self, batch: Batch, streams: Streams, dropout: bool) -> NoisedLatents:
+        """The batch's clean latents and the base's estimate of them; dropout: of the conditions."""
+        z = self.encode_clean(batch.data, streams)
+        layout = self.latent_layout(self.modality.pack(batch.data).layout).to(self.device)
+        t, eps = streams.stratified(), self.latent_noise(streams, z.shape[1])
+        if len(self.conditions):
+            drop = streams.uniform(len(self.conditions)) if dropout else None
+            cond = self.conditions(batch.values, drop)
+        else:
+            cond = self.conditions.null(len(z))
+        estimate = self.base(self.path.add_noise(z, eps, t), t, cond, layout)
+        return NoisedLatents(z, estimate, t, layout)

@@ -1,14 +1,22 @@
 """Unified Latents (Heek et al., arXiv 2602.17270): encoder, diffusion prior and diffusion decoder, trained jointly.
 
-The encoder is deterministic; what it sends is z_0 = alpha_0 z + sigma_0 eps with the fixed noise of logsnr 5, which is
-also the prior's least noise. The prior's unweighted loss therefore bounds the information in z_0, in nats; the
-decoder's loss, weighted by sigmoid(bias - logsnr) and the loss factor, says which details are worth it (Alg. 1).
+With lambda = logsnr, z_t = alpha_z(t) z + sigma_z(t) eps and x_t = alpha_x(t) x + sigma_x(t) eps, Algorithm 1 is
 
-`encode` returns the noisy z_0, which is what `decode` was trained on; `encode_clean` the encoder's own output, on which
-the second stage (`latent_diffusion`) trains, so that noise is never added twice.
+    z = E(x),  z_0 = alpha_0 z + sigma_0 eps,  lambda_z(0) = 5
+    L_z = -dlambda_z/dt exp(lambda_z)/2 |z - z_hat(z_t)|^2 + KL[N(alpha_1 z, sigma_1^2) || N(0, 1)]        (Eq. 3)
+    L_x = c_lf (-dlambda_x/dt 1/2 sigmoid(b - lambda_x)) |eps - eps_hat(x_t, z_0)|^2                       (Eq. 4)
+    L = L_z + L_x,  t ~ U[0, 1] drawn separately for both
 
-The paper prints Eq. 4 with +d logsnr/dt and sigmoid(logsnr - b); read literally, the loss is negative and the weight
-inverted. What is meant, and done here: nats of the noise's error times sigmoid(b - logsnr).
+with c_lf = `loss_factor` and b = `bias`. The encoder E is deterministic. Its fixed noise sigma_0 is also the prior's
+least noise, so that the unweighted L_z bounds the information in z_0 in nats; L_x decides which details of the data are
+worth that rate. Both are sums over real tokens and channels, averaged over samples and divided by one constant: the
+number of values in the largest sample, N C.
+
+`encode` returns the noisy z_0, on which the decoder is trained. `encode_clean` returns the encoder's output z, on which
+the second stage (`latent_diffusion`) is trained, so that noise is added once.
+
+The paper prints Eq. 4 with +dlambda/dt and sigmoid(lambda - b); taken literally, the loss is negative and the weight
+inverted. The signs here are those of Eq. 2 and Fig. 3.
 """
 
 from __future__ import annotations
@@ -29,34 +37,32 @@ from ..maths.denoising import denoising_nats, kl_to_normal, masked_sum, terminal
 from ..maths.paths import LogSNRPath
 from ..maths.solvers import find_solver
 from ..maths.streams import Streams
+from ..model_config import MethodConfig, ModelConfig, SamplingConfig
+from ..model_folder import find_model_folder, read_config, read_model, refuse_other_tokens
 from ..nets.backbones import Backbone, ConvEncoderConfig, Encoder, UViTConfig, ViTConfig, make_backbone, make_encoder
 from ..nets.denoiser import Denoiser
 from ..types import Batch, Conditioning, Layout, Tokens
-from .base import (
-    Costs,
-    LatentModel,
-    LossPart,
-    MethodConfig,
-    ModelConfig,
-    SamplingConfig,
-    model_folder,
-    read_config,
-    read_model,
-    refuse_other_tokens,
-)
+from .base import Costs, LatentModel, LossPart
 
 
 class UnifiedLatentsConfig(MethodConfig):
-    """loss_factor, bias: the two dials of the decoder's loss; more of either puts more bits into the latents. At noise
-    levels with loss_factor sigmoid(bias - logsnr) > 1 a detail is cheaper in the latents than in the decoder. The
-    paper takes factors of 1.3 to 2.1 at 512 x 512 pixels and does not say the bias; small pictures need more of both.
+    """The paper's method and the ablations of its Tables 5 and 6.
 
-    Table 5, 6 (the paper's choice is the default): prior_gradient (A: false, with kl_weight on a plain KL to N(0, 1)),
-    latent_logsnr (B: 10), learned_variance (D), prior "normal" (no prior network: a KL to N(0, 1)), decoder_loss "mse"
-    (a decoder in one pass). encoder_run: a finished run of this method whose encoder and prior are taken as they are,
-    read when training starts and not kept: only the decoder is trained then, as Table 5's diffusion decoder on the
-    latents of a decoder in one pass. train_encoder: false with it.
-    latent_min_logsnr, data_logsnr: other ends of the noise paths, which change neither bound nor optimum.
+    latent_channels: D.
+    loss_factor, bias: c_lf and b of L_x. A larger value of either puts more information into the latents: at noise
+        levels where c_lf sigmoid(b - logsnr) > 1, a detail is cheaper in the latents than in the decoder. The paper
+        uses factors of 1.3 to 2.1 at 512 x 512 pixels and does not give b; small images need larger values of both.
+    latent_logsnr: lambda_z(0); ablation B: 10.
+    latent_min_logsnr, data_logsnr: the other ends of the noise paths; they change neither the bound nor the optimum.
+    path: shape of both noise paths.
+    prior_gradient, kl_weight: ablation A is false: in place of the gradient of L_z, the encoder gets that of kl_weight
+        times KL[N(alpha_0 z, sigma_0^2) || N(0, 1)].
+    learned_variance: ablation D (Eq. 5).
+    prior: "normal" replaces the prior network by a KL to N(0, 1) (Table 5).
+    decoder_loss: "mse" is a decoder in one pass (Table 5).
+    encoder_run: a finished run of this method, read when training starts. Its encoder and prior are frozen, and only
+        the decoder is trained: Table 5's diffusion decoder on the latents of a decoder in one pass.
+    train_encoder: false with `encoder_run`.
     """
 
     name: Literal["unified_latents"] = "unified_latents"
@@ -93,7 +99,7 @@ class UnifiedLatentsConfig(MethodConfig):
     def _ordered(self) -> Self:
         low, high = self.data_logsnr
         if not low < high:
-            raise ValueError(f"data_logsnr: {list(self.data_logsnr)} must rise, from the noisy end to the clean one")
+            raise ValueError(f"data_logsnr: {list(self.data_logsnr)} must be [noisy end, clean end], in rising order")
         if self.latent_min_logsnr >= self.latent_logsnr:
             raise ValueError(
                 f"latent_min_logsnr: {self.latent_min_logsnr} must be below latent_logsnr {self.latent_logsnr}"
@@ -101,27 +107,32 @@ class UnifiedLatentsConfig(MethodConfig):
         return self
 
     def with_sources(self) -> Self:
-        """Without `encoder_run`; ConfigError if it holds no model, or names a field that its latents differ in."""
+        """Replace `encoder_run` by a frozen encoder; ConfigError if it has no finished model, or names a field that
+        changes its latents."""
         if self.encoder_run is None:
             return self
-        found = read_config(model_folder(self.encoder_run, "method.encoder_run")).method
-        if not isinstance(found, type(self)):
-            raise ConfigError(f"method.encoder_run: {self.encoder_run} holds a {found.name}; give a run of this method")
-        for name in ENCODING:
-            asked, had = getattr(self, name), getattr(found, name)
-            if asked != had:
-                raise ConfigError(f"method.{name}: {asked!r}, but {self.encoder_run} has {had!r}; set it to that")
+        source = read_config(find_model_folder(self.encoder_run, "method.encoder_run")).method
+        if not isinstance(source, type(self)):
+            raise ConfigError(
+                f"method.encoder_run: {self.encoder_run} holds a {source.name}; give a run of this method"
+            )
+        for name in LATENT_FIELDS:
+            value, source_value = getattr(self, name), getattr(source, name)
+            if value != source_value:
+                raise ConfigError(
+                    f"method.{name}: {value!r}, but {self.encoder_run} has {source_value!r}; set it to that"
+                )
         return self.model_copy(update={"encoder_run": None, "train_encoder": False})
 
 
-ENCODING = (
+LATENT_FIELDS = (
     "latent_channels", "encoder", "prior", "latent_logsnr", "latent_min_logsnr", "path", "learned_variance",
 )  # fmt: skip
-"""Fields that decide what latents are and what they cost."""
+"""Fields that determine the latents and their rate."""
 
 
-class Draws(NamedTuple):
-    """Every random number of one training step: K x D latents, N x C tokens, c conditions."""
+class UnifiedLatentsDraws(NamedTuple):
+    """All random numbers of one training step: K x D latents, N x C tokens, c conditions."""
 
     prior_time: Tensor  # (B,) uniform, stratified
     prior_noise: Tensor  # (B, K, D) normal
@@ -133,10 +144,10 @@ class Draws(NamedTuple):
 
 
 class UnifiedLatents(LatentModel):
-    """Encode, add the fixed noise; prior and decoder both denoise, one the latents, one the data given them."""
+    """Encode and add the fixed noise; the prior denoises latents, the decoder denoises data conditioned on latents."""
 
     Config = UnifiedLatentsConfig
-    generates = False  # the prior is trained on the unweighted bound, which does not make good samples (Sec. 3.3)
+    generates = False  # the prior is trained on the unweighted bound, which gives poor samples (Sec. 3.3)
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -147,8 +158,8 @@ class UnifiedLatents(LatentModel):
         low, high = method.data_logsnr
         self.data_path = LogSNRPath(high, low, method.path)
         self.latent_channels = method.latent_channels
-        sent = 2 * method.latent_channels if method.learned_variance else method.latent_channels
-        self.encoder = make_encoder(method.encoder, channels, sent, axes, self.modality.fields)
+        outputs = 2 * method.latent_channels if method.learned_variance else method.latent_channels
+        self.encoder = make_encoder(method.encoder, channels, outputs, axes, self.modality.fields)
         layout = self.modality.sample_layout(Streams([("layout", 0)]))
         self.max_latents = (
             self.modality.max_tokens if layout.grid is None else self.encoder.latent_layout(layout).num_tokens
@@ -157,73 +168,67 @@ class UnifiedLatents(LatentModel):
         self.conditions = Conditions(config.conditions, prior.width if prior else 1)
         self.prior = None
         if prior is not None:
-            told = self.conditions.give_tokens
-            network = make_backbone(prior, method.latent_channels, axes, reads_tokens=told)
+            reads_tokens = self.conditions.give_tokens
+            network = make_backbone(prior, method.latent_channels, axes, reads_tokens=reads_tokens)
             self.prior = Denoiser(network, self.path)
         one_pass = method.decoder_loss == "mse"
         network = make_backbone(method.decoder, channels, axes, context_channels=method.latent_channels)
         self.decoder_width = method.decoder.width
         self.decoder = Denoiser(network, self.data_path, "clean" if one_pass else "velocity")
-        for part in self._encoding:
-            part.requires_grad_(method.train_encoder)
+        for module in self._encoder_and_prior:
+            module.requires_grad_(method.train_encoder)
 
     @property
-    def _encoding(self) -> list[nn.Module]:
-        """Encoder, prior and its conditions."""
+    def _encoder_and_prior(self) -> list[nn.Module]:
+        """Encoder, prior and the prior's conditions: what `train_encoder` freezes."""
         return [self.encoder, self.conditions, *([] if self.prior is None else [self.prior])]
 
-    def start(self, method: MethodConfig) -> None:
-        """Encoder and prior of `method.encoder_run`, if there is one."""
+    def load_sources(self, method: MethodConfig) -> None:
+        """Load encoder and prior of `method.encoder_run`, if it is set."""
         assert isinstance(method, UnifiedLatentsConfig)
         if method.encoder_run is None:
             if not method.train_encoder:
-                raise ConfigError("method.train_encoder: false, but method.encoder_run names no run to take it from")
+                raise ConfigError(
+                    "method.train_encoder: false, but method.encoder_run names no run; give one that is finished"
+                )
             return
-        source = read_model(model_folder(method.encoder_run, "method.encoder_run"), device=self.device)
+        source = read_model(find_model_folder(method.encoder_run, "method.encoder_run"), LatentModel, self.device)
         assert isinstance(source, UnifiedLatents)
         refuse_other_tokens(self.config.modality, source.config.modality, "method.encoder_run")
         if source.config.conditions != self.config.conditions:
             raise ConfigError(
-                f"method.encoder_run: {method.encoder_run} was trained with other conditions; copy them from its "
-                "config.yaml"
+                f"method.encoder_run: {method.encoder_run} was trained with other conditions; copy conditions from "
+                "its config.yaml"
             )
-        for own, other in zip(self._encoding, source._encoding, strict=True):
-            own.load_state_dict(other.state_dict())
+        for module, source_module in zip(self._encoder_and_prior, source._encoder_and_prior, strict=True):
+            module.load_state_dict(source_module.state_dict())
 
     def train(self, mode: bool = True) -> Self:
-        """What is not trained stays in evaluation mode."""
+        """Frozen modules stay in evaluation mode."""
         super().train(mode)
-        for part in self._encoding if not self.method.train_encoder else []:
-            part.eval()
+        if not self.method.train_encoder:
+            for module in self._encoder_and_prior:
+                module.eval()
         return self
 
-    # The four verbs.
+    # ---- the core methods --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
-        """The noisy z_0 (B, K, D)."""
+        """Return the noisy z_0 (B, K, D)."""
         z, log_std, layout = self._encoded(self._tokens(self.modality.check(data)))
         streams = Streams(("encode", seed, row) for row in range(start, start + len(z)))
-        draws = [streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]].to(z) for _ in range(2)]
-        return layout.blank(self.add_encoder_noise(self._sampled(z, log_std, draws[1]), draws[0]))
-
-    @torch.no_grad()
-    def encode_clean(self, data: Any, streams: Streams) -> Tensor:
-        """The encoder's own output z (B, K, D), without the fixed noise: what a second stage learns."""
-        z, log_std, layout = self._encoded(self._tokens(data))
-        if log_std is not None:
-            eps = streams.normal(self.max_latents, self.latent_channels)[:, : z.shape[1]].to(z)
-            z = self._sampled(z, log_std, eps)
-        return layout.blank(z)
+        eps, encoder_eps = (self.latent_noise(streams, z.shape[1]).to(z) for _ in range(2))
+        return layout.blank(self.add_encoder_noise(self._sampled(z, log_std, encoder_eps), eps))
 
     @torch.no_grad()
     def decode(
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
         settings: SamplingConfig | None = None,
     ) -> Any:  # fmt: skip
-        """From z_0 (B, K, D), through `decoder_steps` of `decoder_solver`; the result is the last clean estimate."""
+        """Decode z_0 (B, K, D) with `decoder_steps` of `decoder_solver`; the result is the last clean estimate."""
         settings = settings or self.config.sampling
-        latents, layout = self.laid_out(latents, layout, seed, start)
+        latents, layout = self.decoder_inputs(latents, layout, seed, start)
         rows = range(start, start + len(latents))
         cond = self._no_condition(len(latents))
 
@@ -236,8 +241,8 @@ class UnifiedLatents(LatentModel):
             return streams.normal(self.modality.max_tokens, self.modality.channels)[:, : layout.num_tokens].to(latents)
 
         if self.method.decoder_loss == "mse":
-            nothing = latents.new_zeros(len(latents), layout.num_tokens, self.modality.channels)
-            x = self.decoder(nothing, 1.0, cond, layout, latents)
+            zeros = latents.new_zeros(len(latents), layout.num_tokens, self.modality.channels)
+            x = self.decoder(zeros, 1.0, cond, layout, latents)
         else:
             grid = times.grid(settings.decoder_steps)
             x = find_solver(settings.decoder_solver)(denoise, noise(), grid, self.data_path, noise)
@@ -247,36 +252,43 @@ class UnifiedLatents(LatentModel):
     def denoise(
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
     ) -> Tensor:
-        """The prior's estimate of z; of a normal prior, that of z ~ N(0, 1)."""
+        """Return the prior's estimate of z; for a normal prior alpha(t) z_t, the optimum for z ~ N(0, 1)."""
         if self.prior is None:
             t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(len(z))
             return self.path.alpha(t)[:, None, None] * z
-        layout = layout or self.latent_layout(self.modality.sample_layout(Streams([("layout", 0)]))).to(self.device)
-        return self.prior(z, t, cond, layout)
+        return self.prior(z, t, cond, layout or self.example_latent_layout().to(self.device))
 
     def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
         tokens = self._tokens(batch.data)
         return self.loss_from(batch, tokens, self.draw(streams, tokens))
 
-    # Their parts.
+    def latent_layout(self, layout: Layout) -> Layout:
+        return self.encoder.latent_layout(layout)
+
+    # ---- their parts -------------------------------------------------------------------------------------------------
 
     @property
     def stepped_decoder(self) -> nn.Module | None:
         return None if self.method.decoder_loss == "mse" else self.decoder
 
-    def latent_layout(self, layout: Layout) -> Layout:
-        return self.encoder.latent_layout(layout)
+    @torch.no_grad()
+    def encode_clean(self, data: Any, streams: Streams) -> Tensor:
+        """Return the encoder's output z (B, K, D) without the fixed noise: what a second stage learns."""
+        z, log_std, layout = self._encoded(self._tokens(data))
+        if log_std is not None:
+            z = self._sampled(z, log_std, self.latent_noise(streams, z.shape[1]).to(z))
+        return layout.blank(z)
 
     def add_encoder_noise(self, z: Tensor, eps: Tensor) -> Tensor:
         """z_0 = alpha_0 z + sigma_0 eps."""
         return self.path.add_noise(z, eps, 0.0)
 
-    def draw(self, streams: Streams, tokens: Tokens) -> Draws:
-        """All random numbers of a step, drawn for the largest K and N, so that padding moves none of them."""
+    def draw(self, streams: Streams, tokens: Tokens) -> UnifiedLatentsDraws:
+        """Draw all random numbers of a step, for the largest K and N, so that they do not depend on padding."""
         k, n = self.latent_layout(tokens.layout).num_tokens, tokens.layout.num_tokens
         most, d = self.max_latents, self.latent_channels
         noise = streams.normal(3, most, d)[:, :, :k]
-        return Draws(
+        return UnifiedLatentsDraws(
             prior_time=streams.stratified(),
             data_time=streams.stratified(),
             prior_noise=noise[:, 0],
@@ -286,31 +298,31 @@ class UnifiedLatents(LatentModel):
             drop=streams.uniform(len(self.conditions)),
         )
 
-    def loss_from(self, batch: Batch, tokens: Tokens, draws: Draws) -> Iterator[LossPart]:
-        """Algorithm 1 with its random numbers given: the rate, then the decoder's share, in nats a sample over one
-        constant, the number of values in the largest sample."""
+    def loss_from(self, batch: Batch, tokens: Tokens, draws: UnifiedLatentsDraws) -> Iterator[LossPart]:
+        """Algorithm 1 for given random numbers: yield L_z, then L_x, in nats per sample divided by N C of the largest
+        sample."""
         trained = self.method.train_encoder
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             z, log_std, layout = self._encoded(tokens)  # (B, K, D)
             z = self._sampled(z, log_std, draws.encoder_noise)
             nats = self.rate_nats(z, batch, layout, draws)  # (B,)
-        per_value = self.modality.max_tokens * self.modality.channels
+        num_values = self.modality.max_tokens * self.modality.channels
         rate = nats if log_std is None else nats + self.variance_nats(log_std, layout)
-        value = rate.mean() / per_value
+        value = rate.mean() / num_values
         if not self.method.prior_gradient:
-            value = value + self.method.kl_weight * self._normal_nats(z, layout).mean() / per_value
+            value = value + self.method.kl_weight * self._normal_nats(z, layout).mean() / num_values
         counts = {**self.modality.units, "latent_dimension": z[0].numel()}
         monitors = {name: rate.mean() for name, rate in rates(rate.detach(), **counts).items()}
-        seen: dict[str, Any] = {"monitors": monitors, "latents": z.detach(), "latent_mask": layout.mask}
+        logged: dict[str, Any] = {"monitors": monitors, "latents": z.detach(), "latent_mask": layout.mask}
         if trained:
-            yield LossPart(value, {"prior": nats.mean() / per_value}, name="prior", retain=True, **seen)
-        error = self.decoder_nats(z, tokens, draws).mean() / per_value
-        seen = {} if trained else seen
-        yield LossPart(self.method.loss_factor * error, {"decoder": error}, name="decoder", **seen)
+            yield LossPart(value, {"prior": nats.mean() / num_values}, name="prior", retain=True, **logged)
+            logged = {}
+        error = self.decoder_nats(z, tokens, draws).mean() / num_values
+        yield LossPart(self.method.loss_factor * error, {"decoder": error}, name="decoder", **logged)
 
     @torch.no_grad()
     def costs(self, batch: Batch, streams: Streams) -> Costs:
-        """Both losses as in Algorithm 1; the decoder's also with the latents of the sample before in the batch."""
+        """L_z and L_x / c_lf as in Algorithm 1; L_x / c_lf also with the latents of the batch's previous sample."""
         tokens = self._tokens(batch.data)
         draws = self.draw(streams, tokens)
         z, log_std, layout = self._encoded(tokens)
@@ -334,21 +346,22 @@ class UnifiedLatents(LatentModel):
         variance = self.variance_nats(log_std, layout)
         return replace(costs, rate=rate + variance, variance=variance)
 
-    def rate_nats(self, z: Tensor, batch: Batch, layout: Layout, draws: Draws) -> Tensor:
-        """L_z (B,): the bound on the information in z_0, in nats (Eq. 3), with its terminal term."""
+    def rate_nats(self, z: Tensor, batch: Batch, layout: Layout, draws: UnifiedLatentsDraws) -> Tensor:
+        """L_z (B,): the bound on the information in z_0 in nats, with the terminal KL (Eq. 3)."""
         if self.prior is None:
             return self._normal_nats(z, layout)
-        seen = z if self.method.prior_gradient else z.detach()
+        z = z if self.method.prior_gradient else z.detach()
         t = draws.prior_time
         cond = self._no_condition(len(z), self.conditions.dim)
         if len(self.conditions):
             cond = self.conditions(batch.values, draws.drop)
-        estimate = self.prior(self.path.add_noise(seen, draws.prior_noise, t), t, cond, layout)
-        nats = denoising_nats(seen, estimate, weightings.elbo(t, self.path), layout.mask)
-        return nats + terminal_kl(seen, self.path, layout.mask)
+        estimate = self.prior(self.path.add_noise(z, draws.prior_noise, t), t, cond, layout)
+        nats = denoising_nats(z, estimate, weightings.elbo(t, self.path), layout.mask)
+        return nats + terminal_kl(z, self.path, layout.mask)
 
-    def decoder_nats(self, z: Tensor, tokens: Tokens, draws: Draws) -> Tensor:
-        """L_x / loss_factor (B,): what the decoder misses of the data, given z_0, in weighted nats (Eq. 4)."""
+    def decoder_nats(self, z: Tensor, tokens: Tokens, draws: UnifiedLatentsDraws) -> Tensor:
+        """L_x / c_lf (B,): the decoder's error given z_0, in weighted nats (Eq. 4); a decoder in one pass:
+        |x - x_hat(z_0)|^2."""
         z0 = self.add_encoder_noise(z, draws.latent_noise)
         x, t = tokens.values, draws.data_time
         cond = self._no_condition(len(z))
@@ -361,7 +374,7 @@ class UnifiedLatents(LatentModel):
         return denoising_nats(x, estimate, weight, tokens.layout.mask)
 
     def variance_nats(self, log_std: Tensor, layout: Layout) -> Tensor:
-        """L_e (B,): -1/2 sum log(s^2 exp(logsnr_0) + 1) (Eq. 5), what a learned variance takes off the rate."""
+        """L_e (B,): -1/2 sum log(s^2 exp(lambda_z(0)) + 1) (Eq. 5), added to the rate of a learned variance s^2."""
         return masked_sum(-torch.log1p((2 * log_std + self.method.latent_logsnr).exp()) / 2, layout.mask)
 
     def _normal_nats(self, z: Tensor, layout: Layout) -> Tensor:
@@ -369,24 +382,26 @@ class UnifiedLatents(LatentModel):
         return kl_to_normal(z, self.method.latent_logsnr, layout.mask)
 
     def _encoded(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Layout]:
-        """Clean latents (B, K, D), the logarithm of their learned standard deviation or None, and their layout."""
-        sent = self.encoder(tokens.values, tokens.layout).float()
+        """Clean latents (B, K, D), log s of a learned variance s^2 or None, and their layout."""
+        output = self.encoder(tokens.values, tokens.layout).float()
         layout = self.latent_layout(tokens.layout)
         if not self.method.learned_variance:
-            return sent, None, layout
-        z, log_std = sent.chunk(2, dim=-1)
+            return output, None, layout
+        z, log_std = output.chunk(2, dim=-1)
         return z, log_std.clamp(-10, 5), layout
 
     def _sampled(self, z: Tensor, log_std: Tensor | None, eps: Tensor) -> Tensor:
+        """z + s eps with a learned variance s^2."""
         return z if log_std is None else z + log_std.exp() * eps
 
     def _tokens(self, data: Any) -> Tokens:
-        """On the model's device, about as wide as the noise that is added to them."""
+        """Data as tokens on the model's device, scaled to about the range of the noise."""
         tokens = self.modality.pack(data)
         values = (tokens.values.to(self.device) - self.modality.token_shift) / self.modality.token_scale
         return Tokens(values, tokens.layout.to(self.device))
 
     def _natural(self, values: Tensor) -> Tensor:
+        """The inverse of the scaling in `_tokens`."""
         return values * self.modality.token_scale + self.modality.token_shift
 
     def _no_condition(self, n: int, width: int | None = None) -> Conditioning:

@@ -1,14 +1,24 @@
 """UNITE: one weight-shared Generative Encoder is both tokenizer and latent denoiser (arXiv 2603.22283).
 
-Conventions are those of the authors' code, with time turned round. Official t (1 clean, 0 noise) is our 1 - t:
+The Generative Encoder GE reads K registers of noise eps_r and the data tokens x and returns latents z; it reads noised
+latents z_t alone and returns the clean estimate z_hat. The decoder D is a plain ViT. With sg the stop-gradient, LN the
+output norm and z_t = (1 - t) sg(z) + t eps:
+
+    z = LN(GE(eps_r, t ~ U[0.99, 1], x))                                                           tokenise
+    L_rec = L(x, D((1 - s) z + s eps)),  s ~ U[0, 0.3] with probability 1/2, else 0                reconstruction
+    L_flow = sum over F draws of (t, eps) of |sg(z) - LN(GE(z_t, t, cond))|^2 / max(t, 0.05)^2     flow
+    L = reconstruction_weight L_rec + flow_weight L_flow
+
+L is the modality's reconstruction loss. t = 2 u / (1 + u) with u = sigmoid(N(0, 1)): logit-normal, shifted by a factor
+of 2 towards noise. Losses are means over samples, real tokens and channels; L_flow sums these means over its draws.
+
+Conventions are those of the authors' code, with time reversed: the official t (1 clean, 0 noise) is 1 - t here.
 
     official                                      here
     registers at t in [0, 0.01]                   t in [0.99, 1]
     reconstruction noise at t in [0.7, 1]         t in [0, 0.3]
     logit-normal time, shift alpha = 0.5          logit-normal time, shift factor 2
     velocity (x - x_t) / max(1 - t, 0.05)         (z - x) / max(t, 0.05)
-
-Losses are means over samples, real tokens and channels; the flow term is summed over its draws.
 """
 
 from __future__ import annotations
@@ -27,13 +37,14 @@ from ..maths import times, weightings
 from ..maths.denoising import denoising_loss
 from ..maths.paths import LinearPath
 from ..maths.streams import Streams
+from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..nets.attention import join_masks
 from ..nets.embeddings import sincos
 from ..nets.fields import TokenField, token_input
 from ..nets.layers import linear
 from ..nets.transformer import PlainTransformer, Transformer
 from ..types import Batch, Conditioning, Layout, Tokens
-from .base import LatentModel, LossPart, MethodConfig, ModelConfig, SamplingConfig
+from .base import LatentModel, LossPart
 
 MIN_TIME = 0.05
 REGISTER_TIME = 0.01
@@ -42,11 +53,13 @@ REGISTER_TIME = 0.01
 class GenerativeEncoderConfig(Config):
     """Sizes of the Generative Encoder.
 
-    in_context_tokens, in_context_start: that many copies of the condition's vector join before that block (32 and 4 in
-        the paper), and the tokens of a condition that has some, such as a text, which needs no copies.
-    block_norm: ablation of Table 7. time_frequencies: frozen random frequencies that time is seen through.
-    local_start: half of the attention heads begin by looking from each register at its own data token. Without it the
-        registers see an average of all tokens at first, and hundreds of steps pass before they find their own.
+    in_context_tokens, in_context_start: number of copies of the condition's vector, and the block before which they
+        join the sequence (32 and 4 in the paper). A condition's own tokens, such as a text's, join there too; with
+        them copies are not needed.
+    block_norm: norm after each block; ablation of Table 7.
+    time_frequencies: number of frozen random frequencies of the time embedding.
+    local_start: initialise half of the attention heads so that each register attends to its own data token. Otherwise
+        registers first attend to all tokens equally and take hundreds of steps to find their own.
     """
 
     width: int = Field(default=768, ge=2)
@@ -62,7 +75,7 @@ class GenerativeEncoderConfig(Config):
 class DecoderConfig(Config):
     """Sizes of the decoder.
 
-    stem_width: latents pass through a layer of this width first (768 in the authors' models); None leaves it out.
+    stem_width: width of a linear layer before the decoder (768 in the authors' models); None omits it.
     """
 
     width: int = Field(default=768, ge=4)
@@ -75,11 +88,15 @@ class DecoderConfig(Config):
 class UNITEConfig(MethodConfig):
     """UNITE and the ablations of its Table 7.
 
-    num_latents: K registers for every sample; None gives each data token one (the paper's images and atoms).
-    latent_channels: D. latent_norm: norm of every latent and prediction ("layer_fixed" has no affine).
-    reconstruction_noise: largest t of the noise the decoder learns to bear, with probability one half.
-    flow_draws: times and noises per encoded sample; flow_chunk: how many of them are held in memory at once.
-    time_shift: factor towards noise. stop_gradient, shared_weights: the paper's two central choices.
+    num_latents: K registers per sample; None: one per data token (the paper's images and atoms).
+    latent_channels: D.
+    latent_norm: output norm of latents and estimates ("layer_fixed" has no affine parameters).
+    shared_weights, stop_gradient: the paper's two central choices; false is an ablation.
+    reconstruction_weight, flow_weight: factors of L_rec and L_flow.
+    reconstruction_noise: maximum t of the noise added before decoding (probability 0.5).
+    flow_draws: F, (t, eps) draws per encoded sample.
+    flow_chunk: how many draws are in memory at once; None: all.
+    time_shift: factor of the shift towards noise.
     """
 
     name: Literal["unite"] = "unite"
@@ -110,11 +127,11 @@ class UNITEConfig(MethodConfig):
         )
 
     @model_validator(mode="after")
-    def _local_needs_own(self) -> Self:
+    def _local_start_needs_own_tokens(self) -> Self:
         if self.generative_encoder.local_start and self.num_latents is not None:
             raise ValueError(
-                f"generative_encoder.local_start: true, but with num_latents {self.num_latents} registers have no data "
-                "token of their own; set one of them to false or null"
+                f"generative_encoder.local_start: true needs one register per data token, but num_latents is "
+                f"{self.num_latents}; set local_start to false or num_latents to null"
             )
         return self
 
@@ -122,16 +139,16 @@ class UNITEConfig(MethodConfig):
     def _chunk_needs_stop(self) -> Self:
         if not self.stop_gradient and self.flow_chunk is not None:
             raise ValueError(
-                "flow_chunk must be null when stop_gradient is false: the flow loss then belongs to the same backward "
-                "pass as the reconstruction"
+                "flow_chunk must be null when stop_gradient is false: reconstruction and flow loss then share one "
+                "backward pass"
             )
         return self
 
 
 class GenerativeEncoder(nn.Module):
-    """One network, two modes: tokenise (data tokens are seen beside the registers) and denoise (registers alone).
+    """One network with two modes: tokenise reads registers and data tokens, denoise reads noised latents alone.
 
-    Latent k sits at rotary position k, data token n at `max_latents` + n, so padding latents moves nothing.
+    Latent k has rotary position k, data token n position `max_latents` + n, so that padding moves no position.
     """
 
     def __init__(
@@ -154,7 +171,7 @@ class GenerativeEncoder(nn.Module):
     def forward(
         self, z: Tensor, t: Tensor, cond: Conditioning, mask: Tensor | None = None, data: Tokens | None = None
     ) -> Tensor:
-        """Latents z (B, K, D) at times t (B,), mask (B, K), and in tokenise mode data (B, N, C) -> raw (B, K, D)."""
+        """Latents z (B, K, D) at times t (B,), mask (B, K), in tokenise mode also data (B, N, C) -> raw (B, K, D)."""
         k = z.shape[1]
         h = self.latent_in(z) + self.latent_positions[:k]  # (B, K, H)
         index = torch.arange(k, device=z.device)
@@ -170,8 +187,8 @@ class GenerativeEncoder(nn.Module):
 class Decoder(nn.Module):
     """A plain ViT from latents to data tokens in one pass.
 
-    With one latent a data token, each latent sits where its token does. Otherwise the sequence is the latents at
-    their index, then a learned query at each data token's position, and the queries' outputs are kept.
+    With one latent per data token, each latent has its token's position. Otherwise the sequence is the latents at their
+    indices followed by a learned query at each data token's position; the output is that of the queries.
     """
 
     def __init__(self, config: UNITEConfig, channels: int):
@@ -199,12 +216,12 @@ class Decoder(nn.Module):
         return self.out(self.transformer(torch.cat([h, queries.to(h.dtype)], dim=1), mask)[:, k:])
 
 
-class Draws(NamedTuple):
-    """Every random number of one training step: F flow draws, K x D latents, c conditions."""
+class UNITEDraws(NamedTuple):
+    """All random numbers of one training step: F flow draws, K x D latents, c conditions."""
 
-    registers: Tensor  # (B, K, D) normal
+    registers: Tensor  # (B, K, D) normal, eps_r
     register_time: Tensor  # (B,) uniform
-    noisy: Tensor  # (B,) uniform; noise is added where < 0.5
+    noisy: Tensor  # (B,) uniform; noise is added before decoding where < 0.5
     noise_time: Tensor  # (B,) uniform
     noise: Tensor  # (B, K, D) normal
     flow_time: Tensor  # (B, F) normal
@@ -213,7 +230,8 @@ class Draws(NamedTuple):
 
 
 class UNITE(LatentModel):
-    """Tokenise, add a little noise, decode: reconstruction. Stop, noise, denoise with the same weights: flow."""
+    """Two passes per step. Tokenise, add noise, decode: reconstruction loss. Stop the gradient, noise, denoise with the
+    same weights: flow loss."""
 
     Config = UNITEConfig
 
@@ -226,15 +244,15 @@ class UNITE(LatentModel):
         max_latents = self.max_latents = method.num_latents or self.modality.max_tokens
         fields = self.modality.fields
         self.conditions = Conditions(config.conditions, method.generative_encoder.width)
-        told = self.conditions.give_tokens
-        self.generative_encoder = GenerativeEncoder(method, fields, max_latents, told)
-        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, fields, max_latents, told)
+        reads_tokens = self.conditions.give_tokens
+        self.generative_encoder = GenerativeEncoder(method, fields, max_latents, reads_tokens)
+        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, fields, max_latents, reads_tokens)
         if self.denoiser is not None:
-            self.denoiser.data_in.requires_grad_(False)  # this copy never sees data
+            self.denoiser.data_in.requires_grad_(False)  # this network never reads data
         self.latent_norm = _latent_norm(method)
         self.decoder = Decoder(method, self.modality.channels)
 
-    # The four verbs.
+    # ---- the core methods --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
@@ -247,7 +265,7 @@ class UNITE(LatentModel):
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
         settings: SamplingConfig | None = None,
     ) -> Any:  # fmt: skip
-        latents, layout = self.laid_out(latents, layout, seed, start)
+        latents, layout = self.decoder_inputs(latents, layout, seed, start)
         values = self.decoder(latents, layout)
         return self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
 
@@ -263,7 +281,13 @@ class UNITE(LatentModel):
         tokens = self._tokens(batch.data)
         return self.loss_from(batch, tokens, self.draw(streams, self.latent_layout(tokens.layout).num_tokens))
 
-    # Their parts.
+    def latent_layout(self, layout: Layout) -> Layout:
+        if self.method.num_latents is None:
+            return layout
+        index = torch.arange(self.method.num_latents, dtype=torch.float32, device=layout.positions.device)
+        return Layout(index[None, :, None])
+
+    # ---- their parts -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_clean(self, data: Any, streams: Streams) -> Tensor:
@@ -271,38 +295,34 @@ class UNITE(LatentModel):
 
     def _encoded(self, tokens: Tokens, streams: Streams) -> Tensor:
         k = self.latent_layout(tokens.layout).num_tokens
-        time, registers = streams.uniform(), streams.normal(self.max_latents, self.latent_channels)[:, :k]
+        time, registers = streams.uniform(), self.latent_noise(streams, k)
         return self.tokenize(tokens, registers.to(self.device), time.to(self.device))
 
     def tokenize(self, tokens: Tokens, registers: Tensor, register_time: Tensor) -> Tensor:
-        """Data tokens (B, N, C) to finished latents (B, K, D), from register noise and uniforms (B,) in [0, 1); zeros
-        at padding."""
+        """z = LN(GE(eps_r, t, x)): data tokens (B, N, C) to latents (B, K, D), zeros at padding.
+
+        registers: eps_r (B, K, D). register_time: uniforms u (B,) in [0, 1) for t = 1 - 0.01 u.
+        """
         t = 1 - REGISTER_TIME * register_time
         layout = self.latent_layout(tokens.layout)
         raw = self.generative_encoder(registers, t, self.conditions.null(len(registers)), layout.mask, tokens)
         return layout.blank(self.finish_latents(raw))
 
     def finish_latents(self, latents: Tensor) -> Tensor:
-        """The output norm, in float32, on every latent and every prediction."""
+        """LN: the output norm of latents and estimates, in float32."""
         return self.latent_norm(latents.float())
 
-    def latent_layout(self, layout: Layout) -> Layout:
-        if self.method.num_latents is None:
-            return layout
-        index = torch.arange(self.method.num_latents, dtype=torch.float32, device=layout.positions.device)
-        return Layout(index[None, :, None])
+    def draw(self, streams: Streams, k: int) -> UNITEDraws:
+        """Draw all random numbers of a step for K = k: one uniform and one normal tensor, split.
 
-    def draw(self, streams: Streams, k: int) -> Draws:
-        """All random numbers of a step for K = k: two draws from each stream, cut up.
-
-        They are drawn for the largest K, so that padding, and so a sample's batch mates, move none of them.
+        They are drawn for the largest K, so that they depend neither on padding nor on the other samples of the batch.
         """
         f, c = self.method.flow_draws, len(self.conditions)
         most, d = self.max_latents, self.latent_channels
         uniform = streams.uniform(3 + f * c).split([1, 1, 1, f * c], dim=1)
         normal = streams.normal(f + (f + 2) * most * d).split([f, (f + 2) * most * d], dim=1)
         noise = normal[1].unflatten(1, (f + 2, most, d))[:, :, :k]
-        return Draws(
+        return UNITEDraws(
             registers=noise[:, 0],
             noise=noise[:, 1],
             flow_noise=noise[:, 2:],
@@ -313,8 +333,8 @@ class UNITE(LatentModel):
             drop=uniform[3].unflatten(1, (f, c)),
         )
 
-    def loss_from(self, batch: Batch, tokens: Tokens, draws: Draws) -> Iterator[LossPart]:
-        """The loss with its random numbers given: the reconstruction part, then the flow draws chunk by chunk."""
+    def loss_from(self, batch: Batch, tokens: Tokens, draws: UNITEDraws) -> Iterator[LossPart]:
+        """Yield the loss for given random numbers: the reconstruction part, then the flow draws chunk by chunk."""
         z = self.tokenize(tokens, draws.registers, draws.register_time)  # (B, K, D)
         part = self._reconstruction(z, batch.data, tokens.layout, draws)
         if not self.method.stop_gradient:
@@ -329,7 +349,7 @@ class UNITE(LatentModel):
         for start in range(0, self.method.flow_draws, chunk):
             yield self._flow(z, batch, tokens.layout, draws, slice(start, start + chunk))
 
-    def _reconstruction(self, z: Tensor, data: Any, layout: Layout, draws: Draws) -> LossPart:
+    def _reconstruction(self, z: Tensor, data: Any, layout: Layout, draws: UNITEDraws) -> LossPart:
         noisy = self.add_reconstruction_noise(z, draws)
         prediction = Tokens(self.decoder(noisy, layout), layout)
         terms = self.modality.reconstruction_loss(prediction, data)
@@ -337,13 +357,13 @@ class UNITE(LatentModel):
         mask = self.latent_layout(layout).mask
         return LossPart(value, terms, name="reconstruction", latents=z.detach(), latent_mask=mask)
 
-    def add_reconstruction_noise(self, z: Tensor, draws: Draws) -> Tensor:
-        """With probability one half a sample's latents move to t ~ U[0, reconstruction_noise]."""
+    def add_reconstruction_noise(self, z: Tensor, draws: UNITEDraws) -> Tensor:
+        """(1 - s) z + s eps with s ~ U[0, reconstruction_noise], for half of the samples on average."""
         t = self.method.reconstruction_noise * draws.noise_time
         return self.path.add_noise(z, draws.noise, torch.where(draws.noisy < 0.5, t, 0.0))
 
-    def _flow(self, z: Tensor, batch: Batch, layout: Layout, draws: Draws, which: slice) -> LossPart:
-        """The flow loss of some of the draws: z is repeated, all samples of one draw and then of the next."""
+    def _flow(self, z: Tensor, batch: Batch, layout: Layout, draws: UNITEDraws, which: slice) -> LossPart:
+        """The terms of L_flow of some draws. z is repeated: all samples of one draw, then all of the next."""
         t = times.shift(times.logit_normal(draws.flow_time[:, which]), self.method.time_shift)  # (B, f)
         f = t.shape[1]
         t = t.T.flatten()  # (f B,)

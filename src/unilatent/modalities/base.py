@@ -1,4 +1,20 @@
-"""What every modality provides. The rest of the package knows samples only through this page."""
+"""The contract of a modality. The rest of the package reads and writes samples only through these classes.
+
+To add a modality, create `modalities/NAME/__init__.py` with one subclass of `Modality`. A good order of work:
+
+1. Configuration: `Config` (what a sample is, stored with every model) and `DataConfig` (where samples come from), each
+   with a `small()` that trains in seconds: the contract tests build every modality from it.
+2. Data: a `Dataset` for `splits`, then `collate`, `check`, `augment`. `Data` below is the batch that `collate` returns.
+3. Tokens: `channels`, `max_tokens`, `axes`, `pack`, `unpack`, `finish`, `sample_layout` (`types.Tokens` holds values
+   (B, N, C), `types.Layout` their positions and padding).
+4. Loss: `reconstruction_loss`, and `ideal` where the best prediction is not `pack(data)`.
+5. Files: `read`, `write`, `draw_grid`, `arrays`.
+6. Evaluation: `errors`, `preprocessing`, `resolution`, then feature extractors (`spaces`) and `metrics`.
+
+`Modality` declares its members in this order. Abstract members are required; all others have a default that suits a
+modality without the feature. `tests/contracts/test_modality.py` checks each promise, with one random stream per sample
+(`maths.streams.Streams`) where one is needed.
+"""
 
 from __future__ import annotations
 
@@ -19,79 +35,88 @@ from ..nets.fields import TokenField
 from ..records import Rows
 from ..types import Layout, Tokens, join
 
+# ---- data ----------------------------------------------------------------------------------------------------------
+
 
 class BadSample(ValueError):
-    """A sample that cannot be used, named with its path and what is wrong: training counts it and takes another."""
+    """A sample that cannot be used. The message has its path and the reason; training counts and replaces it."""
 
 
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, size: int) -> list[int]:
-    """A uniform order of an epoch."""
+    """Return a uniformly random order of the samples of an epoch."""
     return torch.randperm(size, generator=generator("order", seed, epoch)).tolist()
 
 
 class Dataset(ABC):
-    """Samples by index, a pure function of it: augmentation is the modality's and happens on batches."""
+    """A map-style data set. A sample is a pure function of its index; augmentation happens later, on batches."""
 
     facts: dict[str, dict[str, Any]]
-    """Condition argument ("labels", say) -> what the data knows about that condition (its `class_names`, say)."""
+    """What the data knows about each condition it has values for: argument (e.g. "labels") -> keyword arguments of
+    `ConditionConfig.with_data` (e.g. `class_names`)."""
 
     columns: tuple[str, ...] = ()
-    """Names of numbers that are known of samples (`numbers_of`), whether or not anything is conditioned on them."""
+    """Names of the numbers that `numbers_of` returns, whether or not a model is conditioned on them."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     def numbers_of(self, index: int) -> dict[str, float]:
-        """What is known of one sample, by column; NaN where it is not known. Only with `columns`."""
+        """Return a sample's known numbers by column; NaN where one is unknown. Only called if there are `columns`."""
         raise AssertionError(f"{type(self).__name__} has no columns")
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
-        """One sample as its modality holds it, without a batch axis, and its condition values by argument.
+        """Return one sample without a batch axis, as `Modality.collate` takes it, and its condition values by argument.
 
-        BadSample if this one cannot be used.
+        BadSample if this sample cannot be used.
         """
 
     def index_at(self, seed: int, position: int) -> int:
-        """The sample at a position of the endless row of epochs; batches run across their ends, nothing is dropped.
+        """Return the index of the sample at a position: a global sample index over an infinite sequence of epochs.
 
-        A pure function. An override may keep neighbouring positions near each other on disk.
+        Each epoch is a new permutation; batches cross the ends of epochs and nothing is dropped. A pure function. An
+        override may keep neighbouring positions close on disk.
         """
         epoch, place = divmod(position, len(self))
         return permutation(seed, epoch, len(self))[place]
 
     def view(self, index: int, position: int) -> tuple[Any, dict[str, Any]]:
-        """A sample as it is seen at a position of training; an override may choose by it (a clip of a video)."""
+        """Return a sample as training uses it at a position; an override may choose by it (e.g. a clip of a video)."""
         return self[index]
 
     def values(self, index: int) -> dict[str, Any]:
-        """Condition values of a sample alone; an override may leave the sample itself unread, and then tells nothing
-        of whether it can be used. BadSample if they cannot be had."""
+        """Return a sample's condition values; BadSample if they cannot be read.
+
+        An override may leave the sample itself unread; then it does not detect samples that cannot be used.
+        """
         return self[index][1]
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash that changes when the samples or their order do."""
+        """A hash that changes when the samples or their order change."""
 
 
 class Stream(Dataset):
-    """Samples that can only be read in order, in `lanes` rows side by side, each without end.
+    """A data set that can only be read in order, as `lanes`: interleaved shard streams that are read in parallel.
 
-    Position p of the endless row of epochs is place p // lanes of lane p % lanes. The number of lanes belongs to the
-    data and never depends on how many processes read them; one that reads every n-th position meets only its own
-    lanes where n divides their number, and otherwise passes over what is not its own.
+    Each lane is infinite. Position p is place p // lanes of lane p % lanes. The number of lanes belongs to the data and
+    never depends on the number of processes. A process that reads every n-th position reads only lanes of its own if n
+    divides the number of lanes; otherwise it skips over the samples of other processes.
     """
 
     lanes: int
     size: int | None
-    """Samples of an epoch, where somebody counted them."""
+    """Number of samples of an epoch; None if unknown."""
 
     @abstractmethod
     def read(self, seed: int, lane: int, place: int) -> Iterator[tuple[int, Callable[[], tuple[Any, dict[str, Any]]]]]:
-        """A lane's samples from a place on, a pure function of its arguments: a number that stays the sample's own,
-        and what makes the sample (and may raise BadSample), so that passing over one costs little."""
+        """Yield the samples of a lane from a place on, without end; a pure function of the arguments.
+
+        Each comes as a number that identifies the sample across epochs, and a function that loads it as `__getitem__`
+        would (and may raise BadSample), so that skipping a sample is cheap.
+        """
 
     def __len__(self) -> int:
         if self.size is None:
@@ -102,7 +127,7 @@ class Stream(Dataset):
         return self.size
 
     def index_at(self, seed: int, position: int) -> int:
-        """A stream's samples are known by when they come."""
+        """Return the position itself: a stream has no random access, so no other index."""
         return position
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
@@ -111,108 +136,14 @@ class Stream(Dataset):
 
 @dataclass(frozen=True)
 class Splits:
-    """Training samples, and samples no training step ever sees (possibly none)."""
+    """Training samples, and held-out samples that no training step uses (possibly none)."""
 
     train: Dataset
     held_out: Dataset
 
 
-@dataclass(frozen=True)
-class Row:
-    """One number of an evaluation.
-
-    key: its short name for machines ("fid"); name: its name for people. better: "higher", "lower" or "same" (as what
-    stands beside it). beside: what to hold it against, name -> number. spread: standard deviation, where it has one.
-    """
-
-    key: str
-    name: str
-    value: float
-    unit: str = ""
-    better: str = "higher"
-    beside: dict[str, float] = field(default_factory=dict)
-    spread: float | None = None
-
-
-class Space(ABC):
-    """A fixed view of samples that evaluation keeps of each one. It never sees the model."""
-
-    name: ClassVar[str]
-    weights: str | None = None
-    """SHA-256 of the weights that make it, known once it is prepared and fitted; numbers compare only where these are
-    equal. None without any."""
-    needs_download: ClassVar[bool] = False
-    on_request: ClassVar[bool] = False
-    """Whether it is slow, or a package for it is missing: left out unless a metric of it is asked for."""
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Spaces, listed before it, whose tensors it is fitted to."""
-    silent: bool = False
-    """Whether it has nothing to say of what it was fitted to, which then is not read for it."""
-    compares: ClassVar[bool] = False
-    """Whether it has something to say only of two sets side by side (`against`)."""
-
-    def prepare(self, device: torch.device) -> None:
-        """Loads its weights, before it is used; ValueError names what is missing. Default: nothing."""
-        return None
-
-    def fit(self, train: Rows) -> None:
-        """Learns from what the spaces before it kept of real training samples. Default: nothing."""
-        return None
-
-    @abstractmethod
-    def __call__(self, data: Any) -> dict[str, Tensor]:
-        """A batch of Data, wherever it is, to what is kept of each sample: name -> (B, ...) on the CPU.
-
-        A sample's values do not depend on its batch, rounding aside. Nothing where it has nothing to say. ValueError on
-        samples that hold NaN.
-        """
-
-    def against(self, made: Any, data: Any) -> dict[str, Tensor]:
-        """Named tensors (B,) of reconstructions beside their originals. Default: none."""
-        return {}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a metric judges: what spaces kept of four sets, with condition values as tensors under their argument.
-
-    train: real samples, the reference of distances; held_out: real ones that no training step saw; samples: new ones;
-    reconstructions: of `held_out`, row by row, with `Modality.errors` as tensors. Any of them may be missing.
-    train_total: how many samples `train` was chosen from; None where nobody knows.
-    """
-
-    train: Rows | None = None
-    held_out: Rows | None = None
-    samples: Rows | None = None
-    reconstructions: Rows | None = None
-    train_total: int | None = None
-
-    def looked_at(self, what: str) -> str:
-        """Of `train`, for the name of a row: "the 300 training molecules", "200 of the 300 ..."."""
-        seen, total = len(self.train or ()), self.train_total
-        if total is None:
-            return f"{seen:,} training {what}"
-        return f"{'' if seen >= total else f'{seen:,} of '}the {total:,} training {what}"
-
-
-class Metric(ABC):
-    """Numbers of one kind, by something the model never saw. Silent about what the evidence cannot show."""
-
-    space: str | None = None
-    """The Space whose tensors it reads; None: only `Modality.errors`."""
-    gives: tuple[str, ...] = ()
-    """Keys of its rows, some of which may be left out."""
-    track: str = "generation"
-    most_samples: int | None = None
-    most_reference: int | None = None
-    """How many of the first samples, and of the first real ones, it looks at; None: all."""
-
-    @abstractmethod
-    def __call__(self, evidence: Evidence) -> list[Row]: ...
-
-
 class Raw(ABC):
-    """Samples in files as people have them, to be checked or brought into shards (`shards.writing.Samples`)."""
+    """The files of a folder or archive, to be verified or written to shards (a `shards.writing.RawSamples`)."""
 
     names: Sequence[str]
     labels: Sequence[int] | None
@@ -225,31 +156,162 @@ class Raw(ABC):
 
     @abstractmethod
     def encode(self, number: int) -> tuple[str, bytes]:
-        """Suffix and content of a sample as it goes into a shard; ValueError if it cannot be used."""
+        """Return the suffix and content of a sample as stored in a shard; ValueError if it cannot be used."""
 
     def beside(self, number: int) -> Sequence[tuple[str, bytes]]:
-        """Suffix and content of what else goes into a shard with a sample (its captions, say); ValueError if it cannot
-        be used. Default: nothing."""
+        """Return suffix and content of a sample's other files in a shard (e.g. its captions); ValueError if one cannot
+        be used. Default: none."""
         return ()
 
     @abstractmethod
     def stamp(self, number: int) -> str:
-        """What is known of a sample without reading it."""
+        """Return what identifies the file's version without reading it (e.g. size and modification time)."""
+
+
+# ---- evaluation ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric result: one number of an evaluation.
+
+    key: its short identifier ("fid"). name: its name in tables. better: "higher", "lower" or "same" (closer to the
+    baselines is better). beside: baselines to compare it with, name -> number. spread: standard deviation, if known.
+    """
+
+    key: str
+    name: str
+    value: float
+    unit: str = ""
+    better: str = "higher"
+    beside: dict[str, float] = field(default_factory=dict)
+    spread: float | None = None
+
+
+class Space(ABC):
+    """A feature extractor: turns each sample into the tensors that metrics read. Independent of the evaluated model."""
+
+    name: ClassVar[str]
+    weights: str | None = None
+    """SHA-256 of its weights, set by `prepare` and `fit`; None without weights. Numbers are comparable only where it
+    is equal."""
+    needs_download: ClassVar[bool] = False
+    on_request: ClassVar[bool] = False
+    """Whether it is slow or lacks an installed package: used only if one of its metrics is requested by name."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names of the extractors, listed before this one, whose tensors `fit` reads."""
+    silent: bool = False
+    """Whether `fit` found that it has no output for this data; then no set is run through it."""
+    compares: ClassVar[bool] = False
+    """Whether its only output is that of `against`, for pairs of a reconstruction and its original."""
+
+    def prepare(self, device: torch.device) -> None:
+        """Load the weights before first use; ValueError names what is missing. Default: nothing."""
+        return None
+
+    def fit(self, train: Rows) -> None:
+        """Fit to the tensors that earlier extractors returned for real training samples. Default: nothing."""
+        return None
+
+    @abstractmethod
+    def __call__(self, data: Any) -> dict[str, Tensor]:
+        """Return the features of a batch of Data on any device: name -> (B, ...) on the CPU.
+
+        A sample's features do not depend on its batch, up to rounding. Empty if there is no output for this data.
+        ValueError if samples hold NaN.
+        """
+
+    def against(self, made: Any, data: Any) -> dict[str, Tensor]:
+        """Return features (B,) of reconstructions (`made`) paired with their originals. Default: none."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Metric inputs: the features of up to four sets of samples, with condition values as tensors by argument.
+
+    train: real samples, the reference of distances. held_out: real samples that no training step used. samples:
+    generated ones. reconstructions: of `held_out`, in its order, with `Modality.errors` as tensors. None: not
+    available. train_total: number of samples that `train` was chosen from; None if unknown.
+    """
+
+    train: Rows | None = None
+    held_out: Rows | None = None
+    samples: Rows | None = None
+    reconstructions: Rows | None = None
+    train_total: int | None = None
+
+    def describe_train(self, what: str) -> str:
+        """Describe the size of `train` for the name of a row: "the 300 training molecules", "200 of the 300 ..."."""
+        used, total = len(self.train or ()), self.train_total
+        if total is None:
+            return f"{used:,} training {what}"
+        return f"{'' if used >= total else f'{used:,} of '}the {total:,} training {what}"
+
+
+class Metric(ABC):
+    """Computes one kind of number from features. Returns no row for what the inputs do not allow to compute."""
+
+    space: str | None = None
+    """Name of the Space whose features it reads; None: only `Modality.errors`."""
+    gives: tuple[str, ...] = ()
+    """Keys of the rows it can return."""
+    track: str = "generation"
+    """"generation" or "reconstruction"."""
+    most_samples: int | None = None
+    """It reads at most this many samples, the first ones; None: all."""
+    most_reference: int | None = None
+    """The same for real samples."""
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence) -> list[Row]: ...
+
+
+# ---- the modality --------------------------------------------------------------------------------------------------
 
 
 class Modality(ABC):
-    """A kind of sample, without weights: to tokens and back, how wrong, how drawn, where it comes from.
+    """A kind of sample: conversion to and from tokens, loss, drawing, files, data sets and metrics. Has no weights.
 
-    `Data` below is whatever a batch of samples is for this modality (pictures: (B, C, H, W) float32 in [0, 1]).
+    `Data` is a batch of samples in this modality's own form (images: (B, C, H, W) float32 in [0, 1]).
     """
+
+    # ---- configuration
 
     Config: ClassVar[type[Settings]]
     DataConfig: ClassVar[type[Settings]]
-    suffixes: ClassVar[tuple[str, ...]] = ()
-    """Of files that hold a sample, without the dot: what `unilatent data` works on. None where there are no such."""
 
     def __init__(self, config: Any):
         self.config = config
+
+    def fitted(self, splits: Splits) -> Settings:
+        """Return the configuration completed with statistics of the data (e.g. how often each size occurs). Default:
+        unchanged."""
+        return self.config
+
+    # ---- data
+
+    @abstractmethod
+    def splits(self, data: Any) -> Splits:
+        """Open the data sets that a DataConfig describes; ValueError names the path and what to do."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Collate samples of a Dataset to Data."""
+
+    @abstractmethod
+    def check(self, data: Any) -> Any:
+        """Return the data if `pack` can take it, else ValueError: what it is and what is expected."""
+
+    @abstractmethod
+    def augment(self, data: Any, streams: Streams) -> Any:
+        """Return a random view of each sample, drawn from its own stream."""
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """Concatenate batches of Data; batches that are padded to different lengths need an override."""
+        return join(parts)
+
+    # ---- tokens
 
     @property
     @abstractmethod
@@ -259,26 +321,7 @@ class Modality(ABC):
     @property
     @abstractmethod
     def max_tokens(self) -> int:
-        """The largest N."""
-
-    token_shift: float = 0.0
-    token_scale: float = 1.0
-    """(tokens - shift) / scale is about as wide as N(0, 1): what noise is added to, where it is added to data."""
-
-    @property
-    def fields(self) -> tuple[TokenField, ...]:
-        """What the C channels of a token mean, in order: how an encoder looks at them. Default: all the same."""
-        return (TokenField(self.channels),)
-
-    def fitted(self, splits: Splits) -> Settings:
-        """The configuration with what only data can tell filled in (how often each size occurs, say). Default: there
-        is nothing of that kind."""
-        return self.config
-
-    @property
-    def units(self) -> dict[str, int]:
-        """What a rate is divided by: name -> how many of them the largest sample has. Default: values of tokens."""
-        return {"value": self.max_tokens * self.channels}
+        """The largest N, tokens of a sample."""
 
     @property
     @abstractmethod
@@ -286,133 +329,149 @@ class Modality(ABC):
         """A, axes of a token's position."""
 
     @abstractmethod
-    def check(self, data: Any) -> Any:
-        """The data if it is what `pack` takes, else ValueError naming what it is and what it should be."""
-
-    @abstractmethod
     def pack(self, data: Any) -> Tokens:
-        """Data to tokens (B, N, C)."""
+        """Convert Data to tokens (B, N, C)."""
 
     @abstractmethod
     def unpack(self, tokens: Tokens) -> Any:
-        """Tokens to data; the inverse of `pack`."""
+        """Convert tokens to Data; the inverse of `pack`."""
 
     @abstractmethod
     def finish(self, data: Any) -> Any:
-        """What a network made, as a valid sample (pictures: clamped to [0, 1])."""
-
-    def prepare(self, device: torch.device) -> None:
-        """Loads what the losses need (pretrained weights, say); ValueError says what is missing. Default: nothing."""
-        return None
-
-    def join(self, parts: Sequence[Any]) -> Any:
-        """Batches of data as one; batches padded to different lengths need an override."""
-        return join(parts)
-
-    @abstractmethod
-    def reconstruction_loss(self, prediction: Tokens, data: Any) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted, that sum to the loss; least when prediction = ideal(data)."""
-
-    def ideal(self, data: Any) -> Tokens:
-        """The best prediction of a decoder, which unpacks to `data`. Default: its tokens; not so where some channels
-        are read as scores."""
-        return self.pack(data)
+        """Postprocess a network's output to valid samples (images: clamp to [0, 1]). Leaves valid samples unchanged."""
 
     @abstractmethod
     def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
-        """A layout for each stream's new sample. values: what the samples are to be conditioned on, by argument, and
-        what `parse_layout` gave; a modality may heed some of them."""
+        """Draw the layout of one new sample per stream.
+
+        values: condition values by argument and the result of `parse_layout`, which the layout may depend on.
+        """
+
+    token_shift: float = 0.0
+    token_scale: float = 1.0
+    """(tokens - shift) / scale has about zero mean and unit variance. Methods that add noise to data add it to this."""
+
+    @property
+    def fields(self) -> tuple[TokenField, ...]:
+        """What the C channels of a token mean, in order, for encoders that embed them. Default: one linear field."""
+        return (TokenField(self.channels),)
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Denominators of a bit rate: unit -> how many of them the largest sample has. Default: token values."""
+        return {"value": self.max_tokens * self.channels}
 
     layout_arguments: ClassVar[tuple[str, ...]] = ()
-    """Keywords under which users say what layouts of new samples are to be like. Default: there is nothing to say."""
+    """Keyword arguments of `sample` that set the layout of new samples (e.g. `num_atoms`). Default: none."""
 
     def parse_layout(self, n: int, given: dict[str, Any]) -> dict[str, Tensor]:
-        """Users' values under those keywords, as n rows each, shorter lists cycled; ValueError names what is wrong."""
+        """Parse users' `layout_arguments` to tensors of n rows each, shorter lists cycled; ValueError on a bad one."""
         return {}
 
     def layout_of(self, mask: Tensor) -> Layout:
-        """The layout of samples whose real tokens are those where mask (B, N) is True; ValueError if none can be, as
-        of `LatentModel.laid_out`. Only where layouts have masks."""
+        """Return the layout of samples whose real tokens are where mask (B, N) is True; ValueError if none has it.
+
+        Used by `LatentModel.decoder_inputs`. Only called if layouts have masks.
+        """
         raise AssertionError(f"{type(self).__name__} has one layout")
 
-    @abstractmethod
-    def augment(self, data: Any, streams: Streams) -> Any:
-        """A random view of each sample, on its own stream."""
+    # ---- loss
 
     @abstractmethod
-    def collate(self, samples: Sequence[Any]) -> Any:
-        """Samples of a Dataset to a batch of data."""
+    def reconstruction_loss(self, prediction: Tokens, data: Any) -> dict[str, Tensor]:
+        """Return named scalar terms, already weighted, that sum to the loss. The minimum is at `ideal(data)`."""
 
-    @classmethod
-    def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
-        """The samples of a folder or archive of files, as they are to be stored; only with `suffixes`."""
-        raise AssertionError(f"{cls.__name__} has no suffixes")
+    def ideal(self, data: Any) -> Tokens:
+        """Return the decoder's best prediction, which unpacks to `data`. Default: `pack(data)`.
 
-    @abstractmethod
-    def splits(self, data: Any) -> Splits:
-        """The data that a DataConfig describes; ValueError names the path and the way out."""
+        Override it where the decoder predicts scores (logits) in some channels.
+        """
+        return self.pack(data)
 
-    @classmethod
-    def of_resolution(cls, resolution: tuple[int, ...]) -> Self | None:
-        """One without a model, for samples of that size; ValueError on a size that none can have. None where a size
-        does not say everything."""
+    def prepare(self, device: torch.device) -> None:
+        """Load what the loss needs (e.g. pretrained weights); ValueError names what is missing. Default: nothing."""
         return None
 
-    @classmethod
-    def resolution_of(cls, source: Path) -> tuple[int, ...] | None:
-        """The size of the first of samples that somebody made; None where they are of no kind it knows."""
-        return None
+    # ---- files
 
-    def made(self, source: Path) -> Dataset:
-        """Samples that somebody made, each exactly as it lies there; ValueError, never BadSample, names one of another
-        size, or in a format that loses something."""
-        raise ValueError(f"--samples {source}: made samples of this modality cannot be read")
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Suffixes, without the dot, of files that hold one sample, for `unilatent data`. Default: none."""
 
     @abstractmethod
-    def spaces(self) -> list[Space]:
-        """Every view of samples that metrics of this modality read; each is prepared only when it is asked for."""
+    def read(self, path: Path, batch_size: int) -> Iterator[tuple[Any, list[str]]]:
+        """Read a folder, archive or file in order: batches of Data and the names of their samples."""
 
     @abstractmethod
-    def metrics(self) -> list[Metric]:
-        """Every metric; those whose space needs no download, and is not only there on request, run at the end of
-        training."""
+    def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
+        """Write one file per sample, numbered from `start`, to `folder` or one of its `subfolders`."""
 
     @property
-    @abstractmethod
-    def preprocessing(self) -> str:
-        """How samples from files are brought to the model, one word first ("adm centre crop, ..."): part of a
-        number's protocol."""
-
-    @property
-    @abstractmethod
-    def resolution(self) -> tuple[int, ...]:
-        """The size of a sample (pictures: height, width, channels)."""
-
-    @abstractmethod
-    def errors(self, made: Any, data: Any) -> dict[str, list[float]]:
-        """How far each sample of `made` is from its original, in the modality's usual measures (pictures: PSNR)."""
+    def subfolders(self) -> tuple[str, ...]:
+        """Names of the subfolders that `write` creates. Default: none."""
+        return ()
 
     @abstractmethod
     def draw_grid(
         self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
     ) -> None:
-        """One picture with every row's samples (Data of equal B) side by side; longer rows than `columns` wrap.
+        """Draw one image: each element of `rows` (Data of equal B) is a row of samples, wrapped after `columns`.
 
-        captions: a text for each sample, under it (of several rows: under the last one's)."""
-
-    @abstractmethod
-    def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
-        """One file a sample, numbered from `start`, in `folder` or one of its `subfolders`."""
-
-    @property
-    def subfolders(self) -> tuple[str, ...]:
-        """Names of folders that `write` makes. Default: none."""
-        return ()
+        captions: one text per sample, drawn under it (with several rows, under the last).
+        """
 
     @abstractmethod
     def arrays(self, data: Any) -> dict[str, np.ndarray]:
-        """Data as the arrays other people's evaluation code reads (pictures: `arr_0`, uint8 (B, H, W, C))."""
+        """Return the arrays that other evaluation code reads (images: `arr_0`, uint8 (B, H, W, C))."""
+
+    @classmethod
+    def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
+        """Open a folder or archive of sample files for `unilatent data`. Only called if there are `suffixes`."""
+        raise AssertionError(f"{cls.__name__} has no suffixes")
+
+    # ---- evaluation
 
     @abstractmethod
-    def read(self, path: Path, batch_size: int) -> Iterator[tuple[Any, list[str]]]:
-        """The samples of a folder, archive or file in order, as batches of Data with their names."""
+    def errors(self, made: Any, data: Any) -> dict[str, list[float]]:
+        """Return the usual errors of each reconstruction (`made`) against its original (images: PSNR)."""
+
+    @property
+    @abstractmethod
+    def preprocessing(self) -> str:
+        """How files become samples; begins with one word that names it ("adm centre crop, ..."). Part of the protocol
+        of a number."""
+
+    @property
+    @abstractmethod
+    def resolution(self) -> tuple[int, ...]:
+        """The size of a sample (images: height, width, channels)."""
+
+    @abstractmethod
+    def spaces(self) -> list[Space]:
+        """Return all feature extractors of this modality's metrics; each is prepared only when it is needed."""
+
+    @abstractmethod
+    def metrics(self) -> list[Metric]:
+        """Return all metrics.
+
+        Those whose Space needs no download and is not `on_request` are computed by default and after training.
+        """
+
+    @classmethod
+    def of_resolution(cls, resolution: tuple[int, ...]) -> Self | None:
+        """Build the modality without a model, for samples of this size; ValueError on an impossible size.
+
+        Default: None, where the size does not define the modality.
+        """
+        return None
+
+    @classmethod
+    def resolution_of(cls, source: Path) -> tuple[int, ...] | None:
+        """Return the size of the first externally generated sample in `source`; None if its format is unknown."""
+        return None
+
+    def made(self, source: Path) -> Dataset:
+        """Open externally generated samples, each exactly as stored.
+
+        ValueError, never BadSample, names a sample of another size or in a lossy format.
+        """
+        raise ValueError(f"--samples {source}: this modality cannot read externally generated samples; leave it out")

@@ -1,1 +1,1 @@
-"""Networks. They know tokens, layouts and conditioning; no modality and no paper."""
+"""Networks over tokens, layouts and conditioning, independent of modalities and papers."""

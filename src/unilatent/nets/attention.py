@@ -1,4 +1,4 @@
-"""Self-attention; the only call of scaled_dot_product_attention."""
+"""Self-attention, with the only call of scaled_dot_product_attention, and masks."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..types import Conditioning
+from . import branches
 from .embeddings import frequencies, rotate
 from .layers import RMSNorm, linear
 
 FAINT = 0.1
-"""How much tokens add to what `look_ahead` begins with."""
+"""Factor on the initial query and key weights of the heads that `look_ahead` sets."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k / sqrt(d)) v over (B, heads, N, d); keys where mask (B, N) is False are not seen.
+    """Return softmax(q k / sqrt(d)) v over (B, heads, N, d); keys where mask (B, N) is False are ignored.
 
-    On a CPU in bfloat16 the product runs in float32: its bfloat16 backward pass is two to three times slower there.
+    bfloat16 on a CPU is computed in float32, where the backward pass is up to four times faster.
     """
     keys = None if mask is None else mask[:, None, None, :]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if branches.on_cpu(q) and q.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=keys).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
@@ -28,7 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection.
 
-    qk_norm: RMSNorm of each head's queries and keys, before the rotation.
+    qk_norm: apply RMSNorm to the queries and keys of each head, before the rotation.
     xavier: initialisation, see `linear`.
     """
 
@@ -52,29 +54,34 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def look_ahead(self, offset: int, reach: int) -> None:
-        """Have half of the heads begin by attending to the token `offset` rotary positions (of one axis) behind each,
-        and less to its neighbours among `reach`, whatever the tokens hold.
+        """Initialise half of the heads so that each token attends to the one at rotary position (of one axis) `offset`
+        higher, and less to that one's neighbours among `reach`, whatever the tokens' values.
 
-        Biases of queries and keys, in channel pairs that turn by a radian or more over `reach`, agree at that distance
-        alone; what the tokens add to them is made small.
+        Biases of queries and keys, in channel pairs that rotate by a radian or more over `reach`, match at that
+        distance only; the weights of these heads are scaled by `FAINT`.
         """
-        dim, chosen = self.qkv.in_features, self.heads // 2
-        turns = frequencies(dim // self.heads // 2, self.qkv.weight)
-        used = (turns * reach >= 1).float()
-        angle = -offset * turns
+        dim, num_local = self.qkv.in_features, self.heads // 2
+        speeds = frequencies(dim // self.heads // 2, self.qkv.weight)  # radians per position, (d / 2,)
+        used = (speeds * reach >= 1).float()
+        angle = -offset * speeds
         query = torch.stack([used, torch.zeros_like(used)], -1).flatten()  # (d,)
         key = torch.stack([used * angle.cos(), used * angle.sin()], -1).flatten()
-        self.qkv.weight.view(3, self.heads, -1, dim)[:2, :chosen] *= FAINT
-        self.qkv.bias.view(3, self.heads, -1)[:2, :chosen] = torch.stack([query, key])[:, None]
+        self.qkv.weight.view(3, self.heads, -1, dim)[:2, :num_local] *= FAINT
+        self.qkv.bias.view(3, self.heads, -1)[:2, :num_local] = torch.stack([query, key])[:, None]
 
 
 def join_masks(first: Tensor | None, second: Tensor | None, k: int, n: int) -> Tensor | None:
-    """Masks of k and n tokens as one; None only when neither pads."""
+    """Concatenate the masks of k and n tokens; None stands for a mask without padding."""
     if first is None and second is None:
         return None
-    some = second if first is None else first
-    assert some is not None
-    ones = torch.ones(len(some), 1, dtype=torch.bool, device=some.device)
+    given = second if first is None else first
+    assert given is not None
+    ones = torch.ones(len(given), 1, dtype=torch.bool, device=given.device)
     return torch.cat(
         [ones.expand(-1, k) if first is None else first, ones.expand(-1, n) if second is None else second], 1
     )
+
+
+def trim(cond: Conditioning) -> Conditioning:
+    """Drop condition tokens that are padding in every row, if this needs no wait for a device; it changes no result."""
+    return cond.trimmed() if cond.mask is not None and branches.can_read(cond.mask) else cond

@@ -1,4 +1,4 @@
-"""Networks by configuration: what a method names in its own, and one function for each kind of use."""
+"""Configurations of backbones and encoders, as methods include them, and functions that build the networks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ Strides = tuple[int | tuple[int, ...], ...]
 
 
 class ConvEncoderConfig(Config):
-    """Residual convolutions from data tokens on a grid to a coarser grid of latents; strides and patch per axis, or
-    one number for all axes. The paper's: 16 times fewer cells along each axis."""
+    """Residual convolutions from data tokens on a grid to a coarser grid of latents.
+
+    strides, patch: per axis, or one number for all axes. The defaults are Unified Latents': 16x downsampling per axis.
+    """
 
     kind: Literal["convnet"] = "convnet"
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -28,7 +30,7 @@ class ConvEncoderConfig(Config):
 
 
 class ViTConfig(Config):
-    """A transformer over tokens in any layout: one latent for each data token."""
+    """A transformer over tokens in any layout; as an encoder, one latent per data token."""
 
     kind: Literal["vit"] = "vit"
     width: int = Field(default=1024, ge=1)
@@ -38,7 +40,9 @@ class ViTConfig(Config):
 
 
 class UViTConfig(Config):
-    """Residual U-ViT over tokens on a grid, its last `transformers` levels attending; the paper's decoder."""
+    """A residual U-ViT over tokens on a grid; the last `transformers` levels are transformers. The defaults are Unified
+    Latents' decoder.
+    """
 
     kind: Literal["uvit"] = "uvit"
     channels: tuple[int, ...] = (128, 256, 512, 1024)
@@ -51,7 +55,7 @@ class UViTConfig(Config):
 
     @property
     def width(self) -> int:
-        """Of the coarsest level."""
+        """Channels of the coarsest level."""
         return self.channels[-1]
 
 
@@ -60,10 +64,13 @@ Encoder = Annotated[ConvEncoderConfig | ViTConfig, Field(discriminator="kind")]
 
 
 def per_axis(size: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
-    """One number for all axes, or one for each; ValueError if they are not as many as there are axes."""
+    """Return one number per axis; ValueError if their number is wrong."""
     sizes = (size,) * axes if isinstance(size, int) else size
     if len(sizes) != axes:
-        raise ValueError(f"patch or strides: {list(sizes)} names {len(sizes)} axes, the data has {axes}")
+        raise ValueError(
+            f"patch or strides: {list(sizes)} has {len(sizes)} axes, the data has {axes}; give one number per axis, or "
+            "one number for all axes"
+        )
     return sizes
 
 
@@ -71,9 +78,9 @@ def make_backbone(
     config: ViTConfig | UViTConfig, channels: int, axes: int, context_channels: int | None = None,
     reads_tokens: bool = False,
 ) -> nn.Module:  # fmt: skip
-    """The network a configuration describes, over tokens of `channels` channels.
+    """Build a backbone over tokens of `channels` channels.
 
-    reads_tokens: whether it is told by tokens too (`Conditions.give_tokens`).
+    reads_tokens: whether it reads condition tokens too (`Conditions.give_tokens`).
     """
     if isinstance(config, ViTConfig):
         return ViT(
@@ -91,7 +98,10 @@ def make_encoder(
     config: ConvEncoderConfig | ViTConfig, channels: int, latent_channels: int, axes: int,
     fields: Sequence[TokenField] | None = None,
 ) -> ConvEncoder | TokenEncoder:  # fmt: skip
-    """Data tokens of `channels` channels to latents. fields: what the channels mean, to a network that can be told."""
+    """Build an encoder from data tokens of `channels` channels to latents.
+
+    fields: what the channels mean; only a transformer uses them.
+    """
     if isinstance(config, ViTConfig):
         return TokenEncoder(channels, latent_channels, config.width, config.depth, config.heads, config.dropout, fields)
     strides = [per_axis(stride, axes) for stride in config.strides]

@@ -1,4 +1,4 @@
-"""A backbone and what it predicts; outside this file there are only clean estimates."""
+"""Conversion of what a backbone predicts to the clean estimate, which all other code works with."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..types import Conditioning, Layout
 class Denoiser(nn.Module):
     """denoise(z_t, t) -> clean estimate, from a backbone (values, layout, time, cond, context) -> values.
 
-    The backbone is told the path's `feature` of t (logsnr / 8; on the linear path 1 - t) and predicts `prediction`.
-    A backbone that returns zeros, as all do at first, thus estimates alpha z_t on LogSNRPath and z_t on LinearPath
-    when it predicts velocities.
+    The backbone receives the noise path's `feature` of t (logsnr / 8; on the linear path 1 - t) and predicts
+    `prediction`. New backbones return zeros: as a velocity, this means the estimate alpha z_t on LogSNRPath and z_t on
+    LinearPath.
     """
 
     def __init__(self, backbone: nn.Module, path: NoisePath, prediction: Prediction = "velocity"):
@@ -25,7 +25,7 @@ class Denoiser(nn.Module):
     def forward(
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout, context: Tensor | None = None
     ) -> Tensor:
-        """z (B, N, C) at t, scalar or (B,) -> clean estimate (B, N, C), float32 whatever autocast says."""
+        """z (B, N, C) at t, scalar or (B,) -> clean estimate (B, N, C), float32 inside autocast too."""
         t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(len(z))
         raw = self.backbone(z, layout, self.path.feature(t), cond, context)
         return to_clean(self.prediction, raw, z, t, self.path)

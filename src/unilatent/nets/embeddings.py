@@ -1,4 +1,4 @@
-"""Time features, and positions as rotations or sinusoids, for any number of axes."""
+"""Time embeddings, and rotary and sinusoidal position embeddings for any number of axes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import branches
 from .layers import linear
 
 
 class TimeEmbedding(nn.Module):
-    """A number per sample to (B, dim): sin | cos of 2 pi t W with frozen W ~ N(0, 1), then Linear, SiLU, Linear."""
+    """Times (B,) to (B, dim): [sin | cos] of 2 pi t W with frozen W ~ N(0, 1), then Linear, SiLU, Linear."""
 
     frequencies: Tensor
 
@@ -31,42 +32,55 @@ class TimeEmbedding(nn.Module):
 
 
 def frequencies(count: int, like: Tensor) -> Tensor:
-    """10000^(-i / count) for i = 0 .. count - 1, float32."""
+    """Return 10000^(-i / count) for i = 0 .. count - 1, float32, on the device of `like`."""
     return 10_000.0 ** (-torch.arange(count, device=like.device, dtype=torch.float64) / count).float()
 
 
 def sincos(positions: Tensor, dim: int) -> Tensor:
-    """Positions (..., A) to (..., dim): the channels are split over the axes, last axis first, each [sin | cos].
+    """Return sinusoids (..., dim) of positions (..., A): channels are split over the axes, last axis first, each
+    [sin | cos].
 
-    On a (row, column) grid the first half of the channels holds the column. Channels that A axes cannot share evenly
-    are zero.
+    On a (row, column) grid the first half of the channels encodes the column. Remaining channels, when A axes do not
+    divide them, are zero.
     """
     axes = positions.shape[-1]
     angles = positions.flip(-1)[..., None] * frequencies(dim // (2 * axes), positions)  # (..., A, F)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
-    return F.pad(waves, (0, dim - waves.shape[-1]))
+    sinusoids = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    return F.pad(sinusoids, (0, dim - sinusoids.shape[-1]))
 
 
 def rotary(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin (B, 1, N, head_dim / 2) that `rotate` uses; the pairs of channels are split over the axes.
+    """Return cos and sin (B, 1, N, head_dim / 2) for `rotate`; pairs of channels are split over the A axes.
 
-    Position 0 rotates nothing, nor are pairs rotated that A axes cannot share evenly. head_dim must be even.
+    Position 0 rotates nothing. Remaining pairs, when A axes do not divide them, are not rotated. ValueError if head_dim
+    is odd.
     """
     axes = positions.shape[-1]
     if head_dim % 2:
-        raise ValueError(f"head width {head_dim} is odd: rotary positions turn pairs of channels")
+        raise ValueError(f"head width {head_dim} is odd, but rotary embeddings rotate pairs of channels; change heads")
     angles = positions[..., None] * frequencies(head_dim // (2 * axes), positions)  # (B, N, A, F)
     angles = F.pad(angles.flatten(-2), (0, head_dim // 2 - axes * angles.shape[-1]))[:, None]
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x (B, heads, N, d) with channel pairs (2k, 2k + 1) rotated. In float32 on a CPU pairs are complex numbers, which
-    lie as one in memory: x needs a contiguous last axis, and even strides of the others.
+    """Rotate the channel pairs (2k, 2k + 1) of x (B, heads, N, d) by the angles of `rotary`."""
+    if branches.on_eager_cpu(x) and x.dtype == torch.float32:
+        return rotate_complex(x, rotation)
+    return rotate_real(x, rotation)
+
+
+def rotate_complex(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """`rotate` by complex products: one pass over memory instead of six.
+
+    A pair is read as one complex number, so x needs a contiguous last axis and even strides of the others.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # one pass in place of six
-        return torch.view_as_real(pairs * torch.complex(*(part.float() for part in rotation))).flatten(-2)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(*(part.float() for part in rotation))).flatten(-2)
+
+
+def rotate_real(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """`rotate` by real products, in the type of x."""
     cos, sin = (part.to(x.dtype) for part in rotation)
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)

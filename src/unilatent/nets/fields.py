@@ -1,4 +1,4 @@
-"""What the channels of a token mean to a network: spans of them that are brought to its width each in its own way."""
+"""Input layers of token networks: what spans of a token's channels mean, and how each is projected to the width."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from .embeddings import sincos
 from .layers import linear
 
 WAVES = 4
-"""Frequencies 1, 2, ... of a periodic number."""
+"""Number of frequencies (1, 2, ...) of a periodic number."""
 
 
 @dataclass(frozen=True)
 class TokenField:
-    """A span of neighbouring channels.
+    """A span of neighbouring channels, and how it is projected.
 
-    linear: a matrix (of a one-hot: a table). smooth: numbers of which small differences matter (coordinates), Linear
-    without bias, SiLU, Linear. periodic: numbers of period 1; sin and cos of 2 pi k x, k = 1 .. 4, then as smooth.
+    linear: Linear (for one-hot values: a table). smooth: for numbers whose small differences matter (coordinates);
+    Linear without bias, SiLU, Linear. periodic: for numbers of period 1; sin and cos of 2 pi k x, k = 1 .. 4, then as
+    smooth.
     """
 
     channels: int
@@ -31,27 +32,30 @@ class TokenField:
 
 
 class LinearInput(nn.Linear):
-    """Tokens whose channels all mean the same."""
+    """One Linear, for tokens whose channels all mean the same."""
 
     def forward(self, values: Tensor, positions: Tensor | None = None) -> Tensor:
-        """values (B, N, C) -> (B, N, D). positions: not looked at; whoever attends rotates by them."""
+        """values (B, N, C) -> (B, N, D). positions: unused; attention rotates by them."""
         return super().forward(values)
 
 
 class FieldInput(nn.Module):
-    """The sum of what each field becomes, and of sinusoids of the token's position: tokens of several kinds are told
-    apart, and found by the latents of their own place, from the first step."""
+    """The sum of the projected fields and of sinusoids of the token's position.
+
+    The sinusoids distinguish tokens with equal values, and let latents find the tokens at their position, from the
+    first step.
+    """
 
     def __init__(self, fields: Sequence[TokenField], width: int):
         super().__init__()
         self.spans, self.width = [field.channels for field in fields], width
-        self.fields = nn.ModuleList([_network(field, width) for field in fields])
+        self.fields = nn.ModuleList([_projection(field, width) for field in fields])
 
     def forward(self, values: Tensor, positions: Tensor) -> Tensor:
         """values (B, N, C), positions (B or 1, N, A) -> (B, N, D)."""
         h = sincos(positions, self.width)
-        for field, part in zip(self.fields, values.split(self.spans, dim=-1), strict=True):
-            h = h + field(part)
+        for field, span in zip(self.fields, values.split(self.spans, dim=-1), strict=True):
+            h = h + field(span)
         return h
 
 
@@ -72,7 +76,7 @@ class _Smooth(nn.Module):
         return self.out(F.silu(self.hidden(x)))
 
 
-def _network(field: TokenField, width: int) -> nn.Module:
+def _projection(field: TokenField, width: int) -> nn.Module:
     if field.kind == "linear":
         return nn.Linear(field.channels, width)
     if field.kind == "smooth":
@@ -81,7 +85,7 @@ def _network(field: TokenField, width: int) -> nn.Module:
 
 
 def token_input(fields: Sequence[TokenField], width: int) -> LinearInput | FieldInput:
-    """Tokens (B, N, C) of those fields to D = width channels; a single linear field is one Linear."""
+    """Build the input layer from tokens (B, N, C) of these fields to width D; for a single linear field, one Linear."""
     if len(fields) == 1 and fields[0].kind == "linear":
         return LinearInput(fields[0].channels, width)
     return FieldInput(fields, width)

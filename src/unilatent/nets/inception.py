@@ -1,7 +1,7 @@
-"""InceptionV3 as FID knows it: Szegedy et al. 2015 (arXiv:1512.00567), the TensorFlow graph of 2015-12-05.
+"""The InceptionV3 of FID: Szegedy et al. 2015 (arXiv:1512.00567), the TensorFlow graph of 2015-12-05.
 
-It differs from other InceptionV3s in what TensorFlow did: average pools do not count their padding, the last block
-pools by maximum, there are 1008 classes, and the graph resizes pictures itself, without half-pixel centres.
+It differs from other InceptionV3s: average pools exclude padding, the last block uses max pooling, there are 1008
+classes, and the graph itself resizes images, without half-pixel centres.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..pretrained import Weights, fetch, fitted, read
+from ..pretrained import WeightFile, check_layout, fetch, read
 
-PUBLISHED = Weights(
+PUBLISHED = WeightFile(
     name="InceptionV3 weights for FID",
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     sha256="6726825d",
@@ -26,20 +26,23 @@ PUBLISHED = Weights(
     "--metrics without fid, sfid, kid, is, precision, recall, density, coverage and rfid does without",
 )
 """Google's weights of 2015-12-05 as torch-fidelity publishes them; pytorch-fid's pt_inception-2015-12-05-6726825d.pth
-is the same. The publisher gives the first 8 hex digits of the SHA-256, in the file's name."""
+is identical. The file name contains the first 8 hex digits of the SHA-256."""
 
 SIDE = 299
-"""Pixels a side that every picture is resized to."""
+"""Images are resized to SIDE x SIDE pixels."""
 NORM_EPS = 1e-3
 POOL, SPATIAL, LOGITS = 2048, 2023, 1008
-"""Values a picture of each feature."""
+"""Values per image of each feature."""
 SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d", 7
 """TensorFlow's `mixed_6/conv`, the first seven channels of 17 x 17 (Nash et al. 2021; ADM's evaluation)."""
 
 
 class Features(NamedTuple):
-    """pool: (B, 2048), for FID, KID, precision and recall. spatial: (B, 2023) in (row, column, channel) order, for
-    sFID. logits_unbiased: (B, 1008), the class scores without their bias, as the Inception Score takes them."""
+    """Features of a batch.
+
+    pool: (B, 2048), for FID, KID, precision and recall. spatial: (B, 2023) in (row, column, channel) order, for sFID.
+    logits_unbiased: (B, 1008), logits without bias, for the Inception Score.
+    """
 
     pool: Tensor
     spatial: Tensor
@@ -55,28 +58,28 @@ class Conv:
     kernel: tuple[int, int] = (1, 1)
 
     @property
-    def side_by_side(self) -> tuple[Conv, ...]:
+    def parallel(self) -> tuple[Conv, ...]:
         return (self,)
 
 
 @dataclass(frozen=True)
 class Fork:
-    """A row of three and a column of three on the same input, joined."""
+    """A 1 x 3 and a 3 x 1 convolution on the same input, concatenated."""
 
     name: str
 
     @property
-    def side_by_side(self) -> tuple[Conv, ...]:
+    def parallel(self) -> tuple[Conv, ...]:
         return (Conv(f"{self.name}a", 384, (1, 3)), Conv(f"{self.name}b", 384, (3, 1)))
 
 
 ROW, COLUMN, SQUARE, LARGE = (1, 7), (7, 1), (3, 3), (5, 5)
 Chain = tuple[Conv | Fork, ...]
-"""One after another."""
+"""Layers in sequence."""
 
 
 def _a(pool: int) -> tuple[Chain, ...]:
-    """35 x 35."""
+    """Return the branches of a block at 35 x 35."""
     return (
         (Conv("branch1x1", 64),),
         (Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, LARGE)),
@@ -86,7 +89,7 @@ def _a(pool: int) -> tuple[Chain, ...]:
 
 
 def _c(inner: int) -> tuple[Chain, ...]:
-    """17 x 17, with 7 x 7 convolutions in two factors."""
+    """Return the branches of a block at 17 x 17, with factorised 7 x 7 convolutions."""
     double = (("1", inner, (1, 1)), ("2", inner, COLUMN), ("3", inner, ROW), ("4", inner, COLUMN), ("5", 192, ROW))
     return (
         (Conv("branch1x1", 192),),
@@ -120,7 +123,7 @@ E: tuple[Chain, ...] = (
 
 
 def average(x: Tensor) -> Tensor:
-    """The mean of a 3 x 3 neighbourhood's real pixels; the size stays."""
+    """3 x 3 average pooling that excludes padding; the size stays."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -145,11 +148,12 @@ MIXED: dict[str, tuple[tuple[Chain, ...], Callable[[Tensor], Tensor]]] = {
     "Mixed_7b": (E, average),
     "Mixed_7c": (E, maximum),
 }
-"""Each block's branches, and the pooling that its last one begins with. A block that halves does so in every branch."""
+"""Branches of each block, and the pooling at the start of its last branch. A block that halves the size does so in
+every branch."""
 
 
 class ConvNorm(nn.Module):
-    """relu(norm(conv(x))): (B, in, h, w) -> (B, out, h', w'); the size stays unless it strides or is not padded."""
+    """relu(norm(conv(x))): (B, in, h, w) -> (B, out, h', w'); the size stays if padded and without stride."""
 
     def __init__(self, channels: int, width: int, kernel: tuple[int, int], *, stride: int = 1, padded: bool = True):
         super().__init__()
@@ -162,7 +166,7 @@ class ConvNorm(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches side by side, joined over channels; the last one pools first."""
+    """Parallel branches, concatenated over channels; the last one starts with pooling."""
 
     def __init__(self, channels: int, chains: tuple[Chain, ...], pooling: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -173,10 +177,10 @@ class Mixed(nn.Module):
             width = channels
             for i, link in enumerate(chain):
                 stride = 2 if pooling is halve and i == len(chain) - 1 else 1
-                for conv in link.side_by_side:
+                for conv in link.parallel:
                     layer = ConvNorm(width, conv.width, conv.kernel, stride=stride, padded=stride == 1)
                     self.add_module(conv.name, layer)
-                width = sum(conv.width for conv in link.side_by_side)
+                width = sum(conv.width for conv in link.parallel)
             self.channels += width
 
     def forward(self, x: Tensor) -> Tensor:  # (B, channels, h, w)
@@ -184,13 +188,13 @@ class Mixed(nn.Module):
         for chain in self.chains:
             h = self.pooling(x) if chain is self.chains[-1] else x
             for link in chain:
-                h = torch.cat([self.get_submodule(conv.name)(h) for conv in link.side_by_side], dim=1)
+                h = torch.cat([self.get_submodule(conv.name)(h) for conv in link.parallel], dim=1)
             out.append(h)
         return torch.cat(out, dim=1)
 
 
 class Network(nn.Module):
-    """The graph between resizing and features; its tensors have the official files' names."""
+    """The network from resized images to features; parameter names are those of the official files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,30 +223,30 @@ class Network(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """Pictures to features. Frozen, in eval mode, float32. It cannot be made without weights: see `load`."""
+    """Images to features: frozen, in eval mode, float32. It needs published weights: see `load`."""
 
     def __init__(self, state: Mapping[str, Tensor], resize: str = "tf1"):
-        """state: an official file's tensors; ValueError names one that is missing, unknown or of a wrong shape.
-        resize: a key of RESIZES; it belongs to the protocol that a number is published with.
+        """state: tensors of an official file; ValueError names one that is missing, unknown or of a wrong shape.
+        resize: a key of RESIZES, part of the protocol of a published number.
         """
         super().__init__()
         if resize not in RESIZES:
             raise ValueError(f"resize {resize!r} is unknown; one of {', '.join(RESIZES)}")
         self.resize = resize
-        with torch.device("meta"):  # neither memory nor random numbers for an initialisation nobody uses
+        with torch.device("meta"):  # no memory and no random numbers for unused initial weights
             self.network = Network()
         shapes = {key: tuple(value.shape) for key, value in self.network.state_dict().items()}
         wanted = {key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)}
         given = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
         counters = {key: torch.zeros((), dtype=torch.long) for key in shapes.keys() - wanted.keys()}
-        self.network.load_state_dict(fitted(given, wanted, "the FID InceptionV3") | counters, assign=True)
+        self.network.load_state_dict(check_layout(given, wanted, "the FID InceptionV3") | counters, assign=True)
         self.requires_grad_(False)
         self.eval()
 
     @classmethod
     def load(cls, weights: str | None = None, resize: str = "tf1") -> InceptionV3:
-        """With the published weights, from the file `weights` (.safetensors, or either official torch file) or from
-        the cache, downloaded once. ValueError when they cannot be had or the file holds something else."""
+        """Load the published weights from the file `weights` (.safetensors, or either official torch file), or from the
+        cache after one download. ValueError if they are not available or the file has other contents."""
         path = fetch(PUBLISHED, weights)
         try:
             return cls(read(path), resize)
@@ -252,48 +256,48 @@ class InceptionV3(nn.Module):
             ) from None
 
     def train(self, mode: bool = True) -> InceptionV3:
-        """Stays in eval mode."""
+        """Do nothing: the network stays in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Features:
-        """(B, 3, H, W) uint8, of any size, to float32 features; ValueError on anything else.
+    def forward(self, images: Tensor) -> Features:
+        """(B, 3, H, W) uint8, of any size, to float32 features; ValueError on other inputs.
 
-        Without autocast, and with convolutions that are deterministic and not rounded to TF32.
+        Autocast is disabled; convolutions are deterministic and do not use TF32.
         """
-        if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != torch.uint8:
-            raise ValueError(f"Inception takes (B, 3, H, W) uint8; got {tuple(pictures.shape)} {pictures.dtype}")
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(f"Inception takes (B, 3, H, W) uint8; got {tuple(images.shape)} {images.dtype}")
         precise: Any = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with torch.autocast(pictures.device.type, enabled=False), precise:
-            return self.network(RESIZES[self.resize](pictures.float()))
+        with torch.autocast(images.device.type, enabled=False), precise:
+            return self.network(RESIZES[self.resize](images.float()))
 
 
 COUNTER = "num_batches_tracked"
-"""What a batch norm in eval mode has no use for."""
+"""A buffer that batch norm does not use in eval mode."""
 
 
 def resize_tf1(levels: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 255] to (B, 3, 299, 299) in about [-1, 1], as the graph itself does it.
+    """(B, 3, H, W) in [0, 255] to (B, 3, 299, 299) in about [-1, 1], as in the original graph.
 
-    TensorFlow 1's bilinear resize: output pixel i lies at input coordinate i * H / 299, counted from the first pixel's
-    centre; there is no half-pixel offset and no smoothing when a picture shrinks. Then (x - 128) / 128.
+    TensorFlow 1's bilinear resize: output pixel i is at input coordinate i * H / 299, counted from the centre of the
+    first pixel, without half-pixel offset and without antialiasing. Then (x - 128) / 128.
     """
     return (_linear(_linear(levels, 3), 2) - 128) / 128
 
 
 def _linear(x: Tensor, dim: int) -> Tensor:
-    """One axis to 299 pixels."""
+    """Resize one axis to 299 pixels."""
     size = x.shape[dim]
-    at = torch.arange(SIDE, dtype=torch.float32, device=x.device) * torch.tensor(size / SIDE, dtype=torch.float32)
-    lower = at.long().clamp(max=size - 1)
+    source = torch.arange(SIDE, dtype=torch.float32, device=x.device) * torch.tensor(size / SIDE, dtype=torch.float32)
+    lower = source.long().clamp(max=size - 1)
     upper = (lower + 1).clamp(max=size - 1)
-    share = (at - lower).view([-1 if axis == dim else 1 for axis in range(x.ndim)])
+    weight = (source - lower).view([-1 if axis == dim else 1 for axis in range(x.ndim)])
     below, above = x.index_select(dim, lower), x.index_select(dim, upper)
-    return below + (above - below) * share
+    return below + (above - below) * weight
 
 
 def resize_torch(levels: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 255] to (B, 3, 299, 299) in [-1, 1], as pytorch-fid does it, with half-pixel centres."""
+    """(B, 3, H, W) in [0, 255] to (B, 3, 299, 299) in [-1, 1], as in pytorch-fid, with half-pixel centres."""
     return 2 * F.interpolate(levels / 255, (SIDE, SIDE), mode="bilinear", align_corners=False) - 1
 
 

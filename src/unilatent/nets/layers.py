@@ -1,8 +1,9 @@
-"""Small parts: normalisation, modulation, SwiGLU, and the tags that say which optimizer a weight belongs to."""
+"""Small parts: normalisation, modulation, SwiGLU, and the tag of weights that Muon trains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -10,17 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from . import branches
+
 M = TypeVar("M", bound=nn.Module)
 
 
 def use_muon(module: M) -> M:
-    """Tag a module whose 2-D `weight` is a matrix that Muon should train; everything untagged is AdamW's."""
+    """Tag a module whose 2-D `weight` Muon trains; AdamW trains all other weights."""
     module.uses_muon = True  # type: ignore[assignment]
     return module
 
 
 def muon_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The trainable weights tagged with `use_muon`, in module order."""
+    """Yield the trainable weights tagged with `use_muon`, in module order."""
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if getattr(module, "uses_muon", False) and isinstance(weight, nn.Parameter) and weight.requires_grad:
@@ -28,7 +31,7 @@ def muon_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def linear(in_features: int, out_features: int, xavier: bool = True) -> nn.Linear:
-    """A Linear trained by Muon: xavier-uniform weight and zero bias, or torch's own initialisation."""
+    """Return a Linear trained by Muon: Xavier-uniform weight and zero bias, or torch's default initialisation."""
     layer = use_muon(nn.Linear(in_features, out_features))
     if xavier:
         nn.init.xavier_uniform_(layer.weight)
@@ -37,7 +40,7 @@ def linear(in_features: int, out_features: int, xavier: bool = True) -> nn.Linea
 
 
 def zero_init(layer: M) -> M:
-    """The layer with zero weight and bias."""
+    """Set weight and bias of a layer to zero and return it."""
     assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -45,7 +48,10 @@ def zero_init(layer: M) -> M:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last axis, times a learned weight; the mean is taken in float32."""
+    """x / sqrt(mean(x^2) + eps) over the last axis, times a learned weight; the mean is computed in float32.
+
+    The output has the type of x, inside autocast too.
+    """
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
@@ -53,14 +59,23 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _RMSNorm.apply(x, self.weight, self.eps)
-        squares = x.float().square().mean(-1, keepdim=True)
-        return (x * (squares + self.eps).rsqrt()).to(x.dtype) * self.weight.to(x.dtype)
+        if branches.on_eager_cpu(x):
+            return EagerRMSNorm.apply(x, self.weight, self.eps)
+        return fused_rms_norm(x, self.weight, self.eps)
 
 
-class _RMSNorm(torch.autograd.Function):
-    """The same by hand, for eager CPU code: two to four times fewer passes over memory."""
+def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Torch's RMS norm in the type of x: one kernel on CUDA.
+
+    Autocast on CUDA would convert x to float32 and return float32. A weight of another type than x would disable the
+    fused kernel.
+    """
+    with torch.autocast(x.device.type, enabled=False) if in_autocast(x) else nullcontext():
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+
+
+class EagerRMSNorm(torch.autograd.Function):
+    """RMS norm with a hand-written backward pass: two to four times fewer passes over memory than torch's on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -73,38 +88,42 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         unit, scale, weight = ctx.saved_tensors
-        along = (grad * unit).flatten(0, -2)
-        inner = grad * weight.to(grad.dtype)
-        share = torch.linalg.vecdot(inner, unit).unsqueeze(-1) / unit.shape[-1]
+        weight_grads = (grad * unit).flatten(0, -2)  # of each row
+        unit_grad = grad * weight.to(grad.dtype)
+        radial = torch.linalg.vecdot(unit_grad, unit).unsqueeze(-1) / unit.shape[-1]  # (..., 1)
         return (
-            torch.addcmul(inner, unit, share.to(unit.dtype), value=-1).mul_(scale.to(unit.dtype)),
-            along.sum(0, dtype=torch.float32).to(weight.dtype),
+            torch.addcmul(unit_grad, unit, radial.to(unit.dtype), value=-1).mul_(scale.to(unit.dtype)),
+            weight_grads.sum(0, dtype=torch.float32).to(weight.dtype),
             None,
         )
 
 
 def in_compute_dtype(x: Tensor) -> Tensor:
-    """x as autocast computes: in its low precision inside an autocast block, as it is outside.
+    """Return x in autocast's type inside an autocast block, unchanged outside.
 
-    At the entrance of a network this keeps the residual stream, and so everything elementwise, in that precision.
+    At the input of a network this puts the residual stream, and all elementwise operations, in that type.
     """
+    return x.to(torch.get_autocast_dtype(x.device.type)) if in_autocast(x) else x
+
+
+def in_autocast(x: Tensor) -> bool:
+    """Whether autocast is enabled for the device of x."""
     device = x.device.type
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return x.to(torch.get_autocast_dtype(device)) if casts else x
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, N, D) times 1 + scale plus shift, both (B, D)."""
+    """Return x (1 + scale) + shift; x (B, N, D), shift and scale (B, D)."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
-def gate(residual: Tensor, x: Tensor, gate: Tensor) -> Tensor:
-    """residual + gate x, gate (B, D)."""
+def add_gated(residual: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+    """Return residual + gate x; residual and x (B, N, D), gate (B, D)."""
     return torch.addcmul(residual, gate[:, None], x)
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(a) * b) with a, b the halves of w12(x)."""
+    """w3(silu(a) * b), where a and b are the halves of w12(x)."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -117,9 +136,9 @@ class SwiGLU(nn.Module):
 
 
 class Repeated(nn.Module):
-    """A block that a network repeats: the unit that is compiled, and recomputed to save memory.
+    """A block that a network repeats: the unit of compilation, sharding and activation checkpointing.
 
-    recompute: keep only the block's input for the backward pass (activation checkpointing).
+    recompute: store only the block's input for the backward pass (activation checkpointing).
     """
 
     recompute = False

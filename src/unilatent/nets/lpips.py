@@ -1,4 +1,4 @@
-"""LPIPS, the learned perceptual distance between pictures (Zhang et al. 2018, arXiv:1801.03924), on VGG16, v0.1."""
+"""LPIPS, the learned perceptual distance between images (Zhang et al. 2018, arXiv:1801.03924), on VGG16, v0.1."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..pretrained import Weights, fetch, fitted, read
+from ..pretrained import WeightFile, check_layout, fetch, read
 
-VGG16 = Weights(
+VGG16 = WeightFile(
     name="VGG16 weights for LPIPS",
     url="https://download.pytorch.org/models/vgg16-397923af.pth",
     sha256="397923af",
@@ -22,28 +22,28 @@ VGG16 = Weights(
 )
 """VGG16 trained on ImageNet-1k (Simonyan & Zisserman 2014), as torchvision publishes it.
 
-The publisher gives the first 8 hex digits of the SHA-256, in the file's name; that prefix is what is checked.
+The file name contains the first 8 hex digits of the SHA-256; this prefix is checked.
 """
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of VGG16's 3x3 convolutions; a 2x2 max-pool stands between stages."""
+"""Output channels of VGG16's 3x3 convolutions, with a 2x2 max-pool between stages."""
 
 CHANNELS = tuple(stage[-1] for stage in STAGES)
-"""Channels of the five tapped features: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
+"""Channels of the five feature maps: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3."""
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-"""Per-channel mean and deviation of inputs in [-1, 1]: ImageNet's, as LPIPS v0.1 rounds them."""
+"""Mean and standard deviation per channel of ImageNet in [-1, 1], as LPIPS v0.1 rounds them."""
 
 NORM_EPS = 1e-10
 MIN_SIZE = 2 ** (len(STAGES) - 1)
-"""Smallest side, in pixels, that leaves something after four poolings."""
+"""Smallest side, in pixels: one pixel is left after four poolings."""
 
 
 class LPIPS(nn.Module):
-    """The distance itself. Frozen, always in eval mode (v0.1's dropout acts only while its weights are learned).
+    """The LPIPS distance: frozen, always in eval mode (v0.1 uses dropout only to train its linear weights).
 
-    It cannot be made without weights: see `load` for the published ones.
+    It needs published weights: see `load`.
     """
 
     shift: Tensor
@@ -52,10 +52,10 @@ class LPIPS(nn.Module):
     def __init__(self, backbone: Mapping[str, Tensor], linear: Mapping[str, Tensor] | None = None):
         """backbone: VGG16's `features.N.weight` and `features.N.bias` in torchvision's numbering; keys that do not
         start with `features.` are ignored. ValueError names a tensor that is missing, unknown or of a wrong shape.
-        linear: `lin0.weight` .. `lin4.weight`, each (C,); None takes the published ones, which come with the package.
+        linear: `lin0.weight` .. `lin4.weight`, each (C,); None: the published ones, which come with the package.
         """
         super().__init__()
-        with torch.device("meta"):  # neither memory nor random numbers for an initialisation nobody uses
+        with torch.device("meta"):  # no memory and no random numbers for unused initial weights
             self.features = vgg_features()
         self.features.load_state_dict(_checked(self.features, backbone), assign=True)
         linear = published_linear() if linear is None else linear
@@ -68,8 +68,8 @@ class LPIPS(nn.Module):
 
     @classmethod
     def load(cls, weights: str | None = None) -> LPIPS:
-        """With the published weights: VGG16's from the file `weights` (.safetensors, or a torch file), or from the
-        cache, downloaded once. ValueError when they cannot be had or the file is not VGG16."""
+        """Load the published weights: VGG16's from the file `weights` (.safetensors, or a torch file), or from the
+        cache after one download. ValueError if they are not available or the file is not VGG16."""
         path = fetch(VGG16, weights)
         try:
             return cls(read(path))
@@ -77,16 +77,16 @@ class LPIPS(nn.Module):
             raise ValueError(f"{VGG16.name}: {path}: {error}; the original is {VGG16.url}; {VGG16.way_out}") from None
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in eval mode."""
+        """Do nothing: the network stays in eval mode."""
         return super().train(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Two batches (B, 3, H, W) in [-1, 1], H and W at least 16, to their distances (B,), float32, >= 0.
+        """Return the distances (B,), float32, >= 0, between two batches (B, 3, H, W) in [-1, 1], H and W at least 16.
 
-        Sum over taps of the spatial mean of sum_c w_c (a_c - b_c)^2, features unit-normalised over channels (eq. 1).
-        Differentiable in both inputs; float32 also inside autocast. ValueError on other shapes.
+        The sum over feature maps of the spatial mean of sum_c w_c (a_c - b_c)^2, with features normalised over channels
+        (eq. 1). Differentiable in both inputs; float32 inside autocast too. ValueError on other shapes.
         """
-        _check_pictures(a, b)
+        _check_images(a, b)
         with torch.autocast(a.device.type, enabled=False):
             distances = [
                 (unit(fa) - unit(fb)).square().mean(dim=(2, 3)) @ weight  # (B, C) @ (C,) -> (B,)
@@ -95,23 +95,23 @@ class LPIPS(nn.Module):
             return torch.stack(distances).sum(0)  # (B,)
 
     def taps(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, H, W) in [-1, 1] to the five features (B, C, h, w), halved in size from one to the next."""
+        """Images (B, 3, H, W) in [-1, 1] to five feature maps (B, C, h, w), each half the size of the one before."""
         h = (x.float() - self.shift) / self.scale  # (B, 3, H, W)
-        found = []
+        taps = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
-                found.append(h)
+                taps.append(h)
             h = layer(h)  # (B, C, h, w)
-        return [*found, h]
+        return [*taps, h]
 
 
 def unit(features: Tensor) -> Tensor:
-    """(B, C, h, w) divided by its norm over C + 1e-10; zero features stay zero and have a finite gradient."""
+    """Divide (B, C, h, w) by its norm over C plus 1e-10; zeros stay zero and have a finite gradient."""
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + NORM_EPS)
 
 
 def vgg_features() -> nn.Sequential:
-    """VGG16's convolutions up to relu5_3, numbered as in torchvision's `features`."""
+    """Build VGG16's layers up to relu5_3, numbered as in torchvision's `features`."""
     layers: list[nn.Module] = []
     channels = 3
     for stage in STAGES:
@@ -124,19 +124,19 @@ def vgg_features() -> nn.Sequential:
 
 
 def published_linear() -> dict[str, Tensor]:
-    """LPIPS v0.1's linear weights for VGG, `lin0.weight` .. `lin4.weight`, each (C,) float32 (BSD-2, see NOTICE)."""
+    """Load LPIPS v0.1's linear weights: `lin0.weight` .. `lin4.weight`, each (C,) float32 (BSD-2, see NOTICE)."""
     return safetensors.torch.load(resources.files(__package__).joinpath("lpips_vgg_v01.safetensors").read_bytes())
 
 
 def _checked(features: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state's `features.` tensors as float32 under the module's own names; ValueError unless they fit exactly."""
+    """Return the `features.` tensors of a state as float32 under the module's names; ValueError if they do not fit."""
     prefix = "features."
-    given = {key: value for key, value in state.items() if key.startswith(prefix)}
+    tensors = {key: value for key, value in state.items() if key.startswith(prefix)}
     wanted = {prefix + key: tuple(value.shape) for key, value in features.state_dict().items()}
-    return {key.removeprefix(prefix): value for key, value in fitted(given, wanted, "VGG16").items()}
+    return {key.removeprefix(prefix): value for key, value in check_layout(tensors, wanted, "VGG16").items()}
 
 
-def _check_pictures(a: Tensor, b: Tensor) -> None:
+def _check_images(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ValueError(f"LPIPS compares equal shapes; got {tuple(a.shape)} and {tuple(b.shape)}")
     if a.ndim != 4 or a.shape[1] != 3:

@@ -1,11 +1,11 @@
-"""Frozen text encoders of the `transformers` package, and what they made of texts, kept on disk.
+"""Frozen text encoders of the `transformers` package, and a cache of their embeddings on disk.
 
-CACHE/embeddings/HASH-LENGTH/NAME.rows    float32 (rows, W): of each text its pooled vector, then its tokens
-                            /NAME.index   of each text 16 bytes of its hash, where its rows begin and how many they are
+CACHE/embeddings/HASH-LENGTH/NAME.rows    float32 (rows, W): for each text its pooled vector, then its tokens
+                            /NAME.index   for each text 16 bytes of its hash, its first row and its number of rows
 
-Every process appends to files of its own name, rows before index, and reads those of all that were there when it began.
-One that begins where many lie that nobody has written to for an hour makes one of them. Whoever misses a file then, or
-its own, makes again what was in it.
+Each process appends to its own pair of files, rows before index, and reads all files that existed when it started.
+A process that starts with many files that have not changed for an hour merges them into one. If that removes a file
+which another process uses, that process computes the embeddings again.
 """
 
 from __future__ import annotations
@@ -31,119 +31,127 @@ from ..pretrained import cache_folder, offline
 from ..types import decode_texts, move
 
 EXTRA = "pip install 'unilatent[text]'"
-WAY_OUT = "give a folder or hub id of a text encoder, or conditions.text.encoder=null for one that is trained along"
+WAY_OUT = (
+    "give a folder or hub id of a text encoder, or conditions.text.encoder=null for one that is trained with the model"
+)
 HASHED = (".json", ".safetensors", ".model", ".txt")
-"""Suffixes of the files that decide what an encoder gives: weights, settings, vocabulary. No others are read: weights
-in pickles (.bin) would run what is in them, and two encoders that differ in nothing else would have one hash."""
+"""Suffixes of the files that determine an encoder's output: weights, settings, vocabulary. No others are loaded:
+pickled weights (.bin) can run code, and are not part of the hash."""
 MANY = 8
-"""Files above which those that are at rest become one."""
-AT_REST = 3600.0
-"""Seconds without a new row after which a file's process is taken to be gone."""
+"""Number of idle files above which they are merged."""
+IDLE_SECONDS = 3600.0
+"""Seconds without a new row after which the process that wrote a file is assumed to have ended."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-"""Whole, or the list of their parts."""
+"""The weight file, or the index of its shards."""
 ENTRY = struct.Struct("<16sQI")
-"""Of an index: hash of a text, first row, number of rows."""
+"""An index entry: hash of the text, first row, number of rows."""
 
 
 @dataclass(frozen=True)
-class Description:
-    """W, width of what it gives; the most tokens it reads (None: any number); which encoder it is."""
+class EncoderDescription:
+    """An encoder's output width W, its maximum number of tokens (None: no limit), and the hash that identifies it."""
 
     width: int
-    most_tokens: int | None
+    max_tokens: int | None
     hash: str
 
 
 @lru_cache(maxsize=8)
-def describe(source: str, revision: str | None = None) -> Description:
-    """Without its weights being loaded; ValueError says what is missing."""
+def describe(source: str, revision: str | None = None) -> EncoderDescription:
+    """Describe an encoder without loading its weights; ValueError names what is missing."""
     config = _load("AutoConfig", source, revision)
-    own = config.get_text_config()
+    text_config = config.get_text_config()
     folder = Path(source).expanduser()
-    known = _hash_of(folder) if folder.is_dir() else getattr(config, "_commit_hash", None)
-    if known is None:
-        raise ValueError(f"conditions.text.encoder: {source} does not say which version it is; {WAY_OUT}")
-    return Description(int(own.hidden_size), getattr(own, "max_position_embeddings", None), known)
+    version = _hash_of(folder) if folder.is_dir() else getattr(config, "_commit_hash", None)
+    if version is None:
+        raise ValueError(f"conditions.text.encoder: {source} has no commit hash, so its version is unknown; {WAY_OUT}")
+    return EncoderDescription(
+        int(text_config.hidden_size), getattr(text_config, "max_position_embeddings", None), version
+    )
 
 
 @lru_cache(maxsize=4)
 def text_encoder(source: str, revision: str | None, max_length: int, cache: bool) -> TextEncoder:
-    """One for all models of this process."""
+    """Return the encoder that all models of this process share."""
     return TextEncoder(source, revision, max_length, cache)
 
 
 class TextEncoder:
-    """A frozen encoder; no module, so that its weights are nobody's parameters and in no checkpoint.
+    """A frozen encoder. It is not an `nn.Module`, so its weights are in no model's parameters and no checkpoint.
 
-    They are loaded when a text comes that is not kept on disk.
+    The weights are loaded when the first text comes that is not in the cache.
     """
 
     def __init__(self, source: str, revision: str | None, max_length: int, cache: bool):
         self.source, self.revision, self.max_length = source, revision, max_length
-        about = describe(source, revision)
-        self.width = about.width
-        folder = cache_folder() / "embeddings" / f"{about.hash[:32]}-{max_length}"
-        self.kept = Kept(folder, about.width) if cache else None
+        description = describe(source, revision)
+        self.width = description.width
+        folder = cache_folder() / "embeddings" / f"{description.hash[:32]}-{max_length}"
+        self.cache = EmbeddingCache(folder, description.width) if cache else None
         self.network: nn.Module | None = None
         self.tokenizer: Any = None
 
     def prepare(self) -> None:
-        """Makes sure that new texts can be embedded. Where some are kept, maybe all that will come, the weights are
-        looked for and not loaded."""
-        if self.kept and self.kept.places and self.network is None:
+        """Check that new texts can be embedded; ValueError names what is missing.
+
+        Loads the weights, unless the cache has entries: then it may hold all texts, and the weights only have to exist.
+        """
+        if self.cache and self.cache.entries and self.network is None:
             self._load_tokenizer()
             _find_weights(self.source, self.revision)
         else:
             self.load()
 
     def load(self) -> nn.Module:
-        """Its weights and its tokenizer; ValueError says what is missing."""
+        """Load weights and tokenizer; ValueError names what is missing."""
         if self.network is None:
             self._load_tokenizer()
-            with torch.random.fork_rng():  # what is loaded when changes no random number of training
+            with torch.random.fork_rng():  # loading must not change the random numbers of training
                 network = _load("text model", self.source, self.revision)
             self.network = network.eval().requires_grad_(False)
         return self.network
 
     def length(self, text: str) -> int:
-        """Tokens of a text, however many they are."""
+        """Return the number of tokens of a text, without truncation."""
         return len(self._load_tokenizer()(text)["input_ids"])
 
     def __call__(self, values: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Texts (B, W) uint8 -> vectors (B, L, H), mask (B, L) and pooled (B, H), float32, on that device; texts on the
-        CPU that are kept are given without waiting for it."""
-        if type(values) is not Tensor:  # shapes without numbers: what a step would need is being estimated
-            n, most = len(values), self.max_length
-            some = torch.ones(n, most, dtype=torch.bool, device=device)
-            return (torch.zeros(n, most, self.width, device=device), some,
+        """Texts (B, W) uint8 -> vectors (B, L, H), mask (B, L) and pooled (B, H), float32, on `device`.
+
+        Cached texts whose values are on the CPU need no wait for the device.
+        """
+        if type(values) is not Tensor:  # a FakeTensor, whose memory is being estimated: only shapes matter
+            n, length = len(values), self.max_length
+            ones = torch.ones(n, length, dtype=torch.bool, device=device)
+            return (torch.zeros(n, length, self.width, device=device), ones,
                     torch.zeros(n, self.width, device=device))  # fmt: skip
         texts = decode_texts(values)
-        found: dict[str, np.ndarray] = {}
-        if self.kept:
-            found |= {text: known for text in set(texts) if (known := self.kept.get(text)) is not None}
-        if missing := sorted(set(texts) - found.keys()):
-            made = self._made(missing, device)
-            found |= made
-            if self.kept:
-                self.kept.add(made)
-        rows = [found[text] for text in texts]  # of each its pooled vector and its tokens
+        embeddings: dict[str, np.ndarray] = {}  # of each text its pooled vector, then its tokens
+        if self.cache:
+            embeddings |= {text: cached for text in set(texts) if (cached := self.cache.get(text)) is not None}
+        if missing := sorted(set(texts) - embeddings.keys()):
+            computed = self._compute(missing, device)
+            embeddings |= computed
+            if self.cache:
+                self.cache.add(computed)
+        rows = [embeddings[text] for text in texts]
         lengths = torch.tensor([len(row) - 1 for row in rows])
         out = torch.zeros(len(rows), int(lengths.max()), self.width)
         for i, row in enumerate(rows):
             out[i, : len(row) - 1] = torch.tensor(row[1:])
         pooled = torch.from_numpy(np.stack([row[0] for row in rows]))
         mask = torch.arange(out.shape[1]) < lengths[:, None]
-        return _sent(out, device), _sent(mask, device), _sent(pooled, device)
+        return _to_device(out, device), _to_device(mask, device), _to_device(pooled, device)
 
     @torch.no_grad()
-    def _made(self, texts: list[str], device: torch.device) -> dict[str, np.ndarray]:
+    def _compute(self, texts: list[str], device: torch.device) -> dict[str, np.ndarray]:
         network = self.load().to(device)
-        given = self._load_tokenizer()(
+        inputs = self._load_tokenizer()(
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
-        mask = given["attention_mask"].bool()
+        mask = inputs["attention_mask"].bool()
         with torch.autocast(device.type, enabled=False):
-            out = network(input_ids=given["input_ids"].to(device), attention_mask=given["attention_mask"].to(device))
+            out = network(input_ids=inputs["input_ids"].to(device), attention_mask=inputs["attention_mask"].to(device))
         hidden = out.last_hidden_state.float().cpu()  # (B, L, H)
         pooled = getattr(out, "pooler_output", None)
         if pooled is None:
@@ -151,7 +159,7 @@ class TextEncoder:
             pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         rows = torch.cat([pooled.float().cpu()[:, None], hidden], dim=1)
         keep = torch.cat([torch.ones(len(texts), 1, dtype=torch.bool), mask], dim=1)
-        return {text: row[some].numpy() for text, row, some in zip(texts, rows, keep, strict=True)}
+        return {text: row[real].numpy() for text, row, real in zip(texts, rows, keep, strict=True)}
 
     def _load_tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -162,49 +170,54 @@ class TextEncoder:
         return self.tokenizer
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """From pinned memory, the only one from which nobody waits for a copy."""
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device, to a GPU from pinned memory, so that the copy is asynchronous."""
     return move(tensor.pin_memory() if device.type == "cuda" else tensor, device)
 
 
-class Kept:
-    """Rows (1 + tokens, W) of texts on disk. What cannot be written is made again each time, with one warning."""
+class EmbeddingCache:
+    """Embeddings (1 + tokens, W) of texts on disk. If writing fails, it warns once and new texts are not cached."""
 
     def __init__(self, folder: Path, width: int):
         self.folder, self.width = folder, width
-        self.own = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows"
-        self.places: dict[bytes, tuple[Path, int, int]] = {}
+        self.path = self._new_path()  # of this process's rows
+        self.entries: dict[bytes, tuple[Path, int, int]] = {}  # text key -> file, first row, number of rows
         self.files: dict[Path, BinaryIO] = {}
         self.rows, self.full = 0, False
-        self._look()
-        resting = [path for path in sorted(folder.glob("*.rows")) if _is_at_rest(path)]
-        if len(resting) > MANY and self._merge(resting):
-            self._look()
+        self._read_indices()
+        idle = [path for path in sorted(folder.glob("*.rows")) if _is_idle(path)]
+        if len(idle) > MANY and self._merge(idle):
+            self._read_indices()
 
-    def _look(self) -> None:
-        """Which texts are there."""
-        self.places = {}
+    def _new_path(self) -> Path:
+        return self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows"
+
+    def _read_indices(self) -> None:
+        self.entries = {}
         for path in sorted(self.folder.glob("*.rows")):
             try:
                 size = path.stat().st_size // (4 * self.width)
                 for key, first, count in _entries(path.with_suffix(".index")):
                     if first + count <= size:
-                        self.places[key] = (path, first, count)
-            except FileNotFoundError:  # merged in this moment
+                        self.entries[key] = (path, first, count)
+            except FileNotFoundError:  # just merged by another process
                 continue
 
     def _merge(self, paths: list[Path]) -> bool:
-        """One file in their place, whole before they go. Two processes that do so at once leave each text twice."""
+        """Merge files into one and delete them once it is complete; return whether this succeeded.
+
+        If two processes merge at the same time, each text is stored twice.
+        """
         new = self.folder / f"merged-{uuid.uuid4().hex}.rows"
-        part, some = new.with_suffix(".part"), set(paths)
+        part, merged = new.with_suffix(".part"), set(paths)
         try:
             with part.open("wb") as rows, new.with_suffix(".index").open("wb") as index:
-                at = 0
-                for key, (path, first, count) in self.places.items():
-                    if path in some:
+                start = 0
+                for key, (path, first, count) in self.entries.items():
+                    if path in merged:
                         rows.write(self._rows(path, first, count).tobytes())
-                        index.write(ENTRY.pack(key, at, count))
-                        at += count
+                        index.write(ENTRY.pack(key, start, count))
+                        start += count
             part.replace(new)
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -216,59 +229,60 @@ class Kept:
         return new.exists()
 
     def get(self, text: str) -> np.ndarray | None:
-        """Rows of a text, if they are there."""
-        place = self.places.get(_key(text))
-        if place is None:
+        """Return the embedding of a text, or None if it is not cached."""
+        entry = self.entries.get(_key(text))
+        if entry is None:
             return None
         try:
-            return self._rows(*place)
+            return self._rows(*entry)
         except OSError:  # merged by another process
             return None
 
     def _rows(self, path: Path, first: int, count: int) -> np.ndarray:
-        """Read, not mapped: touching the map of a file that another machine removed would end the process."""
+        """Read rows without mmap: access to a mapped file that another machine has deleted would kill the process."""
         if path not in self.files:
             self.files[path] = path.open("rb")
         self.files[path].seek(4 * self.width * first)
         raw = self.files[path].read(4 * self.width * count)
         if len(raw) < 4 * self.width * count:
-            raise OSError(f"{path}: ends too early")
+            raise OSError(f"{path}: is truncated")
         return np.frombuffer(raw, np.float32).reshape(count, self.width)
 
-    def add(self, made: dict[str, np.ndarray]) -> None:
-        """Rows of new texts."""
+    def add(self, embeddings: dict[str, np.ndarray]) -> None:
+        """Append embeddings of new texts."""
         if self.full:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.rows and not self.own.exists():  # merged by another process: what is added there begins at 0
-                self.rows = 0
-                self.own = self.own.with_name(f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows")
-            with self.own.open("ab") as rows, self.own.with_suffix(".index").open("ab") as index:
-                for row in made.values():
-                    rows.write(np.ascontiguousarray(row, np.float32).tobytes())
+            if self.rows and not self.path.exists():  # merged by another process: start a new, empty file
+                self.rows, self.path = 0, self._new_path()
+            with self.path.open("ab") as rows, self.path.with_suffix(".index").open("ab") as index:
+                for embedding in embeddings.values():
+                    rows.write(np.ascontiguousarray(embedding, np.float32).tobytes())
                 rows.flush()
-                for text, row in made.items():
-                    index.write(ENTRY.pack(_key(text), self.rows, len(row)))
-                    self.places[_key(text)] = (self.own, self.rows, len(row))
-                    self.rows += len(row)
+                for text, embedding in embeddings.items():
+                    index.write(ENTRY.pack(_key(text), self.rows, len(embedding)))
+                    self.entries[_key(text)] = (self.path, self.rows, len(embedding))
+                    self.rows += len(embedding)
         except OSError as error:
             self.full = True
-            for text in made:
-                self.places.pop(_key(text), None)
-            warnings.warn(f"{self.folder}: {error.strerror}; embeddings of new texts are not kept, but made each time")
+            for text in embeddings:
+                self.entries.pop(_key(text), None)
+            warnings.warn(
+                f"{self.folder}: {error.strerror}; embeddings of new texts are not cached, but computed each time"
+            )
 
 
 def _entries(path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """Whole ones of an index; a process that was killed may have left half of one."""
+    """Yield the complete entries of an index; a killed process may have left an incomplete one at the end."""
     content = path.read_bytes() if path.is_file() else b""
     yield from ENTRY.iter_unpack(content[: len(content) // ENTRY.size * ENTRY.size])
 
 
-def _is_at_rest(path: Path) -> bool:
-    """Nobody has written to it lately."""
+def _is_idle(path: Path) -> bool:
+    """Whether no process has written to a file lately."""
     try:
-        return time.time() - path.stat().st_mtime > AT_REST
+        return time.time() - path.stat().st_mtime > IDLE_SECONDS
     except FileNotFoundError:
         return False
 
@@ -287,34 +301,36 @@ def _hash_of(folder: Path) -> str:
 
 
 def _find_weights(source: str, revision: str | None) -> None:
-    """ValueError if there are none that can be read, here or, where downloads are allowed, on the hub."""
+    """Check that safetensors weights exist, in the folder, the cache or (if downloads are allowed) on the hub; else
+    ValueError.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         names = [name for name in WEIGHTS if (folder / name).is_file()]
-        parts = _parts(folder / names[0]) if names else set()
-        if lost := sorted(part for part in parts if not (folder / part).is_file()):
-            raise ValueError(f"conditions.text.encoder: {source} has no {lost[0]}; copy it there, or {WAY_OUT}")
+        shards = _shards(folder / names[0]) if names else set()
+        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+            raise ValueError(f"conditions.text.encoder: {source} has no {missing[0]}; copy it there, or {WAY_OUT}")
         found = bool(names)
     else:
         from huggingface_hub import file_exists, try_to_load_from_cache
 
-        at = revision or "main"
-        found = any(isinstance(try_to_load_from_cache(source, name, revision=at), str) for name in WEIGHTS)
+        revision = revision or "main"
+        found = any(isinstance(try_to_load_from_cache(source, name, revision=revision), str) for name in WEIGHTS)
         if not found and offline() is None:
             try:
-                found = any(file_exists(source, name, revision=at) for name in WEIGHTS)
+                found = any(file_exists(source, name, revision=revision) for name in WEIGHTS)
             except (OSError, ValueError) as error:
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise ValueError(f"conditions.text.encoder: {source} cannot be loaded ({reason}); {WAY_OUT}") from None
     if not found:
         raise ValueError(
             f"conditions.text.encoder: {source} has no {WEIGHTS[0]}, and weights in other formats are not read; "
-            "save it with save_pretrained of a recent version of transformers"
+            "save it again with save_pretrained of a recent version of transformers"
         )
 
 
-def _parts(index: Path) -> set[str]:
-    """Files that a list of parts names."""
+def _shards(index: Path) -> set[str]:
+    """Return the file names in an index of weight shards; none for an unsharded file."""
     if index.name == WEIGHTS[0]:
         return set()
     try:
@@ -326,7 +342,7 @@ def _parts(index: Path) -> set[str]:
 
 
 def _load(what: str, source: str, revision: str | None) -> Any:
-    """A configuration, tokenizer or text model; ValueError names what is missing."""
+    """Load an "AutoConfig", "AutoTokenizer" or "text model"; ValueError names what is missing."""
     try:
         import transformers
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as ENCODERS
@@ -348,5 +364,5 @@ def _load(what: str, source: str, revision: str | None) -> Any:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{problem} cannot be loaded ({reason}); {WAY_OUT}") from None
     if missing := sorted(report["missing_keys"]) + [str(key) for key in report.get("mismatched_keys", ())]:
-        raise ValueError(f"{problem} lacks {len(missing)} tensors, {missing[0]} for one; {WAY_OUT}")
+        raise ValueError(f"{problem} lacks {len(missing)} tensors, for example {missing[0]}; {WAY_OUT}")
     return network

@@ -1,4 +1,4 @@
-"""Two transformers: one modulated by time and condition, one plain."""
+"""Two transformers: one with adaptive normalisation by time and condition, one plain."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import Conditioning, Layout
-from .attention import Attention, join_masks
+from .attention import Attention, join_masks, trim
 from .embeddings import TimeEmbedding, rotary
-from .layers import Repeated, RMSNorm, SwiGLU, gate, in_compute_dtype, linear, modulate, zero_init
+from .layers import Repeated, RMSNorm, SwiGLU, add_gated, in_compute_dtype, linear, modulate, zero_init
 
 
 class Block(Repeated):
-    """AdaLN-zero block: attention and SwiGLU on RMS-normalised, modulated tokens, gated residuals.
+    """AdaLN-zero block: attention and SwiGLU on RMS-normalised, modulated tokens, with gated residuals.
 
-    block_norm: RMSNorm of the residual stream after every block (UNITE; Table 7 "no block norm" is False).
-    dropout: of both branches' outputs, in training; drawn from torch's global generator.
+    block_norm: apply RMSNorm to the residual stream after the block (UNITE; False is "no block norm" of its Table 7).
+    dropout: on the outputs of attention and MLP, in training; drawn from torch's global generator.
     """
 
     def __init__(self, dim: int, heads: int, block_norm: bool = True, dropout: float = 0.0):
@@ -32,20 +32,19 @@ class Block(Repeated):
     def forward(self, h: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """h (B, N, D), c (B, D), mask (B, N)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=-1)  # (B, D) each
-        h = gate(
-            h, self.dropout(self.attn(modulate(self.norm1(h), shift1, scale1), rotation, mask)), gate1
-        )  # (B, N, D)
-        h = gate(h, self.dropout(self.mlp(modulate(self.norm2(h), shift2, scale2))), gate2)
+        attended = self.attn(modulate(self.norm1(h), shift1, scale1), rotation, mask)  # (B, N, D)
+        h = add_gated(h, self.dropout(attended), gate1)
+        h = add_gated(h, self.dropout(self.mlp(modulate(self.norm2(h), shift2, scale2))), gate2)
         return self.norm3(h)
 
 
 class Transformer(nn.Module):
     """(values, layout, time, cond) -> values: a stack of `Block`s over tokens that are already D wide.
 
-    in_context_tokens: that many tokens, the condition vector plus a learned position, join before block
-        `in_context_start` and leave after the last one; their rotary position is 0, the others' do not move.
-    reads_tokens: condition tokens, D wide, join and leave with them, at position 0 as well (their order is the
-        condition's to tell); without it there must be none.
+    in_context_tokens: number of tokens (the condition vector plus a learned position) that are prepended before block
+        `in_context_start` and removed after the last one. Their rotary position is 0; other positions do not change.
+    reads_tokens: condition tokens, D wide, are prepended and removed in the same way, at position 0 too (the condition
+        encodes their order); otherwise a condition must have no tokens.
     out_channels: width of the modulated, linear output.
     """
 
@@ -78,39 +77,39 @@ class Transformer(nn.Module):
             self.in_context = nn.Parameter(torch.randn(1, in_context_tokens, dim) * 0.02)
 
     def forward(self, h: Tensor, layout: Layout, time: Tensor, cond: Conditioning) -> Tensor:
-        """h (B, N, D), positions (B or 1, N, A), time (B,) as the path's `feature` -> (B, N, out_channels)."""
-        assert (cond.tokens is not None) == self.reads_tokens, "built for another kind of condition"
-        cond = cond.trimmed()
+        """h (B, N, D), positions (B or 1, N, A), time (B,) as `NoisePath.feature` -> (B, N, out_channels)."""
+        assert (cond.tokens is not None) == self.reads_tokens, "reads_tokens must match the condition"
+        cond = trim(cond)
         h, c = in_compute_dtype(h), in_compute_dtype(self.time(time) + cond.vector)  # (B, N, D), (B, D)
         positions, mask, prefix = layout.positions, layout.mask, 0
         rotation = rotary(positions, self.head_dim)
         for i, block in enumerate(self.blocks):
             if self.joins and i == self.in_context_start:
-                first, first_mask = self._first(cond)  # (B, P, D)
-                prefix = first.shape[1]
-                mask = join_masks(first_mask, mask, prefix, h.shape[1])
-                h = torch.cat([first.to(h.dtype), h], dim=1)  # (B, P + N, D)
+                prepended, prepended_mask = self._prepended(cond)  # (B, P, D)
+                prefix = prepended.shape[1]
+                mask = join_masks(prepended_mask, mask, prefix, h.shape[1])
+                h = torch.cat([prepended.to(h.dtype), h], dim=1)  # (B, P + N, D)
                 rotation = rotary(F.pad(positions, (0, 0, prefix, 0)), self.head_dim)
             h = block(h, c, rotation, mask)
         shift, scale = self.out_modulation(F.silu(c)).chunk(2, dim=-1)
         return self.out(modulate(self.out_norm(h[:, prefix:]), shift, scale))
 
     def look_ahead(self, offset: int, reach: int) -> None:
-        """See `Attention.look_ahead`: in every block."""
+        """Call `Attention.look_ahead` in every block."""
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attn.look_ahead(offset, reach)
 
-    def _first(self, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """What joins the sequence, and its mask: condition tokens, then copies of the vector."""
-        own = cond.vector[:, None] + self.in_context if self.in_context_tokens else None  # (B, P, D)
+    def _prepended(self, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """Return the prepended tokens and their mask: condition tokens, then in-context tokens."""
+        in_context = cond.vector[:, None] + self.in_context if self.in_context_tokens else None  # (B, P, D)
         if cond.tokens is None:
-            assert own is not None
-            return own, None
-        if own is None:
+            assert in_context is not None
+            return in_context, None
+        if in_context is None:
             return cond.tokens, cond.mask
         mask = join_masks(cond.mask, None, cond.tokens.shape[1], self.in_context_tokens)
-        return torch.cat([cond.tokens, own], dim=1), mask
+        return torch.cat([cond.tokens, in_context], dim=1), mask
 
 
 class PlainBlock(Repeated):
@@ -130,7 +129,7 @@ class PlainBlock(Repeated):
 
 
 class PlainTransformer(nn.Module):
-    """A stack of `PlainBlock`s behind a learned class token, with a final LayerNorm; no time, no condition."""
+    """A stack of `PlainBlock`s with a learned class token and a final LayerNorm; no time, no condition."""
 
     def __init__(self, dim: int, depth: int, heads: int, mlp_width: int, eps: float = 1e-12):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A transformer over plain values, with the signature of every backbone."""
+"""`Transformer` with input and output layers, as a backbone and as an encoder."""
 
 from __future__ import annotations
 
@@ -14,51 +14,44 @@ from .transformer import Transformer
 
 
 class ViT(nn.Module):
-    """One level, any layout, padded or not: tokens of C channels to D wide, blocks, and back.
+    """A transformer backbone for any layout, with or without padding: C channels to width D, blocks, back to C.
 
     Unified Latents' prior (width 1024, depth 8, 16 heads, 32 x 32 tokens of 32 channels) has 155 M parameters, 101 M of
     them in attention and MLPs, and takes 120 G multiply-adds.
 
     fields: what the channels mean (`nets.fields`); None: all the same.
-    context_channels: D' of context tokens (B, N, D') that are added to the input, one to each; None: no context.
-    out_channels: of the output; None: as many as of the input. reads_tokens: see `Transformer`.
+    context_channels: D' of context tokens (B, N, D'), one per token, added to the input; None: no context.
+    out_channels: default in_channels. reads_tokens: see `Transformer`.
     """
 
     def __init__(
         self, in_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
         context_channels: int | None = None, out_channels: int | None = None,
-        fields: Sequence[TokenField] | None = None,
-        reads_tokens: bool = False,
+        fields: Sequence[TokenField] | None = None, reads_tokens: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.values_in = token_input(fields or [TokenField(in_channels)], width)
         self.context_in = None if context_channels is None else linear(context_channels, width)
-        out = in_channels if out_channels is None else out_channels
+        out_channels = in_channels if out_channels is None else out_channels
         self.transformer = Transformer(
-            width,
-            depth,
-            heads,
-            out,
-            block_norm=False,
-            dropout=dropout,
-            reads_tokens=reads_tokens,
+            width, depth, heads, out_channels, block_norm=False, dropout=dropout, reads_tokens=reads_tokens
         )
 
     def forward(
         self, values: Tensor, layout: Layout, time: Tensor, cond: Conditioning, context: Tensor | None = None
     ) -> Tensor:
-        """values (B, N, C), time (B,) as the path's `feature`, context (B, N, D') -> (B, N, C), zero at first."""
+        """values (B, N, C), time (B,) as `NoisePath.feature`, context (B, N, D') -> (B, N, C), initially 0."""
         h = self.values_in(values, layout.positions)  # (B, N, D)
         if self.context_in is not None:
             if context is None or context.shape[1] != values.shape[1]:
-                found = "none" if context is None else f"{context.shape[1]} tokens"
-                raise ValueError(f"context: expected {values.shape[1]} tokens, one per token, got {found}")
+                got = "none" if context is None else f"{context.shape[1]} tokens"
+                raise ValueError(f"context: expected {values.shape[1]} tokens, one per data token, got {got}")
             h = h + self.context_in(context)
         return self.transformer(h, layout, time, cond)
 
 
 class TokenEncoder(nn.Module):
-    """Data tokens to as many latents: a `ViT` without time or condition, in any layout."""
+    """An encoder with one latent per data token: a `ViT` without time or condition, in any layout."""
 
     def __init__(
         self, in_channels: int, latent_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
@@ -67,13 +60,13 @@ class TokenEncoder(nn.Module):
         super().__init__()
         self.vit = ViT(in_channels, width, depth, heads, dropout, out_channels=latent_channels, fields=fields)
         self.width = width
-        nn.init.xavier_uniform_(self.vit.transformer.out.weight)  # not zero: latents that say nothing teach nothing
+        nn.init.xavier_uniform_(self.vit.transformer.out.weight)  # zero latents would give the decoder no gradient
 
     def latent_layout(self, layout: Layout) -> Layout:
-        """One latent where each data token sits."""
+        """Return the latents' layout: one latent at the position of each data token."""
         return layout
 
     def forward(self, values: Tensor, layout: Layout) -> Tensor:
         """values (B, N, C) -> latents (B, N, D)."""
-        nothing = values.new_zeros(len(values), dtype=torch.float32)
-        return self.vit(values, layout, nothing, Conditioning(nothing[:, None].expand(-1, self.width)))
+        zeros = values.new_zeros(len(values), dtype=torch.float32)
+        return self.vit(values, layout, zeros, Conditioning(zeros[:, None].expand(-1, self.width)))

@@ -1,4 +1,7 @@
-"""Whole runs by name: each file's PRESETS maps a name to a function that returns the run's configuration."""
+"""Configurations of whole runs by name.
+
+PRESETS of each file maps names to functions that return a run's configuration; `_shared.py` has what they share.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +18,26 @@ from ..training.config import RunConfig
 
 @cache
 def presets() -> dict[str, Callable[[], RunConfig]]:
-    """Every preset of every file here, by name."""
-    found: dict[str, Callable[[], RunConfig]] = {}
+    """Return the presets of all files here, by name."""
+    functions: dict[str, Callable[[], RunConfig]] = {}
     for module in pkgutil.iter_modules(__path__):
-        found |= importlib.import_module(f"{__name__}.{module.name}").PRESETS
-    return found
+        if not module.name.startswith("_"):
+            functions |= importlib.import_module(f"{__name__}.{module.name}").PRESETS
+    return functions
 
 
 def preset(name: str) -> RunConfig:
-    """A preset's run; ConfigError suggests the nearest name."""
+    """Return the run of a preset; ConfigError suggests the nearest name."""
     if name not in presets():
         close = difflib.get_close_matches(name, presets(), n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"preset {name!r} is unknown{hint} See `unilatent presets`.")
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        raise ConfigError(f"preset {name!r} is unknown{hint} see `unilatent presets`")
     return presets()[name]().model_copy(update={"preset": name})
 
 
 def summary(name: str) -> str:
-    """The first paragraph of a preset's docstring and, where it is a variant, its arguments, in one line."""
+    """Return the first paragraph of a preset's docstring and the arguments of a variant, in one line."""
     function = presets()[name]
     text = " ".join((inspect.getdoc(getattr(function, "func", function)) or "").split("\n\n")[0].split())
-    given = inspect.signature(function.func).bind(*function.args).arguments if isinstance(function, partial) else {}
-    return text + "".join(f" {key.replace('_', ' ')} {value.upper()}." for key, value in given.items())
+    variant = inspect.signature(function.func).bind(*function.args).arguments if isinstance(function, partial) else {}
+    return text + "".join(f" {key.replace('_', ' ')} {value.upper()}." for key, value in variant.items())

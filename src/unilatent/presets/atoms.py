@@ -1,4 +1,4 @@
-"""Runs on molecules, crystals and both. The number to expect stands beside each."""
+"""Runs on molecules, crystals and both. Expected numbers are in the docstrings."""
 
 from __future__ import annotations
 
@@ -6,61 +6,51 @@ from collections.abc import Callable
 
 from ..conditions.class_label import ClassLabelConfig
 from ..config import Config
-from ..methods.base import SamplingConfig
 from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..modalities.crystal import CrystalConfig, CrystalData
 from ..modalities.joint import JointConfig, JointData
 from ..modalities.molecule import MoleculeConfig, MoleculeData
-from ..training.config import Decay, Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from ..training.config import Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from ._shared import decaying, small_unite
 
-SAMPLING = SamplingConfig(solver="heun", num_inference_steps=50, time_shift=1.0)
 UNITE_S = UNITEConfig(
     latent_channels=16,
     generative_encoder=GenerativeEncoderConfig(width=384, depth=12, heads=6, in_context_tokens=0, time_frequencies=128),
     decoder=DecoderConfig(width=384, depth=12, heads=6, mlp_width=1536),
     reconstruction_noise=0.1,
-    flow_draws=3,
     time_shift=1.0,
 )
-"""The paper's 16 latent channels are taken as 16 an atom; it says neither the decoder's noise nor the warm-up below.
+"""The paper's 16 latent channels are read as 16 per atom; it gives neither the decoder's noise nor the warm-up below.
 
-Its 33.00 M parameters are the Generative Encoder with everything that reads an atom of a crystal; for molecules alone,
-0.30 M of them (fractional coordinates and cells) would never be used and are not there.
+Its 33.00 M parameters include all inputs of a crystal's atom. For molecules alone, 0.30 M of them (fractional
+coordinates and cells) would be unused and are left out.
 """
+KINDS = (MoleculeConfig(max_atoms=29), CrystalConfig(max_atoms=20))
 
 
 def small(modality: Config, data: Config) -> RunConfig:
-    """For two CPU cores and a quarter of an hour."""
+    """A quarter of an hour on two CPU cores."""
     return RunConfig(
         modality=modality,
-        method=UNITEConfig(
-            latent_channels=16,
-            generative_encoder=GenerativeEncoderConfig(
-                width=128, depth=4, heads=4, in_context_tokens=0, local_start=True
-            ),
-            decoder=DecoderConfig(width=128, depth=4, heads=4, mlp_width=512),
-            reconstruction_weight=10.0,
+        method=small_unite(
+            width=128,
+            depth=4,
+            decoder_depth=4,
+            in_context_tokens=0,
+            local_start=True,
             flow_weight=0.5,
             reconstruction_noise=0.1,
             flow_draws=4,
             time_shift=1.0,
         ),
-        sampling=SAMPLING,
         data=data,
         training=TrainingConfig(
             steps=2000,
             batch_size=32,
             threads=2,
             optimizer=OptimizerConfig(learning_rate=1e-3),
-            schedule=ScheduleConfig(
-                warmup=50,
-                decays=(Decay(start=1300, end=2000, factor=0.03),),
-                onsets={"flow": Onset(start=100, end=200)},
-            ),
+            schedule=decaying(1300, 2000, factor=0.03, flow_onset=Onset(start=100, end=200)),
             ema_decay=0.99,
-            log_every=20,
-            sample_every=500,
-            checkpoint_every=500,
             num_samples=20,
             evaluate_samples=200,
         ),
@@ -68,11 +58,10 @@ def small(modality: Config, data: Config) -> RunConfig:
 
 
 def published(modality: Config, data: Config, epochs: int) -> RunConfig:
-    """UNITE-S with the paper's optimiser, batch and length."""
+    """UNITE-S with the paper's optimiser, batch size and length."""
     return RunConfig(
         modality=modality,
         method=UNITE_S,
-        sampling=SAMPLING,
         data=data,
         training=TrainingConfig(
             epochs=epochs,
@@ -89,17 +78,14 @@ def published(modality: Config, data: Config, epochs: int) -> RunConfig:
     )
 
 
-KINDS = (MoleculeConfig(max_atoms=29), CrystalConfig(max_atoms=20))
-
-
 def of_both(run: RunConfig) -> RunConfig:
-    """Conditioned on the kind."""
-    sampling = SAMPLING.model_copy(update={"guidance_scale": 2.0})
+    """The run conditioned on the kind of system: molecule or crystal."""
+    sampling = run.sampling.model_copy(update={"guidance_scale": 2.0})
     return run.model_copy(update={"conditions": {"class_label": ClassLabelConfig()}, "sampling": sampling})
 
 
 def molecules() -> RunConfig:
-    """UNITE on molecules like QM9's, made here by RDKit; for two CPU cores.
+    """UNITE on QM9-like molecules generated with RDKit; for two CPU cores.
 
     Expected of real molecules at these settings: see docs/results/atoms.md.
     """
@@ -107,7 +93,7 @@ def molecules() -> RunConfig:
 
 
 def crystals() -> RunConfig:
-    """UNITE on crystals of known prototypes, made here; for two CPU cores.
+    """UNITE on crystals generated from known prototypes; for two CPU cores.
 
     Expected of real crystals at these settings: see docs/results/atoms.md.
     """
@@ -115,7 +101,7 @@ def crystals() -> RunConfig:
 
 
 def joint() -> RunConfig:
-    """UNITE on such molecules and crystals together, conditioned on the kind; for two CPU cores."""
+    """UNITE on generated molecules and crystals together, conditioned on the kind; for two CPU cores."""
     data = JointData(
         parts={
             "molecule": MoleculeData(path="qm9-like", num=4000), "crystal": CrystalData(path="prototypes", num=4000)
@@ -134,7 +120,7 @@ def qm9_unite_s() -> RunConfig:
 
 
 def mp20_unite_s() -> RunConfig:
-    """UNITE-S on MP20 as in its paper: 10,000 epochs; needs data.path, a folder with its train.csv, val.csv, test.csv.
+    """UNITE-S on MP20 as in its paper: 10,000 epochs; needs data.path, a folder with train.csv, val.csv and test.csv.
 
     Published (arXiv 2603.22283): structure valid 99.0 %, composition 89.9 %, both 87.9 % of 10,000 new crystals;
     reconstruction: match rate 75.7 %.
@@ -145,8 +131,8 @@ def mp20_unite_s() -> RunConfig:
 def joint_unite_s() -> RunConfig:
     """UNITE-S on QM9 and MP20 together, conditioned on the kind; needs data.parts.*.path.
 
-    Nobody has published UNITE's numbers for it; ADiT's joint model is its model. Sample one kind with labels, with and
-    without guidance (1 to 4).
+    There is no published number of UNITE; the run follows ADiT's joint model. Sample one kind with labels, with and
+    without guidance (scale 1 to 4).
     """
     data = JointData(parts={"molecule": MoleculeData(), "crystal": CrystalData()})
     return of_both(published(JointConfig(max_atoms=29, parts=KINDS), data, 8_000))

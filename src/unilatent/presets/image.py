@@ -1,4 +1,4 @@
-"""Runs on pictures. The number to expect stands beside each."""
+"""Runs on images. Expected numbers are in the docstrings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import partial
 
 from ..conditions.class_label import ClassLabelConfig
-from ..methods.base import SamplingConfig
 from ..methods.latent_diffusion import LatentDiffusionConfig
 from ..methods.unified_latents import UnifiedLatentsConfig
 from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..modalities.image import ImageConfig, ImageData
+from ..model_config import SamplingConfig
 from ..nets.backbones import UViTConfig, ViTConfig
 from ..training.config import Decay, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from ._shared import decaying, second_stage, small_unified_latents, small_unite
 
 # Paper, Table "sizes": width, depth, heads.
 GENERATIVE_ENCODERS = {
@@ -36,28 +37,18 @@ def digits() -> RunConfig:
     return RunConfig(
         modality=ImageConfig(size=8, patch_size=2, channels=1, squared_weight=1.0, flip=False),
         conditions={"class_label": ClassLabelConfig()},
-        method=UNITEConfig(
-            num_latents=4,
-            latent_channels=16,
-            generative_encoder=GenerativeEncoderConfig(
-                width=64, depth=3, heads=4, in_context_tokens=4, in_context_start=1
-            ),
-            decoder=DecoderConfig(width=64, depth=2, heads=4, mlp_width=256),
-            reconstruction_weight=10.0,
-            flow_weight=0.1,
+        method=small_unite(
+            width=64, depth=3, decoder_depth=2, num_latents=4, in_context_tokens=4, in_context_start=1, flow_weight=0.1
         ),
-        sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=2.0, guidance_scale=1.0),
+        sampling=SamplingConfig(num_inference_steps=25, time_shift=2.0),
         data=ImageData(path="digits", held_out=360),
         training=TrainingConfig(
             steps=1400,
             batch_size=64,
             threads=1,
             optimizer=OptimizerConfig(learning_rate=2e-3),
-            schedule=ScheduleConfig(warmup=50, decays=(Decay(start=950, end=1400, factor=0.05),)),
+            schedule=decaying(950, 1400),
             ema_decay=0.99,
-            log_every=20,
-            sample_every=500,
-            checkpoint_every=500,
             evaluate_samples=500,
         ),
     )
@@ -68,62 +59,45 @@ def digits_ul() -> RunConfig:
 
     Expected over seeds 0 and 1: see docs/results/digits.md.
     """
-    image = ImageConfig(size=8, patch_size=2, channels=1, flip=False)
-    data = ImageData(path="digits", held_out=360)
-    common = TrainingConfig(
-        steps=2000, batch_size=64, threads=1, optimizer=OptimizerConfig(learning_rate=2e-3), gradient_clip=1.0,
-        schedule=ScheduleConfig(warmup=50, decays=(Decay(start=1400, end=2000, factor=0.05),)), ema_decay=0.99,
-        log_every=20, sample_every=0, checkpoint_every=500,
-    )  # fmt: skip
     first = RunConfig(
-        modality=image,
-        method=UnifiedLatentsConfig(
-            latent_channels=4,
-            encoder=ViTConfig(width=64, depth=2, heads=4),
-            prior=ViTConfig(width=64, depth=3, heads=4),
-            decoder=ViTConfig(width=64, depth=3, heads=4),
-            loss_factor=8.0,
-            bias=2.0,
-            latent_min_logsnr=-10.0,
-        ),
-        sampling=SamplingConfig(solver="ddim", num_inference_steps=50, decoder_steps=50),
-        data=data,
-        training=common.model_copy(
-            update={
-                "steps": 1400,
-                "schedule": ScheduleConfig(warmup=50, decays=(Decay(start=900, end=1400, factor=0.05),)),
-            }
+        modality=ImageConfig(size=8, patch_size=2, channels=1, flip=False),
+        method=small_unified_latents(64, decoder=ViTConfig(width=64, depth=3, heads=4)),
+        sampling=SamplingConfig(solver="ddim"),
+        data=ImageData(path="digits", held_out=360),
+        training=TrainingConfig(
+            steps=1400,
+            batch_size=64,
+            threads=1,
+            optimizer=OptimizerConfig(learning_rate=2e-3),
+            gradient_clip=1.0,
+            schedule=decaying(900, 1400),
+            ema_decay=0.99,
+            sample_every=0,
         ),
     )
-    return RunConfig(
-        modality=image,
-        conditions={"class_label": ClassLabelConfig()},
-        method=LatentDiffusionConfig(base=ViTConfig(width=64, depth=4, heads=4), bias=0.0),
-        sampling=SamplingConfig(solver="ddim", num_inference_steps=50, decoder_steps=50),
-        data=data,
-        training=common.model_copy(update={"evaluate_samples": 500, "sample_every": 1000}),
-        tokenizer=first,
+    return second_stage(
+        first,
+        {"class_label": ClassLabelConfig()},
+        LatentDiffusionConfig(base=ViTConfig(width=64, depth=4, heads=4), bias=0.0),
+        steps=2000,
+        schedule=decaying(1400, 2000),
+        sample_every=1000,
+        evaluate_samples=500,
     )
 
 
 def cifar10_unite_s() -> RunConfig:
-    """UNITE on 32x32 colour pictures such as CIFAR-10, small; needs data.path.
+    """UNITE on 32x32 colour images such as CIFAR-10, small; needs data.path.
 
-    data.path: a folder or zip of class folders; one picture in fifty is held out of training.
+    data.path: a folder or zip of class folders; one image in fifty is held out of training.
     """
     return RunConfig(
         modality=ImageConfig(size=32, patch_size=4, channels=3, squared_weight=1.0),
         conditions={"class_label": ClassLabelConfig()},
-        method=UNITEConfig(
-            latent_channels=16,
-            generative_encoder=GenerativeEncoderConfig(
-                width=256, depth=6, heads=4, in_context_tokens=8, in_context_start=2
-            ),
-            decoder=DecoderConfig(width=256, depth=4, heads=4, mlp_width=1024),
-            reconstruction_weight=10.0,
-            flow_weight=0.1,
+        method=small_unite(
+            width=256, depth=6, decoder_depth=4, in_context_tokens=8, in_context_start=2, flow_weight=0.1
         ),
-        sampling=SamplingConfig(solver="heun", num_inference_steps=25, time_shift=2.0, guidance_scale=1.5),
+        sampling=SamplingConfig(num_inference_steps=25, time_shift=2.0, guidance_scale=1.5),
         data=ImageData(held_out=0.02),
         training=TrainingConfig(
             epochs=100,
@@ -143,10 +117,9 @@ def imagenet256_unite(encoder: str, decoder: str) -> RunConfig:
     Published FID, 50,000 samples (README of the authors, 14 flow draws): B 2.12 after 240 epochs, L 1.73 after 120;
     project paper: B 2.27, L 1.96, XL-B 1.88, XL-L 1.82. Reconstruction FID of B after 120 epochs: 1.01.
     Follows the authors' code where it differs from the paper: L1 and LPIPS, logit-normal times, velocity weight,
-    learning rate 1e-4 x batch / 384, and a schedule whose second decay (epoch 3,000) lies beyond its 600 epochs and
-    is left out.
+    learning rate 1e-4 x batch / 384. The second decay of its schedule (epoch 3,000) is left out, because it is beyond
+    the 600 epochs.
     """
-    rate = 1e-4 * 1024 / 384
     return RunConfig(
         modality=ImageConfig(size=256, patch_size=16, perceptual_weight=1.0),
         conditions={"class_label": ClassLabelConfig(num_classes=1000, reserved_rows=2)},
@@ -157,7 +130,7 @@ def imagenet256_unite(encoder: str, decoder: str) -> RunConfig:
             epochs=600,
             batch_size=1024,
             micro_batch_size=64,
-            optimizer=OptimizerConfig(learning_rate=rate),
+            optimizer=OptimizerConfig(learning_rate=1e-4 * 1024 / 384),
             schedule=ScheduleConfig(unit="epochs", warmup=20, decays=(Decay(start=30, end=50, factor=0.5),)),
             precision="bf16",
             log_every=50,
@@ -171,36 +144,39 @@ def imagenet256_unite(encoder: str, decoder: str) -> RunConfig:
 def imagenet512_ul() -> RunConfig:
     """Unified Latents at the paper's sizes: 512x512, 32x32 latents of 32 channels; both stages; needs data.path.
 
-    Table 2: 0.059 bits a pixel, 27.6 dB and rFID 0.47 at loss factor 1.5; gFID 1.54 and 1.31 for two sizes of base. The
-    paper says neither the bias (2 here: calibrate it) nor optimiser, batch and length (taken from the same authors'
-    simple diffusion, arXiv:2301.11093, and its kin).
+    Table 2: 0.059 bits per pixel, 27.6 dB and rFID 0.47 at loss factor 1.5; gFID 1.54 and 1.31 for two sizes of base.
+    The paper gives neither the bias (2 here: calibrate it) nor optimiser, batch size and length (here those of the same
+    authors' simple diffusion, arXiv:2301.11093, and related papers).
     """
-    image = ImageConfig(size=512, patch_size=1)
-    data = ImageData()
-    optimizer = OptimizerConfig(learning_rate=1e-4, muon=False, betas=(0.9, 0.99), eps=1e-12)
-    common = TrainingConfig(
-        steps=400_000, batch_size=512, optimizer=optimizer, gradient_clip=1.0, schedule=ScheduleConfig(warmup=10_000),
-        ema_decay=0.9999, precision="bf16", compile=True, log_every=100, sample_every=10_000, checkpoint_every=5_000,
-        num_samples=8, workers=8,
-    )  # fmt: skip
     first = RunConfig(
-        modality=image,
+        modality=ImageConfig(size=512, patch_size=1),
         method=UnifiedLatentsConfig(),
-        sampling=SamplingConfig(solver="ddim", num_inference_steps=100, decoder_steps=50),
-        data=data,
-        training=common,
-    )
-    return RunConfig(
-        modality=image,
-        conditions={"class_label": ClassLabelConfig(num_classes=1000)},
-        method=LatentDiffusionConfig(
-            base=UViTConfig(channels=(512, 1024), blocks=(6, 16), transformers=2, patch=1, strides=(2,), dropout=0.1),
-            bias=1.0,
+        sampling=SamplingConfig(solver="ddim", num_inference_steps=100),
+        data=ImageData(),
+        training=TrainingConfig(
+            steps=400_000,
+            batch_size=512,
+            optimizer=OptimizerConfig(learning_rate=1e-4, muon=False, betas=(0.9, 0.99), eps=1e-12),
+            gradient_clip=1.0,
+            schedule=ScheduleConfig(warmup=10_000),
+            ema_decay=0.9999,
+            precision="bf16",
+            compile=True,
+            log_every=100,
+            sample_every=10_000,
+            checkpoint_every=5_000,
+            num_samples=8,
+            workers=8,
         ),
-        sampling=SamplingConfig(solver="ddim", num_inference_steps=100, decoder_steps=50, guidance_scale=1.5),
-        data=data,
-        training=common.model_copy(update={"batch_size": 1024, "steps": 500_000}),
-        tokenizer=first,
+    )
+    base = UViTConfig(channels=(512, 1024), blocks=(6, 16), transformers=2, patch=1, strides=(2,), dropout=0.1)
+    return second_stage(
+        first,
+        {"class_label": ClassLabelConfig(num_classes=1000)},
+        LatentDiffusionConfig(base=base, bias=1.0),
+        guidance_scale=1.5,
+        steps=500_000,
+        batch_size=1024,
     )
 
 

@@ -1,1 +1,1 @@
-"""Samples in tar shards (WebDataset's layout), read by index: a sample is the members that share a key."""
+"""Samples in tar shards (WebDataset format), read by index. A sample is the tar members that share a key."""

@@ -1,4 +1,4 @@
-"""What a tar holds and where, from its headers alone: nothing is ever extracted, no member is trusted.
+"""Index of a tar file, from its headers: nothing is extracted, no member is trusted.
 
 A sample is the members that share a key: `cat/7.jpg` and `cat/7.cls` are sample `cat/7`. Its class is the number in
 `.cls`, or `label` in `.json`; its texts are in `.txt`, or `caption` or `captions` in `.json`.
@@ -21,24 +21,28 @@ from ..files import write_text
 
 VERSION = 2
 LARGEST = 512 * 2**20
-"""Bytes of a member, above which it is refused."""
+"""Largest accepted member, in bytes."""
 LARGEST_HEADER = 2**20
+"""Largest accepted extended header, in bytes."""
 EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
             tarfile.GNUTYPE_LONGLINK)  # fmt: skip
 LARGEST_LABEL = 2**20
+"""Bytes that are read of a .cls or .json member."""
 PICKLES = frozenset({"npy", "npz", "pickle", "pkl", "pt", "pth", "pyd"})
-"""Suffixes whose decoders run code that the file brings along; they are left alone."""
+"""Suffixes whose decoders can run code from the file; such members are not read."""
 KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 
 
 @dataclass
 class Index:
-    """Samples in the order of their first member; every list has one entry a sample.
+    """Samples in the order of their first member. The fingerprint of shards without a manifest is a hash of these lists
+    (`reading`), the texts of `faults` included: a change of any text makes old runs refuse their data.
 
-    places: (offset, bytes) of the data in the file. labels: class numbers, -1 where there is none. texts: (offset,
-    bytes, suffix) of the member with its texts, the suffix "" where there is none.
-    faults: what is wrong with a sample, "" if nothing is. refused: members that are not what they should be, with the
-    reason. pickles: members left alone. end: what is wrong with the end of the file, "" if nothing is.
+    Lists with one entry per sample: keys; places: (offset, bytes) of the data in the file; labels: class numbers, -1 if
+    there is none; texts: (offset, bytes, suffix) of the member with the texts, suffix "" if there is none; faults:
+    error of the sample, "" if it is valid.
+    Of the file: refused: names of refused members with the reason; pickles: names of members that are not read because
+    decoding could run code; end: error at the end of the file, "" if there is none.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -51,7 +55,7 @@ class Index:
     end: str = ""
 
     def __post_init__(self) -> None:
-        """From JSON, which knows no tuples, the same as from the tar: fingerprints are made of these."""
+        """Convert lists from JSON to tuples, so that a cached index has the same fingerprint."""
         self.places = [(offset, size) for offset, size in self.places]
         self.texts = [(offset, size, suffix) for offset, size, suffix in self.texts]
 
@@ -61,14 +65,14 @@ class _Sample:
     place: tuple[int, int] | None = None
     classed: bool = False
     label: int = -1
-    noted: int = -1
-    """The label in its .json, which .cls overrules."""
+    json_label: int = -1
+    """The label in its .json; .cls takes precedence."""
     text: tuple[int, int, str] = (0, 0, "")
     fault: str = ""
 
 
 class _Header(tarfile.TarInfo):
-    """Extended headers are read whole by `tarfile`: none of a size that fills memory, or that leads backwards."""
+    """A header that rejects negative sizes, and extended headers that would fill memory: `tarfile` reads them whole."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
@@ -79,27 +83,28 @@ class _Header(tarfile.TarInfo):
 
 
 def index(path: Path, suffixes: Collection[str], cache: Path | None = None) -> Index:
-    """Of one uncompressed tar, whose samples' data have one of those suffixes; kept in the folder `cache` if given.
+    """Index one uncompressed tar; cached in the folder `cache` if given.
 
-    A damaged tar gives what is whole before the damage. OSError if the file cannot be read.
+    suffixes: those of the samples' data. A damaged tar yields the samples before the damage. OSError if the file cannot
+    be read.
     """
     if cache is None:
         return _scan(path, suffixes)
     stat = path.stat()
     key = repr((VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns, sorted(suffixes)))
-    kept = cache / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
+    cached = cache / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
-        return Index(**json.loads(kept.read_text(encoding="utf-8")))
-    found = _scan(path, suffixes)
-    with suppress(OSError, UnicodeEncodeError):  # a cache that cannot be written only costs time
+        return Index(**json.loads(cached.read_text(encoding="utf-8")))
+    content = _scan(path, suffixes)
+    with suppress(OSError, UnicodeEncodeError):  # without a cache the next call scans again
         cache.mkdir(parents=True, exist_ok=True)
-        write_text(kept, json.dumps(asdict(found)))
-    return found
+        write_text(cached, json.dumps(asdict(content)))
+    return content
 
 
 def _scan(path: Path, suffixes: Collection[str]) -> Index:
     samples: dict[str, _Sample] = {}
-    found = Index()
+    content = Index()
     with path.open("rb") as file:
         size, offset = os.fstat(file.fileno()).st_size, 0
         try:
@@ -107,45 +112,45 @@ def _scan(path: Path, suffixes: Collection[str]) -> Index:
                 while member := tar.next():
                     if member.size < 0:
                         raise tarfile.ReadError(f"{member.name}: {member.size} bytes")
-                    _add(member, file.fileno(), size, suffixes, samples, found)
-                    tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+                    _add(member, file.fileno(), size, suffixes, samples, content)
+                    tar.members = []  # type: ignore[attr-defined]  # otherwise every header stays in memory
                     offset = tar.offset
-            found.end = _end(os.pread(file.fileno(), tarfile.BLOCKSIZE, offset), offset, size)
+            content.end = _end(os.pread(file.fileno(), tarfile.BLOCKSIZE, offset), offset, size)
         except (tarfile.TarError, ValueError, OverflowError) as error:
             reason = " ".join(str(error).split())
-            found.end = f"damaged after byte {offset:,} of {size:,} ({reason})" if size else "empty file"
+            content.end = f"damaged after byte {offset:,} of {size:,} ({reason})" if size else "empty file"
     for key, sample in samples.items():
         if sample.place is None and not sample.classed and not sample.fault:
-            continue  # a .json of something else
-        found.keys.append(key.partition("\0")[0])
-        found.places.append(sample.place or (0, 0))
-        found.labels.append(sample.label if sample.classed else sample.noted)
-        found.texts.append(sample.text)
+            continue  # a .json without a sample
+        content.keys.append(key.partition("\0")[0])
+        content.places.append(sample.place or (0, 0))
+        content.labels.append(sample.label if sample.classed else sample.json_label)
+        content.texts.append(sample.text)
         missing = "" if sample.place else f"no data beside its class; looked for .{', .'.join(sorted(suffixes))}"
-        found.faults.append(sample.fault or missing)
-    return found
+        content.faults.append(sample.fault or missing)
+    return content
 
 
 def _end(block: bytes, offset: int, size: int) -> str:
-    """A tar closes with blocks of zeros; where it does not, members may be missing."""
+    """Return the error if a tar does not end with blocks of zeros: members may be missing."""
     if not block:
-        return f"no closing mark after byte {offset:,}: it may have been cut short"
+        return f"no end-of-archive mark after byte {offset:,}: the file may be truncated"
     return "" if not any(block) else f"damaged header at byte {offset:,} of {size:,}; nothing after it can be read"
 
 
 def _add(
-    member: tarfile.TarInfo, fd: int, size: int, suffixes: Collection[str], samples: dict[str, _Sample], found: Index
+    member: tarfile.TarInfo, fd: int, size: int, suffixes: Collection[str], samples: dict[str, _Sample], content: Index
 ) -> None:
-    """One member to its sample."""
+    """Add one member to its sample."""
     reason = _refusal(member)
     if reason:
-        found.refused.append(f"{member.name}: {reason}")
+        content.refused.append(f"{member.name}: {reason}")
     parts = KEY.fullmatch(member.name)
     if parts is None or (member.isdir() and not reason):
         return
     key, suffix = parts[1], parts[2].lower()
     if suffix.rpartition(".")[2] in PICKLES:
-        found.pickles.append(member.name)
+        content.pickles.append(member.name)
         return
     if suffix not in suffixes and suffix not in ("cls", "json", "txt"):
         return
@@ -163,7 +168,7 @@ def _add(
 
 
 def _add_data(member: tarfile.TarInfo, key: str, sample: _Sample, samples: dict[str, _Sample]) -> None:
-    if sample.place is not None:  # nobody can tell which of them the class belongs to
+    if sample.place is not None:  # the class could belong to either
         sample.fault = f"{member.name}: its key appears more than once"
         samples[f"{key}\0{member.offset}"] = sample
     sample.place = (member.offset_data, member.size)
@@ -175,7 +180,7 @@ def _add_label(member: tarfile.TarInfo, suffix: str, sample: _Sample, raw: bytes
             content = json.loads(raw)
             content = content if isinstance(content, dict) else {}
             label = content.get("label")
-            sample.noted = label if type(label) is int and 0 <= label < 2**31 else -1
+            sample.json_label = label if type(label) is int and 0 <= label < 2**31 else -1
             if sample.text[2] != "txt" and not content.keys().isdisjoint(("caption", "captions")):
                 sample.text = (member.offset_data, member.size, "json")
         return
@@ -190,7 +195,7 @@ def _add_label(member: tarfile.TarInfo, suffix: str, sample: _Sample, raw: bytes
 
 
 def _refusal(member: tarfile.TarInfo) -> str:
-    """Why a member is not read; "" if it is."""
+    """Return why a member is refused; "" if it is not."""
     parts = re.split(r"[/\\]", member.name)
     if parts[0] == "" or re.match(r"[A-Za-z]:", member.name):
         return "an absolute path, refused"

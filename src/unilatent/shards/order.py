@@ -1,4 +1,7 @@
-"""An order that is random enough for training and near on disk: a pure function of (seed, position)."""
+"""Sample order for shards: shuffled, but mostly sequential on disk; a pure function of (seed, position).
+
+A lane is one of several interleaved streams of shards: consecutive positions come from different lanes.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ import torch
 from ..maths.streams import generator
 
 LANES = 64
-"""Neighbouring positions lie in as many different places of the data."""
+"""Number of interleaved shard streams."""
 WINDOW = 2048
-"""Samples of a lane that are shuffled among each other."""
+"""Samples of a lane that are shuffled together."""
 
 
 class Order:
-    """The order of samples that lie in shards of those counts.
+    """The order of samples in shards with the given sample counts.
 
-    Each epoch the shards are permuted and chained to one row, the row is cut into `lanes` equal segments (the first
-    ones longer by one where it does not divide), and place p of the epoch is place p // lanes of lane p % lanes. In a
-    lane, windows of `window` samples are shuffled. Every sample comes exactly once an epoch.
+    Each epoch, the shards are permuted and concatenated. The sequence is split into `lanes` segments of equal length
+    (the first ones have one sample more if it does not divide). Place p of the epoch is place p // lanes of lane
+    p % lanes. Within a lane, windows of `window` samples are shuffled. Every sample occurs exactly once per epoch.
 
-    A process that takes every world-th position, lanes a multiple of world, reads its own lanes only.
+    A process that takes every world-th position reads its own lanes only, if `lanes` is a multiple of world.
     """
 
     def __init__(self, counts: Sequence[int], lanes: int = LANES, window: int = WINDOW):
@@ -31,27 +34,27 @@ class Order:
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.size = int(self.starts[-1])
         filled = max(1, int((self.counts > 0).sum()))
-        self.lanes = max(1, min(lanes, 1 << (filled.bit_length() - 1)))  # a power of two: worlds mostly are
+        self.lanes = max(1, min(lanes, 1 << (filled.bit_length() - 1)))  # a power of two, as most world sizes are
         self.window = window
         self._key = self.counts.tobytes()
 
     def at(self, seed: int, position: int) -> int:
-        """The sample at a position of the endless row of epochs, by its place in the unpermuted row of shards."""
+        """Return the index of the sample, in unpermuted shards, at a position of the infinite sequence of epochs."""
         epoch, place = divmod(position, self.size)
         lane, step = place % self.lanes, place // self.lanes
         length, longer = divmod(self.size, self.lanes)
         start, length = lane * length + min(lane, longer), length + (lane < longer)
         first = step - step % self.window
-        among = _shuffled(seed, epoch, lane, first, min(self.window, length - first))
-        return self._unpermuted(seed, epoch, start + first + int(among[step - first]))
+        shuffled = _shuffled(seed, epoch, lane, first, min(self.window, length - first))
+        return self._unpermuted(seed, epoch, start + first + int(shuffled[step - first]))
 
     def _unpermuted(self, seed: int, epoch: int, place: int) -> int:
-        """From the row of permuted shards to the row as it lies."""
+        """Convert a place in the permuted shards to a sample index in the unpermuted ones."""
         order = _shards(seed, epoch, len(self.counts))
         ends = _ends(self._key, seed, epoch)
-        which = int(np.searchsorted(ends, place, side="right"))
-        shard = int(order[which])
-        return int(self.starts[shard] + place - (ends[which] - self.counts[shard]))
+        index = int(np.searchsorted(ends, place, side="right"))
+        shard = int(order[index])
+        return int(self.starts[shard] + place - (ends[index] - self.counts[shard]))
 
 
 @lru_cache(maxsize=4 * LANES)
@@ -66,6 +69,6 @@ def _shards(seed: int, epoch: int, number: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _ends(counts: bytes, seed: int, epoch: int) -> np.ndarray:
-    """Where each permuted shard ends."""
+    """Return the end of each permuted shard."""
     sizes = np.frombuffer(counts, dtype=np.int64)
     return np.cumsum(sizes[_shards(seed, epoch, len(sizes))])

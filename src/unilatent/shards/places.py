@@ -1,7 +1,7 @@
-"""Where shards lie: a folder, a brace pattern or a URL; the manifest that vouches for them; downloads, kept.
+"""Locations of shards (a folder, a brace pattern or a URL), their manifest, and cached downloads.
 
 shards.json   {"format", "total", "class_names", "made", "shards": [{"name", "bytes", "sha256", "count"}], "sha256"};
-              the last is a hash of the rest. Without it, any WebDataset folder or pattern is taken as it is.
+              the last is a hash of the rest. Without a manifest, any WebDataset folder or pattern is read as it is.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from ..pretrained import CHUNK, TIMEOUT, offline
 MANIFEST = "shards.json"
 FORMAT = 1
 ATTEMPTS = 4
-"""Of a download, with pauses of 1, 2 and 4 seconds between them."""
+"""Attempts per download, with pauses of 1, 2 and 4 seconds between them."""
 SCHEMES = {"http": "", "https": "", "s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
-"""Of URLs that shards are read from, and the package that opens them. Never `pipe:`, which runs a shell command."""
+"""Accepted URL schemes, and the package that opens each. Never `pipe:`, which runs a shell command."""
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 NAME = re.compile(r"[A-Za-z0-9_-][\w .+@=-]*\.tar")
 MANY = 1_000_000
+"""Largest number of shards in a brace range."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. name: of the file. place: its path or URL. The rest is what the manifest says, None without one."""
+    """One tar. name: its file name. place: its path or URL. count, bytes, sha256: from the manifest, else None."""
 
     name: str
     place: str
@@ -47,7 +48,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was written: samples in all, names of classes (none without), settings, and every shard."""
+    """Contents of shards.json. total: number of samples. class_names: () without classes. made: the settings they were
+    written with. shards: {"name", "bytes", "sha256", "count"} of each."""
 
     total: int
     class_names: tuple[str, ...]
@@ -55,10 +57,10 @@ class Manifest:
     shards: tuple[dict[str, Any], ...]
 
     def text(self) -> str:
-        """Its exact text, which ends with a hash of the rest."""
+        """Return the exact text of the file, which ends with a hash of the rest."""
         body = {"format": FORMAT, **asdict(self)}
-        own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        return json.dumps({**body, "sha256": own}, indent=1) + "\n"
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**body, "sha256": digest}, indent=1) + "\n"
 
     @property
     def sha256(self) -> str:
@@ -66,31 +68,32 @@ class Manifest:
 
     @staticmethod
     def parse(text: str, where: str) -> Manifest:
-        """ValueError when it is damaged, or was written by something newer."""
+        """Parse the text of a manifest at `where`; ValueError if it is damaged or of a newer format."""
         try:
             content = json.loads(text)
             version = content["format"]
             if type(version) is int and version > FORMAT:
                 raise ValueError(f"{where}: format {version}, this version reads up to {FORMAT}; update unilatent")
             shards = tuple(dict(shard) for shard in content["shards"])
-            found = Manifest(content["total"], tuple(content["class_names"]), dict(content["made"]), shards)
-            sound = found.text() == text and sum(shard["count"] for shard in shards) == found.total
-            sound = sound and all(NAME.fullmatch(shard["name"]) and shard["count"] >= 0 for shard in shards)
-            sound = sound and all(shard.keys() == {"name", "bytes", "sha256", "count"} for shard in shards)
+            manifest = Manifest(content["total"], tuple(content["class_names"]), dict(content["made"]), shards)
+            valid = manifest.text() == text and sum(shard["count"] for shard in shards) == manifest.total
+            valid = valid and all(NAME.fullmatch(shard["name"]) and shard["count"] >= 0 for shard in shards)
+            valid = valid and all(shard.keys() == {"name", "bytes", "sha256", "count"} for shard in shards)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             raise ValueError(f"{where}: damaged; copy it again, or delete it to read the shards without it")
-        return found
+        return manifest
 
 
-# ---- what a path means ---------------------------------------------------------------------------------------------
+# ---- paths ---------------------------------------------------------------------------------------------------------
 
 
 def is_shards(path: str, suffixes: Collection[str]) -> bool:
-    """Whether a path names shards of such data: a URL, a brace pattern, a tar, a folder with a manifest or with tars.
+    """Return whether a path names shards: a URL, a brace pattern, a tar, a folder with a manifest or with tars.
 
-    A folder that holds folders or such data beside its tars is none, and neither is a data set "hf:OWNER/NAME".
+    suffixes: those of the data. A folder that also contains folders or files with these suffixes does not count, nor
+    does a data set "hf:OWNER/NAME".
     """
     if path.startswith("hf:") and not path.startswith("hf://"):
         return False
@@ -103,17 +106,20 @@ def is_shards(path: str, suffixes: Collection[str]) -> bool:
 
 
 def _only_tars(folder: Path, suffixes: Collection[str]) -> bool:
-    found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    ends = {"/" if entry.is_dir() else entry.name.lower().rpartition(".")[2] for entry in found}
-    return "tar" in ends and ends.isdisjoint({"/", *suffixes})
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    kinds = {"/" if entry.is_dir() else entry.name.lower().rpartition(".")[2] for entry in entries}
+    return "tar" in kinds and kinds.isdisjoint({"/", *suffixes})
 
 
 def find(path: str, field: str) -> tuple[list[Shard], Manifest | None]:
-    """The shards at a path, in order; ValueError names the field, what is missing and the way out."""
+    """Return the shards at a path, in order, and their manifest, if any.
+
+    field: name of the setting; ValueError starts with it, and says what is missing and what to do.
+    """
     if os.path.exists(Path(path).expanduser()) or not (scheme := SCHEME.match(path)):
         return _local(path, field)
     if scheme[1].lower() not in SCHEMES:
-        refused = "runs a shell command and is refused" if scheme[1].lower() == "pipe" else "is no address of shards"
+        refused = "runs a shell command and is refused" if scheme[1].lower() == "pipe" else "has an unknown URL scheme"
         raise ValueError(f"{field}: {path!r} {refused}; give a folder, a .tar, or a URL: {', '.join(SCHEMES)}")
     if urlsplit(path).path.lower().endswith(".tar"):
         return [Shard(_name(url, field), url) for url in expand(path)], None
@@ -131,18 +137,18 @@ def _local(path: str, field: str) -> tuple[list[Shard], Manifest | None]:
         shards = [Shard(place=str(folder / shard["name"]), **shard) for shard in manifest.shards]
     else:
         manifest = None
-        found = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(p) for p in expand(str(folder))]
-        shards = [Shard(each.name, str(each)) for each in found]
+        tars = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(p) for p in expand(str(folder))]
+        shards = [Shard(tar.name, str(tar)) for tar in tars]
     missing = [shard.place for shard in shards if not Path(shard.place).is_file()]
     if missing or not shards:
-        what = f"{missing[0]} does not exist" if missing else f"{path} holds no .tar"
+        what = f"{missing[0]} does not exist" if missing else f"{path} contains no .tar"
         more = f" ({len(missing)} of {len(shards)} shards are missing)" if len(missing) > 1 else ""
-        raise ValueError(f"{field}: {what}{more}; copy the shards again, or make them with `unilatent data prepare`")
+        raise ValueError(f"{field}: {what}{more}; copy the shards again, or create them with `unilatent data prepare`")
     return shards, manifest
 
 
 def expand(pattern: str) -> list[str]:
-    """`a-{000..003}.tar` and `{train,val}-0.tar` written out, as a shell does."""
+    """Expand braces as a shell does: `a-{000..003}.tar`, `{train,val}-0.tar`."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)
     choices: list[list[str]] = []
     for i, piece in enumerate(pieces):
@@ -150,7 +156,7 @@ def expand(pattern: str) -> list[str]:
         if span:
             first, last = int(span[1]), int(span[2])
             if not 0 <= last - first < MANY:
-                raise ValueError(f"{pattern}: {{{piece}}} is no range of shards; write {{000000..000099}}")
+                raise ValueError(f"{pattern}: {{{piece}}} is not a range of shards; write {{000000..000099}}")
             choices.append([str(n).zfill(len(span[1])) for n in range(first, last + 1)])
         else:
             choices.append(piece.split(",") if i % 2 else [piece])
@@ -160,7 +166,7 @@ def expand(pattern: str) -> list[str]:
 def _name(url: str, field: str) -> str:
     name = unquote(urlsplit(url).path.rpartition("/")[2])
     if not NAME.fullmatch(name):
-        raise ValueError(f"{field}: {url!r} does not end in the name of a .tar")
+        raise ValueError(f"{field}: {url!r} does not end with the name of a .tar")
     return name
 
 
@@ -168,50 +174,52 @@ def _name(url: str, field: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where downloaded shards and indices lie: `shards` in $UNILATENT_CACHE, or in ~/.cache/unilatent."""
+    """Return the folder of downloaded shards and indices: `shards` in $UNILATENT_CACHE, or in ~/.cache/unilatent."""
     chosen = os.environ.get("UNILATENT_CACHE")
     return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "unilatent") / "shards"
 
 
 def fetch(shard: Shard) -> Path:
-    """The shard's local file; one at a URL is downloaded once, whole, and checked where the manifest has its hash.
+    """Return the shard's local file. A URL is downloaded once, and checked if the manifest has its hash.
 
-    Several processes may ask at once. ValueError when it cannot be had.
+    Several processes may call this at the same time. ValueError if the download fails.
     """
     if not SCHEME.match(shard.place) or os.path.exists(shard.place):
         return Path(shard.place)
     from filelock import FileLock
 
     folder = cache_folder() / hashlib.sha256(shard.place.rpartition("/")[0].encode()).hexdigest()[:16]
-    kept = folder / (f"{shard.sha256[:16]}-{shard.name}" if shard.sha256 else shard.name)
-    if kept.exists():
-        return kept
+    cached = folder / (f"{shard.sha256[:16]}-{shard.name}" if shard.sha256 else shard.name)
+    if cached.exists():
+        return cached
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{kept}.lock"):
-        if not kept.exists():
-            _download(shard, kept)
-    return kept
+    with FileLock(f"{cached}.lock"):
+        if not cached.exists():
+            _download(shard, cached)
+    return cached
 
 
 def _download(shard: Shard, target: Path) -> None:
-    """To a name of our own beside `target`, checked, then moved into place."""
+    """Download to a temporary file, check its hash, then rename it to `target`."""
     part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         actual = _receive(shard.place, part)
         if shard.sha256 not in (None, actual):
             raise ValueError(
-                f"shard {shard.place}: what came was thrown away, its SHA-256 is {actual} and the manifest says "
-                f"{shard.sha256}; upload the shard anew, or its manifest"
+                f"shard {shard.place}: the download was discarded, its SHA-256 is {actual} and the manifest says "
+                f"{shard.sha256}; upload the shard or its manifest again"
             )
         os.replace(part, target)
     except OSError as error:
-        raise ValueError(f"shard {shard.place}: not kept at {target} ({error.strerror}); make room there") from error
+        raise ValueError(
+            f"shard {shard.place}: cannot be stored at {target} ({error.strerror}); free space there"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def _receive(url: str, part: Path) -> str:
-    """The SHA-256 of what was written to `part`; tries again where trying again may help."""
+    """Download a URL to `part` and return its SHA-256; retry after transient errors."""
     for attempt in range(ATTEMPTS):
         digest = hashlib.sha256()
         try:
@@ -221,8 +229,8 @@ def _receive(url: str, part: Path) -> str:
                     out.write(chunk)
             return digest.hexdigest()
         except _Failed as error:
-            if attempt == ATTEMPTS - 1 or not error.passing:
-                raise ValueError(f"shard {url}: download failed ({error}); resume when it can be reached") from None
+            if attempt == ATTEMPTS - 1 or not error.transient:
+                raise ValueError(f"shard {url}: download failed ({error}); resume when it is reachable") from None
         time.sleep(2**attempt)
     raise AssertionError
 
@@ -231,32 +239,32 @@ def _text(url: str, field: str) -> str:
     try:
         return b"".join(_chunks(url)).decode("utf-8", "replace")
     except _Failed as error:
-        way_out = "shards without a manifest are given as a pattern, URL/name-{000000..000099}.tar"
+        way_out = "give shards without a manifest as a pattern, URL/name-{000000..000099}.tar"
         raise ValueError(f"{field}: {url} cannot be read ({error}); {way_out}") from None
 
 
 class _Failed(Exception):
-    """passing: another attempt may succeed."""
+    """A failed download. transient: another attempt may succeed."""
 
-    def __init__(self, error: Exception, passing: bool = True):
+    def __init__(self, error: Exception, transient: bool = True):
         super().__init__(" ".join(str(error).split()) or type(error).__name__)
-        self.passing = passing
+        self.transient = transient
 
 
 def _chunks(url: str) -> Iterator[bytes]:
-    """What a URL sends; _Failed if it cannot be opened, or breaks off."""
+    """Yield the contents of a URL in chunks; _Failed if it cannot be opened, or breaks off."""
     scheme = urlsplit(url).scheme.lower()
     if variable := offline():
-        raise ValueError(f"{url}: {variable}={os.environ[variable]} forbids downloading it; unset it, or give a copy")
+        raise ValueError(f"{url}: {variable}={os.environ[variable]} forbids downloads; unset it, or use a local copy")
     try:
         yield from _from_web(url) if not SCHEMES[scheme] else _from_store(url)
     except ImportError as error:
         raise ValueError(f"{url}: needs {SCHEMES[scheme]}; pip install 'unilatent[data]'") from error
     except HTTPError as error:
-        raise _Failed(error, passing=error.code >= 500 or error.code in (408, 429)) from None
+        raise _Failed(error, transient=error.code >= 500 or error.code in (408, 429)) from None
     except FileNotFoundError as error:
-        raise _Failed(error, passing=False) from None
-    except Exception as error:  # clients of stores raise their own
+        raise _Failed(error, transient=False) from None
+    except Exception as error:  # storage clients have their own exception types
         raise _Failed(error) from None
 
 

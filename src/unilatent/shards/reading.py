@@ -1,4 +1,4 @@
-"""Samples of shards by number: any of them at any time, by any process, without a file position to share."""
+"""Random access to the samples of shards by number, from any process or thread."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from .index import Index, index
 from .places import Manifest, Shard, cache_folder, fetch
 
 OPEN = 256
-"""Shards that a process holds open, and whose index it holds, at once."""
+"""Largest number of shards that a process keeps open, and of indices that it keeps in memory."""
 
 T = TypeVar("T")
 
 
 class SampleError(ValueError):
-    """A sample that cannot be read: names the shard, the sample and what is wrong."""
+    """A sample that cannot be read; the message names the shard, the sample and the fault."""
 
 
-class _Recent(Generic[T]):
-    """The last values that were asked for. A thread that loses a race makes a value twice, nothing worse."""
+class _LRUCache(Generic[T]):
+    """A least-recently-used cache, pickled empty. If two threads race, a value is computed twice, without harm."""
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.kept: dict[int, T] = {}
+        self.cached: dict[int, T] = {}
 
-    def get(self, key: int, make: Callable[[int], T]) -> T:
-        value = self.kept.pop(key, None)
+    def get(self, key: int, compute: Callable[[int], T]) -> T:
+        value = self.cached.pop(key, None)
         if value is None:
-            value = make(key)
-        self.kept[key] = value
-        while len(self.kept) > self.limit:
-            self.kept.pop(next(iter(self.kept)), None)
+            value = compute(key)
+        self.cached[key] = value
+        while len(self.cached) > self.limit:
+            self.cached.pop(next(iter(self.cached)), None)
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"limit": self.limit, "kept": {}}
+        return {"limit": self.limit, "cached": {}}
 
 
 class _Open:
-    """A file descriptor that is closed when nobody reads from it any more."""
+    """A file descriptor, closed when the last reader has released it."""
 
     def __init__(self, path: Path):
         self.fd = os.open(path, os.O_RDONLY)
@@ -55,11 +55,11 @@ class _Open:
 
 
 class ShardSet:
-    """Shards as one row of samples, numbered from 0.
+    """The samples of all shards, numbered from 0.
 
-    With a manifest a shard is looked into, and downloaded, when one of its samples is wanted; without one, all are at
-    once: `progress` is called after each. A shard that holds fewer samples than its manifest says keeps their numbers;
-    reading one that is missing is a SampleError.
+    With a manifest, a shard is downloaded and indexed when one of its samples is first read. Without one, all shards
+    are indexed at once, and `progress` is called after each. If a shard contains fewer samples than its manifest says,
+    the numbers of all others do not change, and reading a missing one raises SampleError.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ShardSet:
         progress: Callable[[int], None] | None = None,
     ):  # fmt: skip
         self.shards, self.manifest, self.suffixes = shards, manifest, frozenset(suffixes)
-        self._indices, self._files = _Recent[Index](OPEN), _Recent[_Open](OPEN)
+        self._indices, self._files = _LRUCache[Index](OPEN), _LRUCache[_Open](OPEN)
         self.class_names: tuple[str, ...]
         self.captioned = False
         """Whether samples have texts."""
@@ -76,7 +76,7 @@ class ShardSet:
             self.class_names, self.fingerprint = manifest.class_names, manifest.sha256
             self.captioned = bool(manifest.made.get("captions"))
         else:
-            counts, self.class_names, self.fingerprint = self._look_into_all(progress)
+            counts, self.class_names, self.fingerprint = self._index_all(progress)
         self.counts = np.asarray(counts, dtype=np.int64)
         self.ends = np.cumsum(self.counts)
 
@@ -89,26 +89,22 @@ class ShardSet:
         return bool(self.class_names)
 
     def read(self, number: int) -> bytes:
-        """A sample's data; SampleError if it cannot be had."""
-        found, place = self._found(number)
-        if fault := self._fault(found, place):
-            raise SampleError(f"{self.where(number)}: {fault}")
-        return self._bytes(number, *found.places[place])
+        """Return a sample's data; SampleError if it cannot be read."""
+        content, place = self._valid(number)
+        return self._bytes(number, *content.places[place])
 
     def text(self, number: int) -> tuple[bytes, str]:
-        """The member with a sample's texts, and its suffix; SampleError if there is none."""
-        found, place = self._found(number)
-        if fault := self._fault(found, place):
-            raise SampleError(f"{self.where(number)}: {fault}")
-        offset, size, suffix = found.texts[place]
+        """Return the member with a sample's texts, and its suffix; SampleError if there is none."""
+        content, place = self._valid(number)
+        offset, size, suffix = content.texts[place]
         if not suffix:
-            raise SampleError(f"{self.where(number)}: no caption beside it (a .txt, or caption in .json)")
+            raise SampleError(f"{self.where(number)}: no caption (a .txt, or caption in .json)")
         return self._bytes(number, offset, size), suffix
 
     def _bytes(self, number: int, offset: int, size: int) -> bytes:
         shard = self.locate(number)[0]
         try:
-            file = self._files.get(shard, self._open)  # held until it was read: another thread may let go of it
+            file = self._files.get(shard, self._open)  # this reference keeps it open if another thread evicts it
             raw = os.pread(file.fd, size, offset)
         except OSError as error:
             raise SampleError(f"{self.where(number)}: {error.strerror}") from error
@@ -117,50 +113,55 @@ class ShardSet:
         return raw
 
     def label(self, number: int) -> int:
-        """Its class; SampleError if there is none."""
-        found, place = self._found(number)
-        if fault := self._fault(found, place):
-            raise SampleError(f"{self.where(number)}: {fault}")
-        return found.labels[place]
+        """Return a sample's class; SampleError if there is none."""
+        content, place = self._valid(number)
+        return content.labels[place]
 
     def key(self, number: int) -> str:
-        """Its name in the shard; "" if it is missing."""
-        found, place = self._found(number)
-        return found.keys[place] if place < len(found.keys) else ""
+        """Return a sample's key in the shard; "" if the sample is missing."""
+        content, place = self._lookup(number)
+        return content.keys[place] if place < len(content.keys) else ""
 
-    def sound(self, number: int) -> bool:
-        """Whether it is there with all its parts; its data may still be damaged."""
-        return not self._fault(*self._found(number))
+    def is_valid(self, number: int) -> bool:
+        """Return whether a sample is complete; its data may still be damaged."""
+        return not self._fault(*self._lookup(number))
 
     def where(self, number: int) -> str:
-        """For messages."""
+        """Return a sample's key and shard, for error messages."""
         shard, place = self.locate(number)
         return f"sample {self.key(number) or place} in {self.shards[shard].place}"
 
     def locate(self, number: int) -> tuple[int, int]:
-        """(shard, place in it) of a sample."""
+        """Return the shard of a sample, and its place in the shard."""
         assert 0 <= number < len(self), number
         shard = int(np.searchsorted(self.ends, number, side="right"))
         return shard, int(number - (self.ends[shard] - self.counts[shard]))
 
-    def look_into(self, shard: int) -> Index:
-        """A shard's index, from memory if it was wanted lately."""
+    def index_of(self, shard: int) -> Index:
+        """Return a shard's index, from memory if it was used recently."""
         return self._indices.get(shard, self._index)
 
-    def _found(self, number: int) -> tuple[Index, int]:
+    def _valid(self, number: int) -> tuple[Index, int]:
+        """Return the index with a sample, and its place there; SampleError if the sample has a fault."""
+        content, place = self._lookup(number)
+        if fault := self._fault(content, place):
+            raise SampleError(f"{self.where(number)}: {fault}")
+        return content, place
+
+    def _lookup(self, number: int) -> tuple[Index, int]:
         shard, place = self.locate(number)
         try:
-            return self.look_into(shard), place
+            return self.index_of(shard), place
         except OSError as error:
             raise SampleError(f"sample {place} in {self.shards[shard].place}: {error.strerror}") from error
 
-    def _fault(self, found: Index, place: int) -> str:
-        if place >= len(found.keys):
-            reason = f" ({found.end})" if found.end else ""
-            return f"missing, the shard holds {len(found.keys):,} samples and should hold more{reason}"
-        if self.labelled and not found.faults[place] and not 0 <= found.labels[place] < len(self.class_names):
-            return f"no class beside it (a number below {len(self.class_names):,} in .cls, or label in .json)"
-        return found.faults[place]
+    def _fault(self, content: Index, place: int) -> str:
+        if place >= len(content.keys):
+            reason = f" ({content.end})" if content.end else ""
+            return f"missing, the shard contains only {len(content.keys):,} samples{reason}"
+        if self.labelled and not content.faults[place] and not 0 <= content.labels[place] < len(self.class_names):
+            return f"no class (a number below {len(self.class_names):,} in .cls, or label in .json)"
+        return content.faults[place]
 
     def _index(self, shard: int) -> Index:
         return index(fetch(self.shards[shard]), self.suffixes, cache_folder() / "index")
@@ -168,25 +169,27 @@ class ShardSet:
     def _open(self, shard: int) -> _Open:
         return _Open(fetch(self.shards[shard]))
 
-    def _look_into_all(self, progress: Callable[[int], None] | None) -> tuple[list[int], tuple[str, ...], str]:
-        """Counts, class names and fingerprint of shards nobody vouches for."""
-        digest, counts, most = hashlib.sha256(), [], -1
+    def _index_all(self, progress: Callable[[int], None] | None) -> tuple[list[int], tuple[str, ...], str]:
+        """Return counts, class names and fingerprint of shards without a manifest."""
+        digest, counts, highest = hashlib.sha256(), [], -1
         for i, shard in enumerate(self.shards):
             try:
-                found = self.look_into(i)
+                content = self.index_of(i)
             except OSError as error:
                 raise ValueError(f"shard {shard.place}: {error.strerror}; make it readable or remove it") from error
-            self.captioned = self.captioned or any(suffix for *_, suffix in found.texts)
-            rows = repr((shard.name, found.keys, found.places, found.labels, found.texts, found.faults))
+            self.captioned = self.captioned or any(suffix for *_, suffix in content.texts)
+            rows = repr((shard.name, content.keys, content.places, content.labels, content.texts, content.faults))
             digest.update(rows.encode("utf-8", "surrogateescape"))
-            counts.append(len(found.keys))
-            most = max(most, *found.labels, -1)
+            counts.append(len(content.keys))
+            highest = max(highest, *content.labels, -1)
             if progress:
                 progress(1)
         if not sum(counts):
             looked = ", ".join(f".{suffix}" for suffix in sorted(self.suffixes))
-            reason = f" ({end})" if (end := self.look_into(0).end) else ""
-            raise ValueError(f"shard {self.shards[0].place}: no samples in it{reason}; looked for {looked}")
-        if most >= 1_000_000:
-            raise ValueError(f"shard {self.shards[0].place}: classes up to {most:,}; these are no class numbers")
-        return counts, tuple(str(i) for i in range(most + 1)), digest.hexdigest()
+            reason = f" ({end})" if (end := self.index_of(0).end) else ""
+            raise ValueError(f"shard {self.shards[0].place}: it contains no samples{reason}; looked for {looked}")
+        if highest >= 1_000_000:
+            raise ValueError(
+                f"shard {self.shards[0].place}: labels up to {highest:,}; give class numbers below a million"
+            )
+        return counts, tuple(str(i) for i in range(highest + 1)), digest.hexdigest()

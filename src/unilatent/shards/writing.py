@@ -1,7 +1,7 @@
-"""Samples into shards, in parallel: the same bytes for any number of workers, and after any interruption.
+"""Write samples to shards in parallel: the same bytes for any number of workers, and after any interruption.
 
-While it goes on the folder holds `plan.json` (what is being made) and a `.done` beside each finished tar; at the end
-`shards.json` takes their place.
+Unfinished, the folder contains `plan.json` (a hash of samples and settings) and a `.done` file for each finished tar.
+When all are finished, `shards.json` replaces them.
 """
 
 from __future__ import annotations
@@ -33,44 +33,44 @@ from .places import MANIFEST, Manifest, Shard, fetch
 BAD = "bad_samples.jsonl"
 PLAN = "plan.json"
 LONGEST = 200
-"""Characters of a key."""
+"""Largest number of characters of a key."""
 
 
-class Samples(Protocol):
-    """Raw samples by number. They travel to the workers."""
+class RawSamples(Protocol):
+    """Raw samples by number. Pickled for the worker processes."""
 
     names: Sequence[str]
     labels: Sequence[int] | None
     class_names: tuple[str, ...]
     settings: dict[str, Any]
-    """How they are encoded; goes into the manifest."""
+    """How they are encoded; stored in the manifest."""
 
     def encode(self, number: int) -> tuple[str, bytes]:
-        """Suffix and content of a sample's data; ValueError if it is damaged."""
+        """Return suffix and content of a sample's data; ValueError if it is damaged."""
 
     def stamp(self, number: int) -> str:
-        """What is known of a sample without reading it."""
+        """Return metadata that identifies a sample without reading it."""
 
     def check(self, number: int) -> None:
-        """ValueError if it is damaged."""
+        """Raise ValueError if a sample is damaged."""
 
     def beside(self, number: int) -> Sequence[tuple[str, bytes]]:
-        """Suffix and content of what else belongs to a sample; ValueError if it is damaged."""
+        """Return suffix and content of a sample's other members (captions); ValueError if one is damaged."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """samples, shards and bad ones; how many shards were there before."""
+    """Numbers of samples written (total), shards, bad samples, and shards that were already valid (reused)."""
 
     total: int
     shards: int
     bad: int
-    kept: int
+    reused: int
 
 
 @dataclass(frozen=True)
 class _Plan:
-    samples: Samples
+    samples: RawSamples
     keys: list[str]
     order: list[int]
     shard_size: int
@@ -85,29 +85,29 @@ class _Plan:
         return f"shard-{shard:06d}.tar"
 
     def size(self, shard: int) -> int:
-        """Samples of that shard, bad ones among them."""
+        """Return the number of samples in a shard, including bad ones."""
         return min(self.shard_size, len(self.order) - shard * self.shard_size)
 
 
 def write(
-    samples: Samples, folder: Path, shard_size: int, seed: int | None, workers: int,
+    samples: RawSamples, folder: Path, shard_size: int, seed: int | None, workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:  # fmt: skip
-    """Shards of `shard_size` samples and their manifest; what an earlier call finished is kept, if it is sound.
+    """Write shards of `shard_size` samples and their manifest. Valid shards of an earlier call are reused.
 
-    seed: of the order, None for that of the names. progress: called with how many samples of how many are done.
-    ValueError if the folder holds something else.
+    seed: of the order; None for the order of names. progress: called with (samples done, samples in all).
+    ValueError if the folder contains something else.
     """
     plan = _plan(samples, folder, shard_size, seed)
-    made = _finished(plan)
+    manifest = _finished(plan)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.tmp-*"):
         leftover.unlink()
-    if made is not None:
-        return _mend(plan, made, workers, progress)
+    if manifest is not None:
+        return _repair(plan, manifest, workers, progress)
     write_json(folder / PLAN, {"sha256": plan.sha256})
     records = {shard: record for shard in plan.shards if (record := _done(plan, shard))}
-    kept = len(records)
+    reused = len(records)
     count = sum(record["samples"] for record in records.values())
     if progress:
         progress(count, len(plan.order))
@@ -117,10 +117,10 @@ def write(
         count += record["samples"]
         if progress:
             progress(count, len(plan.order))
-    return _close(plan, seed, [records[shard] for shard in plan.shards], kept)
+    return _close(plan, seed, [records[shard] for shard in plan.shards], reused)
 
 
-def _plan(samples: Samples, folder: Path, shard_size: int, seed: int | None) -> _Plan:
+def _plan(samples: RawSamples, folder: Path, shard_size: int, seed: int | None) -> _Plan:
     number = len(samples.names)
     order = list(range(number))
     if seed is not None:
@@ -133,48 +133,48 @@ def _plan(samples: Samples, folder: Path, shard_size: int, seed: int | None) -> 
 
 
 def keys(names: Sequence[str]) -> list[str]:
-    """A key for each: its name without suffix, without what would end a key early, and unlike all others."""
+    """Return a unique key per name: the name without its suffix, and without dots, which would end a key."""
     used: set[str] = set()
-    found = []
+    unique_keys = []
     for name in names:
         folder, _, file = name.rpartition("/")
         stem = file.rpartition(".")[0] or file
         key = f"{folder}/{stem.replace('.', '_')}".lstrip("/")[-LONGEST:].lstrip("/")
-        unique, again = key, 1
+        unique, count = key, 1
         while unique in used:
-            again += 1
-            unique = f"{key}~{again}"
+            count += 1
+            unique = f"{key}~{count}"
         used.add(unique)
-        found.append(unique)
-    return found
+        unique_keys.append(unique)
+    return unique_keys
 
 
 def _finished(plan: _Plan) -> Manifest | None:
-    """Of what an earlier call made to the end; ValueError if something else lies in the folder."""
+    """Return the manifest of an earlier, complete call; ValueError if the folder contains something else."""
     folder, hint = plan.folder, "choose another --out, or delete it"
     if (folder / MANIFEST).is_file():
         path = folder / MANIFEST
-        made = Manifest.parse(path.read_text(encoding="utf-8"), str(path))
-        if made.made.get("plan") != plan.sha256:
-            raise ValueError(f"{folder}: holds shards of other pictures or settings; {hint}")
-        return made
+        manifest = Manifest.parse(path.read_text(encoding="utf-8"), str(path))
+        if manifest.made.get("plan") != plan.sha256:
+            raise ValueError(f"{folder}: contains shards of other images or settings; {hint}")
+        return manifest
     with suppress(OSError, ValueError, KeyError):
         if json.loads((folder / PLAN).read_text())["sha256"] == plan.sha256:
             return None
         raise ValueError
     if (folder / PLAN).exists() or any(folder.glob("*.tar")):
-        raise ValueError(f"{folder}: holds unfinished shards of other samples or settings; {hint}")
+        raise ValueError(f"{folder}: contains unfinished shards of other samples or settings; {hint}")
     return None
 
 
-def _mend(plan: _Plan, made: Manifest, workers: int, progress: Callable[[int, int], None] | None) -> Summary:
-    """Every shard held against the manifest; those that are missing or damaged are written again."""
+def _repair(plan: _Plan, manifest: Manifest, workers: int, progress: Callable[[int, int], None] | None) -> Summary:
+    """Check every shard against the manifest, and write missing or damaged ones again."""
     facts: list[dict[str, Any]] = []
     damaged = []
     count = 0
-    for number, shard in enumerate(made.shards):
+    for number, shard in enumerate(manifest.shards):
         facts.append(shard)
-        if _is_sound(plan.folder / shard["name"], shard["sha256"]):
+        if _is_valid(plan.folder / shard["name"], shard["sha256"]):
             count += plan.size(number)
         else:
             damaged.append(number)
@@ -186,18 +186,18 @@ def _mend(plan: _Plan, made: Manifest, workers: int, progress: Callable[[int, in
         if progress:
             progress(count, len(plan.order))
     total = sum(shard["count"] for shard in facts)
-    if facts != list(made.shards):  # another version of a library may encode otherwise
-        write_text(plan.folder / MANIFEST, Manifest(total, made.class_names, made.made, tuple(facts)).text())
+    if facts != list(manifest.shards):  # another version of a library may encode differently
+        write_text(plan.folder / MANIFEST, Manifest(total, manifest.class_names, manifest.made, tuple(facts)).text())
     _clear(plan)
     return Summary(total, len(facts), len(plan.order) - total, len(facts) - len(damaged))
 
 
-def _is_sound(path: Path, sha256: str) -> bool:
+def _is_valid(path: Path, sha256: str) -> bool:
     return path.is_file() and _sha256(path) == sha256
 
 
 def _done(plan: _Plan, shard: int) -> dict[str, Any] | None:
-    """The record of a shard that is there whole."""
+    """Return the record of a shard if it is complete."""
     path = plan.folder / plan.name(shard)
     with suppress(OSError, ValueError, KeyError):
         record: dict[str, Any] = json.loads(path.with_suffix(".done").read_text())
@@ -207,7 +207,7 @@ def _done(plan: _Plan, shard: int) -> dict[str, Any] | None:
 
 
 def _each(plan: _Plan, shards: list[int], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Records as shards get finished."""
+    """Write shards and yield their records as they are finished."""
     if workers <= 1 or len(shards) <= 1:
         for shard in shards:
             yield shard, _write_shard(plan, shard)
@@ -222,21 +222,21 @@ def _each(plan: _Plan, shards: list[int], workers: int) -> Iterator[tuple[int, d
             raise
 
 
-_WORKING_ON: list[Any] = []
-"""What a worker process was given at its start."""
+_WORKER_INPUT: list[Any] = []
+"""The argument of `_start` in a worker process: a plan, or samples."""
 
 
 def _start(work: Any) -> None:
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops the workers
     torch.set_num_threads(1)
-    _WORKING_ON[:] = [work]
+    _WORKER_INPUT[:] = [work]
 
 
-def _leave_with_parent() -> None:
-    """The pool's workers would wait for ever for a first process that was killed.
+def _exit_with_parent() -> None:
+    """Exit when the main process ends; otherwise workers would wait for ever after it was killed.
 
-    It need not be the one that forked them, so its process id says nothing.
+    A fork server may be their parent, so the parent's process id does not help.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -245,15 +245,15 @@ def _leave_with_parent() -> None:
 
 
 def _write_in_worker(shard: int) -> dict[str, Any]:
-    return _write_shard(_WORKING_ON[0], shard)
+    return _write_shard(_WORKER_INPUT[0], shard)
 
 
 def _write_shard(plan: _Plan, shard: int) -> dict[str, Any]:
-    """One tar, whole or not at all, and beside it the record of what it holds."""
+    """Write one tar atomically, and the record of its contents."""
     path = plan.folder / plan.name(shard)
     members = plan.order[shard * plan.shard_size : (shard + 1) * plan.shard_size]
     bad: list[dict[str, str]] = []
-    with _appearing(path) as tar:
+    with _atomic_tar(path) as tar:
         for i in members:
             try:
                 parts = [plan.samples.encode(i), *plan.samples.beside(i)]
@@ -271,7 +271,7 @@ def _write_shard(plan: _Plan, shard: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[tarfile.TarFile]:
+def _atomic_tar(path: Path) -> Iterator[tarfile.TarFile]:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -286,14 +286,14 @@ def _appearing(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _add(tar: tarfile.TarFile, name: str, raw: bytes) -> None:
-    """Its header says nothing of when and by whom."""
+    """Add a member, without time and owner in its header."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(raw), 0o444
     tar.addfile(member, io.BytesIO(raw))
 
 
-def _close(plan: _Plan, seed: int | None, records: list[dict[str, Any]], kept: int) -> Summary:
-    """The manifest last; then what only an interrupted call needs goes."""
+def _close(plan: _Plan, seed: int | None, records: list[dict[str, Any]], reused: int) -> Summary:
+    """Write the list of bad samples and the manifest, then delete what only an interrupted call needs."""
     shards = tuple(record["shard"] for record in records)
     total = sum(shard["count"] for shard in shards)
     bad = [line for record in records for line in record["bad"]]
@@ -301,10 +301,10 @@ def _close(plan: _Plan, seed: int | None, records: list[dict[str, Any]], kept: i
         raise ValueError(f"{plan.folder}: not one of {len(bad):,} samples could be read; the first: {bad[0]['reason']}")
     if bad:
         write_text(plan.folder / BAD, "".join(json.dumps(line) + "\n" for line in bad))
-    made = {**plan.samples.settings, "shard_size": plan.shard_size, "seed": seed, "plan": plan.sha256}
-    write_text(plan.folder / MANIFEST, Manifest(total, plan.samples.class_names, made, shards).text())
+    settings = {**plan.samples.settings, "shard_size": plan.shard_size, "seed": seed, "plan": plan.sha256}
+    write_text(plan.folder / MANIFEST, Manifest(total, plan.samples.class_names, settings, shards).text())
     _clear(plan)
-    return Summary(total, len(shards), len(bad), kept)
+    return Summary(total, len(shards), len(bad), reused)
 
 
 def _clear(plan: _Plan) -> None:
@@ -320,8 +320,8 @@ def _sha256(path: Path) -> str:
 # ---- checking ------------------------------------------------------------------------------------------------------
 
 
-def check_all(samples: Samples, workers: int) -> Iterator[str]:
-    """What is wrong with each raw sample, in order; "" if nothing is."""
+def check_all(samples: RawSamples, workers: int) -> Iterator[str]:
+    """Yield the fault of each raw sample, in order; "" if it is valid."""
     if workers <= 1:
         yield from (_checked(samples, number) for number in range(len(samples.names)))
         return
@@ -330,10 +330,10 @@ def check_all(samples: Samples, workers: int) -> Iterator[str]:
 
 
 def _check_in_worker(number: int) -> str:
-    return _checked(_WORKING_ON[0], number)
+    return _checked(_WORKER_INPUT[0], number)
 
 
-def _checked(samples: Samples, number: int) -> str:
+def _checked(samples: RawSamples, number: int) -> str:
     try:
         samples.check(number)
     except ValueError as error:
@@ -342,7 +342,7 @@ def _checked(samples: Samples, number: int) -> str:
 
 
 def verify(shards: Sequence[Shard], labelled: bool, suffixes: frozenset[str]) -> Iterator[tuple[Shard, list[str]]]:
-    """Each shard with all that is wrong with it: against its manifest, and in itself.
+    """Yield each shard with its faults: differences from the manifest, and errors in the tar.
 
     labelled: whether every sample must have a class.
     """
@@ -351,23 +351,23 @@ def verify(shards: Sequence[Shard], labelled: bool, suffixes: frozenset[str]) ->
 
 
 def _faults(shard: Shard, labelled: bool, suffixes: frozenset[str]) -> list[str]:
-    found: list[str] = []
+    faults: list[str] = []
     try:
         path = fetch(shard)
         size, content = path.stat().st_size, index(path, suffixes)
         if shard.sha256 and (actual := _sha256(path)) != shard.sha256:
-            found.append(f"SHA-256 is {actual}, the manifest says {shard.sha256}")
+            faults.append(f"SHA-256 is {actual}, the manifest says {shard.sha256}")
     except OSError as error:
         return [error.strerror or str(error)]
     if shard.bytes not in (None, size):
-        found.append(f"{size:,} bytes, the manifest says {shard.bytes:,}")
+        faults.append(f"{size:,} bytes, the manifest says {shard.bytes:,}")
     if shard.count not in (None, len(content.keys)):
-        found.append(f"{len(content.keys):,} samples, the manifest says {shard.count:,}")
-    found += [content.end] if content.end else []
-    found += content.refused
-    found += [fault for fault in dict.fromkeys(content.faults) if fault and fault not in content.refused]
+        faults.append(f"{len(content.keys):,} samples, the manifest says {shard.count:,}")
+    faults += [content.end] if content.end else []
+    faults += content.refused
+    faults += [fault for fault in dict.fromkeys(content.faults) if fault and fault not in content.refused]
     if labelled:
         rows = zip(content.keys, content.labels, content.faults, strict=True)
-        found += [f"{key}: no class beside it" for key, label, fault in rows if label < 0 and not fault]
-    found += [f"{name}: a pickle, left alone" for name in content.pickles]
-    return found
+        faults += [f"{key}: no class" for key, label, fault in rows if label < 0 and not fault]
+    faults += [f"{name}: not read, its format can run code when decoded" for name in content.pickles]
+    return faults

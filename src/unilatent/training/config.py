@@ -1,4 +1,4 @@
-"""The configuration of a whole run."""
+"""The configuration of a run: all settings of training, with their units and defaults."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ..config import Config, resolve_as
 from ..maths.ema_profiles import LONGEST
-from ..methods.base import ModelConfig
+from ..model_config import ModelConfig
 from ..registry import available, find
+from .loggers import LOGGERS
 
 
 class OptimizerConfig(Config):
-    """Muon for the matrices tagged with `use_muon`, AdamW for the rest (and for all of them with muon=false).
-
-    muon_learning_rate: None takes `learning_rate`; Muon's updates are scaled to AdamW's root mean square.
-    """
+    """The optimisers and their hyperparameters: Muon for matrices, AdamW for all other parameters."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate; the schedule multiplies it."""
     muon: bool = True
+    """Use Muon for the matrices tagged with `use_muon`; false: AdamW for all parameters."""
     muon_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of Muon, whose updates are scaled to AdamW's root mean square; null: `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment, per step."""
     eps: float = Field(default=1e-6, gt=0)
+    """Term added to the denominator of both optimisers."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of both optimisers; 0: none."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's momentum, per step."""
 
 
 class Span(Config):
-    """From one mark of a schedule to another."""
+    """A part of a schedule."""
 
     start: float = Field(ge=0)
+    """Where it begins, in the unit of the schedule."""
     end: float = Field(gt=0)
+    """Where it ends, in the unit of the schedule."""
 
     @model_validator(mode="after")
     def _forwards(self) -> Self:
@@ -40,32 +47,33 @@ class Span(Config):
         return self
 
     def stretched(self, ratio: float) -> Self:
+        """Return a copy with start and end multiplied by `ratio`."""
         return self.model_copy(update={"start": self.start * ratio, "end": self.end * ratio})
 
 
 class Decay(Span):
-    """A cosine from the factor reached before to `factor`."""
+    """A cosine from the learning-rate factor at `start` to `factor` at `end`."""
 
     factor: float = Field(ge=0)
+    """Learning-rate factor at the end, relative to the peak."""
 
 
 class Onset(Span):
-    """A part of the loss comes in: weight 0 until `start`, full from `end` on, linear between."""
+    """The delayed start of a part of the loss: its weight is 0 until `start`, 1 from `end` on, linear in between."""
 
 
 class ScheduleConfig(Config):
-    """Learning rate as a factor: linear warm-up to 1, constant, then each decay in turn; constant between and after.
-
-    onsets: parts of the loss that come in later, by name (UNITE's: "reconstruction", "flow"). A flow loss that waits
-        until latents say something does not hold them flat meanwhile.
-
-    Everything counts optimiser steps, or epochs of optimiser steps, whatever the accumulation.
-    """
+    """Learning rate as a factor of its peak: linear warm-up to 1, then constant except during the decays."""
 
     unit: Literal["steps", "epochs"] = "steps"
+    """What all numbers of the schedule count: optimiser steps, or epochs."""
     warmup: float = Field(default=0, ge=0)
+    """Length of the linear warm-up from 0 to 1; 0: none."""
     decays: tuple[Decay, ...] = ()
+    """Cosine decays one after the other, each from the factor reached before; empty: none."""
     onsets: dict[str, Onset] = Field(default={})
+    """Parts of the loss that start later, by name (UNITE: "reconstruction", "flow"); a flow loss that starts once
+    latents are informative does not keep them collapsed before."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -75,7 +83,7 @@ class ScheduleConfig(Config):
         return self
 
     def stretched(self, ratio: float) -> Self:
-        """With every mark moved by that ratio."""
+        """Return a copy with every start, end and the warm-up multiplied by `ratio`."""
         return self.model_copy(
             update={
                 "warmup": self.warmup * ratio,
@@ -86,77 +94,113 @@ class ScheduleConfig(Config):
 
 
 class TrainingConfig(Config):
-    """How long, how much at once, how fast, and what is written on the way.
+    """Length, batch, optimiser, logging, checkpoints and hardware of a run.
 
-    steps or epochs: exactly one; steps are optimiser steps.
-    batch_size: samples of one optimiser step, over all processes; micro_batch_size: how many go through the network
-        at once in one process (None: all of its share). The optimisation is the same for any micro_batch_size.
-    gradient_clip: largest global norm; None does not clip. ema_decay: per optimiser step.
-    ema_profiles: relative lengths (sigma_rel, e.g. 0.05 and 0.1) of further averages, stored in RUN/ema every
-        ema_snapshot_every steps (0: checkpoint_every) and at the end; others are made from them (`unilatent ema`).
-    non_finite: what to do with a step whose loss or gradient is not finite: "stop", or "skip:N", which leaves such
-        steps out until there are more than N in a row. Either way it never reaches the weights.
-    compile: torch.compile of the repeated blocks. activation_checkpointing: recompute them in the backward pass.
-    log_every, sample_every, checkpoint_every: in optimiser steps; 0 is never (a last checkpoint is always written).
-    num_samples: pictures in a grid; evaluate_samples: samples judged at the end (0: no evaluation), and every
-        evaluate_every steps (0: never) with evaluate_steps solver steps (None: the model's own).
-    best: key of the metric by which the best evaluated model is kept in best/; None keeps none.
-    background_saving: go on training while a checkpoint is written; its state is first copied to CPU memory.
-    bad_samples: share of the training set that may turn out unusable (and is replaced) before the run stops; one sample
-        always may, unless it is 0.
-    log_gradients: also log the gradient norm of each part of the loss (not with `shard`); keeps a copy of the gradients
-        a part meanwhile.
-    loggers: "tensorboard" and "wandb" beside metrics.jsonl, which is always written. wandb_project, wandb_name: where
-        the latter files the run; the name is the run folder's unless given.
-    workers: processes that read data; worker_timeout: seconds after which one that gives nothing ends the run (0:
-        never). threads: CPU threads of one process; None leaves torch's choice. A small network
-        loses little with one, and is not stalled by other work on the machine as several waiting for each other are.
-    device: cpu, cuda, cuda:1; None takes a GPU if there is one.
-    timeout: seconds that processes wait for each other before the job ends.
-    shard: cut parameters, gradients and optimizer state over the processes (FSDP2), for models that do not fit in one.
+    "Steps" are optimiser steps.
     """
 
+    # Length and batch.
+
     steps: int | None = Field(default=None, ge=1)
+    """Length of the run in steps; give either this or `epochs`, null for the other."""
     epochs: float | None = Field(default=None, gt=0)
+    """Length of the run in passes over the training data; give either this or `steps`, null for the other."""
     batch_size: int = Field(default=64, ge=1)
+    """Samples per step, over all processes together."""
     micro_batch_size: int | None = Field(default=None, ge=1)
+    """Samples per forward pass of one process, which changes only memory and speed; null: all of its share."""
+
+    # Optimiser and EMA.
+
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimisers and their hyperparameters."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """Schedule of the learning rate and of parts of the loss; default: constant."""
     gradient_clip: float | None = Field(default=3.0, gt=0)
+    """Largest global gradient norm; larger gradients are scaled down to it; null: no clipping."""
     ema_decay: float = Field(default=0.9978, ge=0, lt=1)
+    """Decay per step of the EMA weights, which are the model that a run gives."""
     ema_profiles: tuple[float, ...] = ()
+    """Relative EMA lengths (sigma_rel, e.g. 0.05 and 0.1) tracked for `unilatent ema`; empty: none."""
     ema_snapshot_every: int = Field(default=0, ge=0)
+    """Steps between snapshots of `ema_profiles` in RUN/ema, also stored at the end; 0: `checkpoint_every`."""
     non_finite: str = Field(default="stop", pattern=r"^(stop|skip:[1-9]\d*)$")
+    """What to do if a loss or gradient is not finite: "stop" the run, or "skip:N" such steps, at most N in a row."""
+
+    # Speed and memory.
+
     precision: Literal["fp32", "bf16"] = "fp32"
+    """"bf16": bfloat16 autocast inside the networks; weights stay in float32."""
     compile: bool = False
+    """Compile the repeated blocks with torch.compile."""
     activation_checkpointing: bool = False
+    """Recompute the repeated blocks in the backward pass, which saves memory and costs time."""
+
+    # Logging.
+
     log_every: int = Field(default=20, ge=1)
+    """Steps between lines of metrics.jsonl."""
     log_gradients: bool = True
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also log the gradient norm of each part of the loss, with a copy of the gradients per part; not with `shard`."""
+    loggers: tuple[str, ...] = ()
+    """Loggers in addition to metrics.jsonl: "tensorboard", "wandb"; empty: none."""
     wandb_project: str = Field(default="unilatent", min_length=1)
+    """Weights & Biases project of the run."""
     wandb_name: str | None = None
+    """Weights & Biases name of the run; null: the name of the run folder."""
+
+    # Samples, checkpoints, evaluation.
+
     sample_every: int = Field(default=500, ge=0)
+    """Steps between grids of samples and reconstructions; 0: never."""
     checkpoint_every: int = Field(default=500, ge=0)
+    """Steps between checkpoints; one is always written at the end; 0: only that one."""
     keep_checkpoints: int = Field(default=3, ge=2)
+    """Checkpoints to keep; older ones are deleted."""
     num_samples: int = Field(default=40, ge=1)
+    """Samples in a grid."""
     evaluate_samples: int = Field(default=0, ge=0)
+    """New samples that an evaluation generates; 0: no evaluation."""
     evaluate_every: int = Field(default=0, ge=0)
+    """Steps between evaluations, in addition to the one at the end; 0: only that one."""
     evaluate_steps: int | None = Field(default=None, ge=1)
+    """Solver steps of the evaluations before the end; null: the model's own number."""
     best: str | None = None
+    """Metric by which the best evaluated model is stored in best/, e.g. "fid"; null: none is stored."""
     background_saving: bool = True
+    """Continue training while a checkpoint is written, from a copy of its state in CPU memory."""
+
+    # Data and hardware.
+
     bad_samples: float = Field(default=0.001, ge=0, le=1)
+    """Share of the training set that may be unusable, and is replaced, before the run stops; one sample is always
+    tolerated, unless this is 0."""
     workers: int = Field(default=0, ge=0)
+    """Processes that read data; 0: the training process reads them itself."""
     worker_timeout: float = Field(default=600, ge=0)
+    """Seconds without a batch from a worker after which the run fails; 0: no limit."""
     threads: int | None = Field(default=None, ge=1)
+    """CPU threads per process; 1 costs a small network little and is not stalled by other load on the machine; null:
+    torch's choice."""
     device: str | None = None
+    """cpu, cuda or cuda:1; null: a GPU if there is one."""
     timeout: float = Field(default=1800, gt=0)
+    """Seconds that processes wait for each other before the job fails."""
     shard: bool = False
+    """Shard parameters, gradients and optimiser state over the processes (FSDP2), for models too large for one GPU."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either training.steps or training.epochs, and set the other to null")
         return self
+
+    @field_validator("loggers")
+    @classmethod
+    def _are_known(cls, loggers: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in loggers if name not in LOGGERS]:
+            raise ValueError(f"{unknown[0]!r} is unknown; use {' or '.join(LOGGERS)}")
+        return loggers
 
     @field_validator("ema_profiles")
     @classmethod
@@ -167,66 +211,68 @@ class TrainingConfig(Config):
 
     @property
     def allowed_skips(self) -> int:
-        """Steps in a row that may be left out."""
+        """How many steps in a row may be skipped because they are not finite."""
         return 0 if self.non_finite == "stop" else int(self.non_finite.removeprefix("skip:"))
 
     def num_steps(self, samples: float) -> int:
-        """Optimiser steps of the whole run over a training set of that many samples."""
+        """Return the optimiser steps of the whole run, for a training set of that many samples."""
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * samples / self.batch_size))
 
 
 class RunConfig(ModelConfig):
-    """A model and how it is trained. A preset is a function that returns one.
-
-    tokenizer: a run to be finished first, in the folder `tokenizer` inside this one's; `method.tokenizer` then names
-    its model. It takes seed and data from here.
-    """
+    """A model, its data and how it is trained. A preset is a function that returns one."""
 
     preset: str = "custom"
+    """Name of the preset that this configuration came from."""
     tokenizer: RunConfig | None = None
+    """First stage, trained before in RUN/tokenizer with this run's seed, data and modality; `method.tokenizer` is then
+    the path of its model; null: no first stage."""
     seed: int = Field(default=0, ge=0)
+    """Seed of all random numbers: initialisation, order of the data, training noise, samples."""
     data: SerializeAsAny[Config]
+    """Where the data are and how they are split; its fields depend on the modality."""
     training: TrainingConfig
+    """How the model is trained."""
 
     @model_validator(mode="before")
     @classmethod
     def _data_of_modality(cls, content: Any) -> Any:
-        """`data` is whatever the modality's data is."""
+        """Parse `data` as the data configuration of the modality."""
         if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
             return content
         modality = content.get("modality")
         name = modality.get("name") if isinstance(modality, dict) else getattr(modality, "name", None)
         if name not in available("modalities"):
-            return {**content, "data": Config()}  # the modality's own fault is the one to report
+            return {**content, "data": Config()}  # the error to report is that of the modality
         data = resolve_as(find("modalities", name).DataConfig, content.get("data", {}), prefix="data.")
         return {**content, "data": data}
 
     def override(self, *assignments: str) -> Self:
-        """As of any configuration; one of training.steps and training.epochs takes the place of the other."""
-        said = {key.strip(): value.strip() for key, _, value in (words.partition("=") for words in assignments)}
-        for given, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
-            if other not in said and said.get(given, "null") != "null":
+        """Return a copy with assignments applied; training.steps and training.epochs replace each other."""
+        texts = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in assignments)}
+        for length, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
+            if other not in texts and texts.get(length, "null") != "null":
                 assignments = (f"{other}=null", *assignments)
         return super().override(*assignments)
 
     @property
     def first(self) -> RunConfig | None:
-        """The run to be finished before this one, on this one's data, modality and seed; None if there is none."""
+        """The first stage, with this run's data, modality and seed; None if there is none or it is trained already."""
         if self.tokenizer is None or getattr(self.method, "tokenizer", None) is not None:
             return None
-        own = {"seed": self.seed, "data": self.data, "modality": self.modality, "preset": f"{self.preset}-tokenizer"}
-        return self.tokenizer.model_copy(update=own)
+        shared = {"seed": self.seed, "data": self.data, "modality": self.modality, "preset": f"{self.preset}-tokenizer"}
+        return self.tokenizer.model_copy(update=shared)
 
     def example(self) -> Self:
-        """Also with the tokenizer that the first run would make."""
-        own = super().example()
+        """Return a configuration that can be built without data, and without the model of the first stage."""
+        example = super().example()
         if self.first is None:
-            return own
+            return example
         method = self.method.model_copy(update={"tokenizer_model": self.first.example().model().plain()})
-        return own.model_copy(update={"method": method})
+        return example.model_copy(update={"method": method})
 
     def model(self) -> ModelConfig:
-        """The part that describes the model alone."""
+        """Return the part that describes the model."""
         return ModelConfig(
             modality=self.modality, conditions=self.conditions, method=self.method, sampling=self.sampling
         )

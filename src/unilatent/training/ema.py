@@ -1,4 +1,4 @@
-"""Moving averages of the weights: the usual one, and those whose length grows with training."""
+"""EMA weights: exponential moving averages with a constant decay, and with a length that grows with training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..maths.ema_profiles import decay_at, gamma_of
-from ..methods.base import check_weights
-from .sharding import local, spread
+from ..model_folder import check_weights
+from ..sharding import local, shard_like
 
 
 class EMA:
-    """Starts as a copy, cut over processes as the weights are; after each optimiser step,
-    ema = decay ema + (1 - decay) weight, in float32."""
+    """EMA weights in float32, sharded as the weights are.
+
+    They start as a copy; after each optimiser step, ema = decay ema + (1 - decay) weight.
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
@@ -24,12 +26,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Take an optimiser step into account."""
         live = [local(p.detach()).float() for p in model.parameters()]
-        torch._foreach_lerp_([local(own) for own in self.weights.values()], live, 1 - self.decay)
+        torch._foreach_lerp_([local(average) for average in self.weights.values()], live, 1 - self.decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """A model that is not sharded, with averaged weights and in evaluation mode, inside the block."""
+        """Give a model that is not sharded the EMA weights, in evaluation mode, inside the block."""
         live = {name: p.data for name, p in model.named_parameters()}
         training = model.training
         for name, parameter in model.named_parameters():
@@ -42,31 +45,29 @@ class EMA:
                 parameter.data = live[name]
             model.train(training)
 
-    def load(self, weights: dict[str, Tensor], source: Path | str = "averaged weights") -> None:
-        """ValueError naming `source` unless they are this model's."""
+    def load(self, weights: dict[str, Tensor], source: Path | str = "EMA weights") -> None:
+        """Load EMA weights; ValueError names `source` if they are not this model's."""
         check_weights(self.weights, weights, source)
-        for name, own in self.weights.items():
-            own.copy_(spread(weights[name], own))
+        for name, average in self.weights.items():
+            average.copy_(shard_like(weights[name], average))
 
 
 class PowerEMAs:
-    """Averages under power profiles (`maths.ema_profiles`), from which those of other lengths are made after training.
-
-    lengths: sigma_rel of each; () keeps none.
-    """
+    """EMA weights under power profiles (`maths.ema_profiles`), from which `unilatent ema` computes other lengths."""
 
     def __init__(self, model: nn.Module, lengths: Sequence[float]):
+        """lengths: sigma_rel of each; empty: none."""
         self.averages = {length: EMA(model, 0.0) for length in lengths}
 
     def update(self, model: nn.Module, step: int) -> None:
-        """After step 1, 2, ...; also after one that left the weights as they were, since a profile is of all steps."""
+        """Take optimiser step 1, 2, ... into account, also a skipped one, since a profile counts all steps."""
         for length, average in self.averages.items():
             average.decay = decay_at(gamma_of(length), step)
             average.update(model)
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """All of them under `LENGTH/NAME`."""
+        """All EMA weights, as `LENGTH/NAME`."""
         return {
             f"{length!r}/{name}": tensor
             for length, average in self.averages.items()
@@ -74,7 +75,7 @@ class PowerEMAs:
         }
 
     def load(self, weights: dict[str, Tensor], source: Path | str) -> None:
-        """What `weights` gave; ValueError naming `source` unless they are this model's under these lengths."""
+        """Load what `weights` returned; ValueError names `source` if the model or the lengths differ."""
         check_weights(self.weights, weights, source)
         for length, average in self.averages.items():
             average.load({name: weights[f"{length!r}/{name}"] for name in average.weights}, source)

@@ -1,7 +1,10 @@
-"""TensorBoard and Weights & Biases, for those who want them. metrics.jsonl is written with or without.
+"""Loggers of a run: TensorBoard and Weights & Biases. metrics.jsonl is written with or without them.
 
-A logger is a guest: whatever goes wrong in it (its server is away, the disk is full) costs one warning and the logger,
-never the run.
+A logger never stops a run: when it fails (no server, a full disk), it is dropped with one warning.
+
+To add a logger, say MLflow: write a subclass of `Logger` here and add it to LOGGERS at the end of this file. Import its
+library inside `__init__`, so that users of other loggers need not install it. The name in LOGGERS is what users write
+in training.loggers, and the extra of pyproject.toml that installs the library.
 """
 
 from __future__ import annotations
@@ -10,32 +13,27 @@ import importlib.util
 import netrc
 import os
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from ..config import ConfigError
-from .crash import first_line
-
-
-class Logger(Protocol):
-    """Somewhere that numbers and pictures go."""
-
-    def numbers(self, step: int, numbers: dict[str, float]) -> None: ...
-
-    def picture(self, step: int, name: str, file: Path) -> None: ...
-
-    def close(self) -> None: ...
+from ..runs.crash import first_line
 
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a logger is told about a run: its folder, the step it goes on from, where to file it, its settings."""
+    """The run that a logger follows.
+
+    step: the step from which the run starts or resumes. project, name: where the logger files it. config: all settings
+    as plain data.
+    """
 
     folder: Path
     step: int
@@ -44,10 +42,33 @@ class LoggedRun:
     config: dict[str, Any]
 
 
+class Logger(ABC):
+    """An experiment tracker that follows one run. Any method may raise; the run continues without it."""
+
+    library: ClassVar[str]
+    """The package that must be installed."""
+
+    @abstractmethod
+    def __init__(self, run: LoggedRun) -> None: ...
+
+    @abstractmethod
+    def numbers(self, step: int, numbers: dict[str, float]) -> None:
+        """Log metrics of a step: the keys and values of a line of metrics.jsonl."""
+
+    @abstractmethod
+    def image(self, step: int, name: str, file: Path) -> None:
+        """Log an image file of a step, under a name such as "samples"."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is pending and end."""
+
+
 class Loggers:
-    """All of a run's, each dropped with a warning the first time that it fails."""
+    """The loggers of a run; each is dropped with a warning the first time that it fails."""
 
     def __init__(self, openers: dict[str, Callable[[], Logger]], warn: Callable[[str, str], None]):
+        """openers: name -> what opens the logger. warn: called with the logger's name and the message."""
         self.warn = warn
         self.open: dict[str, Logger] = {}
         for name, opener in openers.items():
@@ -63,8 +84,8 @@ class Loggers:
     def numbers(self, step: int, numbers: dict[str, float]) -> None:
         self._all(lambda logger: logger.numbers(step, numbers))
 
-    def picture(self, step: int, name: str, file: Path) -> None:
-        self._all(lambda logger: logger.picture(step, name, file))
+    def image(self, step: int, name: str, file: Path) -> None:
+        self._all(lambda logger: logger.image(step, name, file))
 
     def _all(self, work: Callable[[Logger], None]) -> None:
         for name, logger in list(self.open.items()):
@@ -76,27 +97,29 @@ class Loggers:
         try:
             work()
         except Exception as error:
-            self.warn(name, f"{name} failed and is left out from here ({type(error).__name__}: {first_line(error)})")
+            self.warn(name, f"{name} failed and is dropped ({type(error).__name__}: {first_line(error)})")
             return False
         return True
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """ConfigError unless every one's library is installed."""
+    """Raise ConfigError if the library of a logger is not installed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        if importlib.util.find_spec(LOGGERS[name].library) is None:
             raise ConfigError(
                 f"training.loggers: {name} is not installed; pip install 'unilatent[{name}]', or leave it out"
             )
 
 
 def open_logger(name: str, run: LoggedRun) -> Logger:
-    """A logger by the name that configurations know it by."""
-    return TensorBoard(run) if name == "tensorboard" else WandB(run)
+    """Open the logger with this name of LOGGERS."""
+    return LOGGERS[name](run)
 
 
-class TensorBoard:
-    """Event files under RUN/tensorboard; what an abandoned continuation wrote beyond the resumed step is purged."""
+class TensorBoard(Logger):
+    """Event files in RUN/tensorboard. A resumed run purges what was written after the step that it resumes from."""
+
+    library = "tensorboard"
 
     def __init__(self, run: LoggedRun):
         from torch.utils.tensorboard import SummaryWriter
@@ -108,19 +131,21 @@ class TensorBoard:
             self.writer.add_scalar(key, value, step)
         self.writer.flush()
 
-    def picture(self, step: int, name: str, file: Path) -> None:
-        with Image.open(file) as picture:
-            self.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+    def image(self, step: int, name: str, file: Path) -> None:
+        with Image.open(file) as image:
+            self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()
 
 
-class WandB:
-    """A Weights & Biases run, the same one when resumed; offline under RUN/wandb unless somebody is logged in.
+class WandB(Logger):
+    """A Weights & Biases run; a resumed run continues it. Without credentials it is offline, in RUN/wandb.
 
-    WANDB_MODE, if set, decides. An offline run is uploaded with `wandb sync RUN/wandb/offline-*`.
+    WANDB_MODE overrides this. `wandb sync RUN/wandb/offline-*` uploads an offline run.
     """
+
+    library = "wandb"
 
     def __init__(self, run: LoggedRun):
         import wandb
@@ -136,7 +161,7 @@ class WandB:
     def numbers(self, step: int, numbers: dict[str, float]) -> None:
         self.run.log(numbers, step=step)
 
-    def picture(self, step: int, name: str, file: Path) -> None:
+    def image(self, step: int, name: str, file: Path) -> None:
         self.run.log({name: self.wandb.Image(str(file))}, step=step)
 
     def close(self) -> None:
@@ -144,17 +169,21 @@ class WandB:
 
 
 def _stored_id(path: Path) -> str:
-    """The run's id, made once."""
+    """The id of the wandb run, created when the run starts."""
     if not path.is_file():
         path.write_text(uuid.uuid4().hex[:8] + "\n")
     return path.read_text().strip()
 
 
 def _mode() -> Literal["online", "offline"]:
-    """ "online" where there are credentials."""
+    """ "online" if there are credentials."""
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         known = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         known = False
     return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
+
+
+LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
+"""Name in training.loggers -> its class."""

@@ -1,4 +1,4 @@
-"""What is measured on the steps that are logged: each part's gradient norm, and how far latents spread."""
+"""Measurements of the logged steps: the gradient norm of each part of the loss, and the spread of the latents."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from torch import Tensor
 
 from ..maths.spread import Spread
 from ..methods.base import LatentModel, LossPart
-from .processes import Processes
+from ..processes import Processes
 
 
 class Measurement:
-    """Of one optimiser step, over all its micro-batches and processes.
+    """Measures one optimiser step, over all its micro-batches and processes.
 
-    A part's gradient is what its backward pass hands to each parameter, caught on the way: the gradients that the
-    optimizer sees are the same bits, whether measured or not. One copy of the gradients is kept for each part.
+    Hooks on the parameters collect the gradient of each part during its backward pass, so the gradients that the
+    optimiser reads are bitwise the same with and without measuring. Holds one copy of the gradients per part.
     """
 
     def __init__(self, model: LatentModel, gradients: bool):
+        """gradients: whether to measure gradient norms."""
         self.model, self.wanted = model, gradients
         self.gradients: dict[str, dict[str, Tensor]] = {}
         self.spread = Spread(model.max_latents, model.latent_channels, model.device)
 
     @contextmanager
     def of(self, part: LossPart) -> Iterator[None]:
-        """Around the backward pass of a part."""
+        """Measure a part of the loss, whose backward pass runs inside the block."""
         if part.latents is not None:
             self.spread.add(part.latents, part.latent_mask)
         if not self.wanted:
@@ -46,15 +47,15 @@ class Measurement:
                 hook.remove()
 
     def numbers(self, processes: Processes) -> dict[str, Tensor]:
-        """grad_norm/PART for every part, before clipping, and the spread of the latents. Called by all processes."""
+        """Return grad_norm/PART for each part, before clipping, and the spread of the latents; a collective call."""
         processes.sum_tensors(self.spread.sums)
-        found = {f"grad_norm/{name}": self._norm(caught, processes) for name, caught in self.gradients.items()}
+        numbers = {f"grad_norm/{name}": self._norm(caught, processes) for name, caught in self.gradients.items()}
         if bool(self.spread.count.max() > 1):
-            found |= self.spread.numbers()
-        return found
+            numbers |= self.spread.numbers()
+        return numbers
 
     def _norm(self, caught: dict[str, Tensor], processes: Processes) -> Tensor:
-        """Of the sum over processes, whose parts reach the same parameters."""
+        """Norm of the sum over processes; a part reaches the same parameters in each."""
         tensors = [caught[name] for name, _ in self.model.named_parameters() if name in caught]
         processes.sum_tensors(tensors)
         return torch.nn.utils.get_total_norm(tensors, foreach=True)

@@ -1,7 +1,7 @@
 """How much memory a training step needs, measured before anything of that size is allocated.
 
-A step is run on fake tensors, which have shapes, types and a device but no storage, and every storage that would have
-been made is counted while it would have been held. Nothing is guessed but what kernels use inside themselves.
+A step runs on fake tensors, which have shape, type and device but no storage. Every storage that a real step would
+allocate is counted for as long as it would be held. Only the memory inside kernels is an assumption.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..maths.streams import Streams
 from ..methods.base import LatentModel
 from ..nets.layers import Repeated
+from ..processes import BUCKET
 from ..registry import find
 from ..types import Batch
 from .config import RunConfig, TrainingConfig
 from .optimizer import Optimizers
-from .processes import BUCKET
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
-"""What running out of memory can look like; of the last, only some are (`is_out_of_memory`)."""
+"""Errors that running out of memory can raise; not every RuntimeError is one (`is_out_of_memory`)."""
 USABLE = 0.9
-"""Share of the free memory that a run may plan with: kernels need some inside, and allocators leave gaps."""
+"""Share of the free memory that a step may use: kernels need some themselves, and allocators leave gaps."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process at the peak of a step; free: what its device has for them, None if it does not tell.
-
-    activations: everything that a micro-batch needs at once over and above the rest; None where a step cannot run on
-    fake tensors (it asks for values).
-    """
+    """Bytes that one process needs at the peak of a step."""
 
     weights: int
     gradients: int
     optimizer: int
     average: int
+    """Bytes of all EMA weights."""
     activations: int | None
+    """Bytes that a micro-batch needs in addition; None if a step cannot run on fake tensors (it reads values)."""
     micro_batch: int
+    """Samples."""
     free: int | None = None
+    """Bytes that are free on the device; None if unknown."""
     fitting: int | None = None
-    """The largest power of two of samples that fits, where micro_batch does not; 0 if none does."""
+    """The largest power of two of samples that fits, where `micro_batch` does not; 0 if not even one does."""
 
     @property
     def total(self) -> int:
@@ -63,7 +63,7 @@ class Memory:
         return self.free is None or self.total <= USABLE * self.free
 
     def warning(self) -> str:
-        """What to do when it does not fit, or ""."""
+        """Return what to do if the step does not fit, "" if it does."""
         if self.fits or self.free is None:
             return ""
         way = (
@@ -77,7 +77,7 @@ class Memory:
         parts = [
             f"{in_bytes(self.weights + self.gradients)} weights and gradients",
             f"{in_bytes(self.optimizer)} optimizer",
-            f"{in_bytes(self.average)} average",
+            f"{in_bytes(self.average)} EMA weights",
         ]
         if self.activations is not None:
             parts.append(f"{in_bytes(self.activations)} activations of micro-batches of {self.micro_batch}")
@@ -87,35 +87,36 @@ class Memory:
 
 
 def estimate(config: RunConfig, example: Batch, device: torch.device, processes: int = 1) -> Memory:
-    """Of the run's own micro-batch, and the largest one that fits if that does not. example: a few of its samples.
+    """Measure a step with the run's micro-batch, and find the largest one that fits if it does not.
 
-    What the losses load is loaded first (`Modality.prepare`): nothing that outlives a step may be made of fake tensors.
+    example: a few of the run's samples. Networks of the losses are loaded first (`Modality.prepare`), since nothing
+    that outlives the step may consist of fake tensors.
     """
     device = torch.empty(0, device=device).device  # cuda is cuda:0
     find("modalities", config.modality.name)(config.modality).prepare(device)
     free = free_memory(device)
     text, shapes = json.dumps(config.plain()), Shapes.of(example)
 
-    def of(micro: int) -> Memory:
+    def measure(micro: int) -> Memory:
         return replace(_measured(text, shapes, device, micro, processes), free=free)
 
-    memory = of(micro_batch(config.training, processes))
-    return memory if memory.fits else replace(memory, fitting=_fitting(memory, of(1)))
+    memory = measure(micro_batch(config.training, processes))
+    return memory if memory.fits else replace(memory, fitting=_fitting(memory, measure(1)))
 
 
 def _fitting(large: Memory, one: Memory) -> int:
-    """The largest power of two of samples below `large` that fits: what a step holds grows evenly with its samples."""
+    """The largest power of two of samples below `large` that fits; memory is linear in the number of samples."""
     if not one.fits:
         return 0
-    each = (large.total - one.total) / max(1, large.micro_batch - 1)
+    per_sample = (large.total - one.total) / max(1, large.micro_batch - 1)
     room = USABLE * (one.free or 0) - one.total
-    most = min(large.micro_batch - 1, 1 + int(room / max(each, 1)))
+    most = min(large.micro_batch - 1, 1 + int(room / max(per_sample, 1)))
     return 1 << (most.bit_length() - 1)
 
 
 @lru_cache(maxsize=64)
 def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, processes: int) -> Memory:
-    """A step of the configuration (as JSON), for samples of those shapes, in one of so many processes."""
+    """Measure a step of a configuration (JSON), for samples of these shapes, in one of several processes."""
     run = RunConfig.parse(json.loads(config))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with device:
@@ -126,12 +127,12 @@ def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, pro
         batch = shapes.batch(micro, device)
         try:
             activations, parts = held_in_step(model, run.training, batch, _NoNumbers(micro, device))
-        except Exception:  # a step that asks for values, an operation without shapes: worth an estimate, not a run
+        except Exception:  # a step that reads values, an operation without shapes: no reason to refuse the run
             activations, parts = None, set()
         sharded = run.training.shard and processes > 1
-        held = _Held(model, processes if sharded else 1)
+        held = _ShardedModel(model, processes if sharded else 1)
         trained = [p for p in model.parameters() if p.requires_grad]
-        summed = sum(p.nbytes for p in trained if not (sharded and p in held.cut))  # outside blocks, by a bucket
+        summed = sum(p.nbytes for p in trained if not (sharded and p in held.sharded))  # outside blocks, by a bucket
         copies = 1 + (len(parts) if run.training.log_gradients and not sharded else 0)
         return Memory(
             weights=held.bytes(model.parameters()) + sum(b.nbytes for b in model.buffers()) + held.gathered,
@@ -143,49 +144,49 @@ def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, pro
         )
 
 
-class _Held:
-    """What one of `world` processes holds of a model whose `Repeated` blocks are cut over them.
+class _ShardedModel:
+    """What one of `world` processes holds of a model whose `Repeated` blocks are sharded.
 
-    cut: the parameters inside blocks. gathered: bytes of the largest block, put together while it is used.
+    sharded: the parameters inside blocks. gathered: bytes of the largest block, which is gathered while it is used.
     """
 
     def __init__(self, model: LatentModel, world: int):
         self.world = world
         blocks = [module for module in model.modules() if isinstance(module, Repeated)] if world > 1 else []
-        self.cut = {p for block in blocks for p in block.parameters()}
+        self.sharded = {p for block in blocks for p in block.parameters()}
         self.gathered = max((sum(p.nbytes for p in block.parameters()) for block in blocks), default=0)
 
     def share(self, parameter: Tensor) -> float:
-        """Of a parameter; the first dimension is cut, and the first process has the largest piece."""
-        rows = parameter.shape[0] if parameter.ndim and parameter in self.cut else 0
+        """Return the share of a parameter in the first process, whose shard of the first dimension is the largest."""
+        rows = parameter.shape[0] if parameter.ndim and parameter in self.sharded else 0
         return -(-rows // self.world) / rows if rows else 1.0
 
     def bytes(self, parameters: Iterable[Tensor], width: int | None = None) -> int:
-        """Of all of them together. width: bytes of a number; None: as it is."""
+        """Return the bytes of all these parameters. width: bytes per number; None: those of its type."""
         return sum(round((width or p.element_size()) * p.numel() * self.share(p)) for p in parameters)
 
 
 def micro_batch(training: TrainingConfig, processes: int) -> int:
-    """Samples that go through the network at once in one process, at most."""
+    """Return the most samples that go through the network at once in one process."""
     share = -(-training.batch_size // processes)
     return min(training.micro_batch_size or share, share)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process could still take, with what torch holds for it already; None if nobody can tell."""
+    """Return the bytes that this process can still allocate, with those torch has reserved; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type != "cpu":
         return None
-    found = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    limits = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
     limit, used = ("".join(_lines(f"/sys/fs/cgroup/memory.{name}")) for name in ("max", "current"))
     if limit.isdigit() and used.isdigit():
-        found.append(int(limit) - int(used))
-    return min(found, default=None)
+        limits.append(int(limit) - int(used))
+    return min(limits, default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
+    """Return whether an error means that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
@@ -195,14 +196,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_bytes(size: float) -> str:
-    """For people: MiB below one GiB."""
+    """Format a size in GiB, in MiB below one GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-class Held(TorchDispatchMode):
-    """Counts the bytes of storages made inside it while they are held: `now`, and `most` at any moment.
+class StorageCounter(TorchDispatchMode):
+    """Counts the bytes of storages allocated inside the block while they are held: `now`, and the peak `most`.
 
-    known: tensors from before, which do not count, nor do views of them.
+    known: existing tensors, which are not counted, nor are views of them.
     """
 
     def __init__(self, known: list[Tensor]):
@@ -214,10 +215,10 @@ class Held(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
+                self._count(tensor.untyped_storage())
         return out
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key not in self.storages:
             self.storages.add(key)
@@ -231,14 +232,14 @@ class Held(TorchDispatchMode):
 
 
 def held_in_step(model: LatentModel, training: TrainingConfig, batch: Batch, streams: Streams) -> tuple[int, set[str]]:
-    """Most bytes held at once, over weights and gradients, while a micro-batch goes forward and backward; the titles
-    of the loss's parts. Leaves zero gradients."""
+    """Return the peak bytes of a micro-batch's forward and backward pass, without weights and gradients, and the titles
+    of the parts of the loss. Leaves zero gradients."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     device, titles = model.device.type, set()
     known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
-    with Held(known) as held:
+    with StorageCounter(known) as held:
         held.now = held.most = sum(tensor.nbytes for tensor in tree_leaves([batch.data, batch.values]))
         parts = iter(model.loss(batch, streams))
         while True:
@@ -257,18 +258,19 @@ def held_in_step(model: LatentModel, training: TrainingConfig, batch: Batch, str
 
 @dataclass(frozen=True)
 class Shapes:
-    """What samples look like: tensors of one row without storage, compared by what they say of themselves."""
+    """The shapes and types of a batch: tensors of one row without storage, compared by their text."""
 
-    words: str
+    text: str
     rows: Any = field(compare=False)
 
     @staticmethod
     def of(batch: Batch) -> Shapes:
+        """Return the shapes of a batch."""
         rows = tree_map_only(Tensor, lambda t: torch.empty_like(t[:1], device="meta"), [batch.data, batch.values])
         return Shapes(repr(rows), rows)
 
     def batch(self, size: int, device: torch.device) -> Batch:
-        """That many samples, with whatever numbers."""
+        """Return a batch of `size` samples with arbitrary numbers."""
         data, values = tree_map_only(
             Tensor, lambda t: torch.empty(size, *t.shape[1:], dtype=t.dtype, device=device), self.rows
         )
@@ -276,7 +278,7 @@ class Shapes:
 
 
 class _NoNumbers(Streams):
-    """Draws of the right shape, without any numbers in them."""
+    """Random streams whose draws have the right shape and arbitrary numbers."""
 
     def __init__(self, count: int, device: torch.device):
         self.count, self.device = count, device

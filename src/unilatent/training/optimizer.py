@@ -1,4 +1,4 @@
-"""Muon and AdamW side by side, as one."""
+"""Muon and AdamW for different parameters of one model, used as one optimiser."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from ..nets.layers import muon_parameters
+from ..sharding import is_sharded, local, shard_like
 from .config import OptimizerConfig
-from .sharding import is_sharded, local, spread
 
 
 class Optimizers:
-    """The optimizers of a model; their learning rates move together by one factor."""
+    """The optimisers of a model; one factor scales all their learning rates."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig):
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         matrices = list(muon_parameters(model)) if config.muon else []
         chosen = {id(parameter) for parameter in matrices}
-        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
         rate = config.learning_rate
         self.all: list[Optimizer] = []
-        for sharded in (False, True):  # one call updates either kind, not both
-            if own := [p for p in rest if is_sharded(p) == sharded]:
+        for sharded in (False, True):  # a foreach update takes sharded or plain tensors, not both
+            if parameters := [p for p in others if is_sharded(p) == sharded]:
                 self.all.append(
                     AdamW(
-                        own, lr=rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True
+                        parameters, lr=rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
+                        foreach=True,
                     )
-                )
+                )  # fmt: skip
         if matrices:
             self.all.append(
                 Muon(
@@ -42,7 +43,7 @@ class Optimizers:
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.all]
 
     def set_factor(self, factor: float) -> None:
-        """Learning rates to `factor` of their peaks."""
+        """Set each learning rate to `factor` times its peak."""
         for optimizer, peak in zip(self.all, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
 
@@ -55,7 +56,7 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that must survive a restart: "parameter name|state name" -> tensor, cut as the parameter is."""
+        """Return what a checkpoint needs: "parameter name|state name" -> tensor, sharded as the parameter is."""
         return {
             f"{self.names[id(parameter)]}|{key}": value
             for optimizer in self.all
@@ -66,11 +67,11 @@ class Optimizers:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the state once a step was taken: two moments for AdamW, one for Muon."""
+        """Bytes of the state after a step: two moments for AdamW, one for Muon."""
         return self.state_bytes_of(lambda parameter: 1.0)
 
     def state_bytes_of(self, share: Callable[[Tensor], float]) -> int:
-        """The same where only that share of a parameter's is held."""
+        """Return the bytes of the state if this process holds only that share of each parameter."""
         return sum(
             round(p.nbytes * share(p)) * (1 if isinstance(optimizer, Muon) else 2)
             for optimizer in self.all
@@ -78,15 +79,15 @@ class Optimizers:
         )
 
     def load_state(self, state: dict[str, Tensor], source: Path | str = "optimizer state") -> None:
-        """The inverse of `state`, exactly; ValueError names `source` and what is not of this model or not finite."""
+        """Load exactly what `state` returned; ValueError names `source` and an entry of another model or not finite."""
         entries: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             name, _, entry = key.rpartition("|")
             entries.setdefault(name, {})[entry] = value
         for optimizer in self.all:
             for parameter in optimizer.param_groups[0]["params"]:
-                found = entries.pop(self.names[id(parameter)], {})
-                for key, value in found.items():
+                stored = entries.pop(self.names[id(parameter)], {})
+                for key, value in stored.items():
                     fits = value.is_floating_point() and value.shape in (parameter.shape, ())
                     if not fits or not value.isfinite().all():
                         fault = "not finite" if fits else f"{value.dtype} {tuple(value.shape)}"
@@ -94,14 +95,17 @@ class Optimizers:
                             f"{source}: {key} of {self.names[id(parameter)]} is {fault}; use an older checkpoint"
                         )
                 optimizer.state[parameter] = {
-                    key: value if value.ndim == 0 else spread(value, parameter) for key, value in found.items()
+                    key: value if value.ndim == 0 else shard_like(value, parameter) for key, value in stored.items()
                 }
         if entries:
             raise ValueError(f"{source}: {next(iter(entries))!r:.80} is no trainable parameter of this model")
 
 
 def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
-    """Global gradient norm before clipping to `largest` (None: no clipping). Scalar, the same in every process."""
+    """Clip gradients to the global norm `largest` (None: no clipping).
+
+    Returns the norm before clipping, a scalar that is the same in every process.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)], foreach=True)
     if parts := [local(g) for g in gradients if is_sharded(g)]:

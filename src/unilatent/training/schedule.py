@@ -1,4 +1,4 @@
-"""The learning rate as a factor of its peak, and the weights of parts of the loss."""
+"""Schedules: the learning rate as a factor of its peak, and the weights of parts of the loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .config import ScheduleConfig
 
 
 def factor(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> float:
-    """Factor at `step` optimiser steps (0 = before the first); the n-th step uses factor(n), so none is wasted at 0."""
+    """Return the learning-rate factor at step `step`; the first step is 1, so that no step has factor 0."""
     at = _at(schedule, step, steps_per_epoch)
     if at < schedule.warmup:
         return at / schedule.warmup
@@ -22,7 +22,7 @@ def factor(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> flo
 
 
 def weight(schedule: ScheduleConfig, part: str, step: float, steps_per_epoch: float) -> float:
-    """Of a part of the loss in the step after `step` others."""
+    """Return the weight of a part of the loss, after `step` optimiser steps."""
     onset, at = schedule.onsets.get(part), _at(schedule, step, steps_per_epoch)
     if onset is None or at >= onset.end:
         return 1.0
@@ -30,12 +30,12 @@ def weight(schedule: ScheduleConfig, part: str, step: float, steps_per_epoch: fl
 
 
 def _at(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> float:
-    """In the schedule's unit."""
+    """A step in the schedule's unit."""
     return step / steps_per_epoch if schedule.unit == "epochs" else step
 
 
 def unreachable(schedule: ScheduleConfig, steps: int, steps_per_epoch: float) -> list[str]:
-    """A line for each stage that the run ends before."""
+    """Return a line for each stage of the schedule that the run does not reach."""
     end = _at(schedule, steps, steps_per_epoch)
     stages = [("warm-up", schedule.warmup), *[(f"decay to {d.factor:g}", d.start) for d in schedule.decays]]
     stages += [(f"onset of {part}", onset.start) for part, onset in schedule.onsets.items()]

@@ -1,19 +1,19 @@
-"""Crystals: a token an atom, with its element and its place in the cell, and a token for the lattice."""
+"""Crystals: one token per atom, with its element and fractional coordinates, and one token for the lattice."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from ...atoms import modality as atoms
 from ...progress import progress_of
+from .._atoms import modality as atoms
 from ..base import Splits
 from . import data as files
 from . import metrics, render
 from .data import CrystalData
 
 
-class CrystalConfig(atoms.AtomConfig, atoms.CrystalLosses):
-    """Of crystals; MP20's have 1 to 20 atoms in their primitive cells."""
+class CrystalConfig(atoms.AtomConfig, atoms.PeriodicLossConfig):
+    """Configuration of the crystal modality. Primitive cells of MP20 have 1 to 20 atoms."""
 
     name: Literal["crystal"] = "crystal"
 
@@ -22,17 +22,17 @@ class CrystalConfig(atoms.AtomConfig, atoms.CrystalLosses):
         return cls(max_atoms=20, elements="found")
 
 
-class Crystal(atoms.OneKind):
+class Crystal(atoms.SingleKindModality):
     """Data: `types` (B, N), `fractional` (B, N, 3) in [0, 1) and `lattice` (B, 6) in Angstrom and degrees."""
 
     Config = CrystalConfig
     DataConfig = CrystalData
     config: CrystalConfig
-    crystals = True
-    reading = files
-    judging = metrics
-    drawing = render
-    token_scale = 0.25  # most of a token are the zeros of its class
+    has_periodic = True
+    files_module = files
+    metrics_module = metrics
+    render_module = render
+    token_scale = 0.25  # most channels of a token are zeros of its one-hot class
 
     def splits(self, data: CrystalData) -> Splits:
         with progress_of(transient=True) as progress:

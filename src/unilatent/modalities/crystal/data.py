@@ -1,4 +1,4 @@
-"""Crystals from files as people have them, brought to one form and kept, or those of `generator`."""
+"""Loading crystals: parsing common file formats into one normal form, with a cache; or the generated set."""
 
 from __future__ import annotations
 
@@ -16,51 +16,57 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
-from ...atoms import reading
-from ...atoms.files import CORES, Kind, Member, Progress, existing, frames, members
-from ...atoms.reading import AtomData, Found
-from ...atoms.systems import System, Systems
+from .._atoms import reading
+from .._atoms.files import CORES, ProgressCallback, SourceFile, SystemKind, existing, frames, source_files
+from .._atoms.reading import AtomData, LoadedSystems
+from .._atoms.systems import System, Systems
 from . import generator
 from .lattices import require
 from .records import READERS, complete, prepared
 
 OFFLINE = "prototypes"
-"""The path that means crystals made here."""
+"""The value of `data.path` that requests the generated set."""
 VERSION = 3
-"""Goes up when the same file would give other crystals."""
+"""Version of the parsing rules, part of the name of a cache entry; raised when the same file gives other crystals."""
 SPLITS = ("train", "val", "test")
+"""Names of the tables of a split."""
 PARTS = {"validation": "val", "test": "test"}
+"""`data.held_out_part` -> name of the table."""
 SLICES = (27_138, 36_184)
-"""Where MP20's `all.csv` goes over from train to val, and from val to test."""
+"""Row numbers in MP20's `all.csv` at which val and test begin."""
 MP20 = range(45_229, 45_232)
-"""Crystals that such a file has."""
+"""Possible numbers of crystals in this file."""
 MOST_ATOMS = 256
-SMALL = 256
-"""Records that are not worth a second process."""
+"""Larger crystals are never read."""
+RECORDS_PER_WORKER = 256
+"""Records per additional process."""
+
+
+FORMS = {"csv": "csv", "cif": "cif", "vasp": "poscar", "xyz": "frame", "extxyz": "frame"}
+"""Suffix of a file -> its form: a table, or one of `records.READERS`."""
 
 
 def _form(name: str) -> str | None:
-    """How a file is read, by its name; None if it is not."""
+    """Return how a file is parsed, by its name; None if it is not read."""
     base = PurePosixPath(name).name
-    suffix = base.lower().rpartition(".")[2] if "." in base else ""
-    if base.upper().startswith(("POSCAR", "CONTCAR")) or suffix == "vasp":
+    if base.upper().startswith(("POSCAR", "CONTCAR")):
         return "poscar"
-    return {"csv": "csv", "cif": "cif", "xyz": "frame", "extxyz": "frame"}.get(suffix)
+    return FORMS.get(base.lower().rpartition(".")[2]) if "." in base else None
 
 
-KIND = Kind(
+KIND = SystemKind(
     "crystals", OFFLINE,
     ".csv with a column cif, .cif, POSCAR or .vasp, .extxyz and .xyz, each also .gz, a folder or .zip of them, .npz",
-    _form, ("frame", "cif"), periodic=True, most=MOST_ATOMS,
+    _form, ("frame", "cif"), periodic=True, max_atoms=MOST_ATOMS,
 )  # fmt: skip
 
 
 class CrystalData(AtomData):
-    """path: a .csv (or .csv.gz) with a column `cif`, or a folder or zip that has `train.csv`, `val.csv` and `test.csv`,
-    or `all.csv`; a .cif, POSCAR or extended XYZ file, or a folder or zip of such; an .npz that `unilatent data
-    make-crystals` wrote; or "prototypes": `num` of those it makes, built at first use. None: not set, an error.
+    """path: a .csv (or .csv.gz) with a column `cif`; a folder or zip with `train.csv`, `val.csv` and `test.csv`, or
+    with `all.csv`; a .cif, POSCAR or extended XYZ file, or a folder or zip of these; an .npz from `unilatent data
+    make-crystals`; or "prototypes", a set of `num` crystals generated at first use. null: not set, which is an error.
 
-    Every cell is Niggli reduced and every crystal's atoms are sorted by electronegativity.
+    Cells are Niggli reduced, and the atoms of each crystal are sorted by electronegativity.
     """
 
     kind = KIND
@@ -68,8 +74,8 @@ class CrystalData(AtomData):
     num: int = Field(default=generator.NUM, ge=2)
     max_atoms: int | None = Field(default=None, ge=1, le=MOST_ATOMS)
     spacegroup: bool = False
-    """Finds each space group (spglib, tolerance 0.1 A) and keeps it as the column `spacegroup`, the class where
-    there is no other `label_column`; slow."""
+    """Determine space groups (spglib, tolerance 0.1 A; slow) as the column `spacegroup`. It is the class label unless
+    `label_column` names another column."""
 
     @classmethod
     def small(cls) -> Self:
@@ -78,8 +84,11 @@ class CrystalData(AtomData):
 
 @dataclass(frozen=True)
 class _Record:
-    """Text of one crystal, or of form "broken" what is wrong with it. where: for messages. split: its table's, "all" of
-    a whole one; "" where it has none."""
+    """Text of one crystal, or what is wrong with it.
+
+    where: location for messages. form: how to parse `text`; "broken": `text` is the error. split: "train", "val" or
+    "test" if the table is one of these, "all" if it is the whole data set, else "".
+    """
 
     where: str
     form: str
@@ -90,47 +99,54 @@ class _Record:
 
 
 def load(
-    data: CrystalData, progress: Progress | None = None, max_atoms: int | None = None
+    data: CrystalData, progress: ProgressCallback | None = None, max_atoms: int | None = None
 ) -> tuple[Systems, Systems]:  # fmt: skip
-    """Training and held-out crystals. max_atoms: of the model. What is left out, and when that is a ValueError, says
-    `reading.usable`; what was parsed is kept in the cache until a file changes."""
-    path, (most, _) = reading.source(data), reading.limit(data, max_atoms)
+    """Return training and held-out crystals. max_atoms: of the model.
+
+    `reading.usable` defines what is left out, and when that is a ValueError. Parsed crystals are cached until a file
+    changes.
+    """
+    path, (most, _) = reading.source_path(data), reading.atom_limit(data, max_atoms)
     require()
-    pymatgen = reading.version("pymatgen-core")
+    pymatgen = reading.package_version("pymatgen-core")
     if path is None:
         name = f"{OFFLINE}-{generator.VERSION}-pymatgen-{pymatgen}-{data.seed}-{data.num}"
-        workers = 1 if data.num <= SMALL else CORES
-        made = reading.kept(name, lambda: Found({"": generator.make(data.num, data.seed, workers, progress)}))
-        found = made.within(most)
+        workers = 1 if data.num <= RECORDS_PER_WORKER else CORES
+        loaded = reading.cached(
+            name, lambda: LoadedSystems({"": generator.make(data.num, data.seed, workers, progress)})
+        ).within(most)
     else:
-        key = reading.name_of(path, VERSION, pymatgen, reading.version("spglib"), most, data.spacegroup)
-        found = reading.kept(key, lambda: _parsed(path, most, data.spacegroup, progress))
-    found = reading.usable(found, data, max_atoms, ["spacegroup"] if data.spacegroup else [])
-    others = [name for name in (PARTS[data.held_out_part], *SPLITS[1:]) if name in found.parts]
-    if "train" not in found.parts or not (others or data.held_out is None):
-        return reading.divided(found.systems, data)
-    train = reading.to_train_on(found.parts["train"], data)
-    return train, reading.thinned(found.parts[others[0]], data) if others else train.take([])
+        key = reading.cache_name(path, VERSION, pymatgen, reading.package_version("spglib"), most, data.spacegroup)
+        loaded = reading.cached(key, lambda: _parsed(path, most, data.spacegroup, progress))
+    loaded = reading.usable(loaded, data, max_atoms, ["spacegroup"] if data.spacegroup else [])
+    held_out_parts = [name for name in (PARTS[data.held_out_part], *SPLITS[1:]) if name in loaded.parts]
+    if "train" not in loaded.parts or not (held_out_parts or data.held_out is None):
+        return reading.split_by_hash(loaded.systems, data)
+    train = reading.require_training(loaded.parts["train"], data)
+    if not held_out_parts:
+        return train, train.take([])
+    return train, reading.limit_held_out(loaded.parts[held_out_parts[0]], data)
 
 
 # ---- records -------------------------------------------------------------------------------------------------------
 
 
-def _members(path: Path, own: bool = False) -> list[Member]:
-    """Only the tables of a folder that has the data's own split, or the whole of one."""
-    found = members(path, KIND, own)
+def _source_files(path: Path, mixed: bool = False) -> list[SourceFile]:
+    """Return the tables of a split if there are any, else `all.csv`, else every file of crystals."""
+    files = source_files(path, KIND, mixed)
     tables = {
-        name: [one for one in found if one.form == "csv" and _table(one.name) == name] for name in (*SPLITS, "all")
+        name: [file for file in files if file.form == "csv" and _table(file.name) == name] for name in (*SPLITS, "all")
     }
-    splits = [one for name in SPLITS for one in tables[name]] if tables["train"] else []
-    return splits or tables["all"] or found
+    split_tables = [file for name in SPLITS for file in tables[name]] if tables["train"] else []
+    return split_tables or tables["all"] or files
 
 
 def _table(name: str) -> str:
+    """Return the name of a table without folders and suffixes, in lower case."""
     return PurePosixPath(name).name.lower().split(".")[0]
 
 
-def _records(files: list[Member]) -> Iterator[_Record]:
+def _records(files: list[SourceFile]) -> Iterator[_Record]:
     for file in files:
         try:
             text = file.read().decode("utf-8", errors="replace")
@@ -144,20 +160,22 @@ def _records(files: list[Member]) -> Iterator[_Record]:
             continue
         texts: list[tuple[str, str]]
         if file.form == "frame":
-            texts = [("broken", one) if isinstance(one, str) else ("frame", "\n".join(one)) for one in frames(text)]
+            texts = [
+                ("broken", lines) if isinstance(lines, str) else ("frame", "\n".join(lines)) for lines in frames(text)
+            ]
         elif file.form == "cif":
             blocks = [block for block in re.split(r"(?m)^(?=data_)", text) if "_atom_site_" in block] or [text]
             texts = [("cif", block) for block in blocks]
         else:
             texts = [("poscar", text)]
-        for i, (form, one) in enumerate(texts):
+        for i, (form, record_text) in enumerate(texts):
             several = len(texts) > 1
             where = f"{file.where}, record {i + 1}" if several else file.where
-            yield _Record(where, form, one, f"{file.stem}#{i}" if several else file.stem)
+            yield _Record(where, form, record_text, f"{file.stem}#{i}" if several else file.stem)
 
 
 def _rows(text: str, where: str, stem: str) -> Iterator[_Record]:
-    """Of a table: one crystal a row, numeric columns kept."""
+    """Yield the crystals of a table, one per row, with its other columns as numbers (NaN if a cell is none)."""
     csv.field_size_limit(sys.maxsize)
     table = csv.DictReader(io.StringIO(text, newline=""))
     if "cif" not in (table.fieldnames or ()):
@@ -167,45 +185,43 @@ def _rows(text: str, where: str, stem: str) -> Iterator[_Record]:
         columns: dict[str, float] = {}
         for key, value in row.items():
             if key and key not in ("cif", "material_id", "id") and isinstance(value, str):
-                columns[key] = _value(value)
+                columns[key] = _number(value)
         split = stem if stem in (*SPLITS, "all") else ""
         yield _Record(f"{where}, record {i + 1} ({name})", "cif", row["cif"] or "", name, split, columns)
 
 
-def _value(word: str) -> float:
+def _number(word: str) -> float:
     try:
         return float(word)
     except ValueError:
         return float("nan")
 
 
-def _parsed(path: Path, most: int, spacegroup: bool, progress: Progress | None) -> Found:
-    """Every crystal of at most so many atoms, on all cores."""
+def _parsed(path: Path, most: int, spacegroup: bool, progress: ProgressCallback | None) -> LoadedSystems:
+    """Parse every crystal with at most `most` atoms, on all cores."""
     if path.suffix.lower() == ".npz":
         systems = reading.load_npz(path, KIND)
-        results = (
-            (f"{path}, record {i + 1} ({one.name})", "", _kept_as_it_is(one, most)) for i, one in enumerate(systems)
-        )
-        return reading.gather(results, path, progress, len(systems))
-    records = list(_records(_members(path)))
+        parsed = ((f"{path}, record {i + 1} ({one.name})", "", _checked(one, most)) for i, one in enumerate(systems))
+        return reading.gather(parsed, path, progress, len(systems))
+    records = list(_records(_source_files(path)))
     total = len(records)
-    workers = min(CORES, 1 + total // SMALL)
+    workers = min(CORES, 1 + total // RECORDS_PER_WORKER)
     tasks = (records, itertools.repeat(most), itertools.repeat(spacegroup))
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
     try:
         crystals = pool.map(_parse, *tasks, chunksize=32) if pool else map(_parse, *tasks)
-        results = (
-            (record.where, _split_of(record, i, total), one)
-            for i, (record, one) in enumerate(zip(records, crystals, strict=True))
+        parsed = (
+            (record.where, _split_of(record, i, total), crystal)
+            for i, (record, crystal) in enumerate(zip(records, crystals, strict=True))
         )
-        return reading.gather(results, path, progress, total)
+        return reading.gather(parsed, path, progress, total)
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
 
 
-def _kept_as_it_is(one: System, most: int) -> System | ValueError:
-    """Of a file of systems: reduced only if it is not."""
+def _checked(one: System, most: int) -> System | ValueError:
+    """Check a crystal of an .npz file, and reduce its cell unless it is reduced."""
     try:
         return prepared(replace(one, types=one.types.astype(np.int64)), most, keep=True)
     except ValueError as error:
@@ -213,22 +229,22 @@ def _kept_as_it_is(one: System, most: int) -> System | ValueError:
 
 
 def _split_of(record: _Record, number: int, total: int) -> str:
-    """The data's own, or MP20's where all of it lies in one `all.csv`; "" where there is none."""
+    """Return the part of the split that a record belongs to: that of its table, or MP20's in a complete `all.csv`."""
     if record.split == "all":
         return SPLITS[sum(number >= start for start in SLICES)] if total in MP20 else ""
     return record.split
 
 
 def _parse(record: _Record, max_atoms: int, spacegroup: bool) -> System | ValueError:
-    """The crystal, or what is wrong with it."""
+    """Return the crystal, or what is wrong with it."""
     try:
-        made = prepared(_read(record), max_atoms)
-        columns = {**made.columns, **record.columns}
+        crystal = prepared(_read(record), max_atoms)
+        columns = {**crystal.columns, **record.columns}
         if spacegroup:
-            columns["spacegroup"] = float(_spacegroup(made))
+            columns["spacegroup"] = float(_spacegroup(crystal))
     except ValueError as error:
         return error
-    return replace(made, name=record.name, columns=columns)
+    return replace(crystal, name=record.name, columns=columns)
 
 
 def _read(record: _Record) -> System:
@@ -246,22 +262,24 @@ def _spacegroup(one: System) -> int:
     structure = Structure(lattice, one.types.tolist(), one.coordinates.astype(float))
     try:
         return int(SpacegroupAnalyzer(structure, symprec=0.1).get_space_group_number())
-    except Exception as error:  # spglib gives up in several ways
+    except Exception as error:  # spglib fails in several ways
         raise ValueError(f"no space group can be found ({error})") from None
 
 
-def read_files(path: Path, own: bool = False) -> Systems:
-    """Every crystal of a file, folder or zip in order, exactly as it lies there: neither reduced nor sorted, and also
-    those that could not exist. ValueError names the first that is none. own: files of molecules are passed over, and
-    there may be nothing else."""
+def read_files(path: Path, mixed: bool = False) -> Systems:
+    """Read the crystals of a file, folder or zip without changing them: neither reduced nor sorted.
+
+    Invalid structures are read too. ValueError names the first record that is not a complete crystal. mixed: skip files
+    of free systems; finding no crystal is then no error.
+    """
     path = existing(path, KIND)
     if path.suffix.lower() == ".npz":
-        return reading.load_npz(path, KIND, own)
-    found = []
-    for record in _records(_members(path, own)):
+        return reading.load_npz(path, KIND, mixed)
+    crystals = []
+    for record in _records(_source_files(path, mixed)):
         try:
-            one = complete(_read(record))
+            crystal = complete(_read(record))
         except ValueError as error:
             raise ValueError(f"{record.where}: {error}; repair or remove it") from None
-        found.append(replace(one, name=record.name, columns=record.columns | one.columns))
-    return Systems.of(found)
+        crystals.append(replace(crystal, name=record.name, columns=record.columns | crystal.columns))
+    return Systems.of(crystals)

@@ -1,4 +1,4 @@
-"""The order of elements in a file, and formulas."""
+"""The order of elements by electronegativity, and formulas."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...atoms.elements import SYMBOLS
+from .._atoms.elements import SYMBOLS
 
 
 @lru_cache(maxsize=1)
 def _ranks() -> np.ndarray:
-    """(100,) each element's place when all are sorted by electronegativity, then symbol; unknown ones last."""
+    """(100,) rank of each element by electronegativity, then symbol; elements without a value come last."""
     from pymatgen.core import Element
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of noble gases, which have none
+        warnings.simplefilter("ignore")  # noble gases without a value
         elements = sorted(Element.from_Z(z) for z in range(1, len(SYMBOLS)))
     ranks = np.zeros(len(SYMBOLS), np.int64)
     ranks[[element.Z for element in elements]] = np.arange(len(elements))
@@ -26,11 +26,11 @@ def _ranks() -> np.ndarray:
 
 
 def in_order(types: np.ndarray) -> np.ndarray:
-    """Indices that sort atoms by electronegativity, equal ones as they are: what pymatgen writes."""
+    """Return indices that sort atoms by electronegativity, stably: the order in which pymatgen writes them."""
     return np.argsort(_ranks()[types], kind="stable")
 
 
 def formula(types: Iterable[int]) -> str:
-    """In the order of first atoms: "NaCl", "SrTiO3"."""
+    """Return the formula with elements in order of their first atom: "NaCl", "SrTiO3"."""
     counts = Counter(int(z) for z in types)
     return "".join(f"{SYMBOLS[z]}{count if count > 1 else ''}" for z, count in counts.items())

@@ -1,8 +1,8 @@
 """Crystals without a download: textbook prototypes filled with elements that could form them.
 
-A crystal is one of 36 structure types; elements whose charges balance, or metals; a cell in which the nearest
-contacts equal the sum of two radii, times N(1, 0.02); axial ratio and free coordinates moved a little; its primitive
-cell, Niggli reduced. They are plausible, not relaxed: nothing here knows an energy.
+A crystal is built from one of 36 structure types and elements whose charges balance, or metals. The cell is scaled so
+that the closest contact equals the sum of two radii, times N(1, 0.02); axial ratio and free coordinates are perturbed
+slightly; the primitive cell is Niggli reduced. The crystals are plausible but not relaxed: no energy is computed.
 """
 
 from __future__ import annotations
@@ -19,45 +19,52 @@ from math import gcd
 
 import numpy as np
 
-from ...atoms.files import Progress
-from ...atoms.systems import System, Systems
+from .._atoms.files import ProgressCallback
+from .._atoms.systems import System, Systems
 from .elements import in_order
 from .lattices import cell_matrix, distances_of, niggli, require, wrap
 
 NUM = 5000
-"""Crystals of a set, unless another number is asked for."""
+"""Default number of crystals."""
 VERSION = 1
-"""Goes up when the same seed would give other crystals."""
+"""Version of the rules below; raised when the same seed gives other crystals."""
 MAX_ATOMS = 20
+"""The most atoms of a primitive cell."""
 NEAREST = 1.2
-"""Least distance of two atoms, Angstrom."""
+"""Smallest distance between two atoms in Angstrom."""
 SHORTEST = 2.2
-"""Least distance of an atom to its own image, Angstrom."""
+"""Smallest distance from an atom to its own image in Angstrom."""
 TOLERANCE_FACTOR = (0.74, 1.12)
-"""Goldschmidt's, of the perovskites that are kept."""
+"""Limits of Goldschmidt's tolerance factor of perovskites."""
 SCALE_DEVIATION = 0.02
+"""Relative standard deviation of the scale of a cell and of its axial ratio."""
 COORDINATE_DEVIATION = 0.004
-"""Of a free coordinate, in conventional cells."""
+"""Standard deviation of a free fractional coordinate in the conventional cell."""
 CHUNK = 64
+"""Candidates per process and round."""
 LEFT_OUT = (2, 10, 18, 36, 54, 1, 43, 61)
-"""Up to bismuth: noble gases, hydrogen, and two without stable isotopes. 77 elements with thorium and uranium."""
+"""Elements that are not used: noble gases, hydrogen, and two without stable isotopes."""
 ELEMENTS = tuple(z for z in (*range(1, 84), 90, 92) if z not in LEFT_OUT)
+"""77 elements: up to bismuth, thorium and uranium."""
 ANIONS = {
     1: {9: 1.19, 17: 1.67, 35: 1.82, 53: 2.06}, 2: {8: 1.26, 16: 1.70, 34: 1.84, 52: 2.07},
     3: {7: 1.32, 15: 1.60, 33: 1.70, 51: 1.88}, 4: {6: 1.35},
 }  # fmt: skip
-"""Charge -> atomic number -> radius in Angstrom: Shannon's crystal radii; for carbon, phosphorus, arsenic and antimony
-what a bond of a zincblende compound leaves beside its cation."""
+"""Negative charge -> atomic number -> radius in Angstrom. Shannon's crystal radii; for carbon, phosphorus, arsenic and
+antimony the length of a bond in a zincblende compound less the radius of its cation."""
 NEVER_CATIONS = {6, 7, 8, 9, 16, 17, 34, 35, 53}
 NOT_METALS = {5, 6, 7, 8, 9, 14, 15, 16, 17, 32, 33, 34, 35, 52, 53}
 LATE = (13, 14, 31, 32, 33, 49, 50, 51, 82, 83)
-"""Elements of the p block that take the last place of Heusler and ThCr2Si2 compounds."""
+"""Elements of the p block for site C of Heusler and ThCr2Si2 compounds."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Atoms of one Wyckoff position. role: a letter of the formula. at: in the conventional cell. free: directions in
-    which the position may move."""
+    """A Wyckoff position.
+
+    role: its letter in the formula. at: fractional coordinates in the conventional cell. free: directions in which it
+    may move.
+    """
 
     role: str
     at: tuple[float, float, float]
@@ -66,8 +73,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Prototype:
-    """A structure type. group: its space group (first origin choice, hexagonal axes). ratio: c / a. roles: "ionic",
-    where X is the anion; else each letter's elements by name ("metal", "late", "tetrahedral")."""
+    """A structure type.
+
+    group: number of the space group (first origin choice, hexagonal axes). ratio: c / a. roles: "ionic", in which X is
+    the anion; else the group of elements for each letter: "metal", "late" or "tetrahedral".
+    """
 
     name: str
     group: int
@@ -85,7 +95,7 @@ class Prototype:
 
     @cached_property
     def basis(self) -> np.ndarray:
-        """(3, 3) rows: a primitive cell in terms of the conventional one."""
+        """(3, 3) row vectors of a primitive cell, in units of the conventional cell."""
         rotations, translations = _operations(self.group)
         centring = translations[(rotations == np.eye(3)).all((1, 2))]  # (n, 3)
         steps = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
@@ -100,45 +110,47 @@ class Prototype:
 
     @cached_property
     def orbits(self) -> list[np.ndarray]:
-        """Of each site, the operations that give its atoms in a primitive cell, each once."""
+        """For each site, indices of the symmetry operations that generate its atoms in a primitive cell, each once."""
         rotations, translations = _operations(self.group)
-        inverse, found = np.linalg.inv(self.basis), []
+        inverse, orbits = np.linalg.inv(self.basis), []
         for site in self.sites:
             images = (rotations @ np.array(site.at) + translations) @ inverse
-            kept: list[int] = []
+            distinct: list[int] = []
             for i, image in enumerate(images):
-                apart = images[kept] - image
+                apart = images[distinct] - image
                 if not (abs(apart - apart.round()) < 1e-4).all(1).any():
-                    kept.append(i)
-            found.append(np.array(kept))
-        return found
+                    distinct.append(i)
+            orbits.append(np.array(distinct))
+        return orbits
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Atoms of each role in a primitive cell."""
-        found: Counter[str] = Counter()
+        """Number of atoms of each role in a primitive cell."""
+        counts: Counter[str] = Counter()
         for site, orbit in zip(self.sites, self.orbits, strict=True):
-            found[site.role] += len(orbit)
-        return dict(found)
+            counts[site.role] += len(orbit)
+        return dict(counts)
 
     def build(self, jitter: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """A primitive cell (3, 3) with a = 1, fractional coordinates (n, 3) and roles of its atoms."""
+        """Return a primitive cell (3, 3) with a = 1, and the fractional coordinates (n, 3) and roles of its atoms."""
         rotations, translations = _operations(self.group)
         ratio = self.ratio if self.ratio == 1 else self.ratio * jitter.normal(1, SCALE_DEVIATION)
         hexagonal = 143 <= self.group <= 194
         cell = self.basis @ cell_matrix(np.array([1, 1, ratio, 90, 90, 120 if hexagonal else 90]))
-        places, roles = [], []
+        coordinates, roles = [], []
         for site, orbit in zip(self.sites, self.orbits, strict=True):
             moved = np.array(site.at)
             for direction in site.free:
                 moved = moved + jitter.normal(0, COORDINATE_DEVIATION) * np.array(direction)
-            places.append((rotations[orbit] @ moved + translations[orbit]) @ np.linalg.inv(self.basis))
+            coordinates.append((rotations[orbit] @ moved + translations[orbit]) @ np.linalg.inv(self.basis))
             roles += [site.role] * len(orbit)
-        return cell, wrap(np.concatenate(places)), roles
+        return cell, wrap(np.concatenate(coordinates)), roles
 
 
 X, Y, Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+"""Directions of free coordinates."""
 H, Q, T, F = 1 / 2, 1 / 4, 1 / 3, 5 / 8
+"""Special coordinates."""
 METALS_AB = {"A": "metal", "B": "metal"}
 
 PROTOTYPES = (
@@ -207,21 +219,23 @@ PROTOTYPES = (
 
 @cache
 def _operations(group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rotations (n, 3, 3) and translations (n, 3) of a space group, in a fixed order: pymatgen has a set of them, and
-    makes it anew at every call."""
+    """Return rotations (n, 3, 3) and translations (n, 3) of a space group in a fixed order.
+
+    pymatgen returns a set, and recomputes it in every call.
+    """
     from pymatgen.symmetry.groups import SpaceGroup
 
-    found = [operation.affine_matrix for operation in SpaceGroup.from_int_number(group).symmetry_ops]
-    matrices = np.array(sorted((matrix.round(9) + 0.0).tolist() for matrix in found))
+    affine = [operation.affine_matrix for operation in SpaceGroup.from_int_number(group).symmetry_ops]
+    matrices = np.array(sorted((matrix.round(9) + 0.0).tolist() for matrix in affine))
     return matrices[:, :3, :3], matrices[:, :3, 3]
 
 
-# ---- what stands where ---------------------------------------------------------------------------------------------
+# ---- elements on sites ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Filling:
-    """A prototype and the atomic number of each of its roles; charges: of ionic ones."""
+    """A prototype (index in PROTOTYPES) with the atomic number of each role, and the charge of each if it is ionic."""
 
     prototype: int
     elements: dict[str, int]
@@ -229,7 +243,7 @@ class Filling:
 
     @property
     def key(self) -> tuple[int, tuple[tuple[int, int], ...]]:
-        """Equal for the same formula in the same prototype."""
+        """A key that is equal for the same formula in the same prototype."""
         counts: Counter[int] = Counter()
         for role, count in PROTOTYPES[self.prototype].counts.items():
             counts[self.elements[role]] += count
@@ -239,17 +253,17 @@ class Filling:
 
 @cache
 def _cations() -> dict[int, dict[int, float]]:
-    """Charge -> atomic number -> crystal radius in Angstrom."""
+    """Return charge -> atomic number -> crystal radius in Angstrom."""
     from pymatgen.core import Element
 
-    found: dict[int, dict[int, float]] = {}
+    radii: dict[int, dict[int, float]] = {}
     for z in (z for z in ELEMENTS if z not in NEVER_CATIONS):
         element = Element.from_Z(z)
         for charge in element.common_oxidation_states:
             radius = element.ionic_radii.get(charge) or element.average_cationic_radius
             if 0 < charge <= 6 and radius:
-                found.setdefault(int(charge), {})[z] = float(radius)
-    return found
+                radii.setdefault(int(charge), {})[z] = float(radius)
+    return radii
 
 
 @cache
@@ -258,35 +272,35 @@ def _metallic_radius(z: int) -> float:
 
     element = Element.from_Z(z)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the half metals, which have none
+        warnings.simplefilter("ignore")  # metalloids without a value
         radius = float(element.metallic_radius or np.nan)
     return radius if np.isfinite(radius) else float(element.atomic_radius or np.nan)
 
 
 @cache
 def _elements(kind: str) -> tuple[int, ...]:
-    some = {"late": LATE, "tetrahedral": (6, 14, 32, 50)}.get(kind) or [z for z in ELEMENTS if z not in NOT_METALS]
-    return tuple(z for z in some if np.isfinite(_metallic_radius(z)))
+    members = {"late": LATE, "tetrahedral": (6, 14, 32, 50)}.get(kind) or [z for z in ELEMENTS if z not in NOT_METALS]
+    return tuple(z for z in members if np.isfinite(_metallic_radius(z)))
 
 
 @cache
 def _balances(prototype: int) -> list[dict[str, int]]:
-    """Charges of each role that sum to zero; all anions of one charge. Pyrite's anions are pairs: half their charge."""
+    """Return the assignments of charges to roles that sum to zero. In pyrite a pair of anions shares the charge."""
     counts = PROTOTYPES[prototype].counts
     cations = [role for role in counts if role != "X"]
     paired = PROTOTYPES[prototype].name == "pyrite-like"
-    found = []
+    balances = []
     for anion in (2,) if paired else ANIONS:
         for charges in itertools.product(sorted(_cations()), repeat=len(cations)):
             total = sum(charge * counts[role] for charge, role in zip(charges, cations, strict=True))
             if total * (2 if paired else 1) == anion * counts["X"]:
-                found.append({**dict(zip(cations, charges, strict=True)), "X": anion})
-    assert found, PROTOTYPES[prototype].name
-    return found
+                balances.append({**dict(zip(cations, charges, strict=True)), "X": anion})
+    assert balances, PROTOTYPES[prototype].name
+    return balances
 
 
 def draw(seed: int, index: int) -> Filling:
-    """Candidate `index`: a prototype, and different elements for its roles, all uniform."""
+    """Return candidate `index`: a uniformly drawn prototype with different, uniformly drawn elements for its roles."""
     rng = np.random.default_rng([seed, index, 0])
     number = int(rng.integers(len(PROTOTYPES)))
     prototype = PROTOTYPES[number]
@@ -298,16 +312,16 @@ def draw(seed: int, index: int) -> Filling:
             choices = {r: list(ANIONS[q] if r == "X" else _cations()[q]) for r, q in charges.items()}
         else:
             choices = {role: list(_elements(kind)) for role, kind in prototype.roles.items()}
-        elements = {role: some[int(rng.integers(len(some)))] for role, some in choices.items()}
+        elements = {role: options[int(rng.integers(len(options)))] for role, options in choices.items()}
         if len(set(elements.values())) == len(elements):
             return Filling(number, elements, charges)
 
 
-# ---- where it stands -----------------------------------------------------------------------------------------------
+# ---- geometry ------------------------------------------------------------------------------------------------------
 
 
 def build(seed: int, index: int) -> System | None:
-    """The crystal of candidate `index`; None where its atoms do not fit together."""
+    """Return the crystal of candidate `index`; None if its atoms do not fit together."""
     from pymatgen.core import Element
 
     filling, rng = draw(seed, index), np.random.default_rng([seed, index, 1])
@@ -321,8 +335,8 @@ def build(seed: int, index: int) -> System | None:
             return None
     else:
         radii = {role: _metallic_radius(z) for role, z in filling.elements.items()}
-    cell, places, roles = prototype.build(rng)
-    distances = distances_of(cell, places)
+    cell, coordinates, roles = prototype.build(rng)
+    distances = distances_of(cell, coordinates)
     touching = [
         (radii[a] + radii[b]) / distances[i, j]
         for i, a in enumerate(roles)
@@ -330,11 +344,11 @@ def build(seed: int, index: int) -> System | None:
         if not prototype.ionic or (a == "X") != (b == "X")
     ]
     cell = cell * max(touching) * rng.normal(1, SCALE_DEVIATION)
-    lattice, places = niggli(cell, places)
+    lattice, coordinates = niggli(cell, coordinates)
     matrix = cell_matrix(lattice)
-    distances = distances_of(matrix, places)
-    own = distances.diagonal().min()
-    if len(places) > MAX_ATOMS or distances.min() < NEAREST or own < SHORTEST:
+    distances = distances_of(matrix, coordinates)
+    image_distance = distances.diagonal().min()
+    if len(coordinates) > MAX_ATOMS or distances.min() < NEAREST or image_distance < SHORTEST:
         return None
     types = np.array([filling.elements[role] for role in roles])
     order = in_order(types)
@@ -348,7 +362,7 @@ def build(seed: int, index: int) -> System | None:
         "prototype": float(filling.prototype), "spacegroup": float(prototype.group),
         "volume": float(abs(np.linalg.det(matrix)) / len(types)),
     }  # fmt: skip
-    return System(types[order], places[order], lattice, f"{prototype.name} {formula}", columns)
+    return System(types[order], coordinates[order], lattice, f"{prototype.name} {formula}", columns)
 
 
 def _tolerated(radii: dict[str, float]) -> bool:
@@ -357,38 +371,36 @@ def _tolerated(radii: dict[str, float]) -> bool:
     return bool(TOLERANCE_FACTOR[0] <= factor <= TOLERANCE_FACTOR[1])
 
 
-# ---- many of them --------------------------------------------------------------------------------------------------
+# ---- the set -------------------------------------------------------------------------------------------------------
 
 
-def silent(what: str, more: int, total: int) -> None:
-    """No progress."""
+def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: ProgressCallback | None = None) -> Systems:
+    """Generate `num` crystals, none with the same formula and prototype as another.
 
-
-def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
-    """`num` crystals, no formula twice in one prototype; the same for any number of workers.
-
-    Columns: `prototype`, its place in PROTOTYPES; `spacegroup`; `volume` of an atom, in cubic Angstrom.
-
-    It depends on the installed pymatgen's tables of radii and
-    oxidation states. ValueError when the prototypes do not have that many.
+    The set is the same for any number of workers; it depends on the radii and oxidation states in the installed
+    pymatgen. Columns: `prototype`, index in PROTOTYPES; `spacegroup`; `volume` per atom in cubic Angstrom. ValueError
+    if the prototypes do not yield that many.
     """
     require()
-    found: list[System] = []
+    crystals: list[System] = []
     with _mapping(workers) as mapping:
         fresh = _fresh(seed, 60 * num + 10_000)
-        while len(found) < num:
-            wanted = max(CHUNK * workers, (num - len(found)) // 2)
+        while len(crystals) < num:
+            wanted = max(CHUNK * workers, (num - len(crystals)) // 2)
             chunk = list(itertools.islice(fresh, min(wanted, 16 * CHUNK * workers)))
             if not chunk:
-                raise ValueError(f"num: {num:,} crystals, but the prototypes gave only {len(found):,}; ask for fewer")
-            before = len(found)
-            found = [*found, *(system for system in mapping(seed, chunk) if system is not None)][:num]
-            (progress or silent)("crystals", len(found) - before, num)
-    return Systems.of(found)
+                raise ValueError(
+                    f"num: {num:,} crystals, but the prototypes gave only {len(crystals):,}; ask for fewer"
+                )
+            before = len(crystals)
+            crystals = [*crystals, *(system for system in mapping(seed, chunk) if system is not None)][:num]
+            if progress is not None:
+                progress("crystals", len(crystals) - before, num)
+    return Systems.of(crystals)
 
 
 def _fresh(seed: int, candidates: int) -> Iterator[int]:
-    """Those candidates whose formula and prototype did not come before."""
+    """Yield the candidates whose formula and prototype did not occur before."""
     seen = set()
     for index in range(candidates):
         key = draw(seed, index).key
@@ -399,7 +411,7 @@ def _fresh(seed: int, candidates: int) -> Iterator[int]:
 
 @contextmanager
 def _mapping(workers: int) -> Iterator[Callable[[int, Sequence[int]], list[System | None]]]:
-    """`build` over candidates, in their order."""
+    """Return a function that applies `build` to candidates, in order, on several processes."""
     if workers <= 1:
         yield lambda seed, chunk: [build(seed, index) for index in chunk]
         return

@@ -1,4 +1,4 @@
-"""Cells of crystals in numpy: parameters and vectors, reduction, distances across all images."""
+"""Lattices in numpy: parameters and vectors, Niggli reduction, distances over periodic images."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 EXTRA = "pip install 'unilatent[atoms]'"
 STEPS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float64)
-"""(27, 3) a cell and its neighbours; the 14th is the cell itself."""
+"""(27, 3) offsets of a cell and its neighbours; index 13 is the cell itself."""
 
 
 def require() -> None:
-    """ValueError where pymatgen is not installed."""
+    """Raise ValueError if pymatgen is not installed."""
     try:
         import pymatgen.core  # noqa: F401
     except ImportError:
@@ -20,9 +20,9 @@ def require() -> None:
 
 
 def cell_matrix(lattice: np.ndarray) -> np.ndarray:
-    """Parameters (..., 6), lengths and then angles in degrees, to rows of vectors (..., 3, 3), float64.
+    """Convert parameters (..., 6), lengths in Angstrom and angles in degrees, to row vectors (..., 3, 3), float64.
 
-    pymatgen's convention: c along z, a in the plane of x and z.
+    pymatgen's convention: c along z, a in the xz plane.
     """
     a, b, c, alpha, beta, gamma = np.moveaxis(np.asarray(lattice, np.float64), -1, 0)
     alpha, beta, gamma = np.radians(alpha), np.radians(beta), np.radians(gamma)
@@ -38,30 +38,31 @@ def cell_matrix(lattice: np.ndarray) -> np.ndarray:
 
 
 def wrap(fractional: np.ndarray) -> np.ndarray:
-    """Into [0, 1), also after rounding to float32."""
+    """Wrap fractional coordinates into [0, 1), also after rounding to float32."""
     wrapped = np.asarray(fractional % 1, np.float32)
     wrapped[wrapped >= 1] = 0
     return wrapped
 
 
 def niggli(matrix: np.ndarray, fractional: np.ndarray, keep: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The Niggli reduced cell of vectors (3, 3), as parameters (6,) float32, and coordinates (n, 3) in it, float32.
+    """Return the Niggli reduced cell as parameters (6,) float32, and the coordinates (n, 3) in it, float32.
 
-    keep: leaves a cell that is reduced already as it is; pymatgen may choose another one with equal parameters.
+    matrix: (3, 3) row vectors. keep: leave a cell that is already reduced unchanged; pymatgen may choose another one
+    with equal parameters.
     """
     from pymatgen.core import Lattice
 
-    given = Lattice(matrix)
-    reduced = given.get_niggli_reduced_lattice()
-    if keep and np.allclose(given.parameters, reduced.parameters, rtol=1e-5, atol=1e-5):
-        return np.array(given.parameters, np.float32), wrap(np.asarray(fractional))
-    places = np.asarray(fractional, np.float64) @ matrix @ np.linalg.inv(reduced.matrix)
-    places[abs(places - places.round()) < 1e-6] = 0
-    return np.array(reduced.parameters, np.float32), wrap(places)
+    original = Lattice(matrix)
+    reduced = original.get_niggli_reduced_lattice()
+    if keep and np.allclose(original.parameters, reduced.parameters, rtol=1e-5, atol=1e-5):
+        return np.array(original.parameters, np.float32), wrap(np.asarray(fractional))
+    coordinates = np.asarray(fractional, np.float64) @ matrix @ np.linalg.inv(reduced.matrix)
+    coordinates[abs(coordinates - coordinates.round()) < 1e-6] = 0
+    return np.array(reduced.parameters, np.float32), wrap(coordinates)
 
 
 def distances_of(matrix: np.ndarray, fractional: np.ndarray) -> np.ndarray:
-    """(n, n) distances in a reduced cell (3, 3) to the nearest image; on the diagonal to the nearest of its own."""
+    """Return distances (n, n) to the nearest image in a reduced cell (3, 3); the diagonal is to an atom's own image."""
     apart = fractional[:, None] - fractional
     vectors = (apart - apart.round())[:, :, None] + STEPS  # (n, n, 27, 3)
     squares = np.square(vectors @ matrix).sum(-1)

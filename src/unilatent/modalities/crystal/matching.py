@@ -1,4 +1,4 @@
-"""Are two crystals the same: pymatgen's structure matcher, at the tolerances of the literature."""
+"""Equality of crystals by pymatgen's structure matcher, with the tolerances of the literature."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .lattices import cell_matrix
 from .validity import composition
 
 SITES, ANGLES, LENGTHS = 0.5, 10.0, 0.3
-"""Tolerances: of sites in units of the cube root of an atom's volume, of angles in degrees, of lengths as a share."""
-MOST_RIVALS = 300
-"""Known crystals of the same composition and size that one is held against: those whose cells are most like its own."""
+"""Tolerances: site distances relative to the cube root of the volume per atom, angles in degrees, relative lengths."""
+MOST_CANDIDATES = 300
+"""Most crystals of equal composition and size with which one is compared: those with the most similar cells."""
 
 
 def structure(types: np.ndarray, fractional: np.ndarray, lattice: np.ndarray) -> Any:
-    """A pymatgen Structure of arrays (N,), (N, 3), (6,), where types of 0 are no atoms."""
+    """Return a pymatgen Structure of arrays (N,), (N, 3), (6,); types of 0 are padding."""
     from pymatgen.core import Lattice, Structure
 
     atoms = types > 0
@@ -30,42 +30,42 @@ def structure(types: np.ndarray, fractional: np.ndarray, lattice: np.ndarray) ->
 
 
 def matcher() -> Any:
-    """A pymatgen StructureMatcher."""
+    """Return a pymatgen StructureMatcher with the tolerances above."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     return StructureMatcher(stol=SITES, angle_tol=ANGLES, ltol=LENGTHS)
 
 
 def distance(made: Any, truth: Any) -> float:
-    """Root mean square displacement in units of the cube root of an atom's volume; NaN where they do not match."""
+    """Return the root mean square displacement between two structures; NaN if they do not match.
+
+    Its unit is the cube root of the volume per atom.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = matcher().get_rms_dist(made, truth)
-        except Exception:  # of cells beyond what it can reduce: no match, as in the literature
+            result = matcher().get_rms_dist(made, truth)
+        except Exception:  # cells that pymatgen cannot reduce: no match, as in the literature
             return float("nan")
-    return float("nan") if found is None else float(found[0])
+    return float("nan") if result is None else float(result[0])
 
 
-class Known:
-    """Crystals by composition, each reduced once: what others are held against."""
+class KnownCrystals:
+    """Crystals indexed by composition, to look others up; each is reduced at most once."""
 
     def __init__(self, types: np.ndarray, fractional: np.ndarray, lattice: np.ndarray):
-        """(S, N), (S, N, 3), (S, 6)."""
+        """types (S, N), fractional (S, N, 3), lattice (S, 6)."""
         self.arrays = types, fractional, lattice
         self.rows: dict[object, list[int]] = defaultdict(list)
-        for row, kinds in enumerate(types):
-            self.rows[composition(kinds)].append(row)
+        for row, row_types in enumerate(types):
+            self.rows[composition(row_types)].append(row)
         self.reduced: dict[int, Any] = {}
         self.matcher = matcher()
 
-    def has(self, one: Any, of: object) -> bool:
-        """Whether a reduced structure of a composition fits one of them."""
-        rivals = [self._reduced(row) for row in self.rows.get(of, ())]
-        rivals = [rival for rival in rivals if rival is not None and len(rival) == len(one)]
-        if len(rivals) > MOST_RIVALS:
-            rivals.sort(key=lambda rival: _unlike(rival, one))
-        return any(fits(self.matcher, one, rival) for rival in rivals[:MOST_RIVALS])
+    def has(self, one: Any, its_composition: object) -> bool:
+        """Return whether a reduced structure equals one of these crystals."""
+        candidates = (self._reduced(row) for row in self.rows.get(its_composition, ()))
+        return matches_any(self.matcher, one, [candidate for candidate in candidates if candidate is not None])
 
     def _reduced(self, row: int) -> Any:
         if row not in self.reduced:
@@ -74,41 +74,46 @@ class Known:
 
 
 def reduced(types: np.ndarray, fractional: np.ndarray, lattice: np.ndarray) -> Any:
-    """A primitive, Niggli reduced structure; None where there is none."""
+    """Return the primitive, Niggli reduced structure; None if pymatgen fails."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return structure(types, fractional, lattice).get_reduced_structure("niggli").get_primitive_structure()
-        except Exception:  # of cells that are no lattice
+        except Exception:  # the cell is no lattice
             return None
 
 
-def fits(judge: Any, one: Any, other: Any) -> bool:
-    """Whether two reduced structures are the same."""
+def matches_any(structure_matcher: Any, one: Any, candidates: Sequence[Any]) -> bool:
+    """Return whether a reduced structure equals one of the candidates; only MOST_CANDIDATES of them are compared."""
+    candidates = [candidate for candidate in candidates if len(candidate) == len(one)]
+    if len(candidates) > MOST_CANDIDATES:
+        candidates.sort(key=lambda candidate: _cell_difference(candidate, one))
+    return any(fits(structure_matcher, one, candidate) for candidate in candidates[:MOST_CANDIDATES])
+
+
+def fits(structure_matcher: Any, one: Any, other: Any) -> bool:
+    """Return whether two reduced structures are equal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return bool(judge.fit(one, other, skip_structure_reduction=True))
+            return bool(structure_matcher.fit(one, other, skip_structure_reduction=True))
         except Exception:
             return False
 
 
-def groups(structures: Sequence[Any], compositions: Sequence[object]) -> list[int]:
-    """Of reduced structures, the first of every group that is the same: the distinct ones, in order."""
-    judge, firsts = matcher(), []
-    kinds: dict[object, list[int]] = defaultdict(list)
-    for row, (one, of) in enumerate(zip(structures, compositions, strict=True)):
-        rivals = [other for other in kinds[of] if len(structures[other]) == len(one)]
-        if len(rivals) > MOST_RIVALS:
-            rivals.sort(key=lambda other: _unlike(structures[other], one))
-        if not any(fits(judge, one, structures[other]) for other in rivals[:MOST_RIVALS]):
-            kinds[of].append(row)
+def distinct(structures: Sequence[Any], compositions: Sequence[object]) -> list[int]:
+    """Return the indices of the distinct ones among reduced structures: the first of each group of equal ones."""
+    structure_matcher, firsts = matcher(), []
+    firsts_of: dict[object, list[int]] = defaultdict(list)
+    for row, (one, its_composition) in enumerate(zip(structures, compositions, strict=True)):
+        if not matches_any(structure_matcher, one, [structures[first] for first in firsts_of[its_composition]]):
+            firsts_of[its_composition].append(row)
             firsts.append(row)
     return firsts
 
 
-def _unlike(one: Any, other: Any) -> float:
-    """Of the shapes of two cells, whatever their volumes."""
+def _cell_difference(one: Any, other: Any) -> float:
+    """Return how much the shapes of two cells differ, regardless of their volumes."""
     shapes = [np.array([*np.log(np.array(s.lattice.abc) / s.volume ** (1 / 3)), *np.radians(s.lattice.angles)])
               for s in (one, other)]  # fmt: skip
     return float(np.abs(shapes[0] - shapes[1]).sum())

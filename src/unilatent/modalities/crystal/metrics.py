@@ -1,8 +1,8 @@
-"""How good crystals are, by rules that need no download: validity, matching, novelty.
+"""Metrics of crystals that need no download: validity, novelty, distributions, and matching of reconstructions.
 
-Composition validity is a weak test and random coordinates mostly pass the structural one; therefore every share stands
-beside that of real held-out crystals and of two kinds of noise. Nothing here knows an energy: stability above the
-convex hull needs density functional theory, and is not measured.
+Composition validity is a weak test, and random coordinates mostly pass structure validity. Every share therefore comes
+with baselines: real held-out crystals and two kinds of noise. No energies are computed: stability above the convex hull
+needs density functional theory and is not measured.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ from torch import Tensor
 
 from ...maths.streams import seed_of
 from ...records import Rows
+from .._atoms.metrics import type_accuracy, wasserstein
 from ..base import Evidence, Metric, Row, Space
 from . import matching
 from .lattices import cell_matrix, require
-from .validity import CLOSEST, Verdict, composition, judge, require_smact
+from .validity import CLOSEST, ValidityResult, composition, require_smact, validate
 
 CONTROLS = 2000
-"""Held-out crystals, the first, that controls are made of."""
+"""Largest number of held-out crystals in a baseline of validity."""
 MATCHED_CONTROLS = 200
-"""And those that are matched, at some 10 ms each."""
+"""Largest number in a baseline of match rates; matching takes about 10 ms each."""
 NOVEL_CONTROLS = 1000
+"""Largest number in the baseline of novelty."""
 OWN_IMAGE = 1.0
-"""Angstrom; an atom nearer to its own image is private to this project: the literature's rule does not ask."""
+"""Distance in Angstrom below which an atom is too close to its own image. Specific to this project: the rules of the
+literature do not check it."""
 REAL = "held-out real"
-RANDOM_PLACES = "random coordinates in true cells"
+RANDOM_COORDINATES = "random coordinates in true cells"
 RANDOM_ELEMENTS = "random elements on true sites"
 NOISE = 0.1
-"""Deviation of fractional coordinates, and relative one of lengths, of the mildest noise beside match rates."""
+"""Noise of the baseline of match rates: standard deviation of fractional coordinates, and relative one of lengths."""
 NOISY = f"Gaussian noise {NOISE:g} / {NOISE:g}"
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -44,11 +47,11 @@ def spaces() -> list[Space]:
 
 
 def metrics() -> list[Metric]:
-    return [Validity(), Novelty(), Distributions(), Matches()]
+    return [CrystalValidity(), Novelty(), CrystalDistributions(), Matches()]
 
 
 def arrays_of(data: Any) -> Arrays:
-    """Data as arrays; ValueError where they hold NaN or infinity."""
+    """Return data as arrays; ValueError if they hold NaN or infinity."""
     fractional, lattice = (data[key].detach().cpu().double() for key in ("fractional", "lattice"))
     finite = fractional.isfinite().flatten(1).all(1) & lattice.isfinite().all(1)
     if not finite.all():
@@ -58,10 +61,11 @@ def arrays_of(data: Any) -> Arrays:
 
 
 class Structures(Space):
-    """The crystals themselves, `types` (B, N) uint8, `fractional` (B, N, 3), `lattice` (B, 6), and how they were
-    judged: `constructed`, `struct_valid`, `comp_valid`, `valid` (B,) uint8, `own_image` (B,) Angstrom.
+    """The crystals and their validity.
 
-    Of reconstructions beside their originals: `match_rms` (B,), NaN where they do not match.
+    `types` (B, N) uint8, `fractional` (B, N, 3), `lattice` (B, 6); `constructed`, `struct_valid`, `comp_valid`, `valid`
+    (B,) uint8; `own_image` (B,), the distance in Angstrom from an atom to its own image. For reconstructions also
+    `match_rms` (B,), NaN where they do not match the original.
     """
 
     name = "structures"
@@ -72,121 +76,127 @@ class Structures(Space):
 
     def __call__(self, data: Any) -> dict[str, Tensor]:
         types, fractional, lattice = arrays_of(data)
-        verdict = judge(types, fractional, lattice)
+        result = validate(types, fractional, lattice)
         return {
             "types": torch.from_numpy(types.astype(np.uint8)), "fractional": torch.from_numpy(fractional).float(),
-            "lattice": torch.from_numpy(lattice).float(), "constructed": _bits(verdict.constructed),
-            "struct_valid": _bits(verdict.structure), "comp_valid": _bits(verdict.composition),
-            "valid": _bits(verdict.valid), "own_image": torch.from_numpy(verdict.own).float(),
+            "lattice": torch.from_numpy(lattice).float(), "constructed": _bits(result.constructed),
+            "struct_valid": _bits(result.structure), "comp_valid": _bits(result.composition),
+            "valid": _bits(result.valid), "own_image": torch.from_numpy(result.own_image).float(),
         }  # fmt: skip
 
     def against(self, made: Any, data: Any) -> dict[str, Tensor]:
         return {"match_rms": torch.from_numpy(match(arrays_of(made), arrays_of(data))).float()}
 
 
-class Validity(Metric):
-    """Shares of samples that are crystals at all."""
+class CrystalValidity(Metric):
+    """Shares of generated crystals that are valid."""
 
     space = "structures"
     gives = ("valid", "struct_valid", "comp_valid", "constructed", "own_image")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made, held_out = evidence.samples, evidence.held_out
-        if not _has(made):
+        samples, held_out = evidence.samples, evidence.held_out
+        if not _has(samples):
             return []
-        assert made is not None
-        beside = controls(_arrays(held_out, CONTROLS)) if held_out is not None and _has(held_out) else {}
+        assert samples is not None
+        baselines = controls(_arrays(held_out, CONTROLS)) if held_out is not None and _has(held_out) else {}
         names = {
             "valid": "structure and composition valid", "struct_valid": f"structure valid (atoms {CLOSEST} A apart)",
             "comp_valid": "composition valid (SMACT, smact14)", "constructed": "cell can be built",
         }  # fmt: skip
         rows = [
-            Row(key, name, 100 * float(made[key].double().mean()), "%", "higher", _column(beside, key))
+            Row(key, name, 100 * float(samples[key].double().mean()), "%", "higher", _column(baselines, key))
             for key, name in names.items()
         ]
-        close = 100 * float((made["own_image"] < OWN_IMAGE).double().mean())
+        close = 100 * float((samples["own_image"] < OWN_IMAGE).double().mean())
         name = f"atoms within {OWN_IMAGE:g} A of their own image"
-        return [*rows, Row("own_image", name, close, "%", "lower", _column(beside, "own_image"))]
+        return [*rows, Row("own_image", name, close, "%", "lower", _column(baselines, "own_image"))]
 
 
 class Novelty(Metric):
-    """Valid samples that are different from each other, and from the training crystals."""
+    """Shares of valid generated crystals that differ from each other, and from the training crystals."""
 
     space = "structures"
     gives = ("unique", "novel", "valid_unique_novel")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made, train, held_out = evidence.samples, evidence.train, evidence.held_out
-        if not _has(made):
+        samples, train, held_out = evidence.samples, evidence.train, evidence.held_out
+        if not _has(samples):
             return []
-        assert made is not None
-        known = matching.Known(*_arrays(train)) if train is not None and _has(train) else None
-        found = novelty(_arrays(made), made["valid"].numpy() > 0, known)
-        beside: dict[str, dict[str, float]] = {}
+        assert samples is not None
+        known = matching.KnownCrystals(*_arrays(train)) if train is not None and _has(train) else None
+        shares = novelty(_arrays(samples), samples["valid"].numpy() > 0, known)
+        baselines: dict[str, dict[str, float]] = {}
         if held_out is not None and _has(held_out):
-            real = held_out.first("valid", NOVEL_CONTROLS).numpy() > 0
-            beside = {REAL: novelty(_arrays(held_out, NOVEL_CONTROLS), real, known)}
+            valid = held_out.first("valid", NOVEL_CONTROLS).numpy() > 0
+            baselines = {REAL: novelty(_arrays(held_out, NOVEL_CONTROLS), valid, known)}
         names = {
             "unique": "distinct of the valid",
-            "novel": f"distinct of the valid, and not among {evidence.looked_at('crystals')}",
+            "novel": f"distinct of the valid, and not among {evidence.describe_train('crystals')}",
             "valid_unique_novel": "valid, distinct and novel, of all",
         }  # fmt: skip
         return [
-            Row(key, names[key], value, "%", "higher", _column(beside, key)) for key, value in found.items()
+            Row(key, names[key], value, "%", "higher", _column(baselines, key)) for key, value in shares.items()
         ]  # fmt: skip
 
 
-class Distributions(Metric):
-    """Wasserstein distances between samples and training crystals: of density, elements and atoms of a crystal."""
+class CrystalDistributions(Metric):
+    """Wasserstein distances between generated and training crystals: density, number of elements, number of atoms."""
 
     space = "structures"
     gives = ("density_distance", "elements_distance", "atoms_distance")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made, train, held_out = evidence.samples, evidence.train, evidence.held_out
-        if not _has(made) or not _has(train):
+        samples, train, held_out = evidence.samples, evidence.train, evidence.held_out
+        if not _has(samples) or not _has(train):
             return []
-        assert made is not None and train is not None
+        assert samples is not None and train is not None
         real = quantities(_arrays(train))
-        found = _distances(quantities(_arrays(made), made["constructed"].numpy() > 0), real)
-        others = {REAL: _distances(quantities(_arrays(held_out)), real)} if held_out and _has(held_out) else {}
+        distances = _distances(quantities(_arrays(samples), samples["constructed"].numpy() > 0), real)
+        baselines = {REAL: _distances(quantities(_arrays(held_out)), real)} if held_out and _has(held_out) else {}
         units = {"density_distance": "g/cm3", "elements_distance": "", "atoms_distance": ""}
         return [
             Row(key, f"Wasserstein distance of {key.partition('_')[0]}", value, units[key], "lower",
-                _column(others, key))
-            for key, value in found.items()
+                _column(baselines, key))
+            for key, value in distances.items()
         ]  # fmt: skip
 
 
 class Matches(Metric):
-    """Held-out crystals through the tokenizer: do they come back."""
+    """How well reconstructions of held-out crystals match their originals."""
 
     space = "structures"
     track = "reconstruction"
     gives = ("match_rate", "match_rate_any", "match_rms", "type_accuracy", "lengths_mae", "angles_mae", "frac_rms")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made, truth = evidence.reconstructions, evidence.held_out
-        if made is None or truth is None or not len(made) or "match_rms" not in made or not _has(truth):
+        reconstructions, originals = evidence.reconstructions, evidence.held_out
+        if (
+            reconstructions is None
+            or originals is None
+            or not len(reconstructions)
+            or "match_rms" not in reconstructions
+            or not _has(originals)
+        ):
             return []
-        rms = made["match_rms"].double()
+        rms = reconstructions["match_rms"].double()
         matched = rms.isfinite()
-        both = matched & (made["valid"] > 0) & (truth["valid"][: len(made)] > 0)
-        real, valid = _arrays(truth, MATCHED_CONTROLS), truth.first("valid", MATCHED_CONTROLS).numpy() > 0
-        noise = {
-            RANDOM_PLACES: match_rates((real[0], random_places(real[1]), real[2]), real, valid),
+        both_valid = matched & (reconstructions["valid"] > 0) & (originals["valid"][: len(reconstructions)] > 0)
+        real, valid = _arrays(originals, MATCHED_CONTROLS), originals.first("valid", MATCHED_CONTROLS).numpy() > 0
+        baselines = {
+            RANDOM_COORDINATES: match_rates((real[0], random_coordinates(real[1]), real[2]), real, valid),
             NOISY: match_rates(with_noise(real, NOISE, NOISE), real, valid),
         }
-        ceiling = {"originals that are valid": 100 * float(truth["valid"].double().mean())}
+        reference = {"originals that are valid": 100 * float(originals["valid"].double().mean())}
         rows = [
-            Row("match_rate", "matches its original, both valid", 100 * float(both.double().mean()), "%", "higher",
-                {**ceiling, **_column(noise, "match_rate")}),
+            Row("match_rate", "matches its original, both valid", 100 * float(both_valid.double().mean()), "%",
+                "higher", {**reference, **_column(baselines, "match_rate")}),
             Row("match_rate_any", "matches its original", 100 * float(matched.double().mean()), "%", "higher",
-                _column(noise, "match_rate_any")),
+                _column(baselines, "match_rate_any")),
         ]  # fmt: skip
         if matched.any():
-            of = "displacement of matches (of the cube root of an atom's volume)"
-            rows.append(Row("match_rms", of, float(rms[matched].mean()), "", "lower"))
+            name = "displacement of matches (of the cube root of an atom's volume)"
+            rows.append(Row("match_rms", name, float(rms[matched].mean()), "", "lower"))
         measured = (
             ("type_accuracy", "atoms of the right element", "%", "higher"),
             ("lengths_mae", "error of cell lengths", "A", "lower"),
@@ -195,114 +205,131 @@ class Matches(Metric):
         )  # fmt: skip
         random = {"frac_rms": {"random coordinates": 12**-0.5}}
         return rows + [
-            Row(key, name, float(made[key].double().mean()), unit, better, random.get(key, {}))
+            Row(key, name, float(reconstructions[key].double().mean()), unit, better, random.get(key, {}))
             for key, name, unit, better in measured
-            if key in made
+            if key in reconstructions
         ]
 
 
-# ---- what they are made of -----------------------------------------------------------------------------------------
+# ---- measures ------------------------------------------------------------------------------------------------------
 
 
 def errors(made: Any, data: Any) -> dict[str, list[float]]:
-    """How far each crystal is from its original, atom by atom: `type_accuracy` in percent; `lengths_mae` in Angstrom
-    and `angles_mae` in degrees, means over three; `frac_rms`, the root mean square over atoms and axes of differences
-    of fractional coordinates to the nearest image."""
+    """Return the errors of each reconstruction, with atoms compared by index.
+
+    `type_accuracy`: percentage of atoms with the right element. `lengths_mae` in Angstrom and `angles_mae` in degrees:
+    mean absolute errors of the lattice. `frac_rms`: root mean square over atoms and axes of the difference of
+    fractional coordinates to the nearest image.
+    """
     atoms = data["types"] > 0  # (B, N)
     count = atoms.sum(1).clamp(min=1)
-    right = ((made["types"] == data["types"]) & atoms).sum(1) / count
-    apart = made["fractional"].double() - data["fractional"].double()
-    squares = (apart - apart.round()).square().mean(-1)  # (B, N)
-    off = (made["lattice"].double() - data["lattice"].double()).abs()
+    difference = made["fractional"].double() - data["fractional"].double()
+    squares = (difference - difference.round()).square().mean(-1)  # (B, N)
+    lattice_error = (made["lattice"].double() - data["lattice"].double()).abs()
     return {
-        "type_accuracy": (100 * right.double()).tolist(), "lengths_mae": off[:, :3].mean(1).tolist(),
-        "angles_mae": off[:, 3:].mean(1).tolist(), "frac_rms": ((squares * atoms).sum(1) / count).sqrt().tolist(),
+        "type_accuracy": type_accuracy(made, data).tolist(), "lengths_mae": lattice_error[:, :3].mean(1).tolist(),
+        "angles_mae": lattice_error[:, 3:].mean(1).tolist(),
+        "frac_rms": ((squares * atoms).sum(1) / count).sqrt().tolist(),
     }  # fmt: skip
 
 
 def match(made: Arrays, truth: Arrays) -> np.ndarray:
-    """`matching.distance` of each pair, (S,); NaN where they do not match or a cell cannot be built."""
-    found = np.full(len(made[0]), np.nan)
-    built = judge(*made).constructed
+    """Return `matching.distance` (S,) of each pair; NaN where they do not match or a cell cannot be built."""
+    distances = np.full(len(made[0]), np.nan)
+    built = validate(*made).constructed
     for row in np.flatnonzero(built):
         if composition(made[0][row]) == composition(truth[0][row]):
             pair = [matching.structure(*(array[row] for array in side)) for side in (made, truth)]
-            found[row] = matching.distance(*pair)
-    return found
+            distances[row] = matching.distance(*pair)
+    return distances
 
 
-def novelty(made: Arrays, valid: np.ndarray, known: matching.Known | None) -> dict[str, float]:
-    """Percent: `unique`, distinct ones of the valid; `novel`, distinct ones that are not known, of the valid;
-    `valid_unique_novel`, the same of all. The last two only where training crystals are known, none without a valid
-    one. Only crystals whose composition occurs twice, or is known, are matched: the others are distinct and new."""
+def novelty(samples: Arrays, valid: np.ndarray, known: matching.KnownCrystals | None) -> dict[str, float]:
+    """Return shares of distinct and novel crystals in percent; {} without a valid sample.
+
+    `unique`: distinct crystals, divided by valid ones. `novel`: distinct crystals that are not known, divided by valid
+    ones. `valid_unique_novel`: the same, divided by all samples. The last two need `known`. Only crystals whose
+    composition occurs twice or is known are matched; the others are distinct and novel.
+    """
     rows = np.flatnonzero(valid)
     if not len(rows):
         return {}
-    of = {row: composition(made[0][row]) for row in rows}
-    count = Counter(of.values())
-    rivalled = [row for row in rows if count[of[row]] > 1 or (known is not None and of[row] in known.rows)]
-    structures = {row: matching.reduced(*(array[row] for array in made)) for row in rivalled}
-    usable = [row for row in rivalled if structures[row] is not None]
-    firsts = matching.groups([structures[row] for row in usable], [of[row] for row in usable])
-    alone = len(rows) - len(rivalled)
-    found = {"unique": 100 * (alone + len(firsts)) / len(rows)}
+    compositions = {row: composition(samples[0][row]) for row in rows}
+    count = Counter(compositions.values())
+    ambiguous = [
+        row
+        for row, its_composition in compositions.items()
+        if count[its_composition] > 1 or (known is not None and its_composition in known.rows)
+    ]
+    structures = {row: matching.reduced(*(array[row] for array in samples)) for row in ambiguous}
+    usable = [row for row in ambiguous if structures[row] is not None]
+    firsts = matching.distinct([structures[row] for row in usable], [compositions[row] for row in usable])
+    unambiguous = len(rows) - len(ambiguous)
+    shares = {"unique": 100 * (unambiguous + len(firsts)) / len(rows)}
     if known is not None:
-        new = alone + sum(not known.has(structures[row], of[row]) for row in (usable[first] for first in firsts))
-        found |= {"novel": 100 * new / len(rows), "valid_unique_novel": 100 * new / len(valid)}
-    return found
+        candidates = [usable[first] for first in firsts]
+        novel = unambiguous + sum(not known.has(structures[row], compositions[row]) for row in candidates)
+        shares |= {"novel": 100 * novel / len(rows), "valid_unique_novel": 100 * novel / len(valid)}
+    return shares
 
 
 def controls(real: Arrays) -> dict[str, dict[str, float]]:
-    """Percent of each key of Validity: of real crystals, of atoms thrown at random into their cells, and of elements
-    drawn at random in place of theirs."""
+    """Return the shares of CrystalValidity in percent for the baselines, by name.
+
+    Real crystals; the same with random coordinates; the same with random elements.
+    """
     types, fractional, lattice = real
-    places = random_places(fractional)
+    coordinates = random_coordinates(fractional)
     return {
-        REAL: _shares(judge(types, fractional, lattice)),
-        RANDOM_PLACES: _shares(judge(types, places, lattice)),
-        RANDOM_ELEMENTS: _shares(judge(random_elements(types), fractional, lattice)),
+        REAL: _shares(validate(types, fractional, lattice)),
+        RANDOM_COORDINATES: _shares(validate(types, coordinates, lattice)),
+        RANDOM_ELEMENTS: _shares(validate(random_elements(types), fractional, lattice)),
     }
 
 
-def random_places(fractional: np.ndarray) -> np.ndarray:
+def random_coordinates(fractional: np.ndarray) -> np.ndarray:
+    """Return uniform fractional coordinates of the same shape, the same in every call."""
     return np.random.default_rng(seed_of("crystal controls", "places")).random(fractional.shape)
 
 
 def random_elements(types: np.ndarray) -> np.ndarray:
-    """Each crystal's elements replaced by as many different ones, of those that occur in any."""
+    """Replace the elements of each crystal by as many different ones, drawn from all that occur in the set."""
     rng = np.random.default_rng(seed_of("crystal controls", "elements"))
     pool = np.unique(types[types > 0])
     drawn = np.zeros_like(types)
-    for row, kinds in enumerate(types):
-        own = np.unique(kinds[kinds > 0])
-        for old, new in zip(own, rng.choice(pool, len(own), replace=len(pool) < len(own)), strict=True):
-            drawn[row][kinds == old] = new
+    for row, row_types in enumerate(types):
+        elements = np.unique(row_types[row_types > 0])
+        for old, new in zip(elements, rng.choice(pool, len(elements), replace=len(pool) < len(elements)), strict=True):
+            drawn[row][row_types == old] = new
     return drawn
 
 
-def with_noise(real: Arrays, lengths: float, places: float) -> Arrays:
-    """Gaussian noise, always the same: lengths, relative deviation of a, b and c; places, of fractional coordinates."""
+def with_noise(real: Arrays, lengths: float, coordinates: float) -> Arrays:
+    """Add Gaussian noise, the same in every call.
+
+    lengths: relative standard deviation of a, b and c. coordinates: standard deviation of fractional coordinates.
+    """
     rng = np.random.default_rng(seed_of("crystal controls", "noise"))
     types, fractional, lattice = real
     scale = np.ones_like(lattice)
     scale[:, :3] += lengths * rng.standard_normal((len(lattice), 3))
-    return types, (fractional + places * rng.standard_normal(fractional.shape)) % 1, lattice * scale
+    return types, (fractional + coordinates * rng.standard_normal(fractional.shape)) % 1, lattice * scale
 
 
 def match_rates(made: Arrays, real: Arrays, valid: np.ndarray) -> dict[str, float]:
-    """In percent, of crystals with their originals; valid: which of these are."""
+    """Return match rates in percent. valid: (S,) bool, which originals are valid."""
     matched = np.isfinite(match(made, real))
-    both = matched & judge(*made).valid & valid
-    return {"match_rate": 100 * float(both.mean()), "match_rate_any": 100 * float(matched.mean())}
+    both_valid = matched & validate(*made).valid & valid
+    return {"match_rate": 100 * float(both_valid.mean()), "match_rate_any": 100 * float(matched.mean())}
 
 
-def quantities(of: Arrays, chosen: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Density in g/cm3, number of different elements, number of atoms, of each (chosen) crystal."""
-    types, _, lattice = of if chosen is None else (array[chosen] for array in of)
+def quantities(crystals: Arrays, chosen: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return density in g/cm3, number of elements and number of atoms of each crystal. chosen: (S,) bool selection."""
+    types, _, lattice = crystals if chosen is None else (array[chosen] for array in crystals)
     volumes = abs(np.linalg.det(cell_matrix(lattice)))
     return {
         "density_distance": _masses()[types].sum(1) / volumes / 0.602214076,
-        "elements_distance": np.array([len(np.unique(kinds[kinds > 0])) for kinds in types], np.float64),
+        "elements_distance": np.array([len(np.unique(row[row > 0])) for row in types], np.float64),
         "atoms_distance": (types > 0).sum(1).astype(np.float64),
     }
 
@@ -313,27 +340,20 @@ def _masses() -> np.ndarray:
     return np.array([0.0] + [float(Element.from_Z(z).atomic_mass) for z in range(1, 100)])
 
 
-def _distances(made: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> dict[str, float]:
-    return {key: wasserstein(made[key], real[key]) for key in real if len(made[key])}
+def _distances(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> dict[str, float]:
+    return {key: wasserstein(generated[key], real[key]) for key in real if len(generated[key])}
 
 
-def wasserstein(some: np.ndarray, others: np.ndarray) -> float:
-    """The 1-Wasserstein distance of two samples: the area between their distribution functions."""
-    places = np.sort(np.concatenate([some, others]))
-    shares = [np.searchsorted(np.sort(of), places[:-1], side="right") / len(of) for of in (some, others)]
-    return float((abs(shares[0] - shares[1]) * np.diff(places)).sum())
-
-
-def _shares(verdict: Verdict) -> dict[str, float]:
+def _shares(result: ValidityResult) -> dict[str, float]:
     shares = {
-        "valid": verdict.valid, "struct_valid": verdict.structure, "comp_valid": verdict.composition,
-        "constructed": verdict.constructed, "own_image": verdict.own < OWN_IMAGE,
+        "valid": result.valid, "struct_valid": result.structure, "comp_valid": result.composition,
+        "constructed": result.constructed, "own_image": result.own_image < OWN_IMAGE,
     }  # fmt: skip
     return {key: 100 * float(share.mean()) for key, share in shares.items()}
 
 
-def _column(beside: dict[str, dict[str, float]], key: str) -> dict[str, float]:
-    return {name: numbers[key] for name, numbers in beside.items() if key in numbers}
+def _column(baselines: dict[str, dict[str, float]], key: str) -> dict[str, float]:
+    return {name: values[key] for name, values in baselines.items() if key in values}
 
 
 def _has(rows: Rows | None) -> bool:

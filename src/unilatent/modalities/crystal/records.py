@@ -1,6 +1,6 @@
-"""One crystal out of text as people have it: CIF, POSCAR, a frame of extended XYZ. ValueError says what is wrong.
+"""Parsing one crystal from text: CIF, POSCAR or a frame of extended XYZ. ValueError says what is wrong.
 
-Readers give what the text says; `prepared` brings it to the form that models see.
+Readers return the crystal as written; `prepared` converts it to the normal form of training data.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...atoms.elements import NUMBERS, SYMBOLS
-from ...atoms.reading import TooLarge
-from ...atoms.systems import System
+from .._atoms.elements import NUMBERS, SYMBOLS
+from .._atoms.reading import TooLarge
+from .._atoms.systems import System
 from .elements import in_order
 from .lattices import cell_matrix, distances_of, niggli, wrap
 
 CLOSEST = 0.5
-"""Atoms nearer than this, Angstrom, are a mistake; the rule of structural validity."""
+"""Smallest distance between two atoms in Angstrom, as in structural validity; a closer pair is an error."""
 THINNEST = 1.0
-"""And so is an atom nearer than this to its own image."""
+"""Smallest distance from an atom to its own image in Angstrom; a closer one is an error."""
 TOKENS = re.compile(r"'[^']*'|\"[^\"]*\"|\S+")
 LENGTHS = ("_cell_length_a", "_cell_length_b", "_cell_length_c")
 ANGLES = ("_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma")
-PLACES = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
+COORDINATES = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 
 
 def read_cif(text: str) -> System:
-    """The first block of a CIF. Those without symmetry are read here, others by pymatgen (ten times slower)."""
+    """Read the first block of a CIF. Those without symmetry are parsed here, others by pymatgen (ten times slower)."""
     if not text.strip():
         raise ValueError("it is empty")
     if missing := [tag for tag in (*LENGTHS, *ANGLES) if tag not in text]:
@@ -40,16 +40,16 @@ def read_cif(text: str) -> System:
     from pymatgen.io.cif import CifParser
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it repairs; what matters is checked below
+        warnings.simplefilter("ignore")  # pymatgen repairs the text; `prepared` and `complete` check the result
         try:
             structure = CifParser.from_str(text).parse_structures(primitive=False, on_error="raise")[0]
-        except Exception as error:  # ValueError, AssertionError, KeyError, ... of a parser of other people's files
-            raise ValueError(f"no structure can be made of it ({' '.join(str(error).split())[:120]})") from None
+        except Exception as error:  # ValueError, AssertionError, KeyError, ... on malformed files
+            raise ValueError(f"it cannot be parsed as a structure ({' '.join(str(error).split())[:120]})") from None
     return _of_structure(structure)
 
 
 def read_poscar(text: str) -> System:
-    """A VASP 5 POSCAR: line 6 names the elements."""
+    """Read a VASP 5 POSCAR, in which line 6 names the elements."""
     from pymatgen.io.vasp import Poscar
 
     lines = text.splitlines()
@@ -62,12 +62,12 @@ def read_poscar(text: str) -> System:
         try:
             structure = Poscar.from_str(text).structure
         except Exception as error:
-            raise ValueError(f"no structure can be made of it ({' '.join(str(error).split())[:120]})") from None
+            raise ValueError(f"it cannot be parsed as a structure ({' '.join(str(error).split())[:120]})") from None
     return _of_structure(structure)
 
 
 def read_frame(text: str) -> System:
-    """A frame of extended XYZ, with Lattice="..." and Properties=species:S:1:pos:R:3..."""
+    """Read a frame of extended XYZ, with Lattice="..." and Properties=species:S:1:pos:R:3..."""
     lines = text.splitlines()
     comment = lines[1] if len(lines) > 1 else ""
     lattice = re.search(r'\bLattice\s*=\s*"([^"]*)"', comment, re.IGNORECASE)
@@ -76,9 +76,9 @@ def read_frame(text: str) -> System:
     matrix = np.array([_number(word) for word in lattice[1].split()])
     if matrix.size != 9:
         raise ValueError(f"Lattice has {matrix.size} numbers, not 9")
-    found = re.search(r"\bProperties\s*=\s*(\S+)", comment, re.IGNORECASE)
+    properties = re.search(r"\bProperties\s*=\s*(\S+)", comment, re.IGNORECASE)
     columns, at = {}, 0
-    fields = (found[1].strip('"') if found else "species:S:1:pos:R:3").split(":")
+    fields = (properties[1].strip('"') if properties else "species:S:1:pos:R:3").split(":")
     for name, width in zip(fields[::3], fields[2::3], strict=False):
         columns[name.lower()] = at
         at += int(width)
@@ -94,18 +94,18 @@ def read_frame(text: str) -> System:
     _finite(matrix, "the lattice")
     if abs(np.linalg.det(matrix)) < 0.1:
         raise ValueError("its lattice has no volume")
-    known = {}
+    numbers = {}
     for key, value in re.findall(r"(\w+)\s*=\s*([^\s\"]+)", re.sub(r'\w+\s*=\s*"[^"]*"', "", comment)):
         if key.lower() != "properties" and re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value):
-            known[key] = float(value)
-    return System(np.array(types), positions @ np.linalg.inv(matrix), _parameters(matrix), columns=known)
+            numbers[key] = float(value)
+    return System(np.array(types), positions @ np.linalg.inv(matrix), _parameters(matrix), columns=numbers)
 
 
 READERS = {"cif": read_cif, "poscar": read_poscar, "frame": read_frame}
 
 
 def complete(one: System) -> System:
-    """The same, once it is known that every value is a number and every atom an element."""
+    """Check that values are finite and every atom is an element; return the crystal wrapped and in float32."""
     assert one.lattice is not None
     if not len(one.types):
         raise ValueError("it has no atoms")
@@ -117,48 +117,51 @@ def complete(one: System) -> System:
 
 
 def prepared(one: System, max_atoms: int, keep: bool = False) -> System:
-    """Checked, Niggli reduced (keep: unless it is), atoms in the order of electronegativity."""
+    """Return the crystal checked, Niggli reduced, and with atoms sorted by electronegativity.
+
+    keep: leave a cell that is already reduced unchanged. TooLarge above `max_atoms`; ValueError if it is invalid.
+    """
     complete(one)
     if len(one.types) > max_atoms:
         raise TooLarge.of(len(one.types), max_atoms)
     lattice = np.asarray(one.lattice, np.float64)
     lengths, angles = lattice[:3], lattice[3:]
     if (lengths <= 0).any() or (angles <= 0).any() or (angles >= 180).any():
-        raise ValueError(f"a lattice of {', '.join(f'{value:g}' for value in lattice)} is none")
+        raise ValueError(f"a lattice of {', '.join(f'{value:g}' for value in lattice)} is impossible")
     matrix = cell_matrix(lattice)
     if abs(np.linalg.det(matrix)) < 0.1:
         raise ValueError("its lattice has no volume")
     try:
-        reduced, places = niggli(matrix, one.coordinates, keep)
+        reduced, coordinates = niggli(matrix, one.coordinates, keep)
     except Exception as error:
         raise ValueError(f"its cell cannot be reduced ({' '.join(str(error).split())[:120]})") from None
-    distances = distances_of(cell_matrix(reduced), places.astype(np.float64))
-    own = distances.diagonal()
-    if own.min() < THINNEST:
-        raise ValueError(f"atoms are {own.min():.2f} A from their own images")
+    distances = distances_of(cell_matrix(reduced), coordinates.astype(np.float64))
+    image_distances = distances.diagonal()
+    if image_distances.min() < THINNEST:
+        raise ValueError(f"atoms are {image_distances.min():.2f} A from their own images")
     if distances.min() < CLOSEST:
         i, j = sorted(divmod(int(distances.argmin()), len(one.types)))
         raise ValueError(f"atoms {i + 1} and {j + 1} are {distances.min():.2f} A apart")
     order = in_order(one.types)
-    return replace(one, types=one.types[order], coordinates=places[order], lattice=reduced)
+    return replace(one, types=one.types[order], coordinates=coordinates[order], lattice=reduced)
 
 
 def _of_structure(structure: object) -> System:
-    """From a pymatgen Structure."""
+    """Convert a pymatgen Structure."""
     from pymatgen.core import Structure
 
     assert isinstance(structure, Structure)
     if not structure.is_ordered:
-        shared = next(site for site in structure if not site.is_ordered)
-        raise ValueError(f"partial occupancy ({shared.species_string})")
+        disordered = next(site for site in structure if not site.is_ordered)
+        raise ValueError(f"partial occupancy ({disordered.species_string})")
     types = [_element(site.specie.symbol) for site in structure]
     return System(np.array(types), structure.frac_coords, np.array(structure.lattice.parameters))
 
 
 def _plain_cif(text: str) -> System | None:
-    """Of a CIF that names every atom of its cell; None if it may not, or is laid out in another way.
+    """Parse a CIF that lists every atom of its cell; None if it may have symmetry or has another layout.
 
-    ValueError on what is wrong with such a one.
+    ValueError if such a CIF is invalid.
     """
     values, loops = _parsed(text)
     if values is None:
@@ -174,30 +177,30 @@ def _plain_cif(text: str) -> System | None:
     if not all(values.get(tag) for tag in (*LENGTHS, *ANGLES)):
         return None
     lattice = np.array([_number(values[tag]) for tag in (*LENGTHS, *ANGLES)])
-    sites = [(header, rows) for header, rows in loops if PLACES[0] in header]
+    sites = [(header, rows) for header, rows in loops if COORDINATES[0] in header]
     if len(sites) != 1:
         return None
     header, rows = sites[0]
-    named = "_atom_site_type_symbol" if "_atom_site_type_symbol" in header else "_atom_site_label"
-    if named not in header or any(tag not in header for tag in PLACES):
+    symbol_tag = "_atom_site_type_symbol" if "_atom_site_type_symbol" in header else "_atom_site_label"
+    if symbol_tag not in header or any(tag not in header for tag in COORDINATES):
         return None
-    if named == "_atom_site_label" and not all(_known(row[header.index(named)]) for row in rows):
-        return None  # "CuA" is copper
-    symbol, axes = header.index(named), [header.index(tag) for tag in PLACES]
+    if symbol_tag == "_atom_site_label" and not all(_is_element(row[header.index(symbol_tag)]) for row in rows):
+        return None  # a label such as "CuA" means copper
+    symbol, axes = header.index(symbol_tag), [header.index(tag) for tag in COORDINATES]
     if any(len(row) != len(header) for row in rows):
         return None  # a comment, or a row over several lines
     if "_atom_site_occupancy" in header:
-        place = header.index("_atom_site_occupancy")
+        column = header.index("_atom_site_occupancy")
         for row in rows:
-            if row[place] not in (".", "?") and abs(_number(row[place]) - 1) > 1e-3:
-                raise ValueError(f"partial occupancy ({row[symbol]}: {row[place]})")
+            if row[column] not in (".", "?") and abs(_number(row[column]) - 1) > 1e-3:
+                raise ValueError(f"partial occupancy ({row[symbol]}: {row[column]})")
     types = [_element(row[symbol]) for row in rows]
-    places = np.array([[_number(row[axis]) for axis in axes] for row in rows]).reshape(-1, 3)
-    return System(np.array(types, np.int64), places, lattice)
+    coordinates = np.array([[_number(row[axis]) for axis in axes] for row in rows]).reshape(-1, 3)
+    return System(np.array(types, np.int64), coordinates, lattice)
 
 
 def _parsed(text: str) -> tuple[dict[str, str] | None, list[tuple[list[str], list[list[str]]]]]:
-    """Values by tag, and loops as (tags, rows); None where it has text over several lines."""
+    """Return values by tag, and loops as (tags, rows); None instead of values if a text spans several lines."""
     values: dict[str, str] = {}
     loops: list[tuple[list[str], list[list[str]]]] = []
     heading = inside = False
@@ -226,13 +229,13 @@ def _parsed(text: str) -> tuple[dict[str, str] | None, list[tuple[list[str], lis
 
 
 def _column(header: list[str], rows: list[list[str]], tags: tuple[str, ...]) -> list[str]:
-    """The column of a loop that has any of these tags."""
-    places = [header.index(tag) for tag in tags if tag in header]
-    return [row[place] for place in places[:1] for row in rows if len(row) > place]
+    """Return the column of a loop under the first of these tags that it has; [] if it has none."""
+    columns = [header.index(tag) for tag in tags if tag in header]
+    return [row[column] for column in columns[:1] for row in rows if len(row) > column]
 
 
 def _number(word: str) -> float:
-    """Also "4.27(3)"."""
+    """Parse a number, with an uncertainty or not: "4.27(3)"."""
     try:
         return float(word.partition("(")[0])
     except ValueError:
@@ -240,17 +243,17 @@ def _number(word: str) -> float:
 
 
 def _element(symbol: str) -> int:
-    """Also "Cu2+" and "Cu12"."""
-    found = re.match(r"[A-Za-z]+", symbol)
-    name = found[0].capitalize() if found else symbol
+    """Return the atomic number of a symbol, with a charge or index or not: "Cu2+", "Cu12"."""
+    letters = re.match(r"[A-Za-z]+", symbol)
+    name = letters[0].capitalize() if letters else symbol
     if name not in NUMBERS:
         raise ValueError(f"unknown element {symbol!r}")
     return NUMBERS[name]
 
 
-def _known(symbol: str) -> bool:
-    found = re.match(r"[A-Za-z]+", symbol)
-    return found is not None and found[0].capitalize() in NUMBERS
+def _is_element(symbol: str) -> bool:
+    letters = re.match(r"[A-Za-z]+", symbol)
+    return letters is not None and letters[0].capitalize() in NUMBERS
 
 
 def _finite(values: np.ndarray, what: str) -> None:
@@ -259,7 +262,7 @@ def _finite(values: np.ndarray, what: str) -> None:
 
 
 def _parameters(matrix: np.ndarray) -> np.ndarray:
-    """(6,) of vectors (3, 3)."""
+    """Return the parameters (6,) of row vectors (3, 3): lengths, and angles in degrees."""
     lengths = np.linalg.norm(matrix, axis=1)
     angles = [
         np.degrees(np.arccos(np.clip(matrix[i] @ matrix[j] / (lengths[i] * lengths[j]), -1, 1)))

@@ -1,4 +1,4 @@
-"""Pictures: square patches as tokens, on a (row, column) grid that is the same for every sample."""
+"""Images: square patches as tokens, on a (row, column) grid that is the same for every sample."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from torch import Tensor
 
 from ...config import Config
 from ...maths.streams import Streams
-from ...shards.places import is_shards
 from ...types import Layout, Tokens, grid_layout
+from .._media import render
+from .._media.pixels import Frame
+from .._media.shards import suffixes_in_shards
 from ..base import Dataset, Metric, Modality, Raw, Space, Splits
-from . import agreement, fidelity, losses, made, obedience, render, shards, spaces
-from . import data as files
+from . import clip_score, fidelity, generated, losses, scene_metrics, spaces, storing
 from . import tokens as patches
-from .data import SCENES, Frame, ImageData
-from .metrics import Judge, Reconstruction, psnr
+from .data import KIND, ImageData
+from .data import read as read_images
+from .data import splits as load_splits
+from .metrics import ImageReconstruction, PixelMetrics, psnr
+from .scenes import SCENES
 from .ssim import WINDOW, ssim
 
 SMALLEST_PERCEPTUAL = 32
-"""Pixels a side below which VGG16's four poolings leave nothing to compare."""
+"""Smallest image side in pixels that VGG16's four poolings can process."""
 
 
 class ImageConfig(Config):
-    """size: one side of a square in pixels, or [height, width]; a multiple of patch_size."""
+    """size: side of a square in pixels, or [height, width]; multiples of patch_size."""
 
     name: Literal["image"] = "image"
     size: int | tuple[int, int]
@@ -37,21 +41,21 @@ class ImageConfig(Config):
     l1_weight: float = Field(default=1.0, ge=0)
     squared_weight: float = Field(default=0.0, ge=0)
     perceptual_weight: float = Field(default=0.0, ge=0)
-    """Weight of LPIPS-VGG; needs three channels and sides of at least 32."""
+    """Loss weight of LPIPS-VGG; needs three channels and sides of at least 32 pixels."""
     perceptual_weights: str | None = None
-    """A local file with LPIPS's VGG16 weights; None downloads them once."""
+    """A local file with LPIPS's VGG16 weights; None: a cached download."""
     inception_weights: str | None = None
-    """A local file with the FID Inception network of 2015-12-05; None downloads it once, when it is asked for."""
+    """A local file with the FID Inception network of 2015-12-05; None: a cached download, when first needed."""
     dinov2: str | None = None
-    """A local folder or hub id of the DINOv2 that evaluation may look through; None is the large one."""
+    """A local folder or hub id of the DINOv2 model used in evaluation; None: facebook/dinov2-large."""
     clip: str | None = None
-    """A local folder or hub id of the CLIP that evaluation may look through; None is ViT-L/14 at 336."""
+    """A local folder or hub id of the CLIP model used in evaluation; None: openai/clip-vit-large-patch14-336."""
     flip: bool = True
-    """Mirror training pictures left to right with probability 1/2; false where left and right differ (digits)."""
+    """Flip training images horizontally with probability 1/2; set false where left and right differ (digits)."""
 
     @classmethod
     def small(cls) -> Self:
-        """The embedded digits."""
+        """Settings for the built-in digits."""
         return cls(size=8, patch_size=2, channels=1, squared_weight=1.0, flip=False)
 
     @property
@@ -67,7 +71,7 @@ class ImageConfig(Config):
     def _sides(cls, size: Any) -> Any:
         sides = size if isinstance(size, list | tuple) else [size, size]
         if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
-            raise ValueError("give one side of a square in pixels, or [height, width]")
+            raise ValueError("give the side of a square in pixels, or [height, width]")
         return size
 
     @model_validator(mode="after")
@@ -84,7 +88,7 @@ class ImageConfig(Config):
     @model_validator(mode="after")
     def _terms(self) -> Self:
         if not (self.l1_weight or self.squared_weight or self.perceptual_weight):
-            raise ValueError("l1_weight, squared_weight, perceptual_weight: all are 0; give one of them a weight")
+            raise ValueError("l1_weight, squared_weight, perceptual_weight: all are 0; set at least one of them")
         if self.perceptual_weight and self.channels != 3:
             raise ValueError(
                 f"perceptual_weight: {self.perceptual_weight} needs channels 3, not {self.channels}; set 0"
@@ -101,11 +105,11 @@ class ImageConfig(Config):
 
 
 class Image(Modality):
-    """Data are pictures (B, C, H, W) float32 in [0, 1]."""
+    """Data are images (B, C, H, W) float32 in [0, 1]."""
 
     Config = ImageConfig
     DataConfig = ImageData
-    suffixes = shards.SUFFIXES
+    suffixes = suffixes_in_shards(KIND)
     token_shift = token_scale = 0.5  # noise is added to pixels in [-1, 1]
     config: ImageConfig
 
@@ -123,13 +127,13 @@ class Image(Modality):
 
     @property
     def units(self) -> dict[str, int]:
-        """Pixels, H W; and their channels apart, C H W."""
+        """Pixels (H * W) and subpixels (C * H * W)."""
         pixels = self.config.height * self.config.width
         return {"pixel": pixels, "subpixel": pixels * self.config.channels}
 
     @property
     def frame(self) -> Frame:
-        """What pictures from files are cropped to."""
+        """The size that images from files are cropped to."""
         return Frame(self.config.height, self.config.width, self.config.channels, self.config.patch_size)
 
     def check(self, data: Any) -> Tensor:
@@ -145,21 +149,22 @@ class Image(Modality):
         return data.float().clamp(0, 1)
 
     def prepare(self, device: torch.device) -> None:
-        """LPIPS's weights, where they have a weight."""
+        """Load LPIPS if it has a loss weight."""
         if self.config.perceptual_weight:
             losses.lpips(self.config.perceptual_weights, device)
 
     def reconstruction_loss(self, prediction: Tokens, data: Tensor) -> dict[str, Tensor]:
-        """Terms `l1`, `squared`, `perceptual` (those with a weight): means over pixels and batch, in float32."""
-        weights = losses.Weights(self.config.l1_weight, self.config.squared_weight, self.config.perceptual_weight)
-        return losses.terms(self.unpack(prediction), data, weights, self.config.perceptual_weights)
+        """Return the terms `l1`, `squared`, `perceptual` with non-zero weight: means over pixels and batch, float32."""
+        c = self.config
+        weights = losses.ImageLossWeights(c.l1_weight, c.squared_weight, c.perceptual_weight)
+        return losses.terms(self.unpack(prediction), data, weights, c.perceptual_weights)
 
     def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
-        """The one layout there is, shared by all samples: positions (1, N, 2)."""
+        """Return the patch grid, which is the same for all samples: positions (1, N, 2)."""
         return self._layout(streams.device)
 
     def augment(self, data: Tensor, streams: Streams) -> Tensor:
-        """Each picture mirrored left to right where its stream's uniform falls below 1/2."""
+        """Flip each image horizontally if its stream draws a uniform number below 1/2."""
         if not self.config.flip:
             return data
         mirror = (streams.uniform() < 0.5).to(data.device)  # (B,)
@@ -171,39 +176,38 @@ class Image(Modality):
     def splits(self, data: ImageData) -> Splits:
         if data.path == SCENES and self.config.flip:
             raise ValueError(
-                f"modality.flip: true mirrors pictures, and captions of {SCENES!r} say left and right; set false"
+                f"modality.flip: true mirrors images, but captions of {SCENES!r} contain left and right; set false"
             )
-        source = shards if data.path is not None and is_shards(data.path, shards.SUFFIXES) else files
-        return source.splits(data, self.frame)
+        return load_splits(data, self.frame)
 
     @classmethod
     def of_resolution(cls, resolution: tuple[int, ...]) -> Self:
-        """resolution: (height, width, channels), or one number for a square in colour."""
+        """resolution: (height, width, channels), or (side,) for a square RGB image."""
         height, width, channels = resolution if len(resolution) == 3 else (resolution[0], resolution[0], 3)
         return cls(ImageConfig.parse({"size": [height, width], "patch_size": 1, "channels": channels}))
 
     @classmethod
     def resolution_of(cls, source: Path) -> tuple[int, ...] | None:
-        return made.resolution_of(source)
+        return generated.resolution_of(source)
 
     def made(self, source: Path) -> Dataset:
-        """A folder or zip of PNG files, a .npz, or what `unilatent sample` wrote."""
-        return made.dataset(source, self.frame)
+        """Open a folder or zip of PNG files, a .npz, or the output folder of `unilatent sample`."""
+        return generated.dataset(source, self.frame)
 
     @classmethod
     def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
-        """Pictures of a folder or zip; `format` is jpg (default), png or webp, `quality` for those that have one."""
-        if (chosen := format or "jpg") not in shards.FORMATS:
-            raise ValueError(f"--format: {chosen!r} is unknown; use {', '.join(shards.FORMATS)}")
-        return shards.Pictures(source, shards.Encoding(size, chosen, quality))
+        """Open a folder or zip of images. format: jpg (default), png or webp; quality: of jpg and webp."""
+        if (chosen := format or "jpg") not in storing.FORMATS:
+            raise ValueError(f"--format: {chosen!r} is unknown; use {', '.join(storing.FORMATS)}")
+        return storing.ImagesToStore(source, storing.Encoding(size, chosen, quality))
 
     def spaces(self) -> list[Space]:
-        """Every view of pictures; local weight files come from the evaluation settings of the configuration."""
+        """Return all feature extractors, with the weight files that the configuration names."""
         c = self.config
         return [
             spaces.Pixels(),
             spaces.ClassifierSpace(),
-            obedience.SceneSpace(),
+            scene_metrics.SceneSpace(),
             spaces.Perceptual(c.perceptual_weights),
             spaces.Inception(c.inception_weights),
             spaces.DINOv2(*[c.dinov2] if c.dinov2 else []),
@@ -212,11 +216,20 @@ class Image(Modality):
 
     def metrics(self) -> list[Metric]:
         return [
-            Reconstruction(), fidelity.PerceptualDistance(), fidelity.ReconstructionFidelity(), Judge(),
-            fidelity.Classifier(), obedience.Obedience(), fidelity.FrechetInception(), fidelity.InceptionScore(),
-            fidelity.KernelInception(), fidelity.Manifold(), fidelity.Semantic("dinov2", "DINOv2"),
-            fidelity.Semantic("clip", "CLIP"), agreement.ClipScore(self.config.clip or spaces.CLIP().source),
-        ]  # fmt: skip
+            ImageReconstruction(),
+            fidelity.PerceptualDistance(),
+            fidelity.ReconstructionFID(),
+            PixelMetrics(),
+            fidelity.ClassifierMetrics(),
+            scene_metrics.SceneAccuracy(),
+            fidelity.FrechetInceptionDistance(),
+            fidelity.InceptionScore(),
+            fidelity.KernelInceptionDistance(),
+            fidelity.ManifoldMetrics(),
+            fidelity.FeatureFrechetDistance("dinov2", "DINOv2"),
+            fidelity.FeatureFrechetDistance("clip", "CLIP"),
+            clip_score.ClipScore(self.config.clip or spaces.CLIP().source),
+        ]
 
     @property
     def preprocessing(self) -> str:
@@ -227,31 +240,30 @@ class Image(Modality):
         return self.config.height, self.config.width, self.config.channels
 
     def errors(self, made: Tensor, data: Tensor) -> dict[str, list[float]]:
-        """Per picture: `psnr` in dB and `l1`, for data in [0, 1]; `ssim` where its window fits."""
-        found = {"psnr": psnr(made, data).tolist(), "l1": (made - data).abs().mean((1, 2, 3)).tolist()}
+        """Return per image `psnr` in dB, `l1` for data in [0, 1], and `ssim` if the image is at least one window."""
+        errors = {"psnr": psnr(made, data).tolist(), "l1": (made - data).abs().mean((1, 2, 3)).tolist()}
         if min(data.shape[-2:]) >= WINDOW:
-            found["ssim"] = ssim(made, data).tolist()
-        return found
+            errors["ssim"] = ssim(made, data).tolist()
+        return errors
 
     def draw_grid(
         self, rows: Sequence[Tensor], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
     ) -> None:
-        """One PNG; rows longer than `columns` continue below, rows that belong together staying together."""
+        """Draw one PNG; rows are wrapped after `columns` images, and corresponding parts stay together."""
         render.draw_grid(rows, path, columns, captions)
 
     def write(self, data: Tensor, folder: Path, start: int = 0) -> list[Path]:
-        """One PNG a sample: `000000.png`, ..."""
+        """Write one PNG per sample: `000000.png`, ..."""
         return render.write(data, folder, start)
 
     def arrays(self, data: Tensor) -> dict[str, np.ndarray]:
-        """ADM's layout: `arr_0`, uint8 (B, H, W, C)."""
+        """Return ADM's layout: `arr_0`, uint8 (B, H, W, C)."""
         return {"arr_0": render.to_uint8(data)}
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
-        """Batches of all pictures of a folder, zip archive or file, in the order of their names; or of shards, as
-        they lie in them."""
-        source = shards if is_shards(str(path), shards.SUFFIXES) else files
-        return source.read(path, self.frame, batch_size)
+        """Read all images of a folder, zip archive or file in batches, sorted by name; shards are read in their
+        order."""
+        return read_images(path, self.frame, batch_size)
 
     def _layout(self, device: torch.device) -> Layout:
         patch = self.config.patch_size

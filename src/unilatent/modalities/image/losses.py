@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its picture: means over pixels and batch."""
+"""Reconstruction losses of images: means over pixels and batch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import torch
 from torch import Tensor, nn
 
 
-class Weights(NamedTuple):
-    """Factors of the terms; a term of factor 0 is not computed."""
+class ImageLossWeights(NamedTuple):
+    """Loss weights; a term with weight 0 is not computed."""
 
     l1: float
     squared: float
     perceptual: float
 
 
-def terms(prediction: Tensor, target: Tensor, weights: Weights, lpips_file: str | None = None) -> dict[str, Tensor]:
-    """Weighted scalar terms between two batches of pictures (B, C, H, W), in float32 whatever autocast says.
+def terms(
+    prediction: Tensor, target: Tensor, weights: ImageLossWeights, lpips_file: str | None = None
+) -> dict[str, Tensor]:
+    """Return the weighted scalar terms between two batches of images (B, C, H, W), in float32 even under autocast.
 
     `l1`: mean |difference|; `squared`: mean difference^2; `perceptual`: mean LPIPS-VGG (Zhang et al. 2018, eq. 1).
-    lpips_file: a local file with the perceptual network's weights, or None for the cached download.
+    lpips_file: a local file with the perceptual network's weights; None: a cached download.
     """
     with torch.autocast(prediction.device.type, enabled=False):
         prediction, target = prediction.float(), target.float()
@@ -38,8 +40,8 @@ def terms(prediction: Tensor, target: Tensor, weights: Weights, lpips_file: str 
 
 @cache
 def lpips(weights: str | None, device: torch.device) -> nn.Module:
-    """The perceptual network, kept here and not in any model: so it is in no checkpoint and in no average."""
+    """Return the perceptual network, cached here and not part of any model, so not in checkpoints or EMA weights."""
     from ...nets.lpips import LPIPS
 
-    with torch.inference_mode(False):  # first used inside inference mode, it must still pass gradients later
+    with torch.inference_mode(False):  # gradients must work later even if the first use is in inference mode
         return LPIPS.load(weights).to(device)

@@ -1,4 +1,4 @@
-"""Judges that need no download: they know the real pictures' pixels, never the model."""
+"""Metrics in pixels that need no pretrained network: PSNR, nearest neighbours, spread, an SVM fitted to real images."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from ...maths.streams import generator
 from ..base import Evidence, Metric, Row
 
 MAX_VALUES = 3072
-"""Largest C * H * W (32 x 32 RGB) at which distances between raw pixels still say something."""
-MAX_JUDGED_VALUES = 1024
-"""Largest C * H * W (32 x 32 grey) that the kernel classifier is asked about: natural pictures are beyond it."""
+"""Largest C * H * W (32 x 32 RGB) at which distances between raw pixels are informative."""
+MAX_SVM_VALUES = 1024
+"""Largest C * H * W (32 x 32 grey) for the SVM, which cannot classify natural images."""
 MAX_ROWS = 20_000
-"""Most real pictures of a set that are compared pixel by pixel."""
+"""Largest number of real images per set that are compared pixel by pixel."""
 MAX_SAMPLES = 5_000
-"""Most generated ones."""
-MAX_TRAINING = 5_000
-"""Most training pictures that it is fitted to."""
+"""Largest number of generated images that are compared."""
+MAX_SVM_TRAINING = 5_000
+"""Largest number of training images for the SVM; with more, it is left out."""
 NOISE = 0.2
+"""Standard deviation of the noise on real images in the noised-data baseline."""
 
 
-class Reconstruction(Metric):
-    """PSNR, SSIM and absolute error of held-out pictures through the tokenizer, beside predicting the training mean."""
+class ImageReconstruction(Metric):
+    """PSNR, SSIM and absolute error of held-out reconstructions. Baseline of PSNR: the mean training image."""
 
     track = "reconstruction"
     gives = ("psnr", "ssim", "l1")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made = evidence.reconstructions
-        if made is None or not len(made):
+        errors = evidence.reconstructions
+        if errors is None or not len(errors):
             return []
-        beside = {}
+        baselines = {}
         if evidence.train is not None and evidence.held_out is not None and "pixels" in evidence.train:
             mean = evidence.train.moments("pixels")[0] / 255  # (D,)
             held_out = evidence.held_out["pixels"].double() / 255
-            beside = {"training mean picture": float((-10 * (held_out - mean).square().mean(1).log10()).mean())}
+            baselines = {"training mean image": float((-10 * (held_out - mean).square().mean(1).log10()).mean())}
         rows = [
-            Row("psnr", "PSNR of held-out reconstructions", 0.0, "dB", "higher", beside),
+            Row("psnr", "PSNR of held-out reconstructions", 0.0, "dB", "higher", baselines),
             Row("ssim", "SSIM of held-out reconstructions", 0.0, "", "higher"),
             Row("l1", "absolute error of held-out reconstructions", 0.0, "", "lower"),
         ]
-        return [replace(row, value=float(made[row.key].double().mean())) for row in rows if row.key in made]
+        return [replace(row, value=float(errors[row.key].double().mean())) for row in rows if row.key in errors]
 
 
-class Judge(Metric):
-    """Generated pictures against real ones, in pixels: a classifier, spread, distances."""
+class PixelMetrics(Metric):
+    """Generated images compared with real ones in raw pixels: SVM accuracy, spread within classes, distances."""
 
     space = "pixels"
     gives = ("judge_accuracy", "recognised", "spread", "frechet_pixels", "nearest", "identical_pairs")
@@ -60,96 +61,103 @@ class Judge(Metric):
         if any(rows is None or len(rows) < 2 or "pixels" not in rows for rows in sets):
             return []
         limits = (MAX_ROWS, MAX_ROWS, MAX_SAMPLES)
-        some = [(rows, limit) for rows, limit in zip(sets, limits, strict=True) if rows is not None]
-        train, held_out, samples = (rows.first("pixels", limit).float() / 255 for rows, limit in some)
-        labels = [rows.first("labels", limit) if "labels" in rows else None for rows, limit in some]
-        train_labels, held_out_labels, asked = labels
+        limited = [(rows, limit) for rows, limit in zip(sets, limits, strict=True) if rows is not None]
+        train, held_out, samples = (rows.first("pixels", limit).float() / 255 for rows, limit in limited)
+        labels = [rows.first("labels", limit) if "labels" in rows else None for rows, limit in limited]
+        train_labels, held_out_labels, requested = labels
         rows = []
-        if train_labels is not None and held_out_labels is not None and asked is not None:
-            small = len(train) <= MAX_TRAINING and train.shape[1] <= MAX_JUDGED_VALUES
+        if train_labels is not None and held_out_labels is not None and requested is not None:
+            small = len(train) <= MAX_SVM_TRAINING and train.shape[1] <= MAX_SVM_VALUES
             if small and len(train_labels.unique()) > 1:
-                rows += recognition(train, train_labels, held_out, held_out_labels, samples, asked)
-            rows += spread(train, train_labels, samples, asked)
-        rows.append(_frechet_row(train, train_labels, held_out, samples, asked))
+                rows += recognition(train, train_labels, held_out, held_out_labels, samples, requested)
+            rows += spread(train, train_labels, samples, requested)
+        rows.append(_frechet_row(train, train_labels, held_out, samples, requested))
         rows.append(_nearest_row(train, held_out, samples))
-        pairs = {"held-out real": float(identical_pairs(held_out))}
-        rows.append(
-            Row("identical_pairs", "identical pairs among samples", float(identical_pairs(samples)), "", "lower", pairs)
-        )
+        baselines = {"held-out real": float(identical_pairs(held_out))}
+        value = float(identical_pairs(samples))
+        rows.append(Row("identical_pairs", "identical pairs among samples", value, "", "lower", baselines))
         return rows
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """10 log10(1 / mean squared error) of each picture (B, C, H, W), in dB, (B,); identical pictures get 100."""
+    """Return 10 log10(1 / mean squared error) of each image (B, C, H, W), in dB: (B,); at most 100."""
     error = (prediction.float() - target.float()).square().flatten(1).mean(1)
     return -10 * error.clamp(min=1e-10).log10()
 
 
 def recognition(
-    train: Tensor, train_labels: Tensor, held_out: Tensor, held_out_labels: Tensor, samples: Tensor, asked: Tensor
+    train: Tensor, train_labels: Tensor, held_out: Tensor, held_out_labels: Tensor, samples: Tensor, requested: Tensor
 ) -> list[Row]:
-    """What a support vector machine, fitted to real training pixels (N, D), says of held-out and generated ones."""
+    """Return the accuracy of a support vector machine, fitted to training pixels (N, D), on held-out images and on
+    samples with their requested labels."""
     from sklearn.svm import SVC
 
-    judge = SVC(C=10, kernel="rbf", gamma="scale").fit(train.numpy(), train_labels.numpy())
+    svm = SVC(C=10, kernel="rbf", gamma="scale").fit(train.numpy(), train_labels.numpy())
 
-    def agreement(pixels: Tensor, labels: Tensor) -> float:
-        parts = [torch.from_numpy(judge.predict(part.numpy())) for part in pixels.split(256)]  # it holds 45 votes a row
-        return 100 * float((torch.cat(parts) == labels).double().mean())
+    def accuracy(pixels: Tensor, labels: Tensor) -> float:
+        chunks = [torch.from_numpy(svm.predict(chunk.numpy())) for chunk in pixels.split(256)]  # bounds its memory
+        return 100 * float((torch.cat(chunks) == labels).double().mean())
 
-    real, agreed = agreement(held_out, held_out_labels), agreement(samples, asked)
+    real, recognised = accuracy(held_out, held_out_labels), accuracy(samples, requested)
     return [
-        Row("judge_accuracy", "judge accuracy on held-out real", real, "%"),
-        Row("recognised", "recognised as the class asked for", agreed, "%", "higher", {"held-out real": real}),
+        Row("judge_accuracy", "SVM accuracy on held-out real", real, "%"),
+        Row("recognised", "recognised as the requested class", recognised, "%", "higher", {"held-out real": real}),
     ]
 
 
-def spread(train: Tensor, train_labels: Tensor, samples: Tensor, asked: Tensor) -> list[Row]:
-    """How much samples of one class differ, relative to real ones; no row where no class has two of both."""
-    classes = [c for c in asked.unique() if (asked == c).sum() > 1 and (train_labels == c).sum() > 1]
+def spread(train: Tensor, train_labels: Tensor, samples: Tensor, requested: Tensor) -> list[Row]:
+    """Return the within-class standard deviation of samples relative to real images.
+
+    No row if no class has at least two samples and two real images.
+    """
+    classes = [c for c in requested.unique() if (requested == c).sum() > 1 and (train_labels == c).sum() > 1]
     real = within_class_std(train, train_labels, classes) if classes else 0.0
     if real == 0:
         return []
-    value = 100 * within_class_std(samples, asked, classes) / real
+    value = 100 * within_class_std(samples, requested, classes) / real
     return [Row("spread", "within-class std / real", value, "%", "same", {"real": 100.0})]
 
 
 def within_class_std(pixels: Tensor, labels: Tensor, classes: list[Tensor]) -> float:
-    """Mean over classes of the root mean square, over pixels, of the std over a class's samples (N, D)."""
+    """Return the standard deviation over the samples (N, D) of a class: root mean square over pixels, mean over
+    classes."""
     return float(torch.stack([pixels[labels == c].double().var(0).mean().sqrt() for c in classes]).mean())
 
 
 def identical_pairs(pixels: Tensor) -> int:
-    """How many pairs of rows (N, D) are the same picture once written with 8 bits."""
+    """Return the number of pairs of rows (N, D) that are equal after rounding to 8 bits."""
     counts = (pixels * 255).round().to(torch.uint8).unique(dim=0, return_counts=True)[1]
     return int((counts * (counts - 1) // 2).sum())
 
 
 def nearest_distance(pixels: Tensor, others: Tensor) -> float:
-    """Mean over rows (N, D) of the Euclidean distance to the nearest row of `others`, in float64."""
+    """Return the mean over rows (N, D) of the Euclidean distance to the nearest row of `others`, in float64."""
     others = others.double()
-    nearest = [torch.cdist(part.double(), others).amin(1) for part in pixels.split(256)]
+    nearest = [torch.cdist(chunk.double(), others).amin(1) for chunk in pixels.split(256)]
     return float(torch.cat(nearest).mean())
 
 
 def _frechet_row(
-    train: Tensor, train_labels: Tensor | None, held_out: Tensor, samples: Tensor, asked: Tensor | None
+    train: Tensor, train_labels: Tensor | None, held_out: Tensor, samples: Tensor, requested: Tensor | None
 ) -> Row:
-    """Generated and three stand-ins of as many pictures, each against held-out real ones."""
-    some = train[torch.randperm(len(train), generator=generator("judge", "subset"))[: len(samples)]]
-    noise = torch.randn(some.shape, generator=generator("judge", "noise"))
-    beside = {"real train vs real": frechet_distance_of(some, held_out)}
-    if train_labels is not None and asked is not None and torch.isin(asked, train_labels).all():
-        means = {int(c): train[train_labels == c].mean(0) for c in asked.unique()}
-        copies = torch.stack([means[int(c)] for c in asked])
-        beside["class means"] = frechet_distance_of(copies, held_out)
-    beside[f"train + noise {NOISE}"] = frechet_distance_of(some + NOISE * noise, held_out)
-    return Row(
-        "frechet_pixels", "Frechet distance (raw pixels)", frechet_distance_of(samples, held_out), "", "lower", beside
-    )
+    """Return the Frechet distance of samples to held-out images in raw pixels.
+
+    Baselines, each of as many images as there are samples: training images, class means, noised training images.
+    """
+    subset = train[torch.randperm(len(train), generator=generator("judge", "subset"))[: len(samples)]]
+    noise = torch.randn(subset.shape, generator=generator("judge", "noise"))
+    baselines = {"real train vs real": frechet_distance_of(subset, held_out)}
+    if train_labels is not None and requested is not None and torch.isin(requested, train_labels).all():
+        means = {int(c): train[train_labels == c].mean(0) for c in requested.unique()}
+        copies = torch.stack([means[int(c)] for c in requested])
+        baselines["class means"] = frechet_distance_of(copies, held_out)
+    baselines[f"train + noise {NOISE}"] = frechet_distance_of(subset + NOISE * noise, held_out)
+    value = frechet_distance_of(samples, held_out)
+    return Row("frechet_pixels", "Frechet distance (raw pixels)", value, "", "lower", baselines)
 
 
 def _nearest_row(train: Tensor, held_out: Tensor, samples: Tensor) -> Row:
-    beside = {"held-out real": nearest_distance(held_out, train)}
+    """Return the distance of samples to the nearest training image; far below the baseline, samples are copies."""
+    baselines = {"held-out real": nearest_distance(held_out, train)}
     value = nearest_distance(samples, train)
-    return Row("nearest", "nearest training picture, distance", value, "", "same", beside)
+    return Row("nearest", "nearest training image, distance", value, "", "same", baselines)

@@ -1,7 +1,7 @@
-"""Fixed views of pictures that evaluation keeps: pixels, Inception, DINOv2, CLIP, and a small classifier.
+"""Feature extractors of images for evaluation: pixels, Inception, DINOv2, CLIP, LPIPS, and a small classifier.
 
-Every one sees what would be written to a file: pictures rounded to 8 bits. None of them is ever made of random
-weights: a space that cannot be had is refused by name.
+All of them receive images rounded to 8 bits, as saved to files. An extractor whose weights are missing is an error that
+names it, never a network with random weights.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from ...maths.streams import generator
 from ...nets.inception import PUBLISHED, InceptionV3
 from ...pretrained import fetch, offline
 from ...records import Rows
+from .._media.render import to_uint8
 from ..base import Space
 from . import losses
 from .metrics import MAX_VALUES
-from .render import to_uint8
 
 EVALUATION_EXTRA = "pip install 'unilatent[eval]'"
 MAX_FITTED = 10_000
-"""Most training pictures that the classifier is fitted to."""
+"""Largest number of training images that the classifier is fitted to."""
 HIDDEN = 64
+"""Hidden units of the classifier."""
 
 
-def levels(pictures: Tensor) -> Tensor:
-    """(B, C, H, W) in [0, 1] to the nearest of 256 levels, uint8 on the CPU; ValueError on NaN or infinity."""
-    if pictures.ndim != 4:
-        raise ValueError(f"pictures: need (B, C, H, W), got shape {tuple(pictures.shape)}")
-    if not pictures.isfinite().all():
-        bad = int((~pictures.flatten(1).isfinite().all(1)).sum())
-        raise ValueError(f"pictures: NaN or infinity in {bad} of {len(pictures)}; the model that made them diverged")
-    return torch.from_numpy(to_uint8(pictures)).permute(0, 3, 1, 2).contiguous()
+def levels(images: Tensor) -> Tensor:
+    """Round images (B, C, H, W) in [0, 1] to 256 levels: uint8 on the CPU. ValueError on NaN or infinity."""
+    if images.ndim != 4:
+        raise ValueError(f"images: need (B, C, H, W), got shape {tuple(images.shape)}")
+    if not images.isfinite().all():
+        bad = int((~images.flatten(1).isfinite().all(1)).sum())
+        raise ValueError(f"images: NaN or infinity in {bad} of {len(images)}; the model that generated them diverged")
+    return torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).contiguous()
 
 
 class Pixels(Space):
-    """`pixels` (B, C * H * W) uint8, in (channel, row, column) order. Only of pictures of at most 3072 values, where
-    distances between them still say something."""
+    """`pixels` (B, C * H * W) uint8, in (channel, row, column) order. No output for images of more than 3072 values,
+    where distances between raw pixels are not informative."""
 
     name = "pixels"
 
@@ -62,8 +63,11 @@ class Inception(Space):
     needs_download = True
 
     def __init__(self, weights: str | None = None, resize: str = "tf1"):
-        """weights: a local file, or None for the cached download. resize: "tf1", as the original graph and
-        torch-fidelity resize, or "torch", as pytorch-fid does; numbers of the two do not compare."""
+        """weights: a local file; None: a cached download.
+
+        resize: "tf1", as in the original graph and torch-fidelity, or "torch", as in pytorch-fid; numbers of the two
+        are not comparable.
+        """
         self.file, self.resize = weights, resize
 
     def prepare(self, device: torch.device) -> None:
@@ -73,30 +77,30 @@ class Inception(Space):
         self.device = device
 
     def __call__(self, data: Tensor) -> dict[str, Tensor]:
-        found = self.network(colours(levels(data)).to(self.device))
-        return {name: value.cpu() for name, value in found._asdict().items()}
+        features = self.network(colours(levels(data)).to(self.device))
+        return {name: value.cpu() for name, value in features._asdict().items()}
 
 
-class Transformer(Space):
-    """A vision transformer of the `transformers` package, from a local folder or a hub id.
+class PretrainedTransformer(Space):
+    """A pretrained vision transformer of the `transformers` package, from a local folder or a hub id.
 
-    A picture is resized to a square (bicubic, smoothed when it shrinks), rounded again and normalised by the network's
-    own mean and deviation. `weights` is the SHA-256 of the network's tensors, whatever files they came in.
+    Images are resized to a square (bicubic, antialiased), rounded to 8 bits again, and normalised by the network's own
+    mean and standard deviation. `weights` is the SHA-256 of the network's tensors, independent of how they are stored.
     """
 
     needs_download = True
     network_class: ClassVar[str]
     feature: ClassVar[str]
-    """The output that is kept, (B, D)."""
+    """Name of the network output that is used, (B, D)."""
     mean: ClassVar[tuple[float, float, float]]
     deviation: ClassVar[tuple[float, float, float]]
 
     def __init__(self, source: str, revision: str | None = None):
-        """source: a folder that `save_pretrained` wrote, or a hub id; revision: of the hub id."""
+        """source: a folder written by `save_pretrained`, or a hub id; revision: of the hub repository."""
         self.source, self.revision = source, revision
 
     def side(self, config: Any) -> int:
-        """Pixels a side that pictures are resized to."""
+        """Return the side in pixels that images are resized to."""
         return int(config.image_size)
 
     def prepare(self, device: torch.device) -> None:
@@ -109,11 +113,11 @@ class Transformer(Space):
             import transformers
         except ImportError:
             raise ValueError(
-                f"the space {self.name} needs the package transformers: {EVALUATION_EXTRA}, or leave the space out"
+                f"the feature extractor {self.name} needs the package transformers: {EVALUATION_EXTRA}, or leave it out"
             ) from None
         cls = getattr(transformers, self.network_class)
-        problem = f"the space {self.name}: {self.source}"
-        way_out = f"give a folder or hub id of a {self.network_class}, or leave the space out"
+        problem = f"the feature extractor {self.name}: {self.source}"
+        way_out = f"give a folder or hub id of a {self.network_class}, or leave it out"
         options = {"output_loading_info": True, "dtype": torch.float32, "local_files_only": offline() is not None}
         try:
             network, report = cls.from_pretrained(self.source, revision=self.revision or "main", **options)
@@ -121,25 +125,25 @@ class Transformer(Space):
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{problem} cannot be loaded ({reason}); {way_out}") from None
         if missing := sorted(report["missing_keys"]) + [str(key) for key in report.get("mismatched_keys", ())]:
-            raise ValueError(f"{problem} lacks {len(missing)} tensors, {missing[0]} for one; {way_out}")
+            raise ValueError(f"{problem} lacks {len(missing)} tensors, for example {missing[0]}; {way_out}")
         return network
 
     @torch.no_grad()
     def __call__(self, data: Tensor) -> dict[str, Tensor]:
         side = self.side(self.network.config)
-        pictures = colours(levels(data)).to(self.device).float() / 255  # (B, 3, H, W)
-        if tuple(pictures.shape[2:]) != (side, side):
-            pictures = F.interpolate(pictures, (side, side), mode="bicubic", antialias=True)
-            pictures = (pictures.clamp(0, 1) * 255).round() / 255
-        mean, deviation = (pictures.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.deviation))
+        images = colours(levels(data)).to(self.device).float() / 255  # (B, 3, H, W)
+        if tuple(images.shape[2:]) != (side, side):
+            images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
+            images = (images.clamp(0, 1) * 255).round() / 255
+        mean, deviation = (images.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.deviation))
         with torch.autocast(self.device.type, enabled=False):
-            out = self.network(pixel_values=(pictures - mean) / deviation)
+            out = self.network(pixel_values=(images - mean) / deviation)
         return {self.name: getattr(out, self.feature).float().cpu()}
 
 
-class DINOv2(Transformer):
-    """`dinov2` (B, D): the normalised class token at 224 x 224, as Stein et al. 2023 (arXiv:2306.04675) take it from
-    ViT-L/14, where D = 1024."""
+class DINOv2(PretrainedTransformer):
+    """`dinov2` (B, D): the normalised class token at 224 x 224, as in Stein et al. 2023 (arXiv:2306.04675), who use
+    ViT-L/14 with D = 1024."""
 
     name = "dinov2"
     network_class = "Dinov2Model"
@@ -150,13 +154,13 @@ class DINOv2(Transformer):
         super().__init__(source, revision)
 
     def side(self, config: Any) -> int:
-        """224, in whole patches; the position table, made for 518, is interpolated."""
+        """Return 224, rounded down to whole patches; the position table, trained at 518, is interpolated."""
         return max(224 // config.patch_size, 1) * config.patch_size
 
 
-class CLIP(Transformer):
-    """`clip` (B, D): the projected embedding, not normalised, as Jayasumana et al. 2024 (arXiv:2401.09603) take it
-    from ViT-L/14 at 336 x 336, where D = 768."""
+class CLIP(PretrainedTransformer):
+    """`clip` (B, D): the projected embedding, not normalised, as in Jayasumana et al. 2024 (arXiv:2401.09603), who use
+    ViT-L/14 at 336 x 336 with D = 768."""
 
     name = "clip"
     network_class = "CLIPVisionModelWithProjection"
@@ -169,38 +173,40 @@ class CLIP(Transformer):
 
 
 class ClassifierSpace(Space):
-    """`hidden` (B, 64), `probabilities` (B, classes) and the `chosen` label of a small perceptron that knows real
-    labelled pictures.
+    """`hidden` (B, 64), `probabilities` (B, classes) and the `chosen` label (B,) of a small perceptron fitted to real
+    labelled images.
 
-    For data sets of small pictures, where Inception has nothing to say. It depends on the training data, so its
-    numbers compare only under the same `weights`, the SHA-256 of the fitted coefficients: other processors and
-    versions of the libraries round them differently. It is never called Inception.
+    For data sets of small images, for which Inception features are not meaningful. It depends on the training data, so
+    numbers are comparable only under equal `weights`, the SHA-256 of the fitted coefficients; other processors and
+    library versions round them differently.
     """
 
     name = "classifier"
     needs = ("pixels",)
 
     classes: Tensor | None = None
-    """The label of each column of `probabilities`; None before it is fitted."""
+    """The label of each column of `probabilities`; None before fitting."""
 
     def fit(self, train: Rows) -> None:
-        """To real `pixels` and `labels`, on the CPU; where there are none, or of one class, it stays silent. Beyond
-        10,000 pictures a fixed random choice of them is used."""
+        """Fit to real `pixels` and `labels` on the CPU; with more than 10,000 images, to a fixed random subset.
+
+        Without labels, or with only one class, nothing is fitted and there is no output.
+        """
         if "pixels" not in train or "labels" not in train or len(train["labels"].unique()) < 2:
             return
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
-        chosen = torch.randperm(len(train), generator=generator(self.name, "subset"))[:MAX_FITTED]
-        pictures, labels = train["pixels"][chosen].float() / 255, train["labels"][chosen]
+        subset = torch.randperm(len(train), generator=generator(self.name, "subset"))[:MAX_FITTED]
+        images, labels = train["pixels"][subset].float() / 255, train["labels"][subset]
         classifier = MLPClassifier(
             hidden_layer_sizes=(HIDDEN,), activation="relu", solver="adam", alpha=1e-4, batch_size=200,
             learning_rate_init=1e-3, max_iter=100, tol=1e-4, n_iter_no_change=10, random_state=0,
         )  # fmt: skip
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # 100 passes are the setting, not a failure
+            warnings.simplefilter("ignore", ConvergenceWarning)  # stopping after 100 epochs is intended
             warnings.filterwarnings("ignore", message="Got `batch_size` less than 1 or larger than sample size")
-            classifier.fit(pictures.numpy(), labels.numpy())
+            classifier.fit(images.numpy(), labels.numpy())
         self.classes = torch.from_numpy(classifier.classes_)
         self.hidden, self.output = (
             _linear(*pair) for pair in zip(classifier.coefs_, classifier.intercepts_, strict=True)
@@ -212,7 +218,7 @@ class ClassifierSpace(Space):
         if self.classes is None or (len(data) and data[0].numel() > MAX_VALUES):
             return {}
         hidden = self.hidden(_unit(data).double()).relu()  # (B, 64)
-        scores = self.output(hidden)  # (B, classes); of two classes, only the second one's
+        scores = self.output(hidden)  # (B, classes); with two classes (B, 1), the score of the second
         if scores.shape[1] == 1:
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
         chosen = self.classes[scores.argmax(1)]
@@ -220,21 +226,21 @@ class ClassifierSpace(Space):
 
 
 def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
-    """x @ weight (in, out) + bias (out,), float64."""
+    """Return a float64 layer that computes x @ weight (in, out) + bias (out,)."""
     layer = nn.Linear(weight.shape[0], weight.shape[1], dtype=torch.float64)
     layer.weight.data, layer.bias.data = torch.from_numpy(weight).double().T, torch.from_numpy(bias).double()
     return layer
 
 
-def colours(pictures: Tensor) -> Tensor:
-    """(B, 1 or 3, H, W) to (B, 3, H, W): grey becomes three equal channels."""
-    if pictures.shape[1] not in (1, 3):
-        raise ValueError(f"pictures: need 1 or 3 channels, got {pictures.shape[1]}")
-    return pictures.expand(-1, 3, -1, -1)
+def colours(images: Tensor) -> Tensor:
+    """Convert (B, 1 or 3, H, W) to (B, 3, H, W): grey becomes three equal channels."""
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images: need 1 or 3 channels, got {images.shape[1]}")
+    return images.expand(-1, 3, -1, -1)
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a network's tensors, in the order of names."""
+    """Return the SHA-256 of the names, types, shapes and bytes of a network's tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         value = value.detach().cpu().contiguous()
@@ -243,20 +249,20 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _unit(pictures: Tensor) -> Tensor:
-    """8-bit pictures in [0, 1], flattened, (B, C * H * W) float32."""
-    return levels(pictures).flatten(1).float() / 255
+def _unit(images: Tensor) -> Tensor:
+    """Round images to 8 bits and flatten them: (B, C * H * W) float32 in [0, 1]."""
+    return levels(images).flatten(1).float() / 255
 
 
 class Perceptual(Space):
-    """`lpips` (B,) of reconstructions beside their originals, by LPIPS-VGG."""
+    """`lpips` (B,): LPIPS-VGG between reconstructions and their originals."""
 
     name = "lpips"
     needs_download = True
     compares = True
 
     def __init__(self, weights: str | None = None):
-        """weights: a local file with VGG16's, or None for the cached download."""
+        """weights: a local file with VGG16's weights; None: a cached download."""
         self.file = weights
 
     def prepare(self, device: torch.device) -> None:

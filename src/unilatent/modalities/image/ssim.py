@@ -1,4 +1,4 @@
-"""Structural similarity of pictures (Wang et al. 2004, IEEE TIP 13(4))."""
+"""Structural similarity of images (Wang et al. 2004, IEEE TIP 13(4))."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5
-"""Pixels a side of the Gaussian window, and its deviation."""
+"""Side of the Gaussian window and its standard deviation, in pixels."""
 K1, K2 = 0.01, 0.03
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean SSIM of each picture (B, C, H, W) in [0, 1] with the other one's, (B,) float64, at most 1.
+    """Return the mean SSIM of paired images (B, C, H, W) in [0, 1]: (B,) float64, at most 1.
 
-    Eq. 13 at every window that lies inside the picture, per channel, then the mean over windows and channels.
-    ValueError where no window fits or the shapes differ.
+    Eq. 13 for each channel and each window inside the image, averaged over windows and channels. ValueError if the
+    image is smaller than a window or the shapes differ.
     """
     if prediction.shape != target.shape or prediction.ndim != 4:
-        raise ValueError(f"SSIM compares equal (B, C, H, W); got {tuple(prediction.shape)} and {tuple(target.shape)}")
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"SSIM needs two batches of equal shape (B, C, H, W), got {shapes}")
     if min(prediction.shape[2:]) < WINDOW:
         raise ValueError(f"SSIM needs sides of at least {WINDOW} pixels, got {tuple(prediction.shape[2:])}")
     a, b = prediction.detach().double(), target.detach().double()
@@ -31,7 +32,7 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor) -> Tensor:
-    """The Gaussian-weighted mean of every window, along one axis and then the other."""
+    """Return the Gaussian-weighted mean of each window, computed separably."""
     offsets = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     weights = (-(offsets**2) / (2 * SIGMA**2)).exp()
     weights = weights / weights.sum()

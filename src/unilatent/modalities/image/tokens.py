@@ -1,4 +1,4 @@
-"""Pictures to patch tokens and back: a pure rearrangement, exact in both directions."""
+"""Images to patch tokens and back: a rearrangement of values, exact in both directions."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 from torch import Tensor
 
 TOLERANCE = 1e-3
-"""How far pixel values may leave [0, 1] before they are taken for another scale."""
+"""How far pixel values may lie outside [0, 1]."""
 
 
 def pack(images: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) to (B, N, patch * patch * C): patches row by row; inside one (p, q, c), c fastest."""
+    """Convert (B, C, H, W) to (B, N, patch * patch * C): patches row by row, values as (row, column, channel)."""
     b, c, h, w = images.shape
     grid = images.reshape(b, c, h // patch, patch, w // patch, patch)  # (B, C, h, p, w, q)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch * c)  # (B, h, w, p, q, C) -> (B, N, p*q*C)
 
 
 def unpack(values: Tensor, height: int, width: int, patch: int) -> Tensor:
-    """(B, N, patch * patch * C) to (B, C, height, width); the inverse of `pack`."""
+    """Convert (B, N, patch * patch * C) to (B, C, height, width); the inverse of `pack`."""
     grid = values.reshape(len(values), height // patch, width // patch, patch, patch, -1)  # (B, h, w, p, q, C)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(values), -1, height, width)  # (B, C, h, p, w, q) -> (B, C, H, W)
 
 
 def check(images: Any, channels: int, height: int, width: int) -> Tensor:
-    """The pictures in float32 if they are (B, channels, height, width) floats in [0, 1]; ValueError says what else."""
+    """Return the images in float32; ValueError unless they are floats (B, channels, height, width) in [0, 1]."""
     want = f"(B, {channels}, {height}, {width})"
     if not isinstance(images, Tensor):
         raise ValueError(f"images: expected a tensor {want} in [0, 1], got {type(images).__name__}")
@@ -35,10 +35,10 @@ def check(images: Any, channels: int, height: int, width: int) -> Tensor:
     if not images.is_floating_point():
         raise ValueError(f"images: expected floats in [0, 1], got {images.dtype}; divide by 255: images.float() / 255")
     if images.numel() == 0:
-        raise ValueError(f"images: expected at least one picture {want}, got an empty batch")
+        raise ValueError(f"images: expected at least one image {want}, got an empty batch")
     low, high = images.min().item(), images.max().item()
-    if low != low or high != high:  # min and max pass NaN on
-        raise ValueError("images: expected values in [0, 1], got NaN; remove the pictures that hold it")
+    if low != low or high != high:  # min and max propagate NaN
+        raise ValueError("images: expected values in [0, 1], got NaN; remove the images that contain it")
     if low < -TOLERANCE or high > 1 + TOLERANCE:
         way_out = "map [-1, 1] with (images + 1) / 2" if low >= -1 - TOLERANCE and high <= 1 + TOLERANCE else "rescale"
         way_out = "divide by 255" if low >= 0 and high <= 255 else way_out

@@ -1,6 +1,7 @@
-"""Molecules and crystals in one model: each sample is of one kind, which its label tells and its layout shows.
+"""Molecules and crystals in one model. Each sample is of one kind, given by its class label and visible in its layout.
 
-The two kinds are modalities of their own, named in the configuration; their files, chemistry and pictures are theirs.
+The parts are two other modalities, named in the configuration. Files, metrics and images of a sample are handled by the
+part of its kind.
 """
 
 from __future__ import annotations
@@ -20,27 +21,30 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...atoms import modality as atoms
-from ...atoms.dataset import Property, SystemsDataset, property_from
-from ...atoms.grid import paste_grid
 from ...config import Config, component, resolve_as
 from ...maths.streams import Streams
 from ...registry import available, find
 from ...types import count, take
+from .._atoms import modality as atoms
+from .._atoms.dataset import Property, SystemsDataset, property_from
+from .._atoms.grid import paste_grid
+from .._atoms.metrics import type_accuracy
 from ..base import Dataset, Metric, Space, Splits
 from . import metrics
 
 
-def _kinds() -> list[type[atoms.OneKind]]:
-    """Every modality of one kind of system, molecules first."""
-    found = [find("modalities", name) for name in available("modalities")]
-    return sorted((cls for cls in found if issubclass(cls, atoms.OneKind)), key=lambda cls: cls.crystals)
+def _part_classes() -> list[type[atoms.SingleKindModality]]:
+    """Return every modality of a single kind of system, free ones first."""
+    modalities = [find("modalities", name) for name in available("modalities")]
+    return sorted(
+        (cls for cls in modalities if issubclass(cls, atoms.SingleKindModality)), key=lambda cls: cls.has_periodic
+    )
 
 
-class JointConfig(atoms.AtomConfig, atoms.MoleculeLosses, atoms.CrystalLosses):
-    """parts: the configurations of a modality of molecules and one of crystals, in the order of the labels; their own
-    `sizes` are found in the data, and say how often each kind is drawn where no label does. Their weights, elements and
-    augmentation are those here.
+class JointConfig(atoms.AtomConfig, atoms.FreeLossConfig, atoms.PeriodicLossConfig):
+    """parts: the configurations of a modality of molecules and one of crystals, in the order of the class labels. The
+    `sizes` of each part are counted in the data; without a label they also determine how often each kind is drawn. Loss
+    weights, elements and augmentation are set here and not in the parts.
     """
 
     name: Literal["joint"] = "joint"
@@ -48,13 +52,16 @@ class JointConfig(atoms.AtomConfig, atoms.MoleculeLosses, atoms.CrystalLosses):
 
     @classmethod
     def small(cls) -> Self:
-        parts: list[Any] = [kind.Config.small() for kind in _kinds()]
+        parts: list[Any] = [part_class.Config.small() for part_class in _part_classes()]
         return cls(max_atoms=max(part.max_atoms for part in parts), elements="found", parts=tuple(parts))
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        kinds = [find("modalities", part.name) for part in self.parts]
-        if not all(issubclass(kind, atoms.OneKind) for kind in kinds) or kinds[0].crystals == kinds[1].crystals:
+        classes = [find("modalities", part.name) for part in self.parts]
+        if (
+            not all(issubclass(cls, atoms.SingleKindModality) for cls in classes)
+            or classes[0].has_periodic == classes[1].has_periodic
+        ):
             raise ValueError("parts: give one modality of molecules and one of crystals")
         if max(part.max_atoms for part in self.parts) > self.max_atoms:
             raise ValueError(f"parts: max_atoms of a part is above max_atoms {self.max_atoms}; raise that")
@@ -62,15 +69,16 @@ class JointConfig(atoms.AtomConfig, atoms.MoleculeLosses, atoms.CrystalLosses):
 
 
 class JointData(Config):
-    """parts: the data of each part, by its modality's name. held_out: over both together, how many samples no training
-    step sees; None: what the parts say."""
+    """parts: the data of each part, by the name of its modality. held_out: number of held-out samples over both parts;
+    null: as set in the parts.
+    """
 
     parts: dict[str, SerializeAsAny[Config]]
     held_out: int | None = Field(default=None, ge=0)
 
     @classmethod
     def small(cls) -> Self:
-        return cls(parts={kind.__module__.rpartition(".")[2]: kind.DataConfig.small() for kind in _kinds()})
+        return cls(parts={cls.__module__.rpartition(".")[2]: cls.DataConfig.small() for cls in _part_classes()})
 
     @field_validator("parts", mode="before")
     @classmethod
@@ -81,19 +89,19 @@ class JointData(Config):
 
 
 class JointDataset(Dataset):
-    """Two data sets as one: their samples follow each other in turn, as often as each has some."""
+    """Two data sets merged into one, interleaved in proportion to their sizes."""
 
     def __init__(self, parts: Sequence[Dataset], names: Sequence[str], max_atoms: int):
         self.parts, self.max_atoms = list(parts), max_atoms
-        places = [((i + 0.5) / len(part), kind, i) for kind, part in enumerate(parts) for i in range(len(part))]
-        self.order = [(kind, i) for _, kind, i in sorted(places)]
+        keys = [((i + 0.5) / len(part), kind, i) for kind, part in enumerate(parts) for i in range(len(part))]
+        self.order = [(kind, i) for _, kind, i in sorted(keys)]
         self.facts = {"labels": {"class_names": tuple(names)}}
         self.columns = tuple(dict.fromkeys(name for part in parts for name in part.columns))
 
-    def asking_for(self, asked: Property | None) -> Self:
-        """With a number that samples of both kinds can be asked for; of a kind that does not know it, it is NaN."""
-        if asked is not None:
-            self.facts["properties"] = asked.facts
+    def with_scalar(self, scalar: Property | None) -> Self:
+        """Add a property to condition on; it is NaN for a part that does not have it. Return this data set."""
+        if scalar is not None:
+            self.facts["properties"] = scalar.facts
         return self
 
     def numbers_of(self, index: int) -> dict[str, float]:
@@ -106,100 +114,100 @@ class JointDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         kind, i = self.order[index]
-        sample, own = self.parts[kind][i]
+        sample, part_values = self.parts[kind][i]
         values = {"labels": kind}
         if "properties" in self.facts:
-            values["properties"] = own.get("properties", float("nan"))
+            values["properties"] = part_values.get("properties", float("nan"))
         return _widened(sample, self.max_atoms), values
 
     @property
     def fingerprint(self) -> str:
-        own = [part.fingerprint for part in self.parts]
-        asked = [self.facts["properties"]] if "properties" in self.facts else []
-        return hashlib.sha256(repr((own, self.max_atoms, *asked)).encode()).hexdigest()
+        fingerprints = [part.fingerprint for part in self.parts]
+        scalar = [self.facts["properties"]] if "properties" in self.facts else []
+        return hashlib.sha256(repr((fingerprints, self.max_atoms, *scalar)).encode()).hexdigest()
 
 
 class Joint(atoms.AtomModality):
-    """Data: those of both kinds, zeros of what a sample is not, and `periodic` (B,), which of them it is."""
+    """Data: the keys of both parts, 0 where they do not apply, and `periodic` (B,) bool, True for crystals."""
 
     Config = JointConfig
     DataConfig = JointData
     config: JointConfig
-    molecules = True
-    crystals = True
-    token_scale = 0.25  # most of a token are the zeros of its class
+    has_free = True
+    has_periodic = True
+    token_scale = 0.25  # most channels of a token are zeros of its one-hot class
 
     @cached_property
-    def parts(self) -> list[atoms.OneKind]:
+    def parts(self) -> list[atoms.SingleKindModality]:
         return [find("modalities", part.name)(part) for part in self.config.parts]
 
     def splits(self, data: JointData) -> Splits:
         names = [part.name for part in self.config.parts]
         if set(data.parts) != set(names):
             raise ValueError(f"data.parts: give the data of {' and '.join(names)}, not of {', '.join(data.parts)}")
-        found = []
+        part_splits = []
         for number, (name, part) in enumerate(zip(names, self.parts, strict=True)):
-            own: Any = data.parts[name]
+            part_data: Any = data.parts[name]
             if data.held_out is not None:
-                own = own.model_copy(update={"held_out": (data.held_out + number) // len(names)})
+                part_data = part_data.model_copy(update={"held_out": (data.held_out + number) // len(names)})
             try:
-                found.append(part.splits(own))
+                part_splits.append(part.splits(part_data))
             except ValueError as error:
-                said = str(error)
-                own_field = said.startswith("data.")
-                raise ValueError(f"data.parts.{name}.{said[5:]}" if own_field else f"{name}: {said}") from None
-        n, asked = self.config.max_atoms, _shared_property([split.train for split in found])
+                message = str(error)
+                is_field = message.startswith("data.")
+                raise ValueError(f"data.parts.{name}.{message[5:]}" if is_field else f"{name}: {message}") from None
+        n, scalar = self.config.max_atoms, _shared_property([split.train for split in part_splits])
         return Splits(
-            JointDataset([split.train for split in found], names, n).asking_for(asked),
-            JointDataset([split.held_out for split in found], names, n).asking_for(asked),
+            JointDataset([split.train for split in part_splits], names, n).with_scalar(scalar),
+            JointDataset([split.held_out for split in part_splits], names, n).with_scalar(scalar),
         )
 
     def fitted(self, splits: Splits) -> JointConfig:
         train, held_out = splits.train, splits.held_out
         assert isinstance(train, JointDataset) and isinstance(held_out, JointDataset)
-        own = [Splits(a, b) for a, b in zip(train.parts, held_out.parts, strict=True)]
-        parts = tuple(part.fitted(split) for part, split in zip(self.parts, own, strict=True))
-        found: dict[str, Any] = {"parts": parts}
+        part_splits = [Splits(a, b) for a, b in zip(train.parts, held_out.parts, strict=True)]
+        parts = tuple(part.fitted(split) for part, split in zip(self.parts, part_splits, strict=True))
+        updates: dict[str, Any] = {"parts": parts}
         if self.config.elements == "found":
-            found["elements"] = tuple(sorted({z for split in own for z in atoms.elements_in(split)}))
-        return self.config.model_copy(update=found)
+            updates["elements"] = tuple(sorted({z for split in part_splits for z in atoms.elements_in(split)}))
+        return self.config.model_copy(update=updates)
 
-    def _sized(self, streams: Streams, values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """Of the kind that a label asks for, else each as often as training has it."""
+    def _draw_atoms(self, streams: Streams, values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """As in the base class. The kind is that of the label, else drawn as often as it occurs in training."""
         counts = [sum(part.sizes or (0, 1)) for part in self.config.parts]
         kinds = (streams.uniform() * sum(counts) >= counts[0]).long()
         if values and "labels" in values:
             kinds = values["labels"].to(kinds.device)
         uniform, most = streams.uniform(), self.config.max_atoms
-        each = torch.stack([atoms.drawn(uniform, part.sizes, part.max_atoms) for part in self.config.parts])
-        sizes = each.gather(0, kinds[None])[0]
+        part_sizes = torch.stack([atoms.draw_sizes(uniform, part.sizes, part.max_atoms) for part in self.config.parts])
+        sizes = part_sizes.gather(0, kinds[None])[0]
         if values and "num_atoms" in values:
             sizes = values["num_atoms"].to(kinds.device)
             for number, part in enumerate(self.config.parts):
                 if (large := sizes[(kinds == number) & (sizes > part.max_atoms)]).numel():
                     raise ValueError(
                         f"num_atoms: {int(large[0])} is out of range for a {part.name}; this model makes 1 to "
-                        f"{part.max_atoms} atoms of one; ask for fewer, or for the other kind by labels"
+                        f"{part.max_atoms} atoms of one; request fewer, or the other kind by labels"
                     )
-        periodic = torch.tensor([part.crystals for part in self.parts], device=kinds.device)[kinds]
+        periodic = torch.tensor([part.has_periodic for part in self.parts], device=kinds.device)[kinds]
         return torch.arange(most, device=sizes.device) < sizes[:, None], periodic
 
     @property
-    def _counts(self) -> Sequence[int]:
-        """Of both kinds together."""
+    def _size_counts(self) -> Sequence[int]:
+        """As in the base class, summed over both parts."""
         known = [part.sizes for part in self.config.parts]
         if None in known:
             return ()
         return [sum(row) for row in zip_longest(*known, fillvalue=0)]
 
-    # What belongs to the parts.
+    # Delegated to the parts.
 
     def spaces(self) -> list[Space]:
-        """The parts' own; each looks at samples of its kind alone."""
+        """The spaces of the parts; each receives only samples of its kind."""
         return metrics.spaces(self.parts)
 
     def metrics(self) -> list[Metric]:
-        """The parts' own, each of samples of its kind: numbers of two kinds have no mean."""
+        """The metrics of the parts, separately per kind; their numbers are not averaged."""
         return metrics.metrics(self.parts)
 
     @property
@@ -207,85 +215,88 @@ class Joint(atoms.AtomModality):
         return "; ".join(part.preprocessing for part in self.parts)
 
     def errors(self, made: Any, data: Any) -> dict[str, list[float]]:
-        """What both kinds have: percent of atoms of the right element."""
-        atoms = data["types"] > 0
-        right = (made["types"].to(atoms.device) == data["types"]) & atoms
-        return {"type_accuracy": (100 * right.sum(1) / atoms.sum(1)).tolist()}
+        """The percentage of atoms with the right element, which applies to both kinds."""
+        return {"type_accuracy": type_accuracy(made, data).tolist()}
 
     def draw_grid(
         self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
     ) -> None:
-        """Each sample as its own kind draws it."""
+        """Each sample is drawn by the part of its kind."""
         with tempfile.TemporaryDirectory() as folder:
-            cells = [[self._drawn(take(row, slice(i, i + 1)), Path(folder)) for i in range(count(row))] for row in rows]
+            cells = [
+                [self._draw_cell(take(row, slice(i, i + 1)), Path(folder)) for i in range(count(row))] for row in rows
+            ]
         paste_grid(cells, path, columns, captions)
 
-    def _drawn(self, one: dict[str, Tensor], folder: Path) -> Image.Image:
-        part = self._part(one)
-        part.draw_grid([metrics.narrowed(one, part)], folder / "cell.png")
-        with Image.open(folder / "cell.png") as picture:
-            return picture.convert("RGB")
+    def _draw_cell(self, sample: dict[str, Tensor], folder: Path) -> Image.Image:
+        part = self._part_of(sample)
+        part.draw_grid([metrics.narrowed(sample, part)], folder / "cell.png")
+        with Image.open(folder / "cell.png") as image:
+            return image.convert("RGB")
 
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
-        """Each sample as its own kind writes it, in a folder of that kind."""
+        """Each sample is written by the part of its kind, into a subfolder named after the part."""
         written = []
         for i in range(count(data)):
-            one = take(data, slice(i, i + 1))
-            part = self._part(one)
-            written += part.write(metrics.narrowed(one, part), folder / part.config.name, start + i)
+            sample = take(data, slice(i, i + 1))
+            part = self._part_of(sample)
+            written += part.write(metrics.narrowed(sample, part), folder / part.config.name, start + i)
         return written
 
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        """What each kind finds in its own folder of `path`, or where there is none in `path` itself, by name;
-        ValueError on a file of either that cannot be used."""
-        found: list[tuple[str, dict[str, Tensor]]] = []
+        """Samples of both kinds, sorted by name.
+
+        Each part reads the subfolder of `path` named after it, or `path` itself if there is none. ValueError names a
+        file of either kind that cannot be used.
+        """
+        samples: list[tuple[str, dict[str, Tensor]]] = []
         for part in self.parts:
-            own = path / part.config.name
-            for data, names in part.read_own(own if own.is_dir() else path, batch_size):
+            subfolder = path / part.config.name
+            for data, names in part.read_mixed(subfolder if subfolder.is_dir() else path, batch_size):
                 rows = [take(data, slice(i, i + 1)) for i in range(len(names))]
                 wide = [_widened(row, self.config.max_atoms, 1) for row in rows]
-                found += zip(names, wide, strict=True)
-        if not found:
+                samples += zip(names, wide, strict=True)
+        if not samples:
             raise ValueError(f"{path}: holds neither molecules nor crystals; give files of either")
-        found.sort(key=lambda pair: pair[0])
-        for first in range(0, len(found), batch_size):
-            some = found[first : first + batch_size]
-            yield self.join([row for _, row in some]), [name for name, _ in some]
+        samples.sort(key=lambda pair: pair[0])
+        for first in range(0, len(samples), batch_size):
+            batch = samples[first : first + batch_size]
+            yield self.join([sample for _, sample in batch]), [name for name, _ in batch]
 
     @property
     def subfolders(self) -> tuple[str, ...]:
         return tuple(part.name for part in self.config.parts)
 
-    def _part(self, one: dict[str, Tensor]) -> atoms.AtomModality:
-        """The kind of a sample (1, ...)."""
-        return next(part for part in self.parts if part.crystals == bool(one["periodic"][0]))
+    def _part_of(self, sample: dict[str, Tensor]) -> atoms.AtomModality:
+        """Return the part that handles a sample, a batch of one."""
+        return next(part for part in self.parts if part.has_periodic == bool(sample["periodic"][0]))
 
 
 def _shared_property(parts: Sequence[Dataset]) -> Property | None:
-    """The number that samples of either kind can be asked for, over both; ValueError where they name two."""
-    asking = [part for part in parts if isinstance(part, SystemsDataset) and part.asked is not None]
-    columns = list(dict.fromkeys(part.asked.column for part in asking if part.asked is not None))
+    """Return the property to condition on, with statistics over both parts; ValueError if they name different ones."""
+    with_scalar = [part for part in parts if isinstance(part, SystemsDataset) and part.scalar is not None]
+    columns = list(dict.fromkeys(part.scalar.column for part in with_scalar if part.scalar is not None))
     if len(columns) > 1:
         raise ValueError(
-            f"data.parts: property_column is {' of one kind and '.join(columns)} of the other; name the same for both, "
-            "or leave one null"
+            f"data.parts: property_column is {' in one part and '.join(columns)} in the other; give both the same, or "
+            "leave one null"
         )
     if not columns:
         return None
-    return property_from(columns[0], np.concatenate([part.systems.columns[columns[0]] for part in asking]))
+    return property_from(columns[0], np.concatenate([part.systems.columns[columns[0]] for part in with_scalar]))
 
 
 def _widened(sample: dict[str, Tensor], max_atoms: int, axes: int = 0) -> dict[str, Tensor]:
-    """A sample of one kind as one of both; axes: before that of its atoms."""
+    """Convert a sample of one part to joint data. axes: number of batch axes, 0 or 1."""
     batch = sample["types"].shape[:axes]
-    room = max_atoms - sample["types"].shape[-1]
+    padding = max_atoms - sample["types"].shape[-1]
     out = {
-        "types": F.pad(sample["types"], (0, room)),
+        "types": F.pad(sample["types"], (0, padding)),
         "positions": torch.zeros(*batch, max_atoms, 3), "fractional": torch.zeros(*batch, max_atoms, 3),
         "lattice": sample.get("lattice", torch.zeros(*batch, 6)),
         "periodic": torch.full(batch, "lattice" in sample),
     }  # fmt: skip
     for key in ("positions", "fractional"):
         if key in sample:
-            out[key] = F.pad(sample[key], (0, 0, 0, room))
+            out[key] = F.pad(sample[key], (0, 0, 0, padding))
     return out

@@ -1,7 +1,7 @@
-"""Each kind judged by its own modality: its spaces see the samples of that kind alone, its metrics the rows they gave.
+"""Metrics of a mixed set: each part (modality of one kind) evaluates the samples of its kind.
 
-A row of tensors is still one sample of either kind, zeros where a sample is of the other; what belongs to a part has
-the part's name before it. Numbers keep the parts' keys, with the name of the kind before those that both have.
+The spaces of a part receive only these samples. Their tensors are stored for all samples, named "PART.NAME", with 0 for
+samples of the other kind. Metric keys are those of the parts; a key that both parts have gets the prefix "PART_".
 """
 
 from __future__ import annotations
@@ -13,62 +13,62 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...atoms.modality import AtomModality
 from ...records import Rows
 from ...types import take
+from .._atoms.modality import AtomModality
 from ..base import Evidence, Metric, Row, Space
 
 PERIODIC = "periodic"
-"""Which kind a sample is of, kept by `Kinds`."""
+"""Name of the tensor that says whether a sample is periodic, stored by `KindSpace`."""
 
 
 def spaces(parts: Sequence[AtomModality]) -> list[Space]:
-    """Which kind each sample is of, and every space of every part."""
-    return [Kinds(parts), *[OfPart(part, space) for part in parts for space in part.spaces()]]
+    """Return the space that stores each sample's kind, and every space of every part."""
+    return [KindSpace(parts), *[PartSpace(part, space) for part in parts for space in part.spaces()]]
 
 
 def metrics(parts: Sequence[AtomModality]) -> list[Metric]:
-    """Every metric of every part."""
-    own = [(part, metric) for part in parts for metric in part.metrics()]
-    counts = Counter(key for _, metric in own for key in metric.gives)
+    """Return every metric of every part."""
+    part_metrics = [(part, metric) for part in parts for metric in part.metrics()]
+    counts = Counter(key for _, metric in part_metrics for key in metric.gives)
     return [
-        OfKind(part, metric, {key: f"{name_of(part)}_{key}" for key in metric.gives if counts[key] > 1})
-        for part, metric in own
+        PartMetric(part, metric, {key: f"{name_of(part)}_{key}" for key in metric.gives if counts[key] > 1})
+        for part, metric in part_metrics
     ]
 
 
 def name_of(part: AtomModality) -> str:
-    """Of its kind, as labels have it."""
+    """Return the name of a part, which is also the class name of its kind."""
     return part.config.name
 
 
 def narrowed(data: dict[str, Tensor], part: AtomModality) -> dict[str, Tensor]:
-    """Samples that are all of its kind, as the part holds them."""
+    """Convert samples that are all of one kind to the data of that part."""
     return {key: data[key] for key in part.keys}
 
 
-def _own(data: dict[str, Tensor], part: AtomModality) -> tuple[Tensor, dict[str, Tensor]]:
-    """(B,) which samples are of the part's kind, and those."""
-    here = data[PERIODIC] == part.crystals
-    return here, narrowed(take(data, here), part)
+def _select(data: dict[str, Tensor], part: AtomModality) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return which samples (B,) bool are of the part's kind, and their data."""
+    selected = data[PERIODIC] == part.has_periodic
+    return selected, narrowed(take(data, selected), part)
 
 
-def _spread(found: dict[str, Tensor], here: Tensor, part: AtomModality) -> dict[str, Tensor]:
-    """Tensors of a part's samples as those of all samples, zeros elsewhere."""
-    here = here.cpu()
-    spread = {}
-    for key, own in found.items():
-        spread[_within(part, key)] = wide = own.new_zeros(len(here), *own.shape[1:])
-        wide[here] = own
-    return spread
+def _scatter(tensors: dict[str, Tensor], selected: Tensor, part: AtomModality) -> dict[str, Tensor]:
+    """Return tensors of the selected samples as tensors of all samples, with 0 elsewhere, under the part's names."""
+    selected = selected.cpu()
+    scattered = {}
+    for key, values in tensors.items():
+        scattered[_prefixed(part, key)] = wide = values.new_zeros(len(selected), *values.shape[1:])
+        wide[selected] = values
+    return scattered
 
 
-def _within(part: AtomModality, key: str) -> str:
+def _prefixed(part: AtomModality, key: str) -> str:
     return f"{name_of(part)}.{key}"
 
 
-class Kinds(Space):
-    """`periodic` (B,) uint8, and of reconstructions each kind's own errors."""
+class KindSpace(Space):
+    """`periodic` (B,) uint8, and for reconstructions the errors by each part."""
 
     name = "kinds"
 
@@ -79,21 +79,26 @@ class Kinds(Space):
         return {PERIODIC: data[PERIODIC].cpu().to(torch.uint8)}
 
     def against(self, made: dict[str, Tensor], data: dict[str, Tensor]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for part in self.parts:
-            here, own = _own(data, part)
-            errors = part.errors(narrowed(take(made, here.to(made["types"].device)), part), own)
-            found |= _spread({key: torch.tensor(row) for key, row in errors.items()}, here, part)
-        return found
+            selected, originals = _select(data, part)
+            errors = part.errors(_same_samples(made, selected, part), originals)
+            tensors |= _scatter({key: torch.tensor(values) for key, values in errors.items()}, selected, part)
+        return tensors
 
 
-class OfPart(Space):
-    """A part's space, which sees samples of its own kind alone."""
+def _same_samples(made: dict[str, Tensor], selected: Tensor, part: AtomModality) -> dict[str, Tensor]:
+    """Return the reconstructions of the selected originals."""
+    return narrowed(take(made, selected.to(made["types"].device)), part)
+
+
+class PartSpace(Space):
+    """A space of a part, applied to the samples of its kind."""
 
     def __init__(self, part: AtomModality, space: Space):
         self.part, self.space = part, space
-        self.name = f"{name_of(part)}.{space.name}"  # type: ignore[misc]
-        self.needs = (Kinds.name, *(f"{name_of(part)}.{need}" for need in space.needs))  # type: ignore[misc]
+        self.name = _prefixed(part, space.name)  # type: ignore[misc]
+        self.needs = (KindSpace.name, *(_prefixed(part, need) for need in space.needs))  # type: ignore[misc]
         self.needs_download, self.compares = space.needs_download, space.compares  # type: ignore[misc]
         self.on_request = space.on_request  # type: ignore[misc]
 
@@ -102,62 +107,63 @@ class OfPart(Space):
         self.weights, self.silent = self.space.weights, self.space.silent
 
     def fit(self, train: Rows) -> None:
-        self.space.fit(Chosen(train, self.part))
+        self.space.fit(PartRows(train, self.part))
         self.weights, self.silent = self.space.weights, self.space.silent
 
     def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
-        here, own = _own(data, self.part)
-        return _spread(self.space(own), here, self.part)
+        selected, part_data = _select(data, self.part)
+        return _scatter(self.space(part_data), selected, self.part)
 
     def against(self, made: dict[str, Tensor], data: dict[str, Tensor]) -> dict[str, Tensor]:
-        here, own = _own(data, self.part)
-        return _spread(self.space.against(narrowed(take(made, here.to(made["types"].device)), self.part), own), here,
-                       self.part)  # fmt: skip
+        selected, originals = _select(data, self.part)
+        return _scatter(
+            self.space.against(_same_samples(made, selected, self.part), originals), selected, self.part
+        )  # fmt: skip
 
 
-class Chosen(Rows):
-    """Of a set of both kinds, the samples of one, with what was kept of them under its own names."""
+class PartRows(Rows):
+    """The rows of a mixed set that are samples of one part, with the part's tensors under their names in the part."""
 
     def __init__(self, rows: Rows, part: AtomModality):
-        self.here = rows[PERIODIC].bool() == part.crystals  # (number of all,)
-        super().__init__(int(self.here.sum()))
-        self.rows, self.prefix = rows, _within(part, "")
+        self.selected = rows[PERIODIC].bool() == part.has_periodic  # (len(rows),)
+        super().__init__(int(self.selected.sum()))
+        self.rows, self.prefix = rows, _prefixed(part, "")
 
     @property
     def names(self) -> list[str]:
         return sorted({name.removeprefix(self.prefix) for name in self.rows.names})
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        start, own = 0, self.prefix + name
-        for piece in self.rows.pieces(own if own in self.rows else name):
-            yield piece[self.here[start : start + len(piece)]]
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        start, prefixed = 0, self.prefix + name
+        for piece in self.rows.chunks(prefixed if prefixed in self.rows else name):
+            yield piece[self.selected[start : start + len(piece)]]
             start += len(piece)
 
 
-class OfKind(Metric):
-    """A part's metric, before the samples of its own kind. renamed: keys that another part has too."""
+class PartMetric(Metric):
+    """A metric of a part, applied to the samples of its kind. renamed: new names of keys that both parts have."""
 
     def __init__(self, part: AtomModality, metric: Metric, renamed: dict[str, str]):
         self.part, self.metric, self.renamed = part, metric, renamed
-        self.space = Kinds.name if metric.space is None else f"{name_of(part)}.{metric.space}"
+        self.space = KindSpace.name if metric.space is None else _prefixed(part, metric.space)
         self.gives = tuple(renamed.get(key, key) for key in metric.gives)
         self.track, self.most_samples, self.most_reference = metric.track, metric.most_samples, metric.most_reference
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        chosen: Callable[[Rows | None], Rows | None] = self._chosen
-        train, whole = chosen(evidence.train), evidence.train
-        # of some of the training data, nobody has counted how many of each kind there are
-        total = len(train) if train is not None and whole is not None and len(whole) == evidence.train_total else None
-        own = Evidence(
-            train, chosen(evidence.held_out), chosen(evidence.samples), chosen(evidence.reconstructions), total
+        rows_of: Callable[[Rows | None], Rows | None] = self._part_rows
+        train, mixed = rows_of(evidence.train), evidence.train
+        # The number of training samples per kind is known only if all training samples are stored.
+        total = len(train) if train is not None and mixed is not None and len(mixed) == evidence.train_total else None
+        part_evidence = Evidence(
+            train, rows_of(evidence.held_out), rows_of(evidence.samples), rows_of(evidence.reconstructions), total
         )
         kind = name_of(self.part)
-        rows = self.metric(own)
+        rows = self.metric(part_evidence)
         return [replace(row, key=self.renamed.get(row.key, row.key), name=f"{kind}: {row.name}") for row in rows]
 
-    def _chosen(self, rows: Rows | None) -> Rows | None:
-        """None where there are none of its kind, which is as if nobody had made any."""
+    def _part_rows(self, rows: Rows | None) -> Rows | None:
+        """Return the rows of the part's kind; None if there are none."""
         if rows is None or PERIODIC not in rows:
             return None
-        chosen = Chosen(rows, self.part)
-        return chosen if len(chosen) else None
+        part_rows = PartRows(rows, self.part)
+        return part_rows if len(part_rows) else None

@@ -1,19 +1,19 @@
-"""Molecules: a token an atom, with its element and its place in space."""
+"""Molecules: one token per atom, with its element and its Cartesian position."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from ...atoms import modality as atoms
 from ...progress import progress_of
+from .._atoms import modality as atoms
 from ..base import Splits
 from . import data as files
 from . import metrics, render
 from .data import MoleculeData
 
 
-class MoleculeConfig(atoms.AtomConfig, atoms.MoleculeLosses):
-    """Of molecules; QM9's have 3 to 29 atoms."""
+class MoleculeConfig(atoms.AtomConfig, atoms.FreeLossConfig):
+    """Configuration of the molecule modality. Molecules of QM9 have 3 to 29 atoms."""
 
     name: Literal["molecule"] = "molecule"
 
@@ -22,16 +22,16 @@ class MoleculeConfig(atoms.AtomConfig, atoms.MoleculeLosses):
         return cls(max_atoms=29, elements=(1, 6, 7, 8, 9))
 
 
-class Molecule(atoms.OneKind):
+class Molecule(atoms.SingleKindModality):
     """Data: `types` (B, N) and `positions` (B, N, 3) in Angstrom."""
 
     Config = MoleculeConfig
     DataConfig = MoleculeData
     config: MoleculeConfig
-    molecules = True
-    reading = files
-    judging = metrics
-    drawing = render
+    has_free = True
+    files_module = files
+    metrics_module = metrics
+    render_module = render
 
     def splits(self, data: MoleculeData) -> Splits:
         with progress_of(transient=True) as progress:

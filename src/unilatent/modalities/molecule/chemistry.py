@@ -1,7 +1,7 @@
-"""What chemistry says of atoms in space: bonds by distance tables, by RDKit, by Open Babel; canonical SMILES.
+"""Bonds and validity of atoms in space: by distance tables, RDKit, Open Babel and PoseBusters; canonical SMILES.
 
-Molecules come as a batch: types (B, N) atomic numbers with 0 for padding, positions (B, N, 3) in Angstrom. RDKit, Open
-Babel, PoseBusters and pymatgen are imported when they are first used, and nowhere else in the package.
+Batches have types (B, N), atomic numbers with 0 at padding, and positions (B, N, 3) in Angstrom. RDKit, Open Babel,
+PoseBusters and pymatgen's molecule matcher are imported at first use, and only here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,18 +29,18 @@ SINGLE = {
     (N, N): 145, (N, O): 140, (N, F): 136, (O, O): 148, (O, F): 142, (F, F): 142,
     (H, S): 134, (C, S): 182, (N, S): 168, (O, S): 151, (S, S): 204,
 }  # fmt: skip
-"""Length of a single bond in picometres, as EDM (Hoogeboom et al. 2022) judges QM9; sulphur is not in QM9."""
+"""Lengths of single bonds in picometres by which EDM (Hoogeboom et al. 2022) evaluates QM9, and those of sulphur."""
 DOUBLE = {(C, C): 134, (C, N): 129, (C, O): 120, (N, N): 125, (N, O): 121, (O, O): 121, (C, S): 160}
 TRIPLE = {(C, C): 120, (C, N): 116, (C, O): 113, (N, N): 110}
 MARGINS = (10, 5, 3)
-"""Picometres that a single, double and triple bond may be longer."""
+"""Picometres by which a single, double and triple bond may exceed these lengths."""
 VALENCES = {H: (1,), C: (4,), N: (3,), O: (2,), F: (1,), S: (2, 4, 6)}
-"""Sums of bond orders with which an atom is stable."""
+"""Sums of bond orders at which an atom is stable."""
 
 
 @cache
 def rdkit() -> Any:
-    """RDKit's modules; ValueError says which extra brings them."""
+    """Return RDKit's modules; ValueError names the extra to install."""
     try:
         from rdkit import Chem, RDLogger, rdBase
         from rdkit.Chem import Draw, rdDepictor, rdDetermineBonds, rdDistGeom, rdForceFieldHelpers, rdMolDescriptors
@@ -54,16 +54,16 @@ def rdkit() -> Any:
 
 
 def each(types: Tensor, positions: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Atomic numbers (n,) and positions (n, 3) float64 of every molecule of a batch, without its padding.
+    """Yield atomic numbers (n,) int64 and positions (n, 3) float64 of each molecule of a batch, without padding.
 
-    ValueError on positions that are no numbers.
+    ValueError if a position is NaN or infinite.
     """
-    kinds, places = types.detach().cpu().numpy(), positions.detach().cpu().double().numpy()
-    for kind, place in zip(kinds, places, strict=True):
-        real = kind > 0
-        if not np.isfinite(place[real]).all():
+    batch = zip(types.detach().cpu().numpy(), positions.detach().cpu().double().numpy(), strict=True)
+    for numbers, coordinates in batch:
+        real = numbers > 0
+        if not np.isfinite(coordinates[real]).all():
             raise ValueError("positions: NaN or infinity; the model that made them diverged")
-        yield kind[real].astype(np.int64), place[real]
+        yield numbers[real].astype(np.int64), coordinates[real]
 
 
 # ---- B: bonds by distance (EDM) --------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def each(types: Tensor, positions: Tensor) -> Iterator[tuple[np.ndarray, np.ndar
 
 @cache
 def _limits() -> Tensor:
-    """(3, 100, 100) picometres below which two atoms have at least a single, double, triple bond; 0: never."""
+    """(3, 100, 100) picometres below which two elements have at least a single, double, triple bond; 0: never."""
     limits = torch.zeros(3, 100, 100)
     for order, lengths in enumerate((SINGLE, DOUBLE, TRIPLE)):
         for (a, b), length in lengths.items():
@@ -81,7 +81,7 @@ def _limits() -> Tensor:
 
 @cache
 def _allowed() -> Tensor:
-    """(100, 64) whether an element is stable with that sum of bond orders."""
+    """(100, 64) bool, whether an element is stable with a sum of bond orders."""
     allowed = torch.zeros(100, 64, dtype=torch.bool)
     for number, sums in VALENCES.items():
         allowed[number, list(sums)] = True
@@ -89,7 +89,7 @@ def _allowed() -> Tensor:
 
 
 def distance_orders(types: Tensor, positions: Tensor) -> Tensor:
-    """Bond orders 0 to 3 (B, N, N) by EDM's distance tables."""
+    """Return bond orders (B, N, N), 0 to 3, by EDM's distance tables."""
     types, positions = types.cpu().long(), positions.detach().cpu().float()
     distance = 100 * (positions[:, :, None] - positions[:, None, :]).square().sum(-1).sqrt()  # (B, N, N) pm
     limits = _limits()[:, types[:, :, None], types[:, None, :]]  # (3, B, N, N)
@@ -101,8 +101,11 @@ def distance_orders(types: Tensor, positions: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Stability:
-    """By EDM's tables. orders (B, N, N); stable (B, N) atoms whose bond orders sum to a valence of theirs, padding
-    counts as stable; molecules (B,) all of whose atoms are."""
+    """Stability by EDM's tables.
+
+    orders: (B, N, N) bond orders. stable: (B, N) bool, whether an atom's bond orders sum to an allowed valence; True at
+    padding. molecules: (B,) bool, whether all atoms of a molecule are stable.
+    """
 
     orders: Tensor
     stable: Tensor
@@ -110,7 +113,7 @@ class Stability:
 
 
 def stability(types: Tensor, positions: Tensor) -> Stability:
-    """EDM's atom and molecule stability."""
+    """Return EDM's atom and molecule stability."""
     types = types.cpu().long()
     orders = distance_orders(types, positions)
     stable = _allowed()[types, orders.sum(-1).clamp(max=63)] | (types == 0)  # (B, N)
@@ -118,33 +121,49 @@ def stability(types: Tensor, positions: Tensor) -> Stability:
 
 
 def largest_fragment(mol: Any) -> Any:
-    """The fragment with the most atoms, the first of several."""
-    pieces = rdkit().Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
-    return mol if len(pieces) < 2 else max(pieces, key=lambda piece: piece.GetNumAtoms())
+    """Return the fragment with the most atoms, the first one if several have as many."""
+    parts = rdkit().Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
+    return mol if len(parts) < 2 else max(parts, key=lambda part: part.GetNumAtoms())
+
+
+def from_graph(atoms: Iterable[int | str], bonds: Iterable[tuple[int, int, int]]) -> Any | None:
+    """Return a sanitised RDKit molecule, or None if it violates valence rules.
+
+    atoms: atomic numbers or symbols. bonds: (atom index, atom index, order 1 to 3).
+    """
+    Chem = rdkit().Chem
+    bond_types = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
+    mol = Chem.RWMol()
+    for atom in atoms:
+        mol.AddAtom(Chem.Atom(atom))
+    for a, b, order in bonds:
+        mol.AddBond(a, b, bond_types[order])
+    return mol if _sanitised(mol) else None
+
+
+def _sanitised(mol: Any) -> bool:
+    """Sanitise a molecule in place; return whether that succeeded."""
+    Chem = rdkit().Chem
+    return Chem.SanitizeMol(mol, catchErrors=True) == Chem.SanitizeFlags.SANITIZE_NONE
 
 
 def graph_smiles(types: np.ndarray, orders: np.ndarray) -> str | None:
-    """Canonical SMILES of the largest fragment of a graph of n atoms and bond orders (n, n); None if it breaks a rule
-    of valence, has an element without a table, or no atoms."""
+    """Return canonical SMILES of the largest fragment of n atoms with bond orders (n, n).
+
+    None if there are no atoms, an element has no table, or a valence rule is violated.
+    """
     if not len(types) or not VALENCES.keys() >= set(types.tolist()):
         return None
-    Chem = rdkit().Chem
-    bonds = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
-    mol = Chem.RWMol()
-    for number in types.tolist():
-        mol.AddAtom(Chem.Atom(number))
-    for a, b in np.argwhere(np.triu(orders) > 0).tolist():
-        mol.AddBond(a, b, bonds[orders[a, b]])
-    if Chem.SanitizeMol(mol, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
-        return None
-    return Chem.MolToSmiles(largest_fragment(mol))
+    bonds = ((a, b, int(orders[a, b])) for a, b in np.argwhere(np.triu(orders) > 0).tolist())
+    mol = from_graph(types.tolist(), bonds)
+    return None if mol is None else rdkit().Chem.MolToSmiles(largest_fragment(mol))
 
 
 # ---- C: bonds by RDKit -----------------------------------------------------------------------------------------------
 
 
 def atoms_only(types: np.ndarray, positions: np.ndarray) -> Any:
-    """An RDKit molecule of atoms at places, without bonds."""
+    """Return an RDKit molecule of atoms (n,) at positions (n, 3), without bonds."""
     Chem = rdkit().Chem
     mol = Chem.RWMol()
     for number in types.tolist():
@@ -158,8 +177,10 @@ def atoms_only(types: np.ndarray, positions: np.ndarray) -> Any:
 
 
 def perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
-    """The neutral molecule that RDKit sees in atoms at places (`DetermineBonds`, charge 0), sanitised, in however many
-    fragments; None where it sees none."""
+    """Return the neutral molecule whose bonds RDKit determines from positions (`DetermineBonds`, charge 0), sanitised.
+
+    It may have several fragments. None if RDKit finds no such molecule.
+    """
     if not len(types):
         return None
     kit = rdkit()
@@ -167,31 +188,29 @@ def perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
     try:
         kit.Bonds.DetermineConnectivity(mol)
         kit.Bonds.DetermineBondOrders(mol, charge=0, embedChiral=False)
-        if kit.Chem.SanitizeMol(mol, catchErrors=True) != kit.Chem.SanitizeFlags.SANITIZE_NONE:
-            return None
+        return mol if _sanitised(mol) else None
     except (ValueError, RuntimeError):
         return None
-    return mol
 
 
 def fragments(mol: Any) -> int:
-    """Pieces that no bond joins."""
+    """Return the number of fragments."""
     return len(rdkit().Chem.GetMolFrags(mol))
 
 
 def rings(mol: Any) -> int:
-    """Of the smallest set that spans all."""
+    """Return the number of rings in the smallest set of smallest rings."""
     return len(rdkit().Chem.GetSSSR(mol))
 
 
 def plain_smiles(mol: Any) -> str:
-    """Canonical SMILES without stereochemistry and without explicit hydrogens."""
+    """Return canonical SMILES without stereochemistry and without explicit hydrogens."""
     Chem = rdkit().Chem
     return Chem.MolToSmiles(Chem.RemoveHs(mol, sanitize=False), isomericSmiles=False)
 
 
 def key(smiles: str | None) -> int:
-    """SMILES as a number of 63 bits that two different ones hardly share; 0 of None."""
+    """Return a 63-bit hash of SMILES, never 0; 0 for None."""
     if smiles is None:
         return 0
     return int.from_bytes(hashlib.blake2b(smiles.encode(), digest_size=8).digest(), "little") >> 1 | 1
@@ -202,18 +221,21 @@ def key(smiles: str | None) -> int:
 
 @cache
 def openbabel() -> Any:
-    """Open Babel, silenced; ValueError says which extra brings it."""
+    """Return Open Babel with its log silenced; ValueError names the extra to install."""
     try:
         from openbabel import openbabel as babel
     except ImportError:
-        raise ValueError(f"Open Babel's view of molecules needs the package openbabel: {EVALUATION_EXTRA}") from None
+        raise ValueError(f"Open Babel's metrics need the package openbabel: {EVALUATION_EXTRA}") from None
     babel.obErrorLog.SetOutputLevel(0)
     return babel
 
 
 def babel_perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
-    """What ADiT and UNITE call valid: Open Babel joins the atoms and finds bond orders, RDKit reads its PDB text and
-    sanitises it. In however many fragments; None where RDKit refuses. The same as through files, without any."""
+    """Return the molecule by the protocol of ADiT and UNITE, or None if RDKit rejects it.
+
+    Open Babel perceives bonds and their orders; RDKit reads its PDB text and sanitises it. The molecule may have
+    several fragments. The result equals that of going through files.
+    """
     babel, Chem = openbabel(), rdkit().Chem
     mol = babel.OBMol()
     mol.BeginModify()
@@ -230,7 +252,7 @@ def babel_perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
 
 
 def fragment_smiles(mol: Any) -> str | None:
-    """Canonical SMILES, with stereochemistry, of the fragment with the most atoms."""
+    """Return canonical SMILES, with stereochemistry, of the fragment with the most atoms; None if RDKit fails."""
     Chem = rdkit().Chem
     try:
         return Chem.MolToSmiles(largest_fragment(mol), isomericSmiles=True)
@@ -240,7 +262,7 @@ def fragment_smiles(mol: Any) -> str | None:
 
 @cache
 def matcher() -> Any:
-    """pymatgen's MoleculeMatcher, which compares InChIs by Open Babel; ValueError says which extra brings it."""
+    """Return pymatgen's MoleculeMatcher, which compares InChIs by Open Babel; ValueError names the extra to install."""
     openbabel()
     try:
         from pymatgen.analysis.molecule_matcher import MoleculeMatcher
@@ -251,12 +273,12 @@ def matcher() -> Any:
 
 
 def match(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """RMSD in Angstrom between two molecules (types, positions) whose InChIs are equal; infinite where they are not."""
+    """Return the RMSD in Angstrom between two molecules (types, positions) of equal InChI; infinity if these differ."""
     kit = matcher()
     try:
         pair = [kit.Molecule(t.tolist(), p) for t, p in (a, b)]
         return float(kit.matcher.get_rmsd(*pair))
-    except Exception:  # whatever pymatgen or Open Babel raise on garbage is no match
+    except Exception:  # pymatgen and Open Babel raise various errors on invalid input: no match
         return float("inf")
 
 
@@ -265,26 +287,29 @@ def match(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) ->
 
 @cache
 def posebusters(energy: bool) -> Any:
-    """PoseBusters with the checks of its "mol" list, with or without the energy of the molecule beside that of other
-    conformations; ValueError says which extra brings it. Version 0.6.5 lists that check twice: it runs once here."""
+    """Return PoseBusters with the checks of its "mol" configuration; ValueError names the extra to install.
+
+    energy: include the check that compares the molecule's energy with that of other conformations. Version 0.6.5 lists
+    this check twice; it runs once here.
+    """
     try:
         import posebusters as package
         import yaml
     except ImportError:
         raise ValueError(f"PoseBusters' checks need the package posebusters: {EVALUATION_EXTRA}") from None
-    logging.getLogger("posebusters").setLevel(logging.CRITICAL)  # a molecule that fails is counted, not told of
+    logging.getLogger("posebusters").setLevel(logging.CRITICAL)  # failures are counted, not logged
     config = yaml.safe_load((Path(package.__file__).parent / "config" / "mol.yml").read_text(encoding="utf-8"))
-    ratios = [module for module in config["modules"] if module["function"] == "energy_ratio"]
-    others = [module for module in config["modules"] if module["function"] != "energy_ratio"]
-    return package.PoseBusters({**config, "modules": others + (ratios[-1:] if energy else [])})
+    energy_checks = [module for module in config["modules"] if module["function"] == "energy_ratio"]
+    other_checks = [module for module in config["modules"] if module["function"] != "energy_ratio"]
+    return package.PoseBusters({**config, "modules": other_checks + (energy_checks[-1:] if energy else [])})
 
 
 def bust(molecules: list[Any], energy: bool) -> list[bool]:
-    """Whether each molecule passes every check; None among them passes none."""
-    seen = [mol for mol in molecules if mol is not None]
-    if not seen:
+    """Return for each molecule whether it passes every check; False for None."""
+    perceived = [mol for mol in molecules if mol is not None]
+    if not perceived:
         return [False] * len(molecules)
     with rdkit().quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        passed = iter(posebusters(energy).bust(seen, None, None).fillna(False).astype(bool).all(axis=1).tolist())
+        passed = iter(posebusters(energy).bust(perceived, None, None).fillna(False).astype(bool).all(axis=1).tolist())
     return [mol is not None and next(passed) for mol in molecules]

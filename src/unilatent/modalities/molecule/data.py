@@ -1,4 +1,4 @@
-"""Molecules from .sdf, .xyz, .extxyz and .npz files, folders and zips of them, from QM9, or made here."""
+"""Loading molecules: .sdf, .xyz, .extxyz and .npz files, folders and zips of these, QM9, or the generated set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,35 +15,37 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
-from ...atoms import reading
-from ...atoms.elements import NUMBERS
-from ...atoms.files import CORES, Kind, Member, Progress, existing, frames, is_periodic, members
-from ...atoms.reading import AtomData, Found, TooLarge
-from ...atoms.systems import System, Systems
+from .._atoms import reading
+from .._atoms.elements import NUMBERS
+from .._atoms.files import CORES, ProgressCallback, SourceFile, SystemKind, existing, frames, is_periodic, source_files
+from .._atoms.reading import AtomData, LoadedSystems, TooLarge
+from .._atoms.systems import System, Systems
 from . import generator
 from .chemistry import rdkit
 
 OFFLINE = "qm9-like"
-"""The path that means molecules made here."""
-KIND = Kind(
+"""The value of `data.path` that requests the generated set."""
+FORMS = {"sdf": "sdf", "xyz": "frame", "extxyz": "frame"}
+"""Suffix of a file -> its form, one of READERS."""
+KIND = SystemKind(
     "molecules", OFFLINE, ".sdf, .xyz and .extxyz, each also .gz, a folder or .zip of them, .npz",
-    lambda name: {"sdf": "sdf", "xyz": "frame", "extxyz": "frame"}.get(name.lower().rpartition(".")[2]),
-    ("sdf", "frame"), periodic=False, most=sys.maxsize,
+    lambda name: FORMS.get(name.lower().rpartition(".")[2]),
+    ("sdf", "frame"), periodic=False, max_atoms=sys.maxsize,
 )  # fmt: skip
 GDB9, UNCHARACTERIZED = "gdb9.sdf", "uncharacterized.txt"
 CLASH = 0.4
-"""Angstrom that two nuclei are always apart."""
+"""Smallest distance between two nuclei in Angstrom; closer ones make a record invalid."""
 READING = 3
-"""Version of the rules below, part of what names a file of the cache."""
+"""Version of the parsing rules below, part of the name of a cache entry."""
 QM9_SPLIT = {"train": 100_000, "validation": 18_000, "test": 12_831}
 QM9_COLUMNS = ["A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
-"""Of the second line of a dsgdb9nsd_*.xyz, after the name and number."""
+"""Columns of the second line of a dsgdb9nsd_*.xyz, after the name and number."""
 
 
 class MoleculeData(AtomData):
-    """path: a .sdf, .xyz, .extxyz (each also .gz) or .npz file of molecules, a zip or folder of such files; a folder
-    with gdb9.sdf, which is QM9; or "qm9-like": `num` molecules made here by RDKit, kept in the cache. None: not set, an
-    error.
+    """path: an .sdf, .xyz, .extxyz (each also .gz) or .npz file of molecules, or a zip or folder of such files; a
+    folder with gdb9.sdf (QM9); or "qm9-like", a set of `num` molecules generated with RDKit and cached. null: not set,
+    which is an error.
     """
 
     kind = KIND
@@ -52,64 +54,73 @@ class MoleculeData(AtomData):
 
     @classmethod
     def small(cls) -> Self:
-        """Made in seconds."""
+        """A generated set that takes seconds."""
         return cls(path=OFFLINE, num=300)
 
 
 def load(
-    data: MoleculeData, progress: Progress | None = None, max_atoms: int | None = None
+    data: MoleculeData, progress: ProgressCallback | None = None, max_atoms: int | None = None
 ) -> tuple[Systems, Systems]:  # fmt: skip
-    """Molecules to train on, and those that no training step sees. max_atoms: of the model. What is left out, and when
-    that is a ValueError, says `reading.usable`; what was read is kept in the cache until a file changes."""
-    path, (most, _) = reading.source(data), reading.limit(data, max_atoms)
+    """Return training and held-out molecules. max_atoms: of the model.
+
+    `reading.usable` defines what is left out, and when that is a ValueError. Parsed molecules are cached until a file
+    changes.
+    """
+    path, (most, _) = reading.source_path(data), reading.atom_limit(data, max_atoms)
     if path is None:
-        name = f"{generator.name_of(data.seed)}-{data.num}"
-        made = reading.kept(name, lambda: Found({"": generator.make(data.num, data.seed, CORES, progress)}))
-        found = made.within(most)
+        name = f"{generator.cache_name(data.seed)}-{data.num}"
+        loaded = reading.cached(name, lambda: LoadedSystems({"": generator.make(data.num, data.seed, CORES, progress)}))
+        loaded = loaded.within(most)
     else:
-        key = reading.name_of(path, READING, reading.version("rdkit"), most)
-        found = reading.kept(key, lambda: read(path, most, progress))
-    return divide(reading.usable(found, data, max_atoms).systems, data)
+        key = reading.cache_name(path, READING, reading.package_version("rdkit"), most)
+        loaded = reading.cached(key, lambda: read(path, most, progress))
+    return split(reading.usable(loaded, data, max_atoms).systems, data)
 
 
-def divide(systems: Systems, data: MoleculeData) -> tuple[Systems, Systems]:
-    """Training and held-out molecules by the smallest hash of their names; of QM9, parts of the documented sizes, in
-    proportion where some of its molecules are missing."""
+def split(systems: Systems, data: MoleculeData) -> tuple[Systems, Systems]:
+    """Return training and held-out molecules, chosen by the hash of their names.
+
+    QM9 is split into the published sizes, scaled down if molecules are missing.
+    """
     if data.path is None or not is_qm9(Path(data.path).expanduser()):
-        return reading.divided(systems, data)
-    order = reading.by_hash(systems.names)
+        return reading.split_by_hash(systems, data)
+    order = reading.hash_order(systems.names)
     total = sum(QM9_SPLIT.values())
     train, validation = (len(systems) * QM9_SPLIT[part] // total for part in ("train", "validation"))
     parts = {"validation": order[train : train + validation], "test": order[train + validation :]}
     held_out = systems.take(sorted(parts[data.held_out_part]))
-    return reading.to_train_on(systems.take(sorted(order[:train])), data), reading.thinned(held_out, data)
+    return reading.require_training(systems.take(sorted(order[:train])), data), reading.limit_held_out(held_out, data)
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 Record = tuple[str, System | str]
-"""Where it lies, and what it holds or what is wrong with it."""
+"""Location for messages; the molecule, or what is wrong with it."""
 
 
-def read(path: Path, most: int = sys.maxsize, progress: Progress | None = None, own: bool = False) -> Found:
-    """Every molecule of at most so many atoms in a file, folder or zip; ValueError where there is no file of them. own:
-    files of crystals are passed over, and there may be nothing else."""
+def read(
+    path: Path, most: int = sys.maxsize, progress: ProgressCallback | None = None, mixed: bool = False
+) -> LoadedSystems:
+    """Read every molecule with at most `most` atoms from a file, folder or zip; ValueError if it holds no such file.
+
+    mixed: skip files of periodic systems; finding no molecule is then no error.
+    """
     path, total = existing(path, KIND), 0
     if path.suffix.lower() == ".npz":
-        systems = reading.load_npz(path, KIND, own)
+        systems = reading.load_npz(path, KIND, mixed)
         records, total = _of_systems(systems, str(path)), len(systems)
     else:
-        records = _qm9(path) if is_qm9(path) else _records(members(path, KIND, own))
-    results = ((where, "", _checked(record, most)) for where, record in records)
-    return reading.gather(results, path, progress, total)
+        records = _qm9(path) if is_qm9(path) else _records(source_files(path, KIND, mixed))
+    parsed = ((where, "", _checked(record, most)) for where, record in records)
+    return reading.gather(parsed, path, progress, total)
 
 
-def read_files(path: Path, own: bool = False) -> Systems:
-    """The molecules of files that somebody made; ValueError names the first that cannot be used. own: as of `read`."""
-    found = read(path, own=own)
-    if found.bad:
-        raise ValueError(f"{found.bad[0]}; repair or remove it")
-    return found.systems
+def read_files(path: Path, mixed: bool = False) -> Systems:
+    """Read all molecules of a path; ValueError names the first invalid one. mixed: as for `read`."""
+    loaded = read(path, mixed=mixed)
+    if loaded.bad:
+        raise ValueError(f"{loaded.bad[0]}; repair or remove it")
+    return loaded.systems
 
 
 def _checked(record: System | str, most: int) -> System | ValueError:
@@ -126,14 +137,14 @@ def _of_systems(systems: Systems, where: str) -> Iterator[Record]:
 
 
 def fault_of(system: System) -> str | None:
-    """Why a molecule cannot be used; None if it can."""
+    """Return why a molecule cannot be used, or None if it can."""
     if not len(system.types):
         return "no atoms"
     if not np.isfinite(system.coordinates).all():
         atom = int(np.flatnonzero(~np.isfinite(system.coordinates).all(1))[0])
         return f"a coordinate of atom {atom + 1} is not a number"
-    places = system.coordinates.astype(np.float64)
-    distances = np.square(places[:, None] - places[None]).sum(-1)
+    positions = system.coordinates.astype(np.float64)
+    distances = np.square(positions[:, None] - positions[None]).sum(-1)
     np.fill_diagonal(distances, np.inf)
     if distances.min(initial=np.inf) < CLASH**2:
         a, b = np.unravel_index(int(distances.argmin()), distances.shape)
@@ -141,24 +152,21 @@ def fault_of(system: System) -> str | None:
     return None
 
 
-def _records(files: list[Member]) -> Iterator[Record]:
+def _records(files: list[SourceFile]) -> Iterator[Record]:
     for file in files:
         try:
             content = file.read()
         except ValueError as error:
             yield file.where, str(error)
             continue
-        if file.form == "sdf":
-            yield from sdf_records(content, file.stem, file.where)
-        else:
-            yield from xyz_records(content.decode("utf-8", "replace"), file.stem, file.where)
+        yield from READERS[file.form](content, file.stem, file.where)
 
 
 # ---- .sdf ------------------------------------------------------------------------------------------------------------
 
 
 def sdf_records(content: bytes, stem: str, where: str) -> Iterator[Record]:
-    """Molecules of an .sdf, with its numeric tags as columns; hydrogens have to stand in it."""
+    """Yield the molecules of an .sdf, with numeric tags as columns. Hydrogens must be explicit."""
     with rdkit().quiet():
         supplier = rdkit().Chem.ForwardSDMolSupplier(io.BytesIO(content), removeHs=False, sanitize=False)
         for i, mol in enumerate(supplier):
@@ -190,17 +198,19 @@ def _number(text: str) -> float | None:
 PAIR = re.compile(r"""([A-Za-z_][\w.\-]*)\s*=\s*("[^"]*"|'[^']*'|\S+)""")
 
 
-def xyz_records(text: str, stem: str, where: str) -> Iterator[Record]:
-    """Molecules of an .xyz, one after another; `key=value` of the second line are columns where they are numbers, and
-    `Properties=` says which columns of the table are species and positions (extxyz)."""
-    found = list(frames(text))
-    for i, frame in enumerate(found):
+def xyz_records(content: bytes, stem: str, where: str) -> Iterator[Record]:
+    """Yield the molecules of an .xyz. Numeric `key=value` pairs of the second line become columns.
+
+    In extended XYZ, `Properties=` on that line says which columns of the table are species and positions.
+    """
+    parsed = list(frames(content.decode("utf-8", "replace")))
+    for i, frame in enumerate(parsed):
         if isinstance(frame, str):
             yield f"{where}, record {i + 1}", frame
             return
-        yield f"{where}, record {i + 1}", _of_table(frame[2:], frame[1], f"{stem}:{i + 1}" if len(found) > 1 else stem)
+        yield f"{where}, record {i + 1}", _of_table(frame[2:], frame[1], f"{stem}:{i + 1}" if len(parsed) > 1 else stem)
         if frame[1].startswith("gdb "):
-            return  # frequencies, SMILES and InChI follow
+            return  # a file of QM9: frequencies, SMILES and InChI follow
 
 
 def _of_table(table: list[str], comment: str, name: str) -> System | str:
@@ -213,7 +223,7 @@ def _of_table(table: list[str], comment: str, name: str) -> System | str:
         name = f"gdb_{words[1]}"
         columns = dict(zip(QM9_COLUMNS, map(float, words[2:]), strict=False))
     try:
-        species, first = _places(pairs.get("Properties"))
+        species, first = _table_columns(pairs.get("Properties"))
     except ValueError as error:
         return str(error)
     types, positions = [], []
@@ -225,8 +235,8 @@ def _of_table(table: list[str], comment: str, name: str) -> System | str:
         if number is None:
             return f"atom {i + 1} is {words[species]!r}, not an element"
         types.append(number)
-        place = [_number(word) for word in words[first : first + 3]]
-        positions.append([np.nan if value is None else value for value in place])
+        coordinates = [_number(word) for word in words[first : first + 3]]
+        positions.append([np.nan if value is None else value for value in coordinates])
     return System(
         np.array(types, np.uint8), np.array(positions, np.float32).reshape(-1, 3), None, name, columns
     )  # fmt: skip
@@ -236,29 +246,33 @@ def _atomic_number(word: str) -> int | None:
     return int(word) if word.isdigit() and 1 <= int(word) <= 99 else None
 
 
-def _places(properties: str | None) -> tuple[int, int]:
-    """Columns of the species and of the first coordinate in an extxyz table."""
+def _table_columns(properties: str | None) -> tuple[int, int]:
+    """Return the columns of the species and of the first coordinate in an extended XYZ table."""
     if properties is None:
         return 0, 1
-    parts, at, found = properties.split(":"), 0, {}
+    parts, at, columns = properties.split(":"), 0, {}
     for name, width in zip(parts[::3], parts[2::3], strict=False):
-        found[name] = at
+        columns[name] = at
         at += int(width) if width.isdigit() else 1
-    if "pos" not in found or not {"species", "Z"} & found.keys():
+    if "pos" not in columns or not {"species", "Z"} & columns.keys():
         raise ValueError(f"Properties={properties} has no species and pos")
-    return found.get("species", found.get("Z", 0)), found["pos"]
+    return columns.get("species", columns.get("Z", 0)), columns["pos"]
+
+
+READERS: dict[str, Callable[[bytes, str, str], Iterator[Record]]] = {"sdf": sdf_records, "frame": xyz_records}
+"""Form of a file -> (content, file name without its suffix, place for messages) -> its records."""
 
 
 # ---- QM9 -------------------------------------------------------------------------------------------------------------
 
 
 def is_qm9(path: Path) -> bool:
-    """Whether a folder holds QM9's gdb9.sdf."""
+    """Return whether a folder holds QM9's gdb9.sdf."""
     return (path / GDB9).is_file()
 
 
 def _qm9(folder: Path) -> Iterator[Record]:
-    """gdb9.sdf without the molecules of uncharacterized.txt, with the numbers of gdb9.sdf.csv where that is there."""
+    """Yield gdb9.sdf without the molecules of uncharacterized.txt, with the columns of gdb9.sdf.csv if that exists."""
     excluded = _uncharacterized(folder / UNCHARACTERIZED)
     numbers = _qm9_columns(folder / f"{GDB9}.csv")
     with rdkit().quiet():
@@ -273,16 +287,16 @@ def _qm9(folder: Path) -> Iterator[Record]:
 
 
 def _uncharacterized(path: Path) -> set[int]:
-    """Indices from 0 of molecules whose geometry QM9's authors could not confirm; every table line begins with one."""
+    """Return the 0-based indices of molecules that failed QM9's consistency check; each table line begins with one."""
     if not path.is_file():
-        warnings.warn(f"{path} is missing: the 3,054 molecules that it names stay in the set", stacklevel=2)
+        warnings.warn(f"{path} is missing: the 3,054 molecules that it lists stay in the set", stacklevel=2)
         return set()
     words = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     return {int(line[0]) - 1 for line in words if len(line) > 1 and line[0].isdigit()}
 
 
 def _qm9_columns(path: Path) -> dict[str, dict[str, float]]:
-    """name -> column -> number."""
+    """Return name -> column -> number."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:

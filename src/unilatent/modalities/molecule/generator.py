@@ -1,9 +1,10 @@
-"""QM9-like molecules without a download: random graphs of C, N, O, F that chemistry allows, with geometry by RDKit.
+"""QM9-like molecules without a download: random molecular graphs of C, N, O and F, with geometry by RDKit.
 
-A draw is a number: a random valence-exact graph of at most nine heavy atoms, refused where it holds a group that QM9
-does not; then hydrogens, coordinates (ETKDGv3) and relaxation (MMFF94s), refused where the force field, the distance
-tables of EDM or RDKit's perception of bonds see another molecule. It is a function of the seed and its number alone:
-one process or many make the same set. The geometry is a force field's and not DFT's: the set is QM9-like, never QM9.
+A draw is a random graph of at most nine heavy atoms with exact valences, rejected if it has a group that QM9 lacks. It
+then gets hydrogens, coordinates (ETKDGv3) and relaxation (MMFF94s), and is rejected if that does not converge or if
+EDM's distance tables or RDKit's perception of bonds find another molecule. A draw depends on the seed and its number
+only, so that any number of processes generates the same set. Geometries are those of a force field, not of DFT: the set
+resembles QM9 and does not replace it.
 """
 
 from __future__ import annotations
@@ -21,35 +22,38 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...atoms.files import Progress
-from ...atoms.reading import keep, shelf
-from ...atoms.systems import System, Systems
 from ...maths.streams import seed_of
+from .._atoms.files import ProgressCallback
+from .._atoms.reading import systems_cache, write_to_cache
+from .._atoms.systems import System, Systems
 from . import chemistry
 from .chemistry import rdkit
 
 NUM = 20_000
-"""Molecules of the set that is made where nobody says how many."""
+"""Default number of molecules."""
 VERSION = 2
-"""Of what is kept of a molecule."""
+"""Version of what is stored of a molecule."""
 RULES = 2
-"""Version of the rules below: another one makes other molecules."""
+"""Version of the rules below; another version generates other molecules."""
 DRAWS = 64
-"""Draws of a piece: what a process makes at a time, and what an interruption loses."""
+"""Draws per chunk: the unit of work of a process, and the most that an interruption loses."""
 PATIENCE = 50
-"""Pieces in a row that bring nothing new before there are no more."""
+"""Consecutive chunks without a new molecule after which generation stops."""
 
 HEAVY = {3: 0.0005, 4: 0.001, 5: 0.002, 6: 0.005, 7: 0.024, 8: 0.136, 9: 0.8315}
-"""Heavy atoms of a molecule, about as often as in QM9."""
+"""Number of heavy atoms -> probability, about as in QM9."""
 ELEMENTS = {"C": 0.64, "N": 0.14, "O": 0.22, "F": 0.003}
+"""Element -> relative frequency."""
 FREE = {"C": 4, "N": 3, "O": 2, "F": 1}
+"""Element -> valence."""
 RINGS = {0: 0.08, 1: 0.24, 2: 0.32, 3: 0.25, 4: 0.11}
-"""Rings that are tried to be closed."""
+"""Number of attempts to close a ring -> probability."""
 RING_SIZES = {3: 1.0, 4: 0.8, 5: 1.6, 6: 1.0}
+"""Ring size -> relative frequency."""
 MULTIPLE = {0: 0.11, 1: 0.23, 2: 0.30, 3: 0.23, 4: 0.13}
-"""Times that some bond's order is raised by one."""
+"""Number of times that the order of a bond is raised by one -> probability."""
 RAISED = {"C": 1.0, "N": 1.6, "O": 3.0, "F": 1.0}
-"""How often that is a bond to such an atom."""
+"""Element -> relative frequency of its bonds among those raised; factors of both atoms multiply."""
 
 EXCLUDED = (
     "[O;!$(O=*)]~[O,F]", "[N;!a]~[N;!a]", "[N]-[F]", "[NX3]-[OX2]-[NX3]", "[F]-C-[F]",  # bonds that QM9 hardly has
@@ -58,20 +62,20 @@ EXCLUDED = (
     "[CX2;R]#*", "[CX4]([OX2])([OX2])[OX2]", "[OX2]-[NX3]-[OX2]", "[CX3H1](=O)[CX3H1]=O",
     "[r3]=[r3]", "[r3;X3](=[!r3])[r3]", "[x3;^2;!a]", "[r4]1=[r4]~[r4]=[r4]1", "[a;r3,r4]",  # strained rings
 )  # fmt: skip
-"""SMARTS of groups that a draw is refused for."""
+"""SMARTS of groups that no molecule of the set has."""
 SHORTEST, LONGEST = 0.85, 1.75
-"""Angstrom of a bond."""
+"""Limits of the length of a bond in Angstrom."""
 CONTACT = 1.30
-"""Angstrom between atoms that are not bonded."""
+"""Smallest distance in Angstrom between atoms without a bond."""
 MOST_ENERGY = 22.0
-"""kcal/mol an atom."""
+"""Largest MMFF94s energy in kcal/mol per atom."""
 
 
 # ---- graphs ----------------------------------------------------------------------------------------------------------
 
 
 def graph(draw: random.Random) -> str | None:
-    """Canonical SMILES, without stereochemistry, of a random molecule; None where it is refused."""
+    """Return canonical SMILES, without stereochemistry, of a random molecule; None if it is rejected."""
     heavy = _choose(draw, HEAVY)
     symbols = [_choose(draw, ELEMENTS) for _ in range(heavy)]
     symbols.sort(key=lambda symbol: -FREE[symbol] + draw.random())
@@ -104,7 +108,7 @@ def _choose(draw: random.Random, weights: dict[Any, float]) -> Any:
 
 
 def _close_ring(draw: random.Random, free: list[int], bonds: dict[tuple[int, int], int]) -> None:
-    """One more bond between two atoms with free valences, where it closes a ring of a usual size."""
+    """Add a bond between two atoms with free valences if one closes a ring of a size in RING_SIZES."""
     distances = _distances(len(free), bonds)
     pairs, weights = [], []
     for a in range(len(free)):
@@ -121,25 +125,12 @@ def _close_ring(draw: random.Random, free: list[int], bonds: dict[tuple[int, int
 
 
 def _distances(count: int, bonds: dict[tuple[int, int], int]) -> list[list[int]]:
-    """Bonds between any two atoms."""
-    neighbours: list[list[int]] = [[] for _ in range(count)]
-    for a, b in bonds:
-        neighbours[a].append(b)
-        neighbours[b].append(a)
-    found = []
-    for start in range(count):
-        reached = {start: 0}
-        edge = [start]
-        while edge:
-            following = []
-            for at in edge:
-                for other in neighbours[at]:
-                    if other not in reached:
-                        reached[other] = reached[at] + 1
-                        following.append(other)
-            edge = following
-        found.append([reached[other] for other in range(count)])
-    return found
+    """Return the number of bonds on the shortest path between any two atoms of a connected graph."""
+    from scipy.sparse.csgraph import shortest_path
+
+    adjacency = np.zeros((count, count))
+    adjacency[tuple(np.array(list(bonds)).T)] = 1
+    return shortest_path(adjacency, directed=False, unweighted=True).astype(int).tolist()
 
 
 @cache
@@ -150,26 +141,20 @@ def _excluded() -> list[Any]:
 
 
 def _smiles(symbols: list[str], bonds: dict[tuple[int, int], int]) -> str | None:
-    Chem = rdkit().Chem
-    kinds = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
-    mol = Chem.RWMol()
-    for symbol in symbols:
-        mol.AddAtom(Chem.Atom(symbol))
-    for (a, b), order in bonds.items():
-        mol.AddBond(a, b, kinds[order])
-    if Chem.SanitizeMol(mol, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
+    mol = chemistry.from_graph(symbols, ((a, b, order) for (a, b), order in bonds.items()))
+    if mol is None or any(mol.HasSubstructMatch(pattern) for pattern in _excluded()):
         return None
-    if any(mol.HasSubstructMatch(pattern) for pattern in _excluded()):
-        return None
-    return Chem.MolToSmiles(mol, isomericSmiles=False)
+    return rdkit().Chem.MolToSmiles(mol, isomericSmiles=False)
 
 
 # ---- geometry --------------------------------------------------------------------------------------------------------
 
 
 def geometry(smiles: str) -> System | None:
-    """The molecule in space, heavy atoms first in the order of its SMILES, with Crippen's logP, its polar surface
-    (TPSA, square Angstrom) and MMFF94s energy (kcal/mol) as columns; None where it is refused."""
+    """Return the molecule with 3D coordinates, heavy atoms first in the order of its SMILES; None if it is rejected.
+
+    Columns: `logp` (Crippen), `tpsa` (polar surface area, square Angstrom), `energy` (MMFF94s, kcal/mol).
+    """
     kit = rdkit()
     parsed = kit.Chem.MolFromSmiles(smiles)
     if parsed is None:
@@ -190,7 +175,7 @@ def geometry(smiles: str) -> System | None:
     types = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], np.uint8)
     positions = mol.GetConformer().GetPositions()
     positions = (positions - positions.mean(0)).astype(np.float32)
-    if not _sound(mol, positions) or not _seen_again(smiles, types, positions):
+    if not _usual_distances(mol, positions) or not _recognised(smiles, types, positions):
         return None
     columns = {
         "logp": kit.Descriptors.CalcCrippenDescriptors(mol)[0],
@@ -200,8 +185,8 @@ def geometry(smiles: str) -> System | None:
     return System(types, positions, None, smiles, columns)
 
 
-def _sound(mol: Any, positions: np.ndarray) -> bool:
-    """Whether bonds and contacts have usual lengths."""
+def _usual_distances(mol: Any, positions: np.ndarray) -> bool:
+    """Return whether the lengths of bonds and contacts are within the limits above."""
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     bonded = rdkit().Chem.GetAdjacencyMatrix(mol).astype(bool)
     apart = ~bonded & ~np.eye(len(positions), dtype=bool)
@@ -209,8 +194,8 @@ def _sound(mol: Any, positions: np.ndarray) -> bool:
     return bool(bonds.min() >= SHORTEST and bonds.max() <= LONGEST and contacts.min(initial=9.0) >= CONTACT)
 
 
-def _seen_again(smiles: str, types: np.ndarray, positions: np.ndarray) -> bool:
-    """Whether EDM's tables find every atom stable, and RDKit finds the same graph in the atoms alone."""
+def _recognised(smiles: str, types: np.ndarray, positions: np.ndarray) -> bool:
+    """Return whether EDM's tables find every atom stable, and RDKit finds the same graph from positions only."""
     batch = torch.from_numpy(types.astype(np.int64))[None], torch.from_numpy(positions)[None]
     if not bool(chemistry.stability(*batch).molecules):
         return False
@@ -221,84 +206,89 @@ def _seen_again(smiles: str, types: np.ndarray, positions: np.ndarray) -> bool:
 # ---- the set ---------------------------------------------------------------------------------------------------------
 
 
-def draws(seed: int, piece: int) -> list[System]:
-    """What a piece's draws give, each molecule once."""
-    found: dict[str, System | None] = {}
+def draws(seed: int, chunk: int) -> list[System]:
+    """Return the distinct molecules of a chunk of draws."""
+    geometries: dict[str, System | None] = {}
     with rdkit().quiet():
-        for number in range(piece * DRAWS, (piece + 1) * DRAWS):
+        for number in range(chunk * DRAWS, (chunk + 1) * DRAWS):
             smiles = graph(random.Random(seed_of("made", RULES, seed, number)))
-            if smiles is not None and smiles not in found:
-                found[smiles] = geometry(smiles)
-    return [system for system in found.values() if system is not None]
+            if smiles is not None and smiles not in geometries:
+                geometries[smiles] = geometry(smiles)
+    return [system for system in geometries.values() if system is not None]
 
 
-def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> Systems:
-    """`num` distinct molecules, named by their SMILES. An interrupted call goes on where it was: finished pieces are
-    kept in the cache until all are there."""
-    parts = shelf() / f"{name_of(seed)}.parts"
+def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: ProgressCallback | None = None) -> Systems:
+    """Generate `num` distinct molecules, named by their SMILES.
+
+    An interrupted call resumes at the next one: finished chunks stay in the cache until the set is complete.
+    """
+    parts = systems_cache() / f"{cache_name(seed)}.parts"
     systems = compose(num, seed, workers, progress, parts)
     shutil.rmtree(parts, ignore_errors=True)
     return systems
 
 
-def name_of(seed: int) -> str:
-    """Of the set in the cache."""
+def cache_name(seed: int) -> str:
+    """Return the name of the set in the cache."""
     return f"qm9-like-{VERSION}-{RULES}-rdkit-{rdkit().version}-{seed}"
 
 
 def compose(
-    num: int, seed: int = 0, workers: int = 1, progress: Progress | None = None, parts: Path | None = None
+    num: int, seed: int = 0, workers: int = 1, progress: ProgressCallback | None = None, parts: Path | None = None
 ) -> Systems:
-    """The first `num` distinct molecules of the pieces. parts: a folder that finished pieces are kept in and taken
-    from; another seed, version or RDKit needs another one. ValueError when the graphs do not have that many."""
-    found: dict[str, System] = {}
+    """Return the first `num` distinct molecules. ValueError if the draws do not yield that many.
+
+    parts: a folder from which finished chunks are read and to which new ones are written. It serves one seed, version
+    and RDKit.
+    """
+    molecules: dict[str, System] = {}
     fruitless = 0
-    for systems in _pieces(seed, workers, parts):
-        before = len(found)
+    for systems in _chunks(seed, workers, parts):
+        before = len(molecules)
         for system in systems:
-            if len(found) < num:
-                found.setdefault(system.name, system)
+            if len(molecules) < num:
+                molecules.setdefault(system.name, system)
         if progress is not None:
-            progress("molecules", len(found) - before, num)
-        if len(found) == num:
+            progress("molecules", len(molecules) - before, num)
+        if len(molecules) == num:
             break
-        fruitless = 0 if len(found) > before else fruitless + 1
+        fruitless = 0 if len(molecules) > before else fruitless + 1
         if fruitless == PATIENCE:
-            raise ValueError(f"num: {num:,} molecules, but the graphs gave only {len(found):,}; ask for fewer")
-    return Systems.of(list(found.values()))
+            raise ValueError(f"num: {num:,} molecules, but the graphs gave only {len(molecules):,}; ask for fewer")
+    return Systems.of(list(molecules.values()))
 
 
-def _pieces(seed: int, workers: int, parts: Path | None) -> Iterator[list[System]]:
-    """Pieces in order, without end."""
+def _chunks(seed: int, workers: int, parts: Path | None) -> Iterator[list[System]]:
+    """Yield the chunks in order, without end."""
 
-    def stored(piece: int) -> list[System] | None:
+    def stored(chunk: int) -> list[System] | None:
         if parts is not None:
-            with suppress(ValueError):  # not there, damaged, or taken away by a process that has finished
-                return list(Systems.load(parts / f"{piece:06d}.npz"))
+            with suppress(ValueError):  # missing, damaged, or removed by a process that has finished
+                return list(Systems.load(parts / f"{chunk:06d}.npz"))
         return None
 
-    def store(piece: int, made: list[System]) -> list[System]:
+    def store(chunk: int, systems: list[System]) -> list[System]:
         if parts is not None:
-            keep(parts, lambda folder: Systems.of(made).save(folder / f"{piece:06d}.npz"))
-        return made
+            write_to_cache(parts, lambda folder: Systems.of(systems).save(folder / f"{chunk:06d}.npz"))
+        return systems
 
     if workers <= 1:
-        piece = 0
+        chunk = 0
         while True:
-            known = stored(piece)
-            yield known if known is not None else store(piece, draws(seed, piece))
-            piece += 1
+            known = stored(chunk)
+            yield known if known is not None else store(chunk, draws(seed, chunk))
+            chunk += 1
     with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         ahead: dict[int, list[System] | Future[list[System]]] = {}
-        piece = asked = 0
+        chunk = submitted = 0
         try:
             while True:
-                while asked < piece + 2 * workers:
-                    known = stored(asked)
-                    ahead[asked] = known if known is not None else pool.submit(draws, seed, asked)
-                    asked += 1
-                found = ahead.pop(piece)
-                yield store(piece, found.result()) if isinstance(found, Future) else found
-                piece += 1
+                while submitted < chunk + 2 * workers:
+                    known = stored(submitted)
+                    ahead[submitted] = known if known is not None else pool.submit(draws, seed, submitted)
+                    submitted += 1
+                result = ahead.pop(chunk)
+                yield store(chunk, result.result()) if isinstance(result, Future) else result
+                chunk += 1
         finally:
             pool.shutdown(cancel_futures=True)

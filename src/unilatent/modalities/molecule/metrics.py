@@ -1,7 +1,8 @@
-"""How molecules are judged: by what chemistry sees in their atoms, beside real molecules and beside noise.
+"""Metrics of molecules: validity by several protocols, distributions, and reconstruction.
 
-Every number of generation stands beside the same number of held-out real molecules (the ceiling) and of those with
-0.05 and 1 Angstrom of Gaussian noise on every coordinate: a measure that noise passes says little.
+Every number for generated molecules comes with baselines: the same number for held-out real molecules, and for these
+with Gaussian noise of 0.05 and 1 Angstrom on every coordinate. A metric on which the noised molecules score well says
+little.
 """
 
 from __future__ import annotations
@@ -16,31 +17,32 @@ from torch import Tensor
 from ...maths.geometry import rmsd as root_mean_square
 from ...maths.geometry import superpose
 from ...maths.streams import generator
-from ...records import Held, Rows
+from ...records import MemoryRows, Rows
+from .._atoms.metrics import type_accuracy, wasserstein
 from ..base import Evidence, Metric, Row, Space
 from . import chemistry
 
 CLOSE = 0.1
-"""Angstrom that no atom of a close reconstruction is off."""
+"""Largest error in Angstrom of an atom in a close reconstruction."""
 NOISES = (0.05, 1.0)
-"""Angstrom, standard deviation of a coordinate in the control rows."""
+"""Standard deviations in Angstrom of the noise on coordinates in the noise baselines."""
 CONTROLS = 1000
-"""Most real molecules that noise is added to."""
+"""Largest number of real molecules in a noise baseline."""
 MATCHED = 200
-"""Most of them that are matched by InChI."""
+"""Largest number of real molecules in a baseline of the match rate."""
 BUSTED = 500
-"""Samples, the first, whose energy PoseBusters looks at."""
+"""Number of samples whose energy PoseBusters checks; the first ones."""
 BUSTED_CONTROLS = 50
-"""Real molecules beside them."""
+"""Largest number of molecules in a baseline of PoseBusters."""
 FEWEST_BONDS = 50
-"""Bonds of a kind among real molecules for their lengths to be compared."""
+"""Smallest number of bonds between two elements in real molecules for a comparison of their lengths."""
 
 
-# ---- what is kept of each molecule -----------------------------------------------------------------------------------
+# ---- what is stored of each molecule ---------------------------------------------------------------------------------
 
 
 class Atoms(Space):
-    """`types` (B, N) uint8 and `positions` (B, N, 3) float32 themselves."""
+    """The atoms: `types` (B, N) uint8 and `positions` (B, N, 3) float32."""
 
     name = "atoms"
 
@@ -52,8 +54,11 @@ class Atoms(Space):
 
 
 class DistanceTables(Space):
-    """EDM's view: `edm_atoms`, `edm_stable_atoms` (B,) counts, `edm_stable`, `edm_valid` (B,) 0 or 1, `edm_graph` (B,)
-    the molecule as a number, 0 where it is not valid."""
+    """Bonds by EDM's distance tables.
+
+    `edm_atoms`, `edm_stable_atoms` (B,): numbers of atoms. `edm_stable`, `edm_valid` (B,): 0 or 1. `edm_graph` (B,): a
+    hash of the molecule, 0 if it is not valid.
+    """
 
     name = "edm"
     needs = ("atoms",)
@@ -62,9 +67,9 @@ class DistanceTables(Space):
         chemistry.rdkit()
 
     def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = chemistry.stability(data["types"], data["positions"])
+        stability = chemistry.stability(data["types"], data["positions"])
         real = data["types"].cpu() > 0
-        orders = found.orders.numpy()
+        orders = stability.orders.numpy()
         graphs = []
         with chemistry.rdkit().quiet():
             for i, (types, _) in enumerate(chemistry.each(data["types"], data["positions"])):
@@ -72,14 +77,18 @@ class DistanceTables(Space):
                 graphs.append(chemistry.key(chemistry.graph_smiles(types, orders[i][at][:, at])))
         keys = torch.tensor(graphs, dtype=torch.int64)
         return {
-            "edm_atoms": real.sum(1), "edm_stable_atoms": (found.stable & real).sum(1),
-            "edm_stable": found.molecules.to(torch.uint8), "edm_valid": (keys != 0).to(torch.uint8), "edm_graph": keys,
+            "edm_atoms": real.sum(1), "edm_stable_atoms": (stability.stable & real).sum(1),
+            "edm_stable": stability.molecules.to(torch.uint8),
+            "edm_valid": (keys != 0).to(torch.uint8), "edm_graph": keys,
         }  # fmt: skip
 
 
 class Perceived(Space):
-    """RDKit's view: `rdkit_valid`, `rdkit_connected` (B,) 0 or 1, `rdkit_graph` (B,) the molecule without
-    stereochemistry as a number, 0 where it is not valid, `rdkit_rings` (B,), -1 there."""
+    """Bonds by RDKit.
+
+    `rdkit_valid`, `rdkit_connected` (B,): 0 or 1. `rdkit_graph` (B,): a hash of the molecule without stereochemistry, 0
+    if it is not valid. `rdkit_rings` (B,): number of rings, -1 if it is not valid.
+    """
 
     name = "rdkit"
     needs = ("atoms",)
@@ -101,8 +110,11 @@ class Perceived(Space):
 
 
 class Babel(Space):
-    """Open Babel's view, ADiT's and UNITE's protocol: `openbabel_valid`, `openbabel_connected` (B,) 0 or 1, and
-    `openbabel_graph` (B,) the largest fragment as a number. Without the package it is left out unless asked for."""
+    """Bonds by Open Babel, the protocol of ADiT and UNITE.
+
+    `openbabel_valid`, `openbabel_connected` (B,): 0 or 1. `openbabel_graph` (B,): a hash of the largest fragment.
+    By default it is left out if the package is missing.
+    """
 
     name = "openbabel"
     needs = ("atoms",)
@@ -124,7 +136,7 @@ class Babel(Space):
 
 
 class Busters(Space):
-    """Keeps nothing: PoseBusters looks at the atoms that are kept anyway. Slow, so only where it is asked for."""
+    """Stores nothing: PoseBusters reads the atoms, which are stored anyway. Slow, so it runs only on request."""
 
     name = "posebusters"
     needs = ("atoms",)
@@ -139,8 +151,10 @@ class Busters(Space):
 
 
 class Matched(Space):
-    """`match_rmsd` (B,) Angstrom between reconstructions and originals whose InChIs are equal, infinite where they are
-    not; 2 ms each. Without Open Babel or pymatgen it is left out unless asked for."""
+    """`match_rmsd` (B,): RMSD in Angstrom between reconstruction and original, infinite if their InChIs differ.
+
+    It takes 2 ms per molecule. By default it is left out if Open Babel or pymatgen is missing.
+    """
 
     name = "match"
     needs = ("atoms",)
@@ -168,40 +182,46 @@ def _molecules(data: dict[str, Tensor]) -> list[Any]:
     return list(chemistry.each(data["types"], data["positions"]))
 
 
-# ---- beside what a number stands -------------------------------------------------------------------------------------
+# ---- baselines -------------------------------------------------------------------------------------------------------
 
 
 def with_noise(data: dict[str, Tensor], sigma: float) -> dict[str, Tensor]:
-    """The same molecules with N(0, sigma^2) Angstrom on every coordinate, always the same noise."""
+    """Add N(0, sigma^2) in Angstrom to every coordinate. The noise is the same in every call."""
     noise = torch.randn(data["positions"].shape, generator=generator("control", str(sigma)))
     moved = data["positions"].float() + sigma * noise
     return {**data, "positions": moved * (data["types"] > 0)[..., None]}
 
 
-def kept_atoms(rows: Rows, most: int) -> dict[str, Tensor]:
-    """The first molecules of a set, as Data."""
+def noised(data: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the molecules with each noise of NOISES, by the name of the baseline."""
+    return {f"noise {sigma:g} A": with_noise(data, sigma) for sigma in NOISES}
+
+
+def first_molecules(rows: Rows, most: int) -> dict[str, Tensor]:
+    """Return the first molecules of stored rows, as Data."""
     return {"types": rows.first("types", most).long(), "positions": rows.first("positions", most)}
 
 
 def controls(evidence: Evidence, space: Space, like: Rows) -> dict[str, Rows]:
-    """What a space keeps of as many held-out real molecules as there are samples, and of those with noise; without any
-    held-out ones, the noise is added to training molecules."""
-    found: dict[str, Rows] = {}
+    """Return the rows of a space for the baselines, by name: held-out real molecules, and noised ones.
+
+    like: rows of the samples. A baseline has at most as many molecules. Without held-out molecules, noise is added to
+    training molecules.
+    """
+    baselines: dict[str, Rows] = {}
     real, names = evidence.held_out, _needed(space, like)
     if real is not None and len(real) and all(name in real for name in names):
-        found["held-out real"] = Held({name: real.first(name, len(like)) for name in names})
+        baselines["held-out real"] = MemoryRows({name: real.first(name, len(like)) for name in names})
     real = real if real is not None and len(real) else evidence.train
     if real is not None and "positions" in real:
-        atoms = kept_atoms(real, min(CONTROLS, len(like)))
-        for sigma in NOISES:
-            noisy = with_noise(atoms, sigma)
-            found[f"noise {sigma:g} A"] = Held({**Atoms()(noisy), **space(noisy)})
-    return found
+        noised_sets = noised(first_molecules(real, min(CONTROLS, len(like))))
+        baselines |= {name: MemoryRows({**Atoms()(noisy), **space(noisy)}) for name, noisy in noised_sets.items()}
+    return baselines
 
 
-def beside(value: Callable[[Rows], float], of: dict[str, Rows]) -> dict[str, float]:
-    """A number of each control."""
-    return {name: value(rows) for name, rows in of.items()}
+def baseline_values(value: Callable[[Rows], float], baselines: dict[str, Rows]) -> dict[str, float]:
+    """Return a number for each baseline."""
+    return {name: value(rows) for name, rows in baselines.items()}
 
 
 def _needed(space: Space, like: Rows) -> list[str]:
@@ -211,11 +231,12 @@ def _needed(space: Space, like: Rows) -> list[str]:
 # ---- generation ------------------------------------------------------------------------------------------------------
 
 
-class Validity(Metric):
-    """Of new molecules by one protocol: valid, in one piece, distinct, not among the training molecules.
+class MoleculeValidity(Metric):
+    """Shares of generated molecules that are valid, connected, distinct and novel, by one protocol.
 
-    unique: distinct of the valid ones. novel: those of them that no training molecule that was looked at equals, of
-    the valid ones. valid_unique: distinct of all; the number that EDM's successors print as "unique".
+    unique: distinct molecules, divided by valid ones. novel: distinct molecules that equal none of the training
+    molecules compared, divided by valid ones. valid_unique: distinct molecules, divided by all samples; EDM's
+    successors report this number as "unique".
     """
 
     def __init__(self, space: Space, title: str):
@@ -235,23 +256,23 @@ class Validity(Metric):
             return []
         train = evidence.train
         known = None if train is None or f"{prefix}graph" not in train else train[f"{prefix}graph"].unique()
-        said = {
+        titles = {
             "atom_stable": "atoms with a right valence", "mol_stable": "molecules of such atoms", "valid": "valid",
             "valid_connected": "valid and in one piece", "unique": "distinct of the valid",
-            "novel": f"distinct of the valid, and not among {evidence.looked_at('molecules')}",
+            "novel": f"distinct of the valid, and not among {evidence.describe_train('molecules')}",
             "valid_unique": "distinct of all",
         }  # fmt: skip
-        rows, others = [], controls(evidence, self.view, samples)
+        rows, baselines = [], controls(evidence, self.view, samples)
         for name in self.names:
             if name == "novel" and known is None:
                 continue
             value = self.share(name, known)
-            stand = beside(value, others)
-            rows.append(Row(self._key(name), f"{said[name]} ({self.title})", value(samples), "%", "higher", stand))
+            title = f"{titles[name]} ({self.title})"
+            rows.append(Row(self._key(name), title, value(samples), "%", "higher", baseline_values(value, baselines)))
         return rows
 
     def share(self, name: str, known: Tensor | None = None) -> Callable[[Rows], float]:
-        """One of the shares, in percent, as a function of what the space kept; known: graphs that are not novel."""
+        """Return a function from rows of the space to a share in percent. known: graphs that are not novel."""
         prefix = f"{self.space}_"
 
         def value(rows: Rows) -> float:
@@ -276,9 +297,12 @@ def _percent(part: Tensor | float, whole: Tensor | float) -> float:
     return 100 * float(part) / float(whole) if float(whole) else 0.0
 
 
-class Distributions(Metric):
-    """How far new molecules are from training ones in what can be counted and measured: Wasserstein-1 distances of
-    the number of atoms, rings and bond lengths, and the total variation between shares of elements."""
+class MoleculeDistributions(Metric):
+    """Distances between the distributions of generated and training molecules.
+
+    Wasserstein-1 distances of the numbers of atoms and rings and of bond lengths; total variation distance of the
+    shares of elements.
+    """
 
     space = "rdkit"
     gives = ("atoms_w1", "elements_tv", "bond_lengths_w1", "rings_w1")
@@ -287,51 +311,46 @@ class Distributions(Metric):
         train, samples = evidence.train, evidence.samples
         if train is None or samples is None or not len(samples) or "types" not in samples or "types" not in train:
             return []
-        some = Held({name: train.first(name, 10 * CONTROLS) for name in ("types", "positions", "rdkit_rings")})
-        real = {key: measure(some) for key, measure in MEASURES.items()}
-        named = {
+        reference = MemoryRows(
+            {name: train.first(name, 10 * CONTROLS) for name in ("types", "positions", "rdkit_rings")}
+        )
+        real = {key: measure(reference) for key, measure in MEASURES.items()}
+        titles = {
             "atoms_w1": ("number of atoms, W1 to training", "atoms"),
             "elements_tv": ("shares of elements, total variation to training", ""),
             "bond_lengths_w1": ("bond lengths, W1 to training, mean over pairs of elements", "A"),
             "rings_w1": ("rings of valid molecules, W1 to training", "rings"),
         }
-        rows, others = [], controls(evidence, Perceived(), samples)
-        for key, (name, unit) in named.items():
+        rows, baselines = [], controls(evidence, Perceived(), samples)
+        for key, (title, unit) in titles.items():
 
             def value(rows: Rows, key: str = key) -> float:
                 return DISTANCES[key](MEASURES[key](rows), real[key])
 
-            rows.append(Row(key, name, value(samples), unit, "lower", beside(value, others)))
+            rows.append(Row(key, title, value(samples), unit, "lower", baseline_values(value, baselines)))
         return rows
 
 
-def wasserstein(a: Tensor, b: Tensor) -> float:
-    """W1 between two sets of numbers; infinite where one is empty."""
-    if not len(a) or not len(b):
-        return float("inf")
-    a, b = a.double().sort().values, b.double().sort().values
-    places = torch.cat([a, b]).sort().values
-    below = [torch.searchsorted(side, places[:-1], right=True) / len(side) for side in (a, b)]
-    return float(((below[0] - below[1]).abs() * places.diff()).sum())
-
-
 def _bond_lengths(rows: Rows) -> dict[int, Tensor]:
-    """100 a + b -> Angstrom of every bond between elements a <= b by EDM's tables."""
-    found: dict[int, list[Tensor]] = {}
+    """Return 100 a + b -> lengths in Angstrom of all bonds between elements a <= b, by EDM's tables."""
+    lengths_of: dict[int, list[Tensor]] = {}
     for types, positions in zip(rows["types"].long().split(512), rows["positions"].split(512), strict=True):
         bonded = chemistry.distance_orders(types, positions).triu() > 0
         i, a, b = bonded.nonzero(as_tuple=True)
         lengths = (positions[i, a] - positions[i, b]).norm(dim=-1)
         pairs = torch.minimum(types[i, a], types[i, b]) * 100 + torch.maximum(types[i, a], types[i, b])
         for pair in pairs.unique().tolist():
-            found.setdefault(pair, []).append(lengths[pairs == pair])
-    return {pair: torch.cat(parts) for pair, parts in found.items()}
+            lengths_of.setdefault(pair, []).append(lengths[pairs == pair])
+    return {pair: torch.cat(parts) for pair, parts in lengths_of.items()}
 
 
-def _bond_distance(made: dict[int, Tensor], real: dict[int, Tensor]) -> float:
-    """Over the pairs of elements that real molecules join often and new ones join at all; infinite without one."""
-    shared = [pair for pair, lengths in real.items() if len(lengths) >= FEWEST_BONDS and pair in made]
-    return sum(wasserstein(made[p], real[p]) for p in shared) / len(shared) if shared else float("inf")
+def _bond_distance(generated: dict[int, Tensor], real: dict[int, Tensor]) -> float:
+    """Return the mean distance over pairs of elements with FEWEST_BONDS real bonds and any generated one.
+
+    Infinity if there is no such pair.
+    """
+    shared = [pair for pair, lengths in real.items() if len(lengths) >= FEWEST_BONDS and pair in generated]
+    return sum(wasserstein(generated[p], real[p]) for p in shared) / len(shared) if shared else float("inf")
 
 
 def _element_shares(rows: Rows) -> Tensor:
@@ -355,8 +374,10 @@ DISTANCES: dict[str, Callable[[Any, Any], float]] = {
 
 
 class PoseBusters(Metric):
-    """Share of new molecules that pass PoseBusters' checks of bonds, angles, clashes and flatness; with `energy`,
-    of the first 500, those that also have a usual energy. Molecules that RDKit does not see pass none."""
+    """Share of generated molecules that pass PoseBusters' checks of bonds, angles, clashes and flatness.
+
+    energy: also check the energy, of the first 500 samples only. Molecules that RDKit does not perceive fail.
+    """
 
     space = "posebusters"
 
@@ -371,19 +392,19 @@ class PoseBusters(Metric):
             return []
 
         def value(rows: Rows) -> float:
-            return passing(kept_atoms(rows, min(len(rows), self.most_samples or len(rows))), self.energy)
+            return passing(first_molecules(rows, min(len(rows), self.most_samples or len(rows))), self.energy)
 
-        few = Held({name: samples.first(name, BUSTED_CONTROLS) for name in ("types", "positions")})
-        stand = beside(value, controls(evidence, Busters(), few))
+        few = MemoryRows({name: samples.first(name, BUSTED_CONTROLS) for name in ("types", "positions")})
+        baselines = baseline_values(value, controls(evidence, Busters(), few))
         name = "pass all of PoseBusters" if self.energy else "pass PoseBusters without its energy check"
-        return [Row(self.gives[0], name, value(samples), "%", "higher", stand)]
+        return [Row(self.gives[0], name, value(samples), "%", "higher", baselines)]
 
 
 def passing(data: dict[str, Tensor], energy: bool) -> float:
-    """Percent of molecules that pass PoseBusters."""
+    """Return the percentage of molecules that pass PoseBusters."""
     with chemistry.rdkit().quiet():
-        seen = [chemistry.perceive(*molecule) for molecule in _molecules(data)]
-    verdicts = chemistry.bust(seen, energy)
+        perceived = [chemistry.perceive(*molecule) for molecule in _molecules(data)]
+    verdicts = chemistry.bust(perceived, energy)
     return _percent(sum(verdicts), len(verdicts))
 
 
@@ -391,46 +412,51 @@ def passing(data: dict[str, Tensor], energy: bool) -> float:
 
 
 def errors(made: dict[str, Tensor], data: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Of each reconstruction: percent of atoms of the right element (`type_accuracy`), 100 where all are
-    (`types_right`), root mean squared and largest distance in Angstrom of atoms after turning the whole molecule onto
-    its original (`rmsd`, `max_error`: atom by atom, no mirror image), and 100 where also none is off by 0.1 A
-    (`close`)."""
+    """Return the errors of each reconstruction.
+
+    `type_accuracy`: percentage of atoms with the right element. `types_right`: 100 if all are right, else 0. `rmsd`,
+    `max_error`: root mean square and maximum over atoms of the distance in Angstrom to the original, after
+    superposition (atoms compared by index, no mirror image). `close`: 100 if all elements are right and no atom is off
+    by 0.1 A.
+    """
     types, mask = data["types"].cpu(), data["types"].cpu() > 0
-    right = ((made["types"].cpu() == types) & mask).sum(1) / mask.sum(1)
-    whole = (made["types"].cpu() == types).all(1)
+    all_right = (made["types"].cpu() == types).all(1)
     original = data["positions"].detach().cpu().double()
-    turned = superpose(made["positions"].detach().cpu().double(), original, mask)
-    furthest = ((turned - original).norm(dim=-1) * mask).amax(1)
+    superposed = superpose(made["positions"].detach().cpu().double(), original, mask)
+    max_error = ((superposed - original).norm(dim=-1) * mask).amax(1)
     return {
-        "type_accuracy": (100 * right.double()).tolist(), "types_right": (100 * whole.double()).tolist(),
-        "rmsd": root_mean_square(turned, original, mask).tolist(), "max_error": furthest.tolist(),
-        "close": (100 * (whole & (furthest < CLOSE)).double()).tolist(),
+        "type_accuracy": type_accuracy(made, data).tolist(), "types_right": (100 * all_right.double()).tolist(),
+        "rmsd": root_mean_square(superposed, original, mask).tolist(), "max_error": max_error.tolist(),
+        "close": (100 * (all_right & (max_error < CLOSE)).double()).tolist(),
     }  # fmt: skip
 
 
-class Reconstruction(Metric):
-    """Elements and places of held-out molecules through the tokenizer, atom by atom."""
+class MoleculeReconstruction(Metric):
+    """Errors of the elements and positions of reconstructed held-out molecules, atom by atom."""
 
     track = "reconstruction"
     gives = ("type_accuracy", "types_right", "rmsd", "close")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made = evidence.reconstructions
-        if made is None or not len(made) or "rmsd" not in made:
+        reconstructions = evidence.reconstructions
+        if reconstructions is None or not len(reconstructions) or "rmsd" not in reconstructions:
             return []
-        others: dict[str, dict[str, list[float]]] = {}
+        baseline_errors: dict[str, dict[str, list[float]]] = {}
         if evidence.held_out is not None and "positions" in evidence.held_out:
-            atoms = kept_atoms(evidence.held_out, CONTROLS)
-            others = {f"noise {sigma:g} A": errors(with_noise(atoms, sigma), atoms) for sigma in NOISES}
+            atoms = first_molecules(evidence.held_out, CONTROLS)
+            baseline_errors = {name: errors(noisy, atoms) for name, noisy in noised(atoms).items()}
             commonest = atoms["types"][atoms["types"] > 0].mode().values
             one_element = {**atoms, "types": torch.where(atoms["types"] > 0, commonest, 0)}
-            others["one element"] = errors(one_element, atoms)
+            baseline_errors["one element"] = errors(one_element, atoms)
 
         def row(key: str, name: str, unit: str, better: str) -> Row:
-            of_types = key.startswith("type")  # noise leaves elements right, one element leaves places right
-            said = {control: found[key] for control, found in others.items() if of_types == (control == "one element")}
-            stand = {control: sum(values) / len(values) for control, values in said.items()}
-            return Row(key, name, float(made[key].double().mean()), unit, better, stand)
+            of_types = key.startswith("type")  # noise does not change elements, "one element" does not move atoms
+            baselines = {
+                baseline: sum(values[key]) / len(values[key])
+                for baseline, values in baseline_errors.items()
+                if of_types == (baseline == "one element")
+            }
+            return Row(key, name, float(reconstructions[key].double().mean()), unit, better, baselines)
 
         return [
             row("type_accuracy", "atoms reconstructed as the right element, mean over molecules", "%", "higher"),
@@ -440,89 +466,106 @@ class Reconstruction(Metric):
         ]
 
 
-class Reread(Metric):
-    """Whether chemistry sees the same molecule in a reconstruction."""
+class SameGraph(Metric):
+    """Share of reconstructions in which RDKit perceives the same molecule as in the original."""
 
     space = "rdkit"
     track = "reconstruction"
     gives = ("same_graph",)
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made, real = evidence.reconstructions, evidence.held_out
-        if made is None or real is None or not len(made) or "rdkit_graph" not in made or "rdkit_graph" not in real:
+        reconstructions, real = _reconstructions(evidence, "rdkit_graph")
+        if reconstructions is None or real is None:
             return []
-        graphs = real["rdkit_graph"][: len(made)]
-        stand = {"held-out real": _percent((graphs != 0).sum(), len(graphs))}
+        graphs = real["rdkit_graph"][: len(reconstructions)]
+
+        def same(others: Tensor) -> float:
+            equal = (others == graphs[: len(others)]) & (others != 0)
+            return _percent(equal.sum(), len(equal))
+
+        baselines = {"held-out real": same(graphs)}
         if "positions" in real:
-            atoms = kept_atoms(real, min(CONTROLS, len(made)))
-            for sigma in NOISES:
-                again = Perceived()(with_noise(atoms, sigma))["rdkit_graph"]
-                same = (again == graphs[: len(again)]) & (again != 0)
-                stand[f"noise {sigma:g} A"] = _percent(same.sum(), len(same))
-        same = (made["rdkit_graph"] == graphs) & (graphs != 0)
+            noised_sets = noised(first_molecules(real, min(CONTROLS, len(reconstructions))))
+            baselines |= {name: same(Perceived()(noisy)["rdkit_graph"]) for name, noisy in noised_sets.items()}
         name = "reconstructions in which RDKit sees the same molecule"
-        return [Row("same_graph", name, _percent(same.sum(), len(same)), "%", "higher", stand)]
+        return [Row("same_graph", name, same(reconstructions["rdkit_graph"]), "%", "higher", baselines)]
 
 
 class ReconstructedStability(Metric):
-    """EDM's stability of reconstructions, which 0.03 A of noise already harms."""
+    """EDM's molecule stability of reconstructions. It is sensitive: noise of 0.03 A already lowers it."""
 
     space = "edm"
     track = "reconstruction"
     gives = ("reconstruction_stable",)
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made, real = evidence.reconstructions, evidence.held_out
-        if made is None or real is None or not len(made) or "edm_stable" not in made or "edm_stable" not in real:
+        reconstructions, real = _reconstructions(evidence, "edm_stable")
+        if reconstructions is None or real is None:
             return []
-        stand = {"held-out real": _percent(real["edm_stable"].sum(), len(real))}
+
+        def share(stable: Tensor) -> float:
+            return _percent(stable.sum(), len(stable))
+
+        baselines = {"held-out real": share(real["edm_stable"])}
         if "positions" in real:
-            atoms = kept_atoms(real, min(CONTROLS, len(made)))
-            for sigma in NOISES:
-                stable = chemistry.stability(**with_noise(atoms, sigma)).molecules
-                stand[f"noise {sigma:g} A"] = _percent(stable.sum(), len(stable))
-        value = _percent(made["edm_stable"].sum(), len(made))
+            noised_sets = noised(first_molecules(real, min(CONTROLS, len(reconstructions))))
+            baselines |= {name: share(chemistry.stability(**noisy).molecules) for name, noisy in noised_sets.items()}
         name = "stable molecules among reconstructions (EDM)"
-        return [Row("reconstruction_stable", name, value, "%", "higher", stand)]
+        return [Row("reconstruction_stable", name, share(reconstructions["edm_stable"]), "%", "higher", baselines)]
+
+
+def _reconstructions(evidence: Evidence, key: str) -> tuple[Rows | None, Rows | None]:
+    """Return reconstructions and held-out molecules if both have this tensor, else (None, None)."""
+    reconstructions, real = evidence.reconstructions, evidence.held_out
+    if (
+        reconstructions is None
+        or real is None
+        or not len(reconstructions)
+        or key not in reconstructions
+        or key not in real
+    ):
+        return None, None
+    return reconstructions, real
 
 
 class MatchRate(Metric):
-    """ADiT's and UNITE's match rate and RMSD: equal InChIs by Open Babel, stereochemistry included."""
+    """Match rate and RMSD as in ADiT and UNITE: two molecules match if Open Babel gives them equal InChIs, with
+    stereochemistry."""
 
     space = "match"
     track = "reconstruction"
     gives = ("match_rate", "match_rmsd")
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        made = evidence.reconstructions
-        if made is None or not len(made) or "match_rmsd" not in made:
+        reconstructions = evidence.reconstructions
+        if reconstructions is None or not len(reconstructions) or "match_rmsd" not in reconstructions:
             return []
-        found = {"": made["match_rmsd"]}
+        rmsds = {"": reconstructions["match_rmsd"]}  # "": the reconstructions; then the baselines
         if evidence.held_out is not None and "positions" in evidence.held_out:
-            atoms = kept_atoms(evidence.held_out, MATCHED)
-            found["held-out real"] = Matched().against(atoms, atoms)["match_rmsd"]
-            for sigma in NOISES:
-                found[f"noise {sigma:g} A"] = Matched().against(with_noise(atoms, sigma), atoms)["match_rmsd"]
-        rates = {name: _percent(values.isfinite().sum(), len(values)) for name, values in found.items()}
-        means = {name: float(v[v.isfinite()].double().mean()) for name, v in found.items() if v.isfinite().any()}
+            atoms = first_molecules(evidence.held_out, MATCHED)
+            for name, data in {"held-out real": atoms, **noised(atoms)}.items():
+                rmsds[name] = Matched().against(data, atoms)["match_rmsd"]
+        rates = {name: _percent(values.isfinite().sum(), len(values)) for name, values in rmsds.items()}
+        means = {name: float(v[v.isfinite()].double().mean()) for name, v in rmsds.items() if v.isfinite().any()}
         rows = [Row("match_rate", "reconstructions of equal InChI", rates.pop(""), "%", "higher", rates)]
         if "" in means:
             rows.append(Row("match_rmsd", "RMSD of those", means.pop(""), "A", "lower", means))
         return rows
 
 
-# ---- what a modality gives to evaluation -----------------------------------------------------------------------------
+# ---- lists for the modality ------------------------------------------------------------------------------------------
 
 
 def spaces() -> list[Space]:
-    """Every view of molecules, the atoms first."""
+    """Return every feature extractor of molecules, in order of dependence."""
     return [Atoms(), DistanceTables(), Perceived(), Babel(), Busters(), Matched()]
 
 
 def metrics() -> list[Metric]:
-    """Every metric. Open Babel's are left out by default where the package is missing, PoseBusters' always."""
+    """Return every metric. By default PoseBusters' do not run, nor Open Babel's if that package is missing."""
     return [
-        Reconstruction(), Reread(), ReconstructedStability(), MatchRate(),
-        Validity(Perceived(), "RDKit"), Validity(DistanceTables(), "EDM's distance tables"),
-        Validity(Babel(), "Open Babel, as ADiT and UNITE"), Distributions(), PoseBusters(False), PoseBusters(True),
+        MoleculeReconstruction(), SameGraph(), ReconstructedStability(), MatchRate(),
+        MoleculeValidity(Perceived(), "RDKit"), MoleculeValidity(DistanceTables(), "EDM's distance tables"),
+        MoleculeValidity(Babel(), "Open Babel, as ADiT and UNITE"), MoleculeDistributions(),
+        PoseBusters(False), PoseBusters(True),
     ]  # fmt: skip

@@ -1,0 +1,126 @@
+"""What commands do alike: open a model, show progress, stop on a signal, prepare output folders."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from ..progress import progress_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..methods.base import LatentModel
+    from ..modalities.base import Modality
+    from ..processes import Processes
+
+STOPPED = 130
+"""Exit code after SIGINT or SIGTERM."""
+RESUMES = "the same command resumes from there"
+STARTS_AGAIN = "the same command starts again from the first sample"
+WIDE = 200
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def load(source: str, device: str | None) -> LatentModel:
+    """Load a model onto the device; ValueError if there is no such device."""
+    import torch
+
+    from ..loading import load as load_model
+
+    try:
+        return load_model(source, device=device)
+    except (RuntimeError, AssertionError) as error:
+        if device is None or torch.device(device).type == "cpu":
+            raise
+        raise ValueError(f"--device {device}: not available ({str(error).splitlines()[0]}); use cpu") from None
+
+
+def join_processes(model: LatentModel | None, device: str | None) -> Processes:
+    """Return the processes of this command; with several, the model moves to the device of each."""
+    from ..processes import Processes
+
+    processes = Processes(device if model is None else str(model.device))
+    if model is not None:
+        model.to(processes.device)
+    return processes
+
+
+def with_weights(modality: Modality, files: dict[str, str | None]) -> Modality:
+    """Return the modality with other weights files for its metrics; ValueError if it has no such network.
+
+    files: field of the modality's configuration -> file, None to leave the field as it is.
+    """
+    files = {key: file for key, file in files.items() if file is not None}
+    for key in files:
+        if key not in type(modality.config).model_fields:
+            raise ValueError(f"--{key.replace('_', '-')}: this modality has no such network; leave it out")
+    return type(modality)(modality.config.model_copy(update=files))
+
+
+@contextmanager
+def autocast(device: object, precision: str) -> Iterator[None]:
+    """bfloat16 autocast if precision is "bf16"; ValueError if it is neither that nor "fp32"."""
+    import torch
+
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
+    with torch.autocast(torch.device(str(device)).type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+@contextmanager
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """One progress bar; call it with the number of items that were finished since the last call."""
+    with progress_of() as advance:
+        advance(label, 0, total or 0)
+        yield lambda count: advance(label, count, total or 0)
+
+
+def leave_stopped(done: str, further: str, processes: Processes | None = None) -> NoReturn:
+    """Exit after SIGINT or SIGTERM; the first process prints what is there and how to continue."""
+    if processes is None or processes.is_main:
+        print(f"stopped: {done}; {further}", file=sys.stderr)
+    if processes is not None:
+        processes.leave(STOPPED)
+    raise typer.Exit(STOPPED)
+
+
+def find_run_folder(source: str | None) -> Path | None:
+    """Return the path of a run folder, None for any other source of a model."""
+    return Path(source) if source is not None and (Path(source) / "config.yaml").is_file() else None
+
+
+def evaluation_folder(out: Path | None, run_folder: Path | None) -> Path:
+    """Return --out, by default RUN/eval or ./evaluation."""
+    return out or (run_folder / "eval" if run_folder else Path("evaluation"))
+
+
+def make_folder(path: Path) -> Path:
+    """Create an output folder and return it; ValueError if it cannot be written."""
+    from ..training.resuming import check_writable
+
+    check_writable(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def clear_numbered(folder: Path, subfolders: tuple[str, ...] = ()) -> Path:
+    """Remove files that an earlier command numbered (`000000.png`, ...) from a folder and some of its subfolders, so
+    that two sets never mix."""
+    for place in (folder, *(folder / name for name in subfolders)):
+        for path in place.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
+            path.unlink()
+    return folder
+
+
+def wide(console: Console) -> Console:
+    """Set the width of a console that is no terminal, so that no row of a table is wrapped; return it."""
+    if not console.is_terminal:
+        console.width = WIDE
+    return console

@@ -1,0 +1,316 @@
+"""Shared steps of loading systems: settings, unusable records, the cache, and the held-out split.
+
+The modalities define what a record is and when it is invalid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from ...config import Config
+from ...files import read_json, write_json
+from ...maths.streams import seed_of
+from ...pretrained import cache_folder
+from .files import ProgressCallback, SystemKind, existing
+from .systems import System, Systems
+
+HELD_OUT = 0.1
+"""Default share of held-out systems."""
+SHOWN = 5
+"""Records that a message lists."""
+REPORT_EVERY = 64
+"""Records between two progress reports."""
+
+
+class AtomData(Config):
+    """Where systems come from and which of them are used. Each kind of system documents `path` and `num`."""
+
+    kind: ClassVar[SystemKind]
+
+    path: str | None = None
+    num: int = Field(ge=2)
+    """Size of the generated set."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the generated set."""
+    held_out: float | None = Field(default=None, ge=0)
+    """Number of systems that no training step reads, or a share of them if below 1, chosen by a hash of the name. None:
+    the split that comes with the data (QM9, tables with a split), or else 10 %. If the data come with a split, a number
+    or share limits its held-out part; the training systems do not change."""
+    held_out_part: Literal["validation", "test"] = "validation"
+    """Which part of the split that comes with the data is held out; the other one is not used. Use the test part for
+    numbers to publish."""
+    max_atoms: int | None = Field(default=None, ge=1)
+    """Larger systems are left out. Systems above the model's max_atoms are always left out. None: only those."""
+    columns: tuple[str, ...] | None = None
+    """Numbers to load for each system; systems without one of them are left out. None: all, and nothing is left out."""
+    label_column: str | None = None
+    """A column of whole numbers, used as class labels."""
+    property_column: str | None = None
+    """A column of numbers that samples can be conditioned on (`conditions.scalar`); NaN where unknown."""
+    bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of unusable records before loading fails; one unusable record is always tolerated."""
+
+
+class TooLarge(ValueError):
+    """A valid record with more atoms than requested."""
+
+    @classmethod
+    def of(cls, atoms: int, most: int) -> Self:
+        return cls(f"{atoms} atoms, more than {most}")
+
+
+@dataclass(frozen=True)
+class LoadedSystems:
+    """The systems of a source, and the records that were left out.
+
+    parts: part of the split that comes with the data -> its systems; {"": all} without such a split. bad: a line per
+    invalid record (file, record, reason). large: the same per record that is too large.
+    """
+
+    parts: dict[str, Systems]
+    bad: tuple[str, ...] = ()
+    large: tuple[str, ...] = ()
+
+    @property
+    def systems(self) -> Systems:
+        """All systems, part after part."""
+        parts = list(self.parts.values())
+        return parts[0] if len(parts) == 1 else Systems.of([one for part in parts for one in part])
+
+    def within(self, most: int) -> LoadedSystems:
+        """Move systems with more than `most` atoms to `large`."""
+        large = [f"{one.name}: {TooLarge.of(len(one.types), most)}" for one in self.systems if len(one.types) > most]
+        parts = {name: part.take(np.flatnonzero(part.sizes <= most)) for name, part in self.parts.items()}
+        return LoadedSystems(parts, self.bad, (*self.large, *large)) if large else self
+
+
+ParsedRecords = Iterable[tuple[str, str, System | ValueError]]
+"""Per record: file and record for messages; its part of the data's split, or ""; the system, or what is wrong."""
+
+
+def gather(records: ParsedRecords, path: Path, progress: ProgressCallback | None, total: int = 0) -> LoadedSystems:
+    """Collect parsed records. Columns without a single number (a formula, say) are dropped."""
+    parts: dict[str, list[System]] = {}
+    bad: list[str] = []
+    large: list[str] = []
+    for count, (where, part, result) in enumerate(records, 1):
+        if isinstance(result, System):
+            parts.setdefault(part, []).append(result)
+        else:
+            (large if isinstance(result, TooLarge) else bad).append(f"{where}: {result}")
+        if progress is not None and count % REPORT_EVERY == 0:
+            progress(f"reading {path}", REPORT_EVERY, total)
+    packed = {part: Systems.of(systems) for part, systems in parts.items()}
+    known = {
+        name
+        for systems in packed.values()
+        for name, values in systems.columns.items()
+        if np.isfinite(values).any()
+    }  # fmt: skip
+    names = [
+        name for name in dict.fromkeys(name for systems in packed.values() for name in systems.columns) if name in known
+    ]
+    for part, systems in packed.items():
+        unknown = np.full(len(systems), np.nan)
+        packed[part] = replace(systems, columns={name: systems.columns.get(name, unknown) for name in names})
+    return LoadedSystems(packed, tuple(bad), tuple(large))
+
+
+# ---- what is used ----------------------------------------------------------------------------------------------------
+
+
+def source_path(data: AtomData) -> Path | None:
+    """Return the path of the files, or None for the generated set; ValueError if it is not set or does not exist."""
+    kind = data.kind
+    if data.path is None:
+        raise ValueError(
+            f"data.path: not set; give a file, folder or .zip of {kind.plural}, or {kind.offline!r} for generated ones"
+        )
+    return None if data.path == kind.offline else existing(Path(data.path), kind)
+
+
+def load_npz(path: Path, kind: SystemKind, mixed: bool = False) -> Systems:
+    """Load an .npz file; ValueError if it is empty or of the other kind. mixed: return no systems instead."""
+    systems = Systems.load(path)
+    if (systems.lattice is not None) == kind.periodic and len(systems):
+        return systems
+    if mixed:
+        return Systems.of([])
+    lattice = "without a lattice" if systems.lattice is None else "with a lattice"
+    content = f"systems {lattice}, not {kind.plural}" if len(systems) else f"no {kind.plural}"
+    raise ValueError(f"data.path: {path} holds {content}; give other data")
+
+
+def atom_limit(data: AtomData, max_atoms: int | None) -> tuple[int, str]:
+    """Return the largest number of atoms that is used, and the field that sets it. max_atoms: of the model."""
+    limits = [(data.max_atoms, "data.max_atoms"), (max_atoms, "modality.max_atoms")]
+    return min([(most, field) for most, field in limits if most is not None] + [(data.kind.max_atoms, "the most read")])
+
+
+def usable(loaded: LoadedSystems, data: AtomData, max_atoms: int | None, also: Sequence[str] = ()) -> LoadedSystems:
+    """Select the requested columns and report the records that were left out.
+
+    also: further columns to select. A warning says what was left out. ValueError if nothing is left, or if more than
+    max(1, data.bad_share x records) are invalid. Systems that are too large do not count as records here.
+    """
+    where, plural, bad, large = f"data.path: {data.path}", data.kind.plural, loaded.bad, loaded.large
+    most, field = atom_limit(data, max_atoms)
+    valid = sum(map(len, loaded.parts.values()))
+    records = valid + len(bad)
+    if large and not records:
+        raise ValueError(f"{where}: all {len(large)} {plural} have more than {most} atoms ({field}), such as "
+                         f"{large[0]}; raise it, or give other data")  # fmt: skip
+    if not valid:
+        raise ValueError(f"{where}: no record can be used: {_listing(bad + large) or 'there is none'}; give other data")
+    if len(bad) > max(1, int(data.bad_share * records)):
+        raise ValueError(
+            f"{where}: {len(bad)} of {records} records cannot be used, more than data.bad_share={data.bad_share:g} "
+            f"allows: {_listing(bad)}; repair or remove them, or raise data.bad_share"
+        )
+    if bad:
+        warnings.warn(f"{where}: left out {len(bad)} of {records} records that cannot be used: {_listing(bad)}")
+    if large:
+        warnings.warn(f"{where}: left out {len(large)} {plural} of more than {most} atoms ({field}): {_listing(large)}")
+    return _with_columns(loaded, data, also)
+
+
+def _listing(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:SHOWN]) + ("; ..." if len(lines) > SHOWN else "")
+
+
+def _with_columns(loaded: LoadedSystems, data: AtomData, also: Sequence[str]) -> LoadedSystems:
+    fields = {data.property_column: "data.property_column", data.label_column: "data.label_column"}
+    requested = {
+        name: fields.get(name, "data.columns") for name in (*(data.columns or ()), *fields) if name is not None
+    }
+    known = list(next(iter(loaded.parts.values())).columns)
+    for name, field in requested.items():
+        if name not in known:
+            raise ValueError(
+                f"{field}: {data.path} has no column of numbers {name!r}; it has {', '.join(known) or 'none'}"
+            )
+    selected = known if data.columns is None else dict.fromkeys([*requested, *also])
+    needed = [name for name in requested if name in (data.columns or ()) or name == data.label_column]
+    parts, lacking = {}, 0
+    for part, systems in loaded.parts.items():
+        whole = np.all([np.isfinite(systems.columns[name]) for name in needed], axis=0) | np.zeros(len(systems), bool)
+        selection = replace(systems, columns={name: systems.columns[name] for name in selected})
+        parts[part] = selection if whole.all() else selection.take(np.flatnonzero(whole))
+        lacking += int((~whole).sum())
+    if lacking:
+        warnings.warn(f"data.columns: left out {lacking} {data.kind.plural} without {', '.join(needed)}")
+    return replace(loaded, parts=parts)
+
+
+# ---- what is held out ------------------------------------------------------------------------------------------------
+
+
+def split_by_hash(systems: Systems, data: AtomData) -> tuple[Systems, Systems]:
+    """Return training and held-out systems; those with the smallest hashes of their names are held out.
+
+    Adding systems to the data therefore moves few others between the two.
+    """
+    require_training(systems, data)
+    order, total = hash_order(systems.names), len(systems)
+    count = _held_out_count(HELD_OUT if data.held_out is None else data.held_out, total, total - 1, data)
+    return systems.take(sorted(order[count:])), systems.take(sorted(order[:count]))
+
+
+def limit_held_out(part: Systems, data: AtomData) -> Systems:
+    """Reduce the held-out part of the data's split to `data.held_out` systems."""
+    if data.held_out is None:
+        return part
+    return part.take(sorted(hash_order(part.names)[: _held_out_count(data.held_out, len(part), len(part), data)]))
+
+
+def require_training(systems: Systems, data: AtomData) -> Systems:
+    """Return the systems; ValueError if there are none."""
+    if not len(systems):
+        raise ValueError(f"data.path: {data.path} has no {data.kind.plural} to train on; give other data")
+    return systems
+
+
+def hash_order(names: Sequence[str]) -> list[int]:
+    """Return row indices sorted by the hash of the names."""
+    return sorted(range(len(names)), key=lambda row: (seed_of("held_out", names[row]), row))
+
+
+def _held_out_count(held_out: float, total: int, most: int, data: AtomData) -> int:
+    """Return how many of `total` systems to hold out, given a count, or a share if below 1; ValueError above `most`."""
+    count = round(held_out * total) if held_out < 1 else int(held_out)
+    if count > most:
+        raise ValueError(f"data.held_out: {held_out:g}, but there are only {total} {data.kind.plural}; hold out fewer")
+    return count
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+
+
+def systems_cache() -> Path:
+    """$UNILATENT_CACHE/systems, or ~/.cache/unilatent/weights/systems."""
+    return cache_folder() / "systems"
+
+
+def package_version(package: str) -> str:
+    """Return the installed version of a package, or "" if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def cache_name(path: Path, *settings: object) -> str | None:
+    """Return the name under which systems read from a path are cached; None for an .npz, which is not cached.
+
+    It is a hash of the path, size and modification time of every file, and of the settings the result depends on.
+    """
+    if path.suffix.lower() == ".npz":
+        return None
+    digest = hashlib.sha256(repr(settings).encode())
+    for file in sorted(other for other in path.rglob("*") if other.is_file()) if path.is_dir() else [path]:
+        state = file.stat()
+        digest.update(f"{file.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    return f"read-{digest.hexdigest()[:24]}"
+
+
+def cached(name: str | None, make: Callable[[], LoadedSystems]) -> LoadedSystems:
+    """Return the cached systems of this name, or call `make` and cache its result.
+
+    name None: nothing is cached. A damaged cache entry is replaced. A cache that cannot be written gives a warning.
+    """
+    if name is None:
+        return make()
+    with suppress(ValueError, KeyError, TypeError):
+        entry = read_json(systems_cache() / f"{name}.json", "")
+        parts = {part: Systems.load(systems_cache() / file) for part, file in entry["parts"].items()}
+        return LoadedSystems(parts, tuple(entry["bad"]), tuple(entry["large"]))
+    loaded = make()
+    files = {part: f"{name}{'-' if part else ''}{part}.npz" for part in loaded.parts}
+
+    def write(folder: Path) -> None:
+        for part, systems in loaded.parts.items():
+            systems.save(folder / files[part])
+        write_json(folder / f"{name}.json", {"parts": files, "bad": loaded.bad, "large": loaded.large})
+
+    write_to_cache(systems_cache(), write)
+    return loaded
+
+
+def write_to_cache(folder: Path, write: Callable[[Path], None]) -> None:
+    """Create a folder of the cache and write into it; a warning if the disk is full or not writable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder)
+    except OSError as error:
+        warnings.warn(f"{systems_cache()}: {error.strerror or error}; without this cache, systems are read or "
+                      "generated again each time")  # fmt: skip

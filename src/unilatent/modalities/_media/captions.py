@@ -1,0 +1,255 @@
+"""Captions of samples: from files next to them, from a table, or from class names in templates."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...maths.streams import seed_of
+from ..base import BadSample
+from .files import FileSource
+
+ARGUMENT = "prompts"
+"""The condition argument that captions are values of."""
+COLUMNS = re.compile("text|captions?|prompt")
+"""Default names of caption columns."""
+TABLES = ("metadata.csv", "metadata.jsonl")
+"""File names of caption tables."""
+SIDECARS = ("txt", "json")
+"""Suffixes of caption files next to a sample, in order of precedence."""
+LARGEST = 2**20
+"""Largest size of a caption file, in bytes."""
+SHOWN = 8
+"""Number of captions in the facts of a data set."""
+WAY_OUT = "write one, remove the image, or leave captions out with data.captions=false"
+
+
+class Captions(ABC):
+    """The captions of the samples of a collection, by index."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        """Return one or more captions; BadSample if there is none or it cannot be read."""
+
+    @abstractmethod
+    def stamp(self, index: int) -> str:
+        """Return the captions' part of the data fingerprint."""
+
+
+def chosen(captions: Sequence[str], *key: int | str) -> str:
+    """Return one of the captions, a pure function of the key."""
+    return captions[seed_of("caption", *key) % len(captions)]
+
+
+def facts(captions: Captions, indices: Sequence[int]) -> dict[str, Any]:
+    """Return the facts about captions for `Dataset.facts`: the captions of a few samples, as example prompts."""
+    examples: list[str] = []
+    for index in indices:
+        try:
+            examples.append(captions[index][0])
+        except BadSample:
+            continue
+    return {"examples": tuple(dict.fromkeys(examples))}
+
+
+# ---- one file ------------------------------------------------------------------------------------------------------
+
+
+def of_file(raw: bytes, suffix: str, where: str) -> tuple[str, ...]:
+    """Read captions from a .txt, one per line, or a .json with "caption" (a text) or "captions" (a list).
+
+    BadSample names `where` if there are none.
+    """
+    try:
+        text = raw[: LARGEST + 1].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample(f"caption {where}: not UTF-8 (byte {error.start}); save it as UTF-8, or remove it") from None
+    if len(raw) > LARGEST:
+        raise BadSample(f"caption {where}: {len(raw):,} bytes, more than {LARGEST:,}; make it shorter")
+    captions = of_value(_json_value(text, where), where) if suffix == "json" else _cleaned(text.splitlines())
+    if not captions:
+        raise BadSample(f"caption {where}: empty; {WAY_OUT}")
+    return captions
+
+
+def of_value(value: object, where: str) -> tuple[str, ...]:
+    """Read captions from a table cell, a text or a list of texts; none if it is empty. BadSample names `where`."""
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise BadSample(f"caption {where}: {type(value).__name__}, not a text or a list of texts; {WAY_OUT}")
+    return _cleaned(texts)
+
+
+def has_captions(raw: bytes) -> bool:
+    """Whether a .json has captions; many have other facts about a sample."""
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and ("caption" in content or "captions" in content)
+
+
+def _json_value(text: str, where: str) -> object:
+    """Return the value of "captions" or "caption"; BadSample if it is not JSON or has neither."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"caption {where}: not valid JSON ({error}); {WAY_OUT}") from None
+    if not isinstance(content, dict) or not ("caption" in content or "captions" in content):
+        raise BadSample(f'caption {where}: needs {{"caption": ...}} or {{"captions": [...]}}; {WAY_OUT}')
+    return content.get("captions", content.get("caption"))
+
+
+def _cleaned(texts: Sequence[str]) -> tuple[str, ...]:
+    """Strip texts and drop empty ones. Zero bytes become spaces, because they end a text that is stored as bytes."""
+    return tuple(stripped for text in texts if (stripped := text.replace("\0", " ").strip()))
+
+
+# ---- sources -------------------------------------------------------------------------------------------------------
+
+
+class TemplateCaptions(Captions):
+    """The name of a sample's class inserted in templates: "a photo of a {}"."""
+
+    def __init__(
+        self, templates: Sequence[str], class_names: Sequence[str], labels: Sequence[int] | None, named: bool = False
+    ):  # fmt: skip
+        """named: whether the class names come from a setting, not from the data; then the fingerprint includes them."""
+        if labels is None:
+            raise ValueError(
+                "data.caption_template: needs classes, but the data has none; give class folders, or leave it out"
+            )
+        self.templates, self.labels = tuple(templates), labels
+        self.class_names = tuple(name.replace("_", " ") for name in class_names)
+        self.key = repr((self.templates, self.class_names) if named else self.templates)
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        name = self.class_names[self.labels[index]]
+        return tuple(template.replace("{}", name) for template in self.templates)
+
+    def stamp(self, index: int) -> str:
+        return self.key
+
+
+class SidecarCaptions(Captions):
+    """A file of the same name next to each sample: `cat/7.txt`, one caption per line, or `cat/7.json`."""
+
+    def __init__(self, files: FileSource, names: Sequence[str], present: set[str]):
+        """names: paths of the samples in `files`; present: paths of all its files."""
+        self.files, self.names = files, names
+        stems = [name.rpartition(".")[0] for name in names]
+        self.sidecars = [
+            next((f"{stem}.{end}" for end in SIDECARS if f"{stem}.{end}" in present), None) for stem in stems
+        ]
+
+    def __bool__(self) -> bool:
+        """Whether any sample has a caption."""
+        return any(name is not None and (name.endswith(".txt") or self._has_captions(name)) for name in self.sidecars)
+
+    def _has_captions(self, name: str) -> bool:
+        try:
+            return has_captions(self.files.read(name))
+        except BadSample:  # reported when this sample is read
+            return True
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        name = self.sidecars[index]
+        if name is None:
+            sample = self.names[index]
+            stem = sample.rpartition("/")[2].rpartition(".")[0]
+            noun = self.files.kind.noun
+            raise BadSample(f"{noun} {self.files.where(sample)}: no caption file {stem}.txt; {WAY_OUT}")
+        return of_file(self.files.read(name), name.rpartition(".")[2], self.files.where(name))
+
+    def stamp(self, index: int) -> str:
+        name = self.sidecars[index]
+        return "" if name is None else self.files.stamp(name)
+
+
+class TableCaptions(Captions):
+    """Captions from a table: one cell per sample; None for samples without a row."""
+
+    def __init__(self, cells: Sequence[object], where: Callable[[int], str]):
+        self.cells, self.where = cells, where
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        captions = of_value(self.cells[index], self.where(index))
+        if not captions:
+            raise BadSample(f"image {self.where(index)}: no caption; {WAY_OUT}")
+        return captions
+
+    def stamp(self, index: int) -> str:
+        return hashlib.sha256(repr(self.cells[index]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def table(raw: bytes, name: str, where: str, column: str | None) -> dict[str, list[str]] | None:
+    """Parse `metadata.csv` or `metadata.jsonl` as Hugging Face's imagefolder does: file -> captions.
+
+    column: of the captions; None: the first one that matches COLUMNS. Returns None if no column matches. File names are
+    relative to the table's folder. ValueError if the table cannot be read, or a file name leads out of its folder.
+    """
+    rows = _table_rows(raw, name, where)
+    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    if "file_name" not in columns:
+        raise ValueError(f"{where}: no column file_name, only {', '.join(columns) or 'nothing'}; add it")
+    if column is not None and column not in columns:
+        raise ValueError(f"data.caption_column: {column!r} is not in {where}; there are {', '.join(columns)}")
+    column = column or next(filter(COLUMNS.fullmatch, columns), None)
+    if column is None:
+        return None
+    captions: dict[str, list[str]] = {}
+    for line, row in rows:
+        file = row.get("file_name")
+        if not isinstance(file, str) or not file:
+            raise ValueError(f"{where}, line {line}: no file_name; name the image, or remove the line")
+        if file.startswith(("/", "\\")) or ".." in file.replace("\\", "/").split("/") or "\0" in file:
+            raise ValueError(f"{where}, line {line}: file_name {file!r} leads out of the folder; name a file inside it")
+        try:
+            texts = of_value(row.get(column), f"{where}, line {line}")
+        except BadSample as error:
+            raise ValueError(str(error)) from None
+        captions.setdefault(file.replace("\\", "/").removeprefix("./"), []).extend(texts)
+    return captions
+
+
+def _table_rows(raw: bytes, name: str, where: str) -> list[tuple[int, dict[str, object]]]:
+    """Return line number and cells of each row."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{where}, line {line}: not UTF-8; save it as UTF-8") from None
+    return _csv(text, where) if name.endswith(".csv") else _jsonl(text, where)
+
+
+def _csv(text: str, where: str) -> list[tuple[int, dict[str, object]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows: list[tuple[int, dict[str, object]]] = [(reader.line_num, dict(row)) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{where}, line {reader.line_num}: {error}; correct it") from None
+    for line, row in rows:
+        if None in row:
+            raise ValueError(f"{where}, line {line}: more cells than columns; quote captions that contain commas")
+    return rows
+
+
+def _jsonl(text: str, where: str) -> list[tuple[int, dict[str, object]]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}, line {number}: not valid JSON ({error}); correct it") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}, line {number}: {type(row).__name__}, not an object; correct it")
+        rows.append((number, row))
+    return rows

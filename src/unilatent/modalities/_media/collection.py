@@ -1,0 +1,230 @@
+"""Collections of samples with random access, data sets of them, and the division into training and held-out samples."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...maths.streams import seed_of
+from ..base import Dataset, Splits
+from . import captions as texts
+from .captions import ARGUMENT, Captions
+from .class_names import read_class_names, refuse_codes
+from .config import MediaData
+from .files import FileSource
+from .listing import Listing
+from .pixels import Frame
+
+CACHE_BYTES = 256 * 2**20
+"""Largest total size of the decoded 8-bit samples at which they are cached in memory."""
+
+
+class Collection(ABC):
+    """Samples by index.
+
+    frame: the size that samples are resized to. names: identifiers that do not depend on where the collection is
+    stored. labels: None without classes.
+    """
+
+    frame: Frame
+    names: Sequence[str]
+    labels: Sequence[int] | None
+    class_names: tuple[str, ...]
+    captions: Captions | None = None
+    numbers_are_names: bool = False
+    """Whether the numbers are proper class names because samples show them (digits)."""
+
+    @abstractmethod
+    def load(self, index: int) -> Tensor:
+        """Return one sample, float32 in [0, 1]; BadSample if it cannot be read."""
+
+    @abstractmethod
+    def stamp(self, index: int) -> str:
+        """Return the sample's part of the data fingerprint."""
+
+
+class CachedCollection(Collection):
+    """A collection of samples decoded to 8 bits, which are cached if all of them take at most CACHE_BYTES."""
+
+    def __init__(self, count: int, frame: Frame, cache: bool):
+        self.frame = frame
+        self.caches = cache and count * frame.values <= CACHE_BYTES
+        self.cached: dict[int, Tensor] = {}
+
+    @abstractmethod
+    def decode(self, index: int) -> Tensor:
+        """Return one sample, uint8."""
+
+    def load(self, index: int) -> Tensor:
+        pixels = self.cached.get(index)
+        if pixels is None:
+            pixels = self.decode(index)
+            if self.caches:
+                self.cached[index] = pixels
+        return pixels.float() / 255
+
+
+FileDecoder = Callable[[bytes, Frame, str], Tensor]
+"""(content of a file, frame, its path for messages) -> sample as uint8; BadSample if it cannot be decoded."""
+
+
+class FileCollection(CachedCollection):
+    """The files of a folder or archive."""
+
+    def __init__(
+        self, source: FileSource, decoder: FileDecoder, frame: Frame, cache: bool, captions: bool = True,
+        column: str | None = None,
+    ):  # fmt: skip
+        self.source, self.decoder = source, decoder
+        listing = Listing(source, "data.path", captions, column)
+        super().__init__(len(listing.names), frame, cache)
+        self.root, self.names, self.captions = listing.root, listing.names, listing.captions
+        self.class_names, self.labels = listing.class_names, listing.labels
+
+    def decode(self, index: int) -> Tensor:
+        name = self.root + self.names[index]
+        return self.decoder(self.source.read(name), self.frame, self.source.where(name))
+
+    def stamp(self, index: int) -> str:
+        return self.source.stamp(self.root + self.names[index])
+
+
+class CollectionDataset(Dataset):
+    """Some samples of a collection, with {"labels": int} if it has classes and {"prompts": str} if it has captions.
+
+    The prompt is the first caption; in training, one of the captions, chosen by the global sample index.
+    """
+
+    def __init__(self, collection: Collection, indices: Sequence[int]):
+        self.collection, self.indices = collection, indices
+        self.facts: dict[str, dict[str, Any]] = {}
+        if collection.labels is not None:
+            self.facts["labels"] = {"class_names": collection.class_names}
+        if collection.captions is not None:
+            self.facts[ARGUMENT] = texts.facts(collection.captions, self._examples(texts.SHOWN))
+
+    def _examples(self, count: int) -> list[int]:
+        """Return at most `count` indices of the collection, evenly spaced."""
+        count = min(count, len(self.indices))
+        return [int(self.indices[place * len(self.indices) // count]) for place in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        return self._sample(index, lambda captions: captions[0])
+
+    def view(self, index: int, position: int) -> tuple[Tensor, dict[str, Any]]:
+        return self._sample(index, lambda captions: texts.chosen(captions, index, position))
+
+    def values(self, index: int) -> dict[str, Any]:
+        """Return label and first caption, without loading the sample."""
+        return self._values(self.indices[index], lambda captions: captions[0])
+
+    def _sample(self, index: int, choose: Callable[[tuple[str, ...]], str]) -> tuple[Tensor, dict[str, Any]]:
+        number = self.indices[index]
+        values = self._values(number, choose)
+        return self.collection.load(number), values
+
+    def _values(self, number: int, choose: Callable[[tuple[str, ...]], str]) -> dict[str, Any]:
+        labels, captions = self.collection.labels, self.collection.captions
+        values: dict[str, Any] = {} if labels is None else {"labels": labels[number]}
+        if captions is not None:
+            values[ARGUMENT] = choose(captions[number])
+        return values
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the frame and of each sample's name, size and, if known without reading it, content."""
+        digest = hashlib.sha256(repr(self.collection.frame).encode())
+        for number in self.indices:
+            stamps = [self.collection.names[number], self.collection.stamp(number)]
+            stamps += [] if self.collection.captions is None else [self.collection.captions.stamp(number)]
+            digest.update("".join(f"{stamp}\0" for stamp in stamps).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+# ---- names and captions of classes ---------------------------------------------------------------------------------
+
+
+def with_names(collection: Collection, config: MediaData) -> Collection:
+    """Set the class names of a collection, and its captions if the configuration has templates; return it."""
+    collection.class_names = configured_names(collection.class_names, config, collection.numbers_are_names)
+    if config.templates:
+        renamed = config.class_names_file is not None
+        collection.captions = texts.TemplateCaptions(
+            config.templates, collection.class_names, collection.labels, renamed
+        )
+    return collection
+
+
+def configured_names(names: tuple[str, ...], config: MediaData, numbers_are_names: bool = False) -> tuple[str, ...]:
+    """Return the class names after `class_names_file`; ValueError if templates would be filled with codes."""
+    if config.class_names_file is not None:
+        return read_class_names(config.class_names_file, names)
+    if config.templates and not numbers_are_names:
+        refuse_codes(names)
+    return names
+
+
+# ---- held-out samples ----------------------------------------------------------------------------------------------
+
+
+def divide(collection: Collection, held_out: float) -> Splits:
+    """Hold out `held_out` samples (below 1: a fraction) and train on the others; ValueError if none is left."""
+    total = len(collection.names)
+    indices = held_out_indices(collection.names, collection.labels or [0] * total, held_out_count(held_out, total))
+    excluded = set(indices)
+    train = [i for i in range(total) if i not in excluded]
+    return Splits(CollectionDataset(collection, train), CollectionDataset(collection, indices))
+
+
+def held_out_count(held_out: float, total: int) -> int:
+    """Return how many of `total` samples are held out; ValueError if none is left to train on."""
+    count = round(held_out * total) if held_out < 1 else int(held_out)
+    if count >= total:
+        raise ValueError(f"data.held_out: {held_out:g}, but there are only {total} samples; hold out fewer")
+    return count
+
+
+def held_out_indices(names: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
+    """Return the `count` samples to hold out, sorted: round-robin over classes, within a class by the hash of the name.
+
+    Adding samples therefore moves few others between the splits. The last remaining sample of a class is taken only
+    after all other samples.
+    """
+    sizes, seen = Counter(labels), Counter[int]()
+    turns = []
+    for index in sorted(range(len(names)), key=lambda i: seed_of("held_out", names[i])):
+        label = labels[index]
+        seen[label] += 1
+        turns.append((seen[label] == sizes[label], seen[label], label, index))
+    return sorted(turn[-1] for turn in sorted(turns)[:count])
+
+
+# ---- reading in order ----------------------------------------------------------------------------------------------
+
+
+def in_batches(names: Sequence[str], load: Callable[[int], Tensor], size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """Yield all samples in order: batches (B, ...) and their names. load: returns a sample by index."""
+    for start in range(0, len(names), size):
+        batch = range(start, min(start + size, len(names)))
+        yield torch.stack([load(i) for i in batch]), [names[i] for i in batch]
+
+
+def files_in_batches(
+    source: FileSource, names: Sequence[str], decoder: FileDecoder, frame: Frame, size: int
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Yield named files of a source: batches (B, ...) in [0, 1] and the names."""
+
+    def load(index: int) -> Tensor:
+        return decoder(source.read(names[index]), frame, source.where(names[index])).float() / 255
+
+    return in_batches(names, load, size)

@@ -1,0 +1,184 @@
+"""Samples in tar shards: data sets for training, and reading in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+
+from ...progress import progress_of
+from ...shards import places
+from ...shards.order import Order
+from ...shards.reading import SampleError, ShardSet
+from ..base import BadSample, Splits
+from . import captions as texts
+from .collection import (
+    CachedCollection,
+    CollectionDataset,
+    FileDecoder,
+    held_out_count,
+    held_out_indices,
+    in_batches,
+    with_names,
+)
+from .config import MediaData
+from .files import FileKind
+from .pixels import Frame
+
+
+class _LazySequence(Sequence[Any]):
+    """One value per sample, computed when it is accessed."""
+
+    def __init__(self, size: int, value: Callable[[int], Any]):
+        self.size, self.value = size, value
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.value(number)
+
+
+class MemberCaptions(texts.Captions):
+    """Captions from the `.txt` or `.json` members next to the samples of shards."""
+
+    def __init__(self, shards: ShardSet):
+        self.shards = shards
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        try:
+            raw, suffix = self.shards.text(index)
+        except SampleError as error:
+            raise BadSample(str(error)) from error
+        return texts.of_file(raw, suffix, self.shards.where(index))
+
+    def stamp(self, index: int) -> str:
+        raise AssertionError("the fingerprint of shards does not read their samples")
+
+
+class ShardCollection(CachedCollection):
+    """All samples of a set of shards."""
+
+    def __init__(self, shards: ShardSet, decoder: FileDecoder, frame: Frame, cache: bool, captions: bool):
+        super().__init__(len(shards), frame, cache)
+        self.shards, self.decoder = shards, decoder
+        self.class_names = shards.class_names
+        self.names = _LazySequence(len(shards), shards.key)
+        self.labels = _LazySequence(len(shards), self._label) if shards.labelled else None
+        self.captions = MemberCaptions(shards) if captions and shards.captioned else None
+
+    def decode(self, index: int) -> Tensor:
+        """Decode a sample. BadSample if it is damaged; ValueError, which ends the run, if a download fails."""
+        try:
+            raw = self.shards.read(index)
+        except SampleError as error:
+            raise BadSample(str(error)) from error
+        try:
+            return self.decoder(raw, self.frame, self.shards.where(index))
+        except ValueError as error:
+            raise BadSample(str(error)) from error
+
+    def stamp(self, index: int) -> str:
+        raise AssertionError("the fingerprint of shards does not read their samples")
+
+    def _label(self, index: int) -> int:
+        try:
+            return self.shards.label(index)
+        except SampleError as error:
+            raise BadSample(str(error)) from error
+
+
+class ShardDataset(CollectionDataset):
+    """Some samples of shards, in an order in which each process reads from few shards at a time."""
+
+    def __init__(self, collection: ShardCollection, indices: np.ndarray):
+        super().__init__(collection, cast("Sequence[int]", indices))
+        self.shards, self.numbers = collection.shards, indices  # ascending, so samples of a shard are contiguous
+        ends = np.searchsorted(indices, self.shards.ends)
+        self.order = Order(np.diff(ends, prepend=0).tolist())
+
+    def _examples(self, count: int) -> list[int]:
+        """Return the first indices: others may be in shards that would have to be downloaded."""
+        return [int(number) for number in self.indices[:count]]
+
+    def index_at(self, seed: int, position: int) -> int:
+        return self.order.at(seed, position)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest (or else of all shard indices), of the sample numbers and of the frame."""
+        captions = self.collection.captions
+        templates = captions.key if isinstance(captions, texts.TemplateCaptions) else ""
+        content = f"{self.collection.frame}\0{self.shards.fingerprint}\0{templates}".encode()
+        return sha256(content + self.numbers.astype("<i8").tobytes()).hexdigest()
+
+
+def suffixes_in_shards(kind: FileKind) -> tuple[str, ...]:
+    """Return the suffixes of a kind's members, without the dot."""
+    return tuple(suffix[1:] for suffix in kind.suffixes)
+
+
+def is_shards(path: str, kind: FileKind) -> bool:
+    """Whether a path names tar shards of these samples."""
+    return places.is_shards(path, suffixes_in_shards(kind))
+
+
+def splits(config: MediaData, kind: FileKind, decoder: FileDecoder, frame: Frame) -> Splits:
+    """Open the training and held-out samples of shards; ValueError names what is missing and the fix."""
+    assert config.path is not None
+    shards = open_shards(config.path, "data.path", kind)
+    collection = ShardCollection(shards, decoder, frame, config.cache, config.captions)
+    with_names(collection, config)
+    total = len(shards)
+    held_out = _held_out(shards, held_out_count(config.held_out, total))
+    train = np.setdiff1d(np.arange(total), held_out, assume_unique=True)
+    return Splits(ShardDataset(collection, train), ShardDataset(collection, held_out))
+
+
+def _held_out(shards: ShardSet, count: int) -> np.ndarray:
+    """Choose held-out samples as for folders, among those with all their members. Reads the index of each shard."""
+    if not count:
+        return np.arange(0)
+    usable, names, labels = [], [], []
+    with _progress("reading shard indices", len(shards.shards)) as advance:
+        for number in range(len(shards)):
+            shard, place = shards.locate(number)
+            if shards.is_valid(number):
+                usable.append(number)
+                names.append(shards.key(number))
+                labels.append(shards.label(number) if shards.labelled else 0)
+            if place + 1 == shards.counts[shard]:
+                advance(1)
+    return np.asarray([usable[i] for i in held_out_indices(names, labels, count)])
+
+
+def open_shards(path: str, field: str, kind: FileKind) -> ShardSet:
+    """Open the shards at a path; without a manifest they are indexed now, with a progress bar on the terminal."""
+    shards, manifest = places.find(path, field)
+    with _progress("reading shard indices", len(shards)) as advance:
+        return ShardSet(shards, manifest, suffixes_in_shards(kind), advance)
+
+
+@contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar that disappears at the end, unless there is only one item."""
+    with progress_of(quiet=total < 2, transient=True) as advance:
+        yield lambda count: advance(label, count, total)
+
+
+def read(
+    path: Path, kind: FileKind, decoder: FileDecoder, frame: Frame, batch_size: int
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Read all samples of shards in order: batches (B, ...) in [0, 1] and their keys."""
+    shards = open_shards(str(path), "input", kind)
+
+    def load(index: int) -> Tensor:
+        return decoder(shards.read(index), frame, shards.where(index)).float() / 255
+
+    return in_batches(_LazySequence(len(shards), shards.key), load, batch_size)

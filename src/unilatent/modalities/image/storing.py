@@ -1,0 +1,92 @@
+"""Encoding of the images of a folder or archive for tar shards (`unilatent data prepare`)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from .._media.files import locate
+from .._media.listing import Listing
+from .._media.pixels import Frame, decode, fit, open_image
+from ..base import Raw
+from .data import KIND
+
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored. size: (height, width); None: unchanged."""
+
+    size: tuple[int, int] | None
+    format: str
+    quality: int
+
+
+class ImagesToStore(Raw):
+    """The images of a folder or zip, with the same classes and captions as in training."""
+
+    def __init__(self, source: Path, encoding: Encoding):
+        self.encoding = encoding
+        self.files = locate(source, "source", KIND)
+        listing = Listing(self.files, "source")
+        self.root, self.names, self.captions = listing.root, listing.names, listing.captions
+        self.class_names, self.labels = listing.class_names, listing.labels
+        size = list(encoding.size) if encoding.size else None
+        quality = {} if encoding.format == "png" else {"quality": encoding.quality}
+        captions = {} if self.captions is None else {"captions": True}
+        self.settings = {"size": size, "format": encoding.format, **quality, **captions}
+
+    def stamp(self, number: int) -> str:
+        stamp = self.files.stamp(self.root + self.names[number])
+        return stamp if self.captions is None else f"{stamp} {self.captions.stamp(number)}"
+
+    def check(self, number: int) -> None:
+        name = self.root + self.names[number]
+        decode(self.files.read(name), Frame(1, 1, 3, 1), self.files.where(name))
+        self.beside(number)
+
+    def beside(self, number: int) -> list[tuple[str, bytes]]:
+        """Return a .txt with the captions, one per line; nothing without captions."""
+        if self.captions is None:
+            return []
+        return [("txt", "\n".join(" ".join(line.split()) for line in self.captions[number]).encode())]
+
+    def encode(self, number: int) -> tuple[str, bytes]:
+        """Crop as in training and encode; a file that already has the size and format is copied unchanged."""
+        name = self.root + self.names[number]
+        raw, where = self.files.read(name), self.files.where(name)
+        image = open_image(raw, 3, where)
+        encoding = self.encoding
+        if encoding.size and image.size != encoding.size[::-1]:
+            image = fit(image, *encoding.size)
+        elif _has_format(raw, encoding.format):
+            return encoding.format, raw
+        if _is_grey(raw):
+            image = image.convert("L")
+        return encoding.format, _saved(image, encoding)
+
+
+def _has_format(raw: bytes, format: str) -> bool:
+    """Whether an image file has this format and needs no conversion: grey or RGB, and upright."""
+    with Image.open(io.BytesIO(raw)) as opened:
+        upright = ImageOps.exif_transpose(opened).size == opened.size and opened.getexif().get(0x0112, 1) == 1
+        return opened.format == FORMATS[format] and opened.mode in ("L", "RGB") and upright
+
+
+def _is_grey(raw: bytes) -> bool:
+    with Image.open(io.BytesIO(raw)) as opened:
+        return opened.mode in ("1", "L") or opened.mode.startswith(("I", "F"))
+
+
+def _saved(image: Image.Image, encoding: Encoding) -> bytes:
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {} if encoding.format == "png" else {"quality": encoding.quality}
+    if encoding.format == "jpg":
+        options["subsampling"] = 0  # colour at full resolution, because the images are small
+    image.save(buffer, FORMATS[encoding.format], **options)
+    return buffer.getvalue()

@@ -1,0 +1,97 @@
+"""The configuration of a model: its modality, conditions, method, and default sampling settings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator
+
+from .config import Config, ConfigError, component
+from .maths.solvers import find_solver
+from .modalities.base import Splits
+from .registry import find
+
+
+class SamplingConfig(Config):
+    """How latents are sampled; every field can be overridden when sampling.
+
+    solver, num_inference_steps: integrate from noise (t = 1) to data (t = 0).
+    time_shift: factor of `times.shift` on the time grid (UNITE: 2).
+    decoder_solver, decoder_steps: of a diffusion decoder; a decoder in one pass has no steps.
+    guidance_scale: of classifier-free guidance; 1 is the conditional estimate, 0 the unconditional one.
+    guidance_interval: guidance applies where low < t < high (t = 0 clean, t = 1 noise).
+    guidance_norm: "norm_first" combines finished estimates (`LatentModel.finish_latents`), "guidance_first" raw ones.
+    """
+
+    solver: str = "heun"
+    num_inference_steps: int = Field(default=50, ge=1)
+    time_shift: float = Field(default=1.0, gt=0)
+    decoder_solver: str = "ddim"
+    decoder_steps: int = Field(default=50, ge=1)
+    guidance_scale: float = Field(default=1.0, ge=0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_norm: Literal["norm_first", "guidance_first"] = "norm_first"
+
+    @field_validator("solver", "decoder_solver")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        find_solver(name)
+        return name
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _ordered(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = interval
+        if not 0 <= low < high <= 1:
+            raise ValueError("low and high must satisfy 0 <= low < high <= 1 (t = 0 clean, t = 1 noise)")
+        return interval
+
+
+class ModelConfig(Config):
+    """Everything that is needed to build a model and sample from it."""
+
+    modality: component("modalities")  # type: ignore[valid-type]
+    conditions: dict[str, component("conditions")] = Field(default={})  # type: ignore[valid-type]
+    method: component("methods")  # type: ignore[valid-type]
+    sampling: SamplingConfig = SamplingConfig()
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _named(cls, conditions: Any) -> Any:
+        """The key of a condition is its name."""
+        if not isinstance(conditions, dict):
+            return conditions
+        return {key: {"name": key, **value} if isinstance(value, dict) else value for key, value in conditions.items()}
+
+    def example(self) -> Self:
+        return self.model_copy(update={"conditions": {name: c.example() for name, c in self.conditions.items()}})
+
+    def with_sources(self) -> Self:
+        """Fill in what the method reads from other runs, such as a frozen tokenizer's configuration."""
+        return self.model_copy(update={"method": self.method.with_sources()})
+
+    def with_data(self, splits: Splits) -> Self:
+        """Fill in what the data determines: of the modality (its sizes, say) and each condition (its class names, say).
+
+        ConfigError names a condition whose values the data lacks.
+        """
+        modality = find("modalities", self.modality.name)(self.modality).fitted(splits)
+        facts, filled = splits.train.facts, {}
+        for name, condition in self.conditions.items():
+            kind = find("conditions", name)
+            argument = kind.argument
+            if argument not in facts:
+                raise ConfigError(
+                    f"conditions.{name}: the data under data.path has no {argument} ({kind.given_by}); "
+                    "give data that has, or train without the condition: conditions={}"
+                )
+            filled[name] = condition.with_data(**facts[argument])
+        return self.model_copy(update={"modality": modality, "conditions": filled})
+
+
+class MethodConfig(Config):
+    """Base of a method's configuration."""
+
+    def with_sources(self) -> Self:
+        """Fill in what is read from other runs; ConfigError names a run that cannot be read."""
+        return self

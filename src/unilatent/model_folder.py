@@ -1,0 +1,244 @@
+"""How a model is stored: a folder with `config.json` and `model.safetensors`, local or on the Hugging Face Hub.
+
+No file is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from .config import ConfigError
+from .files import read_json, write_json
+from .model_config import ModelConfig
+from .registry import find
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""First bytes of files of torch.save (a zip archive) and pickle; no safetensors header of plausible size has them."""
+
+M = TypeVar("M", bound="SavedModel")
+
+
+class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["latent-generative-model"]):
+    """A network with its configuration, and `save_pretrained`, `from_pretrained`, `push_to_hub`."""
+
+    config: ModelConfig
+    latent_channels: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of all parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the folder's README.md: what the model is and how to use it."""
+        config = self.config
+        conditions = f", conditioned on {', '.join(config.conditions)}" if config.conditions else ""
+        card_data = ModelCardData(library_name="unilatent", tags=["latent-generative-model", config.method.name])
+        return ModelCard(
+            f"---\n{card_data.to_yaml()}\n---\n\n# {config.method.name} on {config.modality.name}{conditions}\n\n"
+            f"{self.num_parameters / 1e6:.2f} M parameters, {self.latent_channels} latent channels. "
+            f"All settings are in `{CONFIG}`.\n\n"
+            '```python\nimport unilatent\n\nmodel = unilatent.load("FOLDER_OR_HUB_ID")\n'
+            "samples = unilatent.sample(model, num=16)\nlatents = model.encode(data)\n```\n"
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_config(self.config, save_directory / CONFIG)
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, save_directory / WEIGHTS)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None,
+        cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
+        token: str | bool | None = None, map_location: str | torch.device = "cpu",
+    ) -> Self:  # fmt: skip
+        """Load a model folder or hub id, in evaluation mode; ValueError if it is missing, damaged or of another class.
+
+        It replaces the mixin's method, which parses the configuration before it is checked.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = download(
+                str(pretrained_model_name_or_path), revision=revision, cache_dir=cache_dir, token=token,
+                force_download=force_download, local_files_only=local_files_only,
+            )  # fmt: skip
+        return read_model(folder, cls, map_location)
+
+
+def write_config(config: ModelConfig, path: Path) -> None:
+    """Write a model's configuration as JSON."""
+    content = {"format_version": FORMAT_VERSION, **ModelConfig.model_validate(config).plain()}
+    write_json(path, content)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read the configuration of a model folder; ValueError names the file and the fault."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {CONFIG} in it; give a run or a model folder written by save_pretrained")
+    content = read_json(path, "not a model configuration; was it edited?")
+    version = content.pop("format_version", None)
+    if type(version) is not int:
+        raise ValueError(f"{path}: not a model configuration (JSON with a format_version); was it edited?")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path}: format_version {version}, this package reads {FORMAT_VERSION}; update unilatent")
+    try:
+        return ModelConfig.parse(content)
+    except ConfigError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file; ValueError names the file if it is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; the folder is incomplete, copy or convert it again")
+    with path.open("rb") as file:
+        if file.read(4).startswith(PICKLED):
+            raise ValueError(
+                f"{path}: is a pickled file, which is never loaded (it can run code); save the weights as safetensors, "
+                "or convert a .pt file of the UNITE authors with `unilatent convert`"
+            )
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy or convert it again") from None
+
+
+def load_weights(
+    model: nn.Module, weights: dict[str, Tensor], source: Path | str, place: Callable[[], object] | None = None
+) -> None:
+    """Load weights strictly; ValueError as in `check_weights`.
+
+    place: called after the check and before the copy, to allocate the memory of a model on the meta device.
+    """
+    check_weights(model.state_dict(), weights, source)
+    if place is not None:
+        place()
+    model.load_state_dict(weights)
+
+
+def check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], source: Path | str) -> None:
+    """Raise ValueError if the keys, shapes or types of weights differ from `expected` (it lists the first of each), or
+    if a tensor is not finite."""
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    common = sorted(expected.keys() & weights.keys())
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in common
+        if weights[key].shape != expected[key].shape
+    ]
+    types = [
+        f"{key} {weights[key].dtype} instead of {expected[key].dtype}"
+        for key in common
+        if weights[key].is_floating_point() != expected[key].is_floating_point() or weights[key].is_complex()
+    ]
+    differences = {"lacks": missing, "has unknown": extra, "has other shapes:": shapes, "has other types:": types}
+    faults = []
+    for fault, keys in differences.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            faults.append(f"{fault} {', '.join(key[:120] for key in keys[:3])}{more}")
+    if faults:
+        raise ValueError(f"{source}: does not fit this model: {'; '.join(faults)}")
+    for key in common:
+        value = weights[key]
+        if expected[key].is_floating_point() and not value.to(expected[key].dtype).sum(dtype=torch.float64).isfinite():
+            raise ValueError(f"{source}: {key} is not finite (NaN or infinity in it); use an older checkpoint")
+
+
+def find_model_folder(source: str, field: str) -> Path:
+    """Return the model folder of a finished run, or a model folder itself; ConfigError names `field` if it is none."""
+    folder = Path(source)
+    for candidate in (folder / "model", folder):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise ConfigError(f"{field}: {source} holds no finished model; train it to its end, or give its folder")
+
+
+def refuse_other_tokens(config: Any, source: Any, field: str) -> None:
+    """Raise ConfigError unless two modality configurations give the same tokens.
+
+    source: configuration of the model that `field` names; the message names the first difference.
+    """
+    if config.name != source.name:
+        raise ConfigError(f"{field}: is a model of {source.name} data, but modality is {config.name}; give one of that")
+    modality, source_modality = (find("modalities", c.name)(c) for c in (config, source))
+    for name in ("resolution", "channels", "max_tokens", "token_shift", "token_scale"):
+        value, source_value = getattr(modality, name), getattr(source_modality, name)
+        if value != source_value:
+            raise ConfigError(
+                f"modality: {name.replace('_', ' ')} {value}, but {field} was trained with {source_value}; copy "
+                "modality from its run's config.yaml"
+            )
+
+
+def read_model(folder: Path, kind: type[M], device: str | torch.device = "cpu") -> M:
+    """Load the model of a folder, in evaluation mode; ValueError if it is not a `kind`."""
+    config = read_config(folder)
+    return assemble(config, kind, read_weights(folder / WEIGHTS, device), folder / WEIGHTS, device)
+
+
+def assemble(
+    config: ModelConfig, kind: type[M], weights: dict[str, Tensor], source: Path | str,
+    device: str | torch.device = "cpu",
+) -> M:  # fmt: skip
+    """Build a model from its configuration and weights, in evaluation mode.
+
+    source: where both come from, for messages. The model is built without storage: nothing is initialised in vain, and
+    a configuration that does not fit the weights allocates no memory.
+    """
+    try:
+        with torch.device("meta"), _at_most(max(4 * len(weights), 2000)):
+            model = find("methods", config.method.name)(config)
+    except Exception as error:  # sizes that each field allows can still fail together
+        raise ValueError(f"{source}: no model can be built from its configuration: {error}") from error
+    if not isinstance(model, kind):
+        raise ValueError(f"{source}: holds a {type(model).__name__}, not a {kind.__name__}; use unilatent.load")
+    load_weights(model, weights, source, place=lambda: model.to_empty(device=device))
+    return model.eval()
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Stop the construction of a network with more than `count` tensors: a depth of a billion would not return."""
+    registered = 0
+
+    def count_tensor(*_: object) -> None:
+        nonlocal registered
+        registered += 1
+        if registered > count:
+            raise ValueError("it has far more tensors than the weights")
+
+    hook = register_module_parameter_registration_hook(count_tensor)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def download(name: str, **options: Any) -> Path:
+    """Download the configuration and weights of a hub model and return their folder.
+
+    options: of `snapshot_download`. No other file of the repository is downloaded.
+    """
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(
+            f"{name}: no such folder, and no model of that name could be downloaded from the hub "
+            f"({type(error).__name__}); check the name and the connection"
+        ) from None

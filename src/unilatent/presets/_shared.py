@@ -1,0 +1,67 @@
+"""What several presets have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..methods.latent_diffusion import LatentDiffusionConfig
+from ..methods.unified_latents import UnifiedLatentsConfig
+from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
+from ..nets.backbones import ViTConfig
+from ..training.config import Decay, Onset, RunConfig, ScheduleConfig, TrainingConfig
+
+
+def small_unite(width: int, depth: int, decoder_depth: int, *, heads: int = 4, **fields: Any) -> UNITEConfig:
+    """UNITE with one width for encoder and decoder, and a reconstruction loss that outweighs the flow loss: at these
+    sizes latents collapse otherwise.
+
+    fields: of `GenerativeEncoderConfig` and `UNITEConfig`.
+    """
+    encoder = {key: fields.pop(key) for key in list(fields) if key in GenerativeEncoderConfig.model_fields}
+    return UNITEConfig(
+        latent_channels=16,
+        generative_encoder=GenerativeEncoderConfig(width=width, depth=depth, heads=heads, **encoder),
+        decoder=DecoderConfig(width=width, depth=decoder_depth, heads=4, mlp_width=4 * width),
+        reconstruction_weight=10.0,
+        **fields,
+    )
+
+
+def small_unified_latents(width: int, decoder: ViTConfig) -> UnifiedLatentsConfig:
+    """Unified Latents of 4 channels with plain transformers; encoder and prior have this width."""
+    return UnifiedLatentsConfig(
+        latent_channels=4,
+        encoder=ViTConfig(width=width, depth=2, heads=4),
+        prior=ViTConfig(width=width, depth=3, heads=4),
+        decoder=decoder,
+        loss_factor=8.0,
+        bias=2.0,
+        latent_min_logsnr=-10.0,
+    )
+
+
+def second_stage(
+    tokenizer: RunConfig, conditions: dict[str, Any], method: LatentDiffusionConfig, guidance_scale: float = 1.0,
+    **training: Any,
+) -> RunConfig:  # fmt: skip
+    """A run of two stages: `tokenizer`, then a generator on its frozen latents.
+
+    training: fields in which the second stage's training differs from the first.
+    """
+    return tokenizer.model_copy(
+        update={
+            "tokenizer": tokenizer,
+            "conditions": conditions,
+            "method": method,
+            "sampling": tokenizer.sampling.model_copy(update={"guidance_scale": guidance_scale}),
+            "training": TrainingConfig(**{**dict(tokenizer.training), **training}),
+        }
+    )
+
+
+def decaying(
+    start: float, end: float, *, warmup: float = 50, factor: float = 0.05, flow_onset: Onset | None = None
+) -> ScheduleConfig:
+    """Warm-up, a constant learning rate until `start`, then a cosine to `factor` at `end`."""
+    onsets = {} if flow_onset is None else {"flow": flow_onset}
+    return ScheduleConfig(warmup=warmup, decays=(Decay(start=start, end=end, factor=factor),), onsets=onsets)

@@ -1,0 +1,168 @@
+"""What happens before the first step: checks, the model, and the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..batches import Example, micro_batches, try_samples
+from ..config import ConfigError
+from ..files import write_json, write_text
+from ..maths.streams import seed_of
+from ..methods.base import LatentModel
+from ..modalities.base import Modality, Splits, Stream
+from ..model_folder import load_weights, read_weights
+from ..nets.layers import Repeated
+from ..processes import Processes
+from ..runs import checkpoint as ckpt
+from ..runs import lock
+from ..runs.journal import trim
+from ..runs.snapshots import trim_snapshots
+from ..sharding import shard
+from ..version import __version__
+from .config import RunConfig, TrainingConfig
+from .schedule import unreachable
+
+EXAMPLES = 8
+"""Samples that are read before anything is written."""
+
+
+def count_samples(splits: Splits, training: TrainingConfig) -> float:
+    """Training samples per epoch; infinite for a stream of unknown length, where nothing is given in epochs.
+
+    ConfigError if there are none.
+    """
+    train = splits.train
+    in_steps = training.epochs is None and training.schedule.unit == "steps"
+    samples = math.inf if in_steps and isinstance(train, Stream) and train.size is None else len(train)
+    if not samples:
+        raise ConfigError("data.held_out leaves nothing to train on; make it smaller")
+    return samples
+
+
+def check_processes(training: TrainingConfig, world: int) -> None:
+    """ConfigError unless every process has samples in each step, and as many micro-batches as the others if sharded.
+
+    Processes with different numbers of micro-batches would wait for each other's blocks for ever.
+    """
+    if training.batch_size < world:
+        raise ConfigError(
+            f"training.batch_size: {training.batch_size} is less than the {world} processes; "
+            "it counts the samples of all of them together"
+        )
+    passes = {
+        len(list(micro_batches(range(1), training.batch_size, training.micro_batch_size, rank, world)))
+        for rank in range(world)
+    }
+    if training.shard and len(passes) > 1:
+        raise ConfigError(
+            f"training.batch_size: {training.batch_size} gives the {world} processes {min(passes)} to {max(passes)} "
+            f"micro-batches, training.shard needs as many in each; make it a multiple of {world}"
+        )
+
+
+def read_examples(config: RunConfig, splits: Splits, modality: Modality, device: torch.device) -> list[Example]:
+    """Read the run's first samples and the weights of its losses; missing data or weights fail here, before the run
+    folder is created."""
+    modality.prepare(device)
+    count, all_usable = min(config.training.batch_size, EXAMPLES), not config.training.bad_samples
+    return try_samples(splits.train, config.seed, count, all_usable)
+
+
+def build_model(
+    config: RunConfig, checkpoint: Path | None, sources: Any, processes: Processes, sharded: bool
+) -> LatentModel:
+    """The model to train: initialised from the seed, or with a checkpoint's weights; the same in every process.
+
+    sources: the method's configuration as the user gave it, which names other runs that weights are read from. Then
+    activation checkpointing, compilation and sharding are set up; none of them changes a name or a weight.
+    """
+    torch.manual_seed(seed_of("init", config.seed))
+    model = LatentModel.build(config.model()).to(processes.device)
+    model.conditions.prepare()
+    if checkpoint is None:
+        model.load_sources(sources)
+    else:
+        weights = checkpoint / "model.safetensors"
+        load_weights(model, read_weights(weights), weights)
+    processes.same_weights(model)
+    for module in model.modules():
+        if isinstance(module, Repeated):
+            module.recompute = config.training.activation_checkpointing
+            if config.training.compile:
+                module.compile()
+    if sharded:
+        shard(model, processes.device, processes.world)
+    return model
+
+
+def open_run_folder(out: Path, step: int, config: RunConfig, env: dict[str, Any]) -> None:
+    """Take the run folder's lock, write configuration and environment, and drop what later steps wrote."""
+    for sub in ("samples", "recon", "checkpoints"):
+        (out / sub).mkdir(parents=True, exist_ok=True)
+    lock.take(out)
+    ckpt.clean(out / "checkpoints", step)
+    write_text(out / "config.yaml", config.to_yaml())
+    write_json(out / "env.json", env)
+    for path in (out / "metrics.jsonl", out / "alarms.jsonl", *out.glob("bad_samples.rank*.jsonl")):
+        trim(path, step)
+    trim_snapshots(out, step)
+    for path in (out / "eval").glob("step_*.json"):
+        if path.stem[5:].isdigit() and int(path.stem[5:]) > step:
+            path.unlink()
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """Versions, platform, device and command of a run."""
+    import numpy
+    import safetensors
+
+    info: dict[str, Any] = {
+        "unilatent": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "numpy": numpy.__version__, "safetensors": safetensors.__version__, "platform": platform.platform(),
+        "device": str(device), "threads": torch.get_num_threads(), "processes": processes, "command": sys.argv,
+    }  # fmt: skip
+    with contextlib.suppress(Exception):
+        if device.type == "cuda":
+            info["gpu"] = torch.cuda.get_device_name(device)
+    return info
+
+
+def notes(
+    config: RunConfig, splits: Splits, model: LatentModel, steps: int, samples: float, world: int
+) -> list[str]:  # fmt: skip
+    """What somebody who starts this run should know, one line each."""
+    t, facts = config.training, splits.train.facts
+    lines = [
+        f"{argument}, for instance: {'; '.join(names[:3])}" if fact == "examples" else
+        f"{argument}: {len(names)} found in the data: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"
+        for argument, known in facts.items()
+        for fact, names in known.items()
+        if isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    ]  # fmt: skip
+    lines += [
+        f"note: {argument}: the data have them, but no condition of this model reads them"
+        for argument in facts
+        if argument not in model.conditions.arguments
+    ]
+    lines += [f"note: {line}" for line in unreachable(t.schedule, steps, samples / t.batch_size)]
+    if t.ema_decay and 1 / (1 - t.ema_decay) > steps:
+        lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
+    if t.best is not None and not (t.evaluate_samples and len(splits.held_out)):
+        lines.append("note: training.best does nothing without training.evaluate_samples and data.held_out")
+    if t.batch_size > samples:
+        lines.append(f"note: training.batch_size {t.batch_size} is more than the {amount(samples)} training samples")
+    if t.shard and world == 1:
+        lines.append("note: training.shard does nothing in a single process; start several with torchrun")
+    return lines
+
+
+def amount(samples: float) -> str:
+    """A number of samples, in words."""
+    return f"{samples:,}" if math.isfinite(samples) else "uncounted"

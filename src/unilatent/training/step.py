@@ -1,0 +1,135 @@
+"""One optimiser step, to be read beside a paper's training algorithm.
+
+for each micro-batch of the step:
+    augment                              random views, a function of (seed, sample position)
+    for each part of the method's loss:
+        forward under autocast, backward outside it; its activations are freed before the next part exists
+sum gradients over processes; clip; check that loss and gradient norm are finite
+set the learning rate; step the optimizers; update the EMA
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..config import ConfigError
+from ..devices import autocast
+from ..faults import reach
+from ..maths.streams import Streams, seed_of
+from ..methods.base import LossPart
+from ..processes import Processes
+from ..sharding import local
+from ..types import Batch
+from .config import RunConfig
+from .measuring import Measurement
+from .optimizer import clip_gradients
+from .schedule import factor, weight
+from .state import TrainingState
+
+MicroBatch = tuple[range, Batch]
+"""Global positions of the samples of one process, and the samples."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """logs: scalars, still on the device. finite: whether loss and gradient norm are; if not, no weight changed."""
+
+    logs: dict[str, Tensor]
+    finite: bool
+
+
+class OptimiserStep:
+    """Takes optimiser steps of a run.
+
+    steps_per_epoch: what the schedule's epochs are converted with. measure_gradients: log the gradient norm of each
+    part of the loss.
+    """
+
+    def __init__(
+        self, state: TrainingState, config: RunConfig, processes: Processes, steps_per_epoch: float,
+        measure_gradients: bool,
+    ):  # fmt: skip
+        self.state, self.config, self.processes = state, config, processes
+        self.training, self.steps_per_epoch = config.training, steps_per_epoch
+        self.measure_gradients = measure_gradients
+
+    def __call__(
+        self, micro_batches: Sequence[MicroBatch], measure: bool = False, counts: Mapping[str, float] | None = None
+    ) -> StepResult:
+        """Step once; a step whose loss or gradient norm is not finite changes no weight.
+
+        measure: add latent statistics (and gradient norms) to the logs. counts: numbers of this process that are summed
+        over all, in the same collective as the losses.
+        """
+        state, model = self.state, self.state.model
+        torch.manual_seed(seed_of("net", self.config.seed, state.step, self.processes.rank))  # dropout
+        measurement = Measurement(model, self.measure_gradients) if measure else None
+        logs = self.accumulate(micro_batches, measurement)
+        if poison := reach("step.gradients", state.step):
+            _poison([local(p.grad) for p in model.parameters() if p.grad is not None], poison)
+        self.processes.sum_gradients(model)
+        logs |= {name: torch.tensor(float(count), device=model.device) for name, count in (counts or {}).items()}
+        logs = self.processes.sum(logs)
+        if measurement is not None:
+            logs |= measurement.numbers(self.processes)
+        logs["grad_norm"] = clip_gradients(model, self.training.gradient_clip)
+        # Loss and norm are sums over processes, so all decide alike.
+        finite = bool(torch.isfinite(logs["grad_norm"]) and torch.isfinite(logs["loss/total"]))
+        if finite:
+            reach("step.before_optimizer", state.step)
+            state.optimizers.set_factor(factor(self.training.schedule, state.step + 1, self.steps_per_epoch))
+            state.optimizers.step()
+        state.optimizers.zero_grad()
+        if finite:
+            state.ema.update(model)
+        return StepResult(logs, finite)
+
+    def accumulate(
+        self, micro_batches: Sequence[MicroBatch], measurement: Measurement | None = None
+    ) -> dict[str, Tensor]:
+        """Sum the gradients of all micro-batches in the parameters; return the losses, weighted by their shares."""
+        model, logs, titles = self.state.model, dict[str, Tensor](), set[str]()
+        for positions, batch in micro_batches:
+            streams = Streams((("train", self.config.seed, position) for position in positions), model.device)
+            batch = batch.to(model.device, staying=model.conditions.on_cpu)
+            batch = replace(batch, data=model.modality.augment(batch.data, streams))
+            share = len(positions) / self.training.batch_size
+            for part in self.backward(batch, streams, share, measurement):
+                titles.add(part.title)
+                for key, value in part.logs().items():
+                    logs[key] = logs.get(key, 0) + share * value
+        if unknown := set(self.training.schedule.onsets) - titles:
+            raise ConfigError(
+                f"training.schedule.onsets.{min(unknown)}: no part of this method's loss; it has "
+                f"{', '.join(sorted(titles))}"
+            )
+        return logs
+
+    def backward(
+        self, batch: Batch, streams: Streams, share: float, measurement: Measurement | None = None
+    ) -> Iterator[LossPart]:
+        """Compute each part of the loss under autocast and differentiate it outside, before the next part exists."""
+        parts = iter(self.state.model.loss(batch, streams))
+        while True:
+            with autocast(self.state.model.device, self.training.precision):
+                part = next(parts, None)
+            if part is None:
+                return
+            part_weight = weight(self.training.schedule, part.title, self.state.step, self.steps_per_epoch)
+            part = part if part_weight == 1 else replace(part, value=part_weight * part.value)
+            with measurement.of(part) if measurement is not None else nullcontext():
+                (share * part.value).backward(retain_graph=part.retain)
+            yield part
+
+
+def _poison(gradients: list[Tensor], how: str) -> None:
+    """What an armed fault does to gradients: set one element to NaN, or all of them to zero."""
+    if how == "nan":
+        gradients[0].view(-1)[0] = float("nan")
+    else:
+        torch._foreach_zero_(gradients)
