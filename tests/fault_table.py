@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m pytest -p fault_table --fault-table docs/reliability.md -m "not slow and not soak"
 
-Ids are F01 to F42. A test shows those in its name (`test_f27_f28_a_dead_process`) and in `@pytest.mark.covers("F05")`;
+Ids are F01 to F47. A test shows those in its name (`test_f27_f28_a_dead_process`) and in `@pytest.mark.covers("F05")`;
 what it does is the first paragraph of its docstring, else its name. Rows of tests that a session leaves out keep their
 last outcome. The command fails when a test does, and when an id has neither a test nor a reason in `REASONS`.
 """
@@ -22,7 +22,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 BEGIN, END = "<!-- fault table: begin -->", "<!-- fault table: end -->"
-IDS = tuple(f"F{number:02d}" for number in range(1, 43))
+IDS = tuple(f"F{number:02d}" for number in range(1, 48))
 TIERS = ("faults", "soak", "slow")
 REASONS = {
     "F40": "not applicable: the package serves no web page",

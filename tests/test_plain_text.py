@@ -70,3 +70,12 @@ def test_an_empty_table_has_no_columns():
 def test_a_cell_may_be_long():
     _, rows = read_table("a\n" + "x" * 2**18 + "\n", "t.csv")
     assert len(next(iter(rows))[1]["a"]) == 2**18
+
+
+@pytest.mark.parametrize("start", ["", "\n\n", "sep=;\r\n", '"sep=;"\n', "\r\n \t\r\nSEP=;\r\r"])
+def test_what_stands_before_the_header_is_skipped_and_lines_keep_their_numbers(start: str):
+    first = start.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+    columns, rows = read_table(f"{start}name;text\r\na;b, c\r\n", "t.csv")
+    assert (columns, list(rows)) == (["name", "text"], [(first + 2, {"name": "a", "text": "b, c"})])
+    with pytest.raises(ValueError, match=rf"t\.csv, line {first + 2}: more cells than the 2 columns"):
+        list(read_table(f"{start}name;text\na;b;c\n", "t.csv")[1])

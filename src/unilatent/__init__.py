@@ -32,3 +32,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'unilatent' has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for tab completion."""
+    return sorted({*__all__, "__doc__", "__file__", "__name__", "__path__"})

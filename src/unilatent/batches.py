@@ -285,7 +285,7 @@ def value_rows(values: list[Any]) -> Tensor:
 
 def _init_worker(_: int) -> None:
     """Ignore signals, which the training process handles, and use a single thread."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -16,27 +16,31 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import read_json, write_json
+from .files import expanded, read_json, write_json
 from .methods.base import LatentModel
 from .model_config import SamplingConfig
 from .model_folder import read_weights
+from .outputs import Outputs
 from .types import move, take
 
 INDEX = "index.json"
 FIELDS = {"model": str, "seed": int, "precision": str, "shard_size": int, "names": list, "shards": list}
 SHARD = re.compile(r"latents_\d{5,}\.safetensors")
+NAME_SIZE = 64
+"""Bytes of a name in the index, about."""
 
 
 def encode_to_shards(
-    model: LatentModel, source: Path, make_folder: Callable[[], Path], *, seed: int = 0, batch_size: int = 64,
-    shard_size: int = 4096, precision: str = "fp32", progress: Callable[[int], None] | None = None,
+    model: LatentModel, source: Path, out: Path, *, seed: int = 0, batch_size: int = 64, shard_size: int = 4096,
+    precision: str = "fp32", progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:  # fmt: skip
-    """Encode all samples of `source` to shards in a folder; latents already there are not encoded again.
+    """Encode all samples of `source` to shards in the folder `out`; latents already there are not encoded again.
 
     progress: called after each batch; if it raises, all latents encoded so far are on disk.
     Returns the number of latents and how many of them were there before. ValueError if the folder has latents of
-    another model, other settings or other data.
+    another model, other settings or other data, or files of others.
     """
+    outputs = encoded_outputs(out, source)
     header = {"model": model.fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
     batches = model.modality.read(source, batch_size)
     pending: list[Tensor] = []
@@ -45,7 +49,7 @@ def encode_to_shards(
     count = 0
     for data, names in batches:
         if folder is None:
-            folder = make_folder()
+            folder = outputs.begin()
             index, pending = _open_index(folder, header)
             done = len(index["names"])
         start, count = count, count + len(names)
@@ -55,17 +59,28 @@ def encode_to_shards(
         if fresh < len(names):
             pending.append(model.encode(take(data, slice(fresh, None)), seed=seed, start=start + fresh).cpu())
             index["names"] += names[fresh:]
-        pending = _flush(folder, index, pending, shard_size, last=False)
+        pending = _flush(outputs, index, pending, shard_size, last=False)
         if progress:
             try:
                 progress(len(names))
             except BaseException:
-                _flush(folder, index, pending, shard_size, last=True)
+                _flush(outputs, index, pending, shard_size, last=True)
                 raise
     if folder is None:
         raise ValueError(f"{source}: has no samples to encode; give a folder with data of the model's modality")
-    _flush(folder, index, pending, shard_size, last=True)
+    _flush(outputs, index, pending, shard_size, last=True)
     return count, done
+
+
+def encoded_outputs(out: Path, source: Path) -> Outputs:
+    """Return the folder of the latents of `source`; ValueError if it holds files of others, or is part of the source.
+
+    Latents without a record are those that the index names. Beside them, files of others may lie.
+    """
+    named: set[str] = set()
+    with suppress(ValueError):
+        named = {INDEX, *_read_index(expanded(out) / INDEX)["shards"]}
+    return Outputs(out, "encode", [source], shared=bool(named), keep=True, known=lambda name: name in named)
 
 
 def decode_shards(
@@ -75,6 +90,7 @@ def decode_shards(
 
     settings: of `LatentModel.decode`.
     """
+    folder = expanded(folder)
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(f"{folder}: no {INDEX} in it; give a folder written by `unilatent encode`")
@@ -132,18 +148,19 @@ def _read_shard(path: Path) -> Tensor:
     return tensors["latents"]
 
 
-def _flush(folder: Path, index: dict[str, Any], pending: list[Tensor], size: int, last: bool) -> list[Tensor]:
+def _flush(outputs: Outputs, index: dict[str, Any], pending: list[Tensor], size: int, last: bool) -> list[Tensor]:
     """Write every full shard (on the last call also a shorter one) and return the latents that remain."""
     if not pending or (not last and sum(map(len, pending)) < size):
         return pending
     latents = torch.cat(pending)
     while len(latents) >= size or (last and len(latents)):
         name = f"latents_{len(index['shards']):05d}.safetensors"
-        temporary = folder / f"{name}.tmp"
-        save_file({"latents": latents[:size].contiguous()}, temporary)
-        temporary.replace(folder / name)
+        shard = latents[:size].contiguous()
+        with outputs.writing(shard.nbytes) as new:
+            save_file({"latents": shard}, new / name)
         index["shards"].append(name)
         named = min(len(index["shards"]) * size, len(index["names"]))
-        write_json(folder / INDEX, {**index, "names": index["names"][:named]})
+        with outputs.writing(NAME_SIZE * named) as new:
+            write_json(new / INDEX, {**index, "names": index["names"][:named]})
         latents = latents[size:]
     return [latents] if len(latents) else []

@@ -3,52 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .devices import pick_device
+from .files import expanded
 from .methods.base import LatentModel
-from .model_folder import CONFIG, WEIGHTS, assemble, download, read_config, read_model, read_weights
+from .model_folder import (
+    CONFIG,
+    EMA,
+    WEIGHTS,
+    download,
+    parse_dtype,
+    placement,
+    read_model,
+    refuse_file,
+    refuse_missing,
+)
 from .runs.checkpoint import newest, verify
 
 
-def load(source: str | Path, *, device: str | torch.device | None = None, revision: str | None = None) -> LatentModel:
+def load(
+    source: str | Path, *, device: str | torch.device | None = None, revision: str | None = None,
+    dtype: str | torch.dtype | None = None, torch_dtype: str | torch.dtype | None = None,
+    device_map: str | torch.device | dict[str, Any] | None = None,
+) -> LatentModel:  # fmt: skip
     """Load a run folder, a model folder or a hub id ("owner/name") with EMA weights, in evaluation mode.
 
     An unfinished run gives its newest valid checkpoint. device: None takes a GPU if there is one. revision: of a hub
-    model. ValueError names what is missing or damaged.
+    model. dtype: of the weights, by default float32; the model computes in it, and results are float32 all the same.
+    torch_dtype, device_map: other libraries' names for dtype and device.
+    ValueError names what is missing or damaged.
     """
-    device = pick_device(None if device is None else str(device))
-    path = Path(source)
+    device, chosen = placement(device, device_map), parse_dtype(dtype, torch_dtype)
+    path = expanded(source)
     if path.is_dir():
-        return _load_folder(path, device)
-    if path.exists():
-        raise ValueError(
-            f"{source}: is a file, and files are never unpickled; give a run or a model folder, or convert a .pt file "
-            "of the UNITE authors with `unilatent convert`"
-        )
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise ValueError(f"{source}: no such folder; give a run, a model folder or a hub id like owner/name")
-    return read_model(download(str(source), revision=revision), LatentModel, device)
+        return read_model(_model_folder(path), LatentModel, device, chosen)
+    refuse_file(path)
+    refuse_missing(source)
+    return read_model(download(str(source), revision=revision), LatentModel, device, chosen)
 
 
-def _load_folder(path: Path, device: torch.device) -> LatentModel:
+def _model_folder(path: Path) -> Path:
+    """Return the folder with the weights of a run or checkpoint, which is verified; `path` if it is a model folder."""
     if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
-        if (path / "ema.safetensors").is_file():
+        if (path / EMA).is_file():
             verify(path)
-            return _load_checkpoint(path, device)
-        return read_model(path, LatentModel, device)
+        return path
     if (path / "model").is_dir():
-        return read_model(path / "model", LatentModel, device)
+        return path / "model"
     if (path / "checkpoints").is_dir():
         checkpoint, _ = newest(path / "checkpoints")
         if checkpoint is None:
             raise ValueError(f"{path}: the run has no checkpoint yet; continue its training with --resume auto")
-        return _load_checkpoint(checkpoint, device)
+        return checkpoint
     raise ValueError(f"{path}: neither a run nor a model folder (no {CONFIG}, model/ or checkpoints/ in it)")
-
-
-def _load_checkpoint(path: Path, device: torch.device) -> LatentModel:
-    """Load a verified training checkpoint with its EMA weights."""
-    weights = read_weights(path / WEIGHTS, device) | read_weights(path / "ema.safetensors", device)
-    return assemble(read_config(path), LatentModel, weights, path, device)

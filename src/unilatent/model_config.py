@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
@@ -19,7 +20,8 @@ class SamplingConfig(Config):
     time_shift: factor of `times.shift` on the time grid (UNITE: 2).
     decoder_solver, decoder_steps: of a diffusion decoder; a decoder in one pass has no steps.
     guidance_scale: of classifier-free guidance; 1 is the conditional estimate, 0 the unconditional one.
-    guidance_interval: guidance applies where low < t < high (t = 0 clean, t = 1 noise).
+    guidance_interval: guidance applies where low < t < high (t = 0 clean, t = 1 noise); elsewhere every scale, 0 too,
+        gives the conditional estimate.
     guidance_norm: "norm_first" combines finished estimates (`LatentModel.finish_latents`), "guidance_first" raw ones.
     """
 
@@ -76,6 +78,7 @@ class ModelConfig(Config):
         ConfigError names a condition whose values the data lacks.
         """
         modality = find("modalities", self.modality.name)(self.modality).fitted(splits)
+        follow(self.conditions, splits)
         facts, filled = splits.train.facts, {}
         for name, condition in self.conditions.items():
             kind = find("conditions", name)
@@ -87,6 +90,13 @@ class ModelConfig(Config):
                 )
             filled[name] = condition.with_data(**facts[argument])
         return self.model_copy(update={"modality": modality, "conditions": filled})
+
+
+def follow(conditions: Mapping[str, Any], splits: Splits) -> None:
+    """Let data take over what configurations of conditions store where data leave a choice: the order of classes."""
+    for name, condition in conditions.items():
+        for part in (splits.train, splits.held_out):
+            part.adopt(find("conditions", name).argument, condition.plain())
 
 
 class MethodConfig(Config):

@@ -19,13 +19,18 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .config import ConfigError
-from .files import read_json, write_json
+from .devices import pick_device
+from .files import expanded, read_json, room, write_json
 from .model_config import ModelConfig
 from .registry import find
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+EMA = "ema.safetensors"
+"""EMA weights in the folder of a checkpoint, whose other weights are those that training continues with."""
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Types of weights that networks compute in. Noise, solvers and results are float32 all the same."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of files of torch.save (a zip archive) and pickle; no safetensors header of plausible size has them."""
 
@@ -56,27 +61,112 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
             "samples = unilatent.sample(model, num=16)\nlatents = model.encode(data)\n```\n"
         )
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write a model folder; as in `ModelHubMixin`, with ~ for the home folder."""
+        return super().save_pretrained(expanded(save_directory), **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         write_config(self.config, save_directory / CONFIG)
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, save_directory / WEIGHTS)
+        with room(save_directory, sum(tensor.nbytes for tensor in weights.values())):
+            save_file(weights, save_directory / WEIGHTS)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None,
         cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
         token: str | bool | None = None, map_location: str | torch.device = "cpu",
+        device_map: str | torch.device | dict[str, Any] | None = None, dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
     ) -> Self:  # fmt: skip
-        """Load a model folder or hub id, in evaluation mode; ValueError if it is missing, damaged or of another class.
+        """Load a finished run, a model folder, a checkpoint (its EMA weights) or a hub id, in evaluation mode.
 
+        map_location, device_map: see `placement`. dtype, torch_dtype: see `parse_dtype`.
+        ValueError if it is missing, damaged, not finished or of another class.
         It replaces the mixin's method, which parses the configuration before it is checked.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
+        device, chosen = placement(map_location, device_map), parse_dtype(dtype, torch_dtype)
+        folder = expanded(pretrained_model_name_or_path)
+        if folder.exists():
+            folder = _finished(folder)
+        else:
+            refuse_missing(pretrained_model_name_or_path)
             folder = download(
                 str(pretrained_model_name_or_path), revision=revision, cache_dir=cache_dir, token=token,
                 force_download=force_download, local_files_only=local_files_only,
             )  # fmt: skip
-        return read_model(folder, cls, map_location)
+        return read_model(folder, cls, device, chosen)
+
+
+def placement(device: str | torch.device | None, device_map: Any = None) -> torch.device:
+    """Return the device of a model, which is never divided over several.
+
+    device_map: as other libraries name it: a device, "auto" for a GPU if there is one, or {"": device}; it replaces
+    `device` if it is given. ValueError names a map that divides the model, or a device that is not there.
+    """
+    if isinstance(device_map, dict) and len(set(map(str, device_map.values()))) == 1:
+        device_map = next(iter(device_map.values()))
+    if type(device_map) is int:
+        device_map = f"cuda:{device_map}"
+    if device_map is None:
+        return pick_device(device)
+    if device_map == "auto":
+        return pick_device()
+    if isinstance(device_map, dict) or str(device_map) in ("balanced", "balanced_low_0", "sequential", "disk"):
+        raise ValueError(
+            f"device_map: {str(device_map)[:80]!r} divides the model, but a model of this package is on one device; "
+            'give "auto" or a device, e.g. "cuda:0"'
+        )
+    return pick_device(device_map, "device_map")
+
+
+def parse_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype | None = None) -> torch.dtype | None:
+    """Return the type that weights are loaded in, None for float32; ValueError names one that cannot be used.
+
+    dtype, torch_dtype: a type, its name ("bfloat16", "torch.bfloat16"), or "auto" for float32; give one of the two.
+    """
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ValueError(f"dtype: {dtype}, but torch_dtype is {torch_dtype}; give one of them")
+    field, value = ("torch_dtype", torch_dtype) if dtype is None else ("dtype", dtype)
+    if value is None or value == "auto":
+        return None
+    names = {str(known).removeprefix("torch."): known for known in DTYPES}
+    names |= {"float": torch.float32, "double": torch.float64, "half": torch.float16}
+    found = names.get(str(value).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"{field}: {str(value)!r} cannot be used; give one of {', '.join(names)}")
+    return found
+
+
+def refuse_missing(source: str | Path) -> None:
+    """Raise ValueError if a source that is no path on this machine cannot be a hub id either."""
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"{source}: no such folder; give a run, a model folder or a hub id like owner/name")
+
+
+def refuse_file(path: Path) -> None:
+    """Raise ValueError if a path is a file: models are folders."""
+    if not path.is_file():
+        return
+    way_out = "give a run or a model folder, or convert a .pt file of the UNITE authors with `unilatent convert`"
+    if path.name in (CONFIG, WEIGHTS, EMA):
+        way_out = f"give its folder, {path.parent}"
+    raise ValueError(f"{path}: is a file, and files are never unpickled; {way_out}")
+
+
+def _finished(path: Path) -> Path:
+    """Return the model folder of a finished run, or `path` if it is one itself; ValueError if there is none."""
+    refuse_file(path)
+    if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
+        return path
+    if (path / "model").is_dir():
+        return path / "model"
+    if (path / "checkpoints").is_dir():
+        raise ValueError(
+            f"{path}: a run that is not finished; unilatent.load takes its newest checkpoint, or give a folder in "
+            f"{path / 'checkpoints'}"
+        )
+    raise ValueError(f"{path}: neither a run nor a model folder (no {CONFIG}, model/ or checkpoints/ in it)")
 
 
 def write_config(config: ModelConfig, path: Path) -> None:
@@ -162,7 +252,7 @@ def check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], sourc
 
 def find_model_folder(source: str, field: str) -> Path:
     """Return the model folder of a finished run, or a model folder itself; ConfigError names `field` if it is none."""
-    folder = Path(source)
+    folder = expanded(source)
     for candidate in (folder / "model", folder):
         if (candidate / CONFIG).is_file():
             return candidate
@@ -186,10 +276,16 @@ def refuse_other_tokens(config: Any, source: Any, field: str) -> None:
             )
 
 
-def read_model(folder: Path, kind: type[M], device: str | torch.device = "cpu") -> M:
-    """Load the model of a folder, in evaluation mode; ValueError if it is not a `kind`."""
-    config = read_config(folder)
-    return assemble(config, kind, read_weights(folder / WEIGHTS, device), folder / WEIGHTS, device)
+def read_model(folder: Path, kind: type[M], device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> M:
+    """Load the model of a folder, in evaluation mode; of a checkpoint with its EMA weights.
+
+    dtype: of the weights; None: float32. ValueError if it is not a `kind`.
+    """
+    config, source, averages = read_config(folder), folder / WEIGHTS, folder / EMA
+    weights = read_weights(source, device)
+    if averages.is_file():
+        weights, source = weights | read_weights(averages, device), folder
+    return assemble(config, kind, weights, source, device).to(dtype=dtype)
 
 
 def assemble(

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 DELIMITERS = (",", ";", "\t")
 LINE_END = re.compile("\r\n|\n|\r")
+BLANK = r"(?:[ \t]*(?:\r\n|\n|\r))*"
+BEFORE_HEADER = re.compile(rf'{BLANK}(?:"?sep=[^\r\n]"?(?:\r\n|\n|\r))?{BLANK}', re.IGNORECASE)
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 """Byte order mark -> encoding of what follows it."""
 
@@ -59,17 +61,21 @@ def read_table(text: str, where: str) -> tuple[list[str], Iterator[tuple[int, di
     """The columns of a table with a header, and its rows with the number of the line they end on.
 
     Cells are separated by commas, semicolons or tabs, whichever the header uses most; a cell in quotes may hold any of
-    them, and line ends. ValueError names `where`, the line and what was found.
+    them, and line ends. Blank lines before the header, and the line `sep=;` that Excel understands, are skipped.
+    ValueError names `where`, the line and what was found.
     """
-    lines = io.StringIO(text, newline="")
-    header = LINE_END.split(text.lstrip("\r\n"), maxsplit=1)[0]
+    before = BEFORE_HEADER.match(text)
+    assert before is not None  # it matches nothing too
+    skipped = len(LINE_END.findall(before[0]))
+    lines = io.StringIO(text[before.end() :], newline="")
+    header = LINE_END.split(text[before.end() :], maxsplit=1)[0]
     unquoted = re.sub('"[^"]*"', "", header)
     delimiter = max(DELIMITERS, key=unquoted.count)
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
     try:
         columns = [column.strip() for column in reader.fieldnames or ()]
     except csv.Error as error:
-        raise ValueError(f"{where}, line {reader.line_num}: {error}; repair it") from None
+        raise ValueError(f"{where}, line {skipped + reader.line_num}: {error}; repair it") from None
     reader.fieldnames = columns
 
     def rows() -> Iterator[tuple[int, dict[str, str]]]:
@@ -77,12 +83,12 @@ def read_table(text: str, where: str) -> tuple[list[str], Iterator[tuple[int, di
             for row in reader:
                 if None in row:
                     raise ValueError(
-                        f"{where}, line {reader.line_num}: more cells than the {len(columns)} columns of the header; "
-                        f"put cells that contain {delimiter!r} in double quotes"
+                        f"{where}, line {skipped + reader.line_num}: more cells than the {len(columns)} columns of the "
+                        f"header; put cells that contain {delimiter!r} in double quotes"
                     )
-                yield reader.line_num, {key: value or "" for key, value in row.items()}
+                yield skipped + reader.line_num, {key: value or "" for key, value in row.items()}
         except csv.Error as error:
-            raise ValueError(f"{where}, after line {reader.line_num}: {error}; repair it") from None
+            raise ValueError(f"{where}, after line {skipped + reader.line_num}: {error}; repair it") from None
 
     return columns, rows()
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .faults import reach
-from .files import read_json, write_json
+from .files import read_json, room, write_json
 from .maths.frechet import Moments, RunningMoments
 from .types import join_values
 
 HEADER = "header.json"
+OWN_FILE = re.compile(r"header\.json(\.tmp-\d+)?|\.?rows_\d+_\d+\.safetensors(\.\d+\.tmp)?")
 SMALLEST, LARGEST = 64, 512
 """Rows per chunk: a 16th of the set, clamped to this range, so that several processes can share a small set."""
 WAY_OUT = "delete the folder and run the command again"
@@ -177,8 +180,13 @@ class Records(Rows):
         reach("evaluate.piece", rows.start)
         path = self._path(rows)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-        temporary.replace(path)
+        rows_of = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with room(self.folder, sum(tensor.nbytes for tensor in rows_of.values())):
+            try:
+                save_file(rows_of, temporary)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def _read(self, rows: range, read: Callable[[Any], Any]) -> Any:
         path = self._path(rows)
@@ -190,6 +198,17 @@ class Records(Rows):
 
     def _path(self, rows: range) -> Path:
         return self.folder / f"rows_{rows.start:08d}_{rows.stop:08d}.safetensors"
+
+
+def remove_records(folder: Path) -> None:
+    """Remove the files of records, and their folder unless something else is in it."""
+    if not (folder / HEADER).is_file():
+        return
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if OWN_FILE.fullmatch(path.name):
+                path.unlink()
+        folder.rmdir()
 
 
 def open_records(folder: Path, rows: int, made_by: dict[str, object]) -> Records:

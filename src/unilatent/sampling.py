@@ -69,6 +69,7 @@ def sample_batches(
 
     Memory does not grow with `num`.
     """
+    _check_weights(model)
     num, start = checked_int("num", num, 1), checked_int("start", start, 0)
     batch_size, seed = checked_int("batch_size", batch_size, 1), checked_int("seed", seed, 0)
     sampling, arguments = split_settings(model.config.sampling, settings)
@@ -167,6 +168,7 @@ def reconstruct(
     start: index of the first sample, which its noise depends on.
     decoder_solver, decoder_steps: of a diffusion decoder; None takes the model's own.
     """
+    _check_weights(model)
     data, seed = model.modality.check(data), checked_int("seed", seed, 0)
     settings = _decoder_settings(model, decoder_solver, decoder_steps)
     parts = []
@@ -181,6 +183,7 @@ def reconstruct(
 
 def encode(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64) -> Tensor:
     """Encode data to latents (B, K, D) in batches, on the CPU."""
+    _check_weights(model)
     data, seed = model.modality.check(data), checked_int("seed", seed, 0)
     starts = range(0, count(data), checked_int("batch_size", batch_size, 1))
     return torch.cat([model.encode(take(data, slice(i, i + batch_size)), seed=seed, start=i).cpu() for i in starts])
@@ -191,6 +194,7 @@ def decode(
     decoder_steps: int | None = None,
 ) -> Any:  # fmt: skip
     """Decode latents (B, K, D) to data in batches, on the CPU; decoder settings as in `reconstruct`."""
+    _check_weights(model)
     settings = _decoder_settings(model, decoder_solver, decoder_steps)
     seed, size = checked_int("seed", seed, 0), checked_int("batch_size", batch_size, 1)
     if not isinstance(latents, Tensor) or not latents.ndim or not len(latents):
@@ -198,6 +202,13 @@ def decode(
     starts = range(0, len(latents), size)
     parts = (model.decode(latents[i : i + size], seed=seed, start=i, settings=settings) for i in starts)
     return model.modality.join([move(part, "cpu") for part in parts])
+
+
+def _check_weights(model: LatentModel) -> None:
+    """ValueError unless the model has weights, of a type that networks compute in."""
+    assert model.dtype
+    if model.device.type == "meta":
+        raise ValueError("model: it is on the meta device, where it has no weights; load it again")
 
 
 def _decoder_settings(model: LatentModel, solver: str | None, steps: int | None) -> SamplingConfig:

@@ -1,5 +1,9 @@
-"""Signals during training: after the first SIGINT or SIGTERM it finishes its step, saves and ends; a second one ends it
-at once."""
+"""Signals during training: after the first SIGINT, SIGTERM or SIGHUP it finishes its step, saves and ends; a second
+SIGINT or SIGTERM ends it at once.
+
+A terminal that is closed sends SIGHUP, often more than once and together with SIGTERM; so SIGHUP never ends anything at
+once, and where it is ignored (nohup) it stays ignored.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 NOTHING, SAVE, STOP, FAILED = 0, 1, 2, 3
 """Requests or failures of a process; all processes act on the highest of theirs."""
+HANDLED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class Stopped(Exception):
@@ -16,9 +21,9 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Handler of SIGINT, SIGTERM and, if it exists, SIGUSR1 inside `with StopRequest() as stop:`."""
+    """Handler of SIGINT, SIGTERM and, where they exist, SIGHUP and SIGUSR1 inside `with StopRequest() as stop:`."""
 
-    signals = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+    signals = tuple(getattr(signal, name) for name in HANDLED if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -26,7 +31,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._note) for number in self.signals}
+        self._before = {number: signal.signal(number, self._note) for number in self.signals if not _is_ignored(number)}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -46,10 +51,18 @@ class StopRequest:
         return SAVE if requested else NOTHING
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number not in (signal.SIGINT, signal.SIGTERM):
+        name = signal.Signals(number).name
+        if name == "SIGUSR1":
             self.save = True
-            return
-        if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.received = signal.Signals(number)
+        elif name == "SIGHUP":
+            self.received = self.received or signal.Signals(number)
+        else:
+            if self.received in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            self.received = signal.Signals(number)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """Whether this is a SIGHUP that the process was started to ignore."""
+    return number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN

@@ -181,7 +181,6 @@ def test_each_kind_has_its_own_max_atoms_and_both_share_a_property() -> None:
 
 def test_images_have_no_atoms() -> None:
     run = preset("digits").example()
-    with torch.device("meta"):
-        model = LatentModel.build(run.model())
+    model = LatentModel.build(run.model())
     with pytest.raises(ValueError, match="num_atoms: this model has no such condition"):
         next(sample_batches(model, 1, num_atoms=3))

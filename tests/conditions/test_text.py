@@ -268,3 +268,17 @@ def test_reconstruction_does_not_depend_on_texts():
     data = batch_with(3).data
     assert torch.equal(model.encode(data)[:1], model.encode(data)[:1])
     torch.testing.assert_close(model.encode(data[1:], start=1), model.encode(data)[1:], atol=1e-5, rtol=0)
+
+
+# ---- what is cut ---------------------------------------------------------------------------------------------------
+
+
+def test_texts_that_lose_their_ends_are_counted():
+    text = conditions_of(max_length=4)["text"]
+    assert text.remarks([]) == text.remarks(["one two three four", "", "a, b, "]) == []
+    (line,) = text.remarks(["one two three four five", "one", "x" * 33, "x" * 32])  # pieces of eight letters
+    assert line == (
+        "prompts: 2 of 4 captions looked at (50 %) have more than the 4 words and marks that the model reads, up to 5; "
+        "their ends are cut. Raise conditions.text.max_length in a new run, or shorten them"
+    )
+    assert find("conditions", "class_label")(find("conditions", "class_label").Config.small(), D).remarks([1, 2]) == []

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unilatent.maths.fidelity import (
+    KernelVariance,
     density_coverage,
     inception_score,
     inception_score_of,
@@ -16,6 +17,7 @@ from unilatent.maths.fidelity import (
     squared_mmd,
 )
 from unilatent.maths.frechet import RunningMoments, frechet_distance, frechet_distance_of, moments
+from unilatent.maths.streams import generator
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:
@@ -145,7 +147,7 @@ def test_kernel_distance_by_hand():
     a, b = points(0, 1), points(1, 2)
     assert squared_mmd(a, b) == pytest.approx(1 + 27 - 2 * 37 / 4, rel=1e-12)
     found = kernel_distance(a, b)
-    assert found.mean == pytest.approx(9.5, rel=1e-12) and found.std == pytest.approx(0, abs=1e-9)
+    assert found.mean == pytest.approx(9.5, rel=1e-12) and found.std is None
 
 
 def test_kernel_distance_divides_by_the_width():
@@ -172,13 +174,73 @@ def test_kernel_distance_repeats_and_sees_a_shift():
     assert kernel_distance(a, b + 1, subset_size=50, subsets=10).mean > 1
 
 
+def draw(n: int, seed: int, shift: float = 0.0) -> Tensor:
+    """Gaussian features (n, 16) of unequal variances."""
+    return normals(n, 16, seed=seed) * torch.linspace(0.2, 1.5, 16) + shift
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("n", "m", "subset_size", "repeats"),
+    [(100, 100, 1000, 200), (500, 500, 1000, 80), (500, 200, 1000, 100), (1000, 1000, 1000, 40), (150, 150, 100, 150),
+     (400, 400, 100, 80), pytest.param(1500, 1500, 1000, 24, marks=pytest.mark.slow),
+     pytest.param(5000, 5000, 1000, 16, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_standard_error_is_the_spread_between_draws(n: int, m: int, subset_size: int, repeats: int, shift: float):
+    """Sets below, just above and far above the size of a subset, of equal and of different distributions."""
+    draws = [
+        kernel_distance(draw(n, 2 * i), draw(m, 2 * i + 1, shift), subset_size=subset_size, subsets=10)
+        for i in range(repeats)
+    ]
+    means, errors = (torch.tensor(column) for column in zip(*draws, strict=True))
+    assert 1 / 1.5 < errors.square().mean().sqrt() / means.std() < 1.5
+    assert (errors > means.std() / 4).all(), "no single error is far too small"
+
+
+def test_the_mean_over_subsets_is_the_published_one_and_its_error_falls_with_their_number():
+    a, b = draw(300, 0), draw(300, 1, 0.2)
+    one, many = (kernel_distance(a, b, subset_size=100, subsets=count) for count in (1, 50))
+    stream = generator("kernel distance", 0)
+    pair = [x[torch.randperm(300, generator=stream)[:100]] for x in (a, b)]
+    assert one.mean == pytest.approx(squared_mmd(*pair), rel=1e-12)
+    variance = KernelVariance.of(a, b)
+    whole, part = variance.at(300, 300), variance.at(100, 100)
+    assert one.std == pytest.approx(part**0.5) and many.std == pytest.approx((whole + (part - whole) / 50) ** 0.5)
+    assert whole < 0.5 * part
+
+
+def test_parts_of_the_kernel_variance():
+    """By brute force: the centred kernels of twelve samples, with U-centring; blocks change nothing."""
+    a, b = draw(12, 0), draw(9, 1, 0.5)
+    found = KernelVariance.of(a, b)
+    k = ((a @ a.T / 16 + 1) ** 3).fill_diagonal_(0)
+    row, total = k.sum(1), k.sum()
+    centred = k - row[:, None] / 10 - row / 10 + total / 110
+    assert found.within_a == pytest.approx(float(centred.fill_diagonal_(0).square().sum() / (12 * 9)))
+    cross = (a @ b.T / 16 + 1) ** 3
+    residual = cross - cross.mean(1, keepdim=True) - cross.mean(0) + cross.mean()
+    assert found.across == pytest.approx(float(residual.square().sum() / (11 * 8)))
+    witness = row / 11 - cross.mean(1)
+    assert found.witness_a == pytest.approx(float(witness.var()) - found.within_a / 11 - found.across / 9)
+    assert KernelVariance.of(a, b, block=5) == pytest.approx(found) and KernelVariance.of(b, a) == pytest.approx(
+        (found.witness_b, found.witness_a, found.within_b, found.within_a, found.across)
+    )
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 50), (50, 3)])
+def test_too_few_samples_have_no_standard_error(sizes: tuple[int, int]):
+    a, b = draw(sizes[0], 0), draw(sizes[1], 1)
+    assert kernel_distance(a, b).std is None
+    assert kernel_distance(draw(4, 0), draw(4, 1)).std is not None
+
+
 # Inception Score ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_score_of_certain_and_balanced_classes_is_their_number(seed: int | None):
     found = inception_score(torch.eye(7).repeat(10, 1), splits=1, seed=seed)
-    assert found.mean == pytest.approx(7, rel=1e-12) and found.std == 0
+    assert found.mean == pytest.approx(7, rel=1e-12) and found.std is None, "one split has no spread"
 
 
 def test_score_of_certain_and_balanced_classes_in_splits():
@@ -189,6 +251,15 @@ def test_score_of_certain_and_balanced_classes_in_splits():
 def test_score_of_no_opinion_is_one():
     found = inception_score(torch.full((50, 10), 0.1))
     assert found.mean == pytest.approx(1, rel=1e-6) and found.std < 1e-6
+
+
+@pytest.mark.parametrize(("samples", "known"), [(10, False), (19, False), (20, True)])
+def test_splits_of_one_sample_have_no_spread(samples: int, known: bool):
+    """The score of a single sample is 1 whatever it is: a spread of 0 would say nothing."""
+    p = normals(samples, 6).softmax(1)
+    for found in (inception_score(p), inception_score_of(p.split(3), samples)):
+        assert (found.std is not None) == known
+        assert known or samples > 10 or found.mean == pytest.approx(1)
 
 
 def test_score_by_hand():

@@ -81,6 +81,41 @@ def test_a_solver_sees_only_finished_estimates(scale: float, t: float):
     assert guided(Z, t).mean(-1).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.8), (0.0, 0.9), (0.5, 1.0)])
+@pytest.mark.parametrize("first", ["norm_first", "guidance_first"])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize("t", [0.1, 0.2, 0.5, 0.8, 0.95, 1.0])
+def test_one_evaluation_at_scales_0_and_1_is_the_limit_of_two(
+    scale: float, first: str, interval: tuple[float, float], t: float
+):
+    """Scales 0 and 1 need one evaluation; nearby scales give the same estimate, inside and outside an interval."""
+    network = Network()
+
+    def finished(z: torch.Tensor, t: float, cond: Conditioning) -> torch.Tensor:
+        return torch.nn.functional.normalize(network(z, t, cond), dim=-1)
+
+    def estimate(scale: float) -> torch.Tensor:
+        if first == "norm_first":
+            return classifier_free(finished, COND, NULL, scale, interval)(Z, t)
+        project = torch.nn.functional.normalize
+        return classifier_free(network, COND, NULL, scale, interval, project)(Z, t)
+
+    exact = estimate(scale)
+    assert network.batches == [B]
+    c, u = estimates(t)
+    inside = is_guided(t, interval)
+    want = torch.nn.functional.normalize(u if inside and scale == 0 else c, dim=-1)
+    assert torch.equal(exact, want)
+    for near in (scale + 1e-6, abs(scale - 1e-6)):
+        torch.testing.assert_close(estimate(near), exact, rtol=0, atol=1e-5)
+    assert network.batches[1:] == [2 * B if inside else B] * 2
+
+
+def test_without_an_interval_scale_0_is_unconditional_at_both_ends():
+    for t in (0.0, 1.0):
+        assert torch.equal(classifier_free(Network(), COND, NULL, 0.0)(Z, t), estimates(t)[1])
+
+
 def test_condition_tokens_are_doubled_with_the_batch():
     tokens = Conditioning(COND.vector, torch.ones(B, 2, D), torch.ones(B, 2, dtype=torch.bool))
     none = Conditioning(NULL.vector, torch.zeros(B, 2, D), torch.zeros(B, 2, dtype=torch.bool))

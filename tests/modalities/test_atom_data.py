@@ -30,6 +30,7 @@ from unilatent.modalities.joint import Joint, JointConfig
 from unilatent.modalities.molecule import Molecule, MoleculeData, generator
 from unilatent.modalities.molecule import data as molecule_files
 from unilatent.modalities.molecule import render as molecule_render
+from unilatent.outputs import RECORD, Outputs
 from unilatent.records import MemoryRows
 
 
@@ -175,22 +176,20 @@ def test_a_fault_of_either_kind_is_raised(both: Joint, name: str, text: str, wor
 
 
 def test_what_both_kinds_wrote_before_is_cleared(both: Joint, tmp_path: Path) -> None:
-    from unilatent.cli.running import clear_numbered
-
     for i in range(3):
         (tmp_path / f"{i}.cif").write_text(crystal_render.cif(salt(4.0 + i)))
     (tmp_path / "3.xyz").write_text(WATER)
     data, _ = next(both.read(tmp_path, 16))
     out = tmp_path / "out"
-    written = both.write(data, out)
-    unrelated = out / "earlier" / "000000.png"
-    unrelated.parent.mkdir()
-    unrelated.touch()
-    assert {path.relative_to(out).parts[0] for path in written} == {"molecule", "crystal"}
-    clear_numbered(out, both.subfolders)
-    assert [path for path in out.rglob("*") if path.is_file()] == [unrelated]
+    with Outputs(out, "sample").writing() as new:
+        written = both.write(data, new)
+        assert {path.relative_to(new).parts[0] for path in written} == {"molecule", "crystal"}
+    outputs = Outputs(out, "sample")
+    outputs.begin()
+    assert [path.name for path in out.rglob("*")] == [RECORD]
     again, _ = next(both.read(tmp_path, 16))
-    both.write(again, out)
+    with outputs.writing() as new:
+        both.write(again, new)
     back, _ = next(both.read(out, 16))
     assert (back["types"] == data["types"]).all() and (back["periodic"] == data["periodic"]).all()
 

@@ -196,6 +196,7 @@ BAD = {
     "'zero' is no number": GOOD.replace("Cs0  0  0", "Cs0  zero  0"),
     "a lattice of 4, 4, 4, 90, 90, 190 is impossible": GOOD.replace("gamma   90", "gamma   190"),
     "its lattice has no volume": GOOD.replace("gamma   90", "gamma   0.001"),
+    "a lattice of 99999, 4, 4, 90, 90, 90 is too long for its width": GOOD.replace("length_a   4", "length_a   99999"),
     "atoms are 0.50 A from their own images": GOOD.replace("length_a   4", "length_a   0.5"),
 }
 

@@ -189,6 +189,15 @@ def test_errors_are_zero_of_the_truth_and_wrap_around(real: Data) -> None:
 # ---- novelty -------------------------------------------------------------------------------------------------------
 
 
+def test_cells_that_are_too_long_to_reduce_match_nothing() -> None:
+    """pymatgen would list all lattice points within the longest side: gigabytes of them."""
+    types, places = np.array([55, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
+    thin, cube = np.array([99999.0, 6, 7, 90, 90, 90]), np.array([4.0, 4, 4, 90, 90, 90])
+    assert matching.reduced(types, places, thin) is None and matching.reduced(types, places, cube) is not None
+    made, truth = (matching.structure(types, places, lattice) for lattice in (thin, cube))
+    assert np.isnan(matching.distance(made, truth)) and matching.distance(truth, truth) < 1e-6
+
+
 def test_copies_are_neither_unique_nor_novel(real: Data) -> None:
     """12 training crystals with little noise, 12 others, and 6 of these a second time."""
     space = metrics.Structures()

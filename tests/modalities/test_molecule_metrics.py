@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_molecules import batch
+from test_molecules import batch, geometry
 from torch import Tensor
 
 pytest.importorskip("rdkit")
@@ -56,6 +56,38 @@ def test_real_molecules_as_samples_reach_the_reference(sets: tuple[dict[str, Ten
     copies = rows(Evidence(stored(train), stored(held_out), stored(train)))
     assert copies["novel_rdkit"].value == copies["novel_edm"].value == 0
     assert copies["valid_unique_rdkit"].value == 100
+
+
+def test_molecules_that_are_not_judged_stand_beside_the_valid(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
+    """Validity stays what the published protocol says; a further row says how many it does not judge, and why."""
+    train, held_out = sets
+    samples = {name: value.clone() for name, value in held_out.items()}
+    for i, smiles in enumerate(["FS(F)(F)F", "O=[N+]([O-])c1ccc([N+](=O)[O-])cc1", "ClP(Cl)(Cl)(Cl)Cl"]):
+        types, places = geometry(smiles)
+        samples["types"][i], samples["positions"][i] = 0, 0
+        samples["types"][i, : len(types)] = torch.from_numpy(types)
+        samples["positions"][i, : len(types)] = torch.from_numpy(places).float()
+    found = rows(Evidence(stored(train), stored(held_out), stored(samples)))
+    row = found["not_judged_rdkit"]
+    assert row.value == pytest.approx(100 * 3 / 64) and found["valid_rdkit"].value == pytest.approx(100 * 61 / 64)
+    assert "1 whose charges RDKit does not place" in row.name and "2 with an element that has more bonds" in row.name
+    assert row.beside["held-out real"] == 0 and row.beside["noise 1 A"] < 2
+    edm = found["not_judged_edm"]
+    assert edm.value == pytest.approx(100 / 64) and "1 with an element that has no table" in edm.name
+    whole = rows(Evidence(stored(train), stored(held_out), stored(held_out)))["not_judged_rdkit"]
+    assert whole.value == 0 and whole.name == "not judged by this protocol (RDKit)"
+
+
+def test_searches_that_were_given_up_are_named(
+    sets: tuple[dict[str, Tensor], dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+):
+    train, held_out = sets
+    given_up = chemistry.Perception(None, chemistry.GAVE_UP)
+    with monkeypatch.context() as patch:
+        patch.setattr(chemistry, "perception", lambda *_: given_up)
+        samples = stored(held_out)
+    row = rows(Evidence(stored(train), None, samples))["not_judged_rdkit"]
+    assert row.value == 100 and ": 64 whose search for bond orders was given up" in row.name
 
 
 def test_repeated_samples_are_not_unique(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):

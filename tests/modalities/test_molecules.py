@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +18,7 @@ pytest.importorskip("rdkit")
 
 from unilatent.modalities._atoms.grid import paste_grid
 from unilatent.modalities._atoms.systems import System, Systems
-from unilatent.modalities.molecule import Molecule, chemistry, data, generator, metrics, render
+from unilatent.modalities.molecule import Molecule, bond_orders, chemistry, data, generator, metrics, render
 from unilatent.modalities.molecule.data import MoleculeData, load, read
 
 MOLECULES = Molecule(Molecule.Config.small())
@@ -124,6 +129,107 @@ def test_open_babel_in_memory_is_open_babel_through_files(made: Systems, tmp_pat
             verdicts.append([mol and chemistry.fragment_smiles(mol) for mol in (ours, theirs)])
     assert all(ours == theirs for ours, theirs in verdicts)
     assert any(ours is None for ours, _ in verdicts) and sum(ours is not None for ours, _ in verdicts) >= 20
+
+
+# ---- molecules that RDKit does not perceive --------------------------------------------------------------------------
+
+
+def nitrates(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A chain of carbon atoms with a nitrate group at each: more combinations of valences with each group."""
+    return geometry("O=[N+]([O-])OC" + "C(O[N+](=O)[O-])" * (count - 2) + "CO[N+](=O)[O-]")
+
+
+def geometry(smiles: str) -> tuple[np.ndarray, np.ndarray]:
+    kit = chemistry.rdkit()
+    mol = kit.Chem.AddHs(kit.Chem.MolFromSmiles(smiles))
+    assert kit.Embed.EmbedMolecule(mol, randomSeed=1) == 0
+    if kit.Force.MMFFHasAllMoleculeParams(mol):
+        kit.Force.MMFFOptimizeMolecule(mol, maxIters=2000)
+    return np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()]), mol.GetConformer().GetPositions()
+
+
+def octahedron(length: float) -> np.ndarray:
+    return length * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_long_searches_in_a_process_of_their_own_find_what_short_ones_find(count: int):
+    types, places = nitrates(count)
+    mol = chemistry.perceive(types, places)
+    direct = bond_orders.atoms_only(types.tolist(), places)
+    assert bond_orders.search(direct, 10**7) is None and chemistry._sanitised(direct)
+    assert chemistry.plain_smiles(mol) == chemistry.plain_smiles(direct)
+    assert chemistry.rdkit().Chem.MolToMolBlock(mol) == chemistry.rdkit().Chem.MolToMolBlock(direct)
+    assert (mol.GetConformer().GetPositions() == places).all()
+
+
+@pytest.mark.parametrize("limit", ["steps", "seconds"])
+def test_a_search_without_end_is_given_up(limit: str, monkeypatch: pytest.MonkeyPatch):
+    if limit == "seconds":
+        monkeypatch.setattr(bond_orders, "SECONDS", 0.3)
+    types, places = nitrates(7)
+    start = time.monotonic()
+    found = chemistry.perception(types, places)
+    assert found.mol is None and found.judged == chemistry.GAVE_UP
+    assert time.monotonic() - start < 60
+    monkeypatch.setattr(bond_orders, "find", lambda *_: pytest.fail("searched again"))
+    assert chemistry.perception(types, places) == found
+    assert render._formula(System(types, places)) is None and render._sdf(System(types, places)) is not None
+
+
+def test_signals_are_obeyed_while_bonds_are_searched(monkeypatch: pytest.MonkeyPatch):
+    """An exception of a handler, such as KeyboardInterrupt, ends the search and its process at once."""
+    monkeypatch.setattr(bond_orders, "SECONDS", 300)
+    monkeypatch.setattr(chemistry, "_long", {})
+    started: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    types, places = nitrates(7)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR2, stop)
+    try:
+        threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(100):
+                chemistry.perception(types, places + len(started))
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert started and all(process.poll() is not None for process in started)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "judged"),
+    [
+        ("O=[N+]([O-])c1cccc([N+](=O)[O-])c1", chemistry.CHARGES),
+        ("O=[N+]([O-])c1ccc([N+](=O)[O-])cc1", chemistry.CHARGES),
+        ("Cc1c([N+](=O)[O-])cc([N+](=O)[O-])cc1[N+](=O)[O-]", chemistry.CHARGES),
+        ("ClP(Cl)(Cl)(Cl)Cl", chemistry.BONDS), ("FS(F)(F)F", chemistry.BONDS),
+        ("FS(F)(F)(F)(F)F", chemistry.BONDS), ("FP(F)(F)(F)F", chemistry.BONDS),
+    ],
+)  # fmt: skip
+def test_sound_molecules_that_rdkit_rejects_are_not_judged(smiles: str, judged: int):
+    assert chemistry.perception(*geometry(smiles)) == chemistry.Perception(None, judged)
+
+
+@pytest.mark.parametrize(
+    ("types", "places"),
+    [
+        ([7, 1, 1, 1, 1, 1], octahedron(1.0)[:6]),  # NH5
+        ([6, 9, 9, 9, 9, 9, 9], octahedron(1.4)),  # CF6
+        ([8, 1, 1, 1], octahedron(0.97)[:4]),  # OH3
+        ([16, 9, 9, 9, 9, 9, 9, 1], np.concatenate([octahedron(1.56), [[9, 9, 9]]])),  # SF6 and a hydrogen
+    ],
+)
+def test_impossible_molecules_are_invalid(types: list[int], places: np.ndarray):
+    assert chemistry.perception(np.array(types), places) == chemistry.Perception(None, chemistry.JUDGED)
+
+
+def test_noise_is_judged(made: Systems):
+    found = metrics.Perceived()(metrics.with_noise(batch(made), 1.0))["rdkit_rings"]
+    assert (found == -1).float().mean() > 0.9 and (found < -1).float().mean() < 0.01
 
 
 # ---- the generated set -----------------------------------------------------------------------------------------------

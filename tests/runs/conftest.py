@@ -46,3 +46,16 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["train", "digits", *QUICK, "--out", str(folder)])
     assert stop.value.code == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory, run_folder: Path) -> dict[str, Path]:
+    """What each verb reads: class folders of images, and their latents."""
+    from test_cli import images
+
+    from unilatent.latents import encode_to_shards
+    from unilatent.loading import load
+
+    folder = tmp_path_factory.mktemp("sources")
+    encode_to_shards(load(run_folder, device="cpu"), images(folder / "images", each=4), folder / "latents")
+    return {"images": folder / "images", "latents": folder / "latents"}

@@ -36,7 +36,8 @@ def test_an_analysis_and_a_comparison_of_runs(cli: Command, tmp_path: Path, two_
     done = cli("analyze", two_runs[0], "--num", 20, "--out", out)
     assert done.code == 0 and "bits per pixel" in done.out and "bits per pixel, base" in done.out
     assert "warning: low: collapse" in done.out, "three steps teach a decoder nothing"
-    assert {"analysis.json", "latents.png", "noise_levels.png", "interpolation.png"} == {p.name for p in out.iterdir()}
+    written = {path.name for path in out.glob("[!.]*")}
+    assert written == {"analysis.json", "latents.png", "noise_levels.png", "interpolation.png"}
     found = json.loads((out / "analysis.json").read_text())
     assert found["split"] == "held_out" and found["latents"]["samples"] == 20 and len(found["warnings"]) >= 1
     assert {"bits_per_pixel", "bits_per_subpixel", "bits_per_latent_dimension"} == found["rate"]["bits"].keys()

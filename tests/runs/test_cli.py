@@ -17,6 +17,7 @@ from PIL import Image
 
 import unilatent
 import unilatent.cli
+from unilatent.outputs import RECORD
 from unilatent.presets import preset
 from unilatent.training.trainer import Trainer
 
@@ -36,7 +37,7 @@ def test_sample(cli: Command, run_folder: Path, tmp_path: Path) -> None:
     done = cli("sample", run_folder, "--num", 5, "--labels", "3-4", "--steps", 2, "--solver", "euler", "--out", out)
     assert done.code == 0, done.err
     assert {p.name for p in out.iterdir()} == {
-        "grid.png", "samples.npz", "sampling.json", *(f"{i:06d}.png" for i in range(5)),
+        RECORD, "grid.png", "samples.npz", "sampling.json", *(f"{i:06d}.png" for i in range(5)),
     }  # fmt: skip
     arrays = np.load(out / "samples.npz", allow_pickle=False)
     assert arrays["arr_0"].shape == (5, 8, 8, 1) and arrays["arr_0"].dtype == np.uint8
@@ -75,7 +76,7 @@ def test_encode_resumes_and_decodes(cli: Command, run_folder: Path, tmp_path: Pa
     run = ("encode", run_folder, source, "--out", latents, "--shard-size", 4, "--batch-size", 3)
     assert cli(*run).code == 0
     files = sorted(p.name for p in latents.iterdir())
-    assert files == ["index.json", *(f"latents_{i:05d}.safetensors" for i in range(3))]
+    assert files == [RECORD, "index.json", *(f"latents_{i:05d}.safetensors" for i in range(3))]
     before = {p.name: p.read_bytes() for p in latents.glob("*.safetensors")}
     # As if the process had died after the first shard.
     index = json.loads((latents / "index.json").read_text())

@@ -172,10 +172,10 @@ ENTRY_POINTS: dict[str, tuple[Callable[[Ground], str], str]] = {
     **{f"convert {name}": (lambda g, n=name: g.command("convert", g.file(n), "--out", g.folder / "out"), "")
        for name in ("x.pt", "x.ckpt", "x.bin", "x.pth", "x.npz")},
     "sample": (lambda g: g.command("sample", g.model(), "--out", g.folder / "out"), MADE_SAFE),
-    "encode a model": (lambda g: g.command("encode", g.model(), g.folder, "--out", g.folder / "out"), MADE_SAFE),
+    "encode a model": (lambda g: g.command("encode", g.model(), g.folder, "--out", g.folder.parent / "out"), MADE_SAFE),
     "encode data": (lambda g: g.command("encode", g.run, g.file("x.npz"), "--out", g.folder / "out"), ""),
     "decode latents": (lambda g: g.command("decode", g.run, latents_of(g), "--out", g.folder / "out"), MADE_SAFE),
-    "decode a model": (lambda g: g.command("decode", g.model(), g.folder, "--out", g.folder / "out"), MADE_SAFE),
+    "decode a model": (lambda g: g.command("decode", g.model(), g.folder, "--out", g.folder.parent / "out"), MADE_SAFE),
     "reconstruct data": (lambda g: g.command("reconstruct", g.run, g.file("x.png"), "--out", g.folder / "out"), "save"),
     "reconstruct arrays": (lambda g: g.command("reconstruct", g.run, g.file("x.npz"), "--out", g.folder / "out"),
                            "save it with numpy.savez"),

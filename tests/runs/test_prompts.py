@@ -99,7 +99,7 @@ def test_memory_is_estimated_with_texts(captioned: None) -> None:
         (["--negative-prompt", "two"], "negative_prompts: this model has no such condition; it takes labels"),
         (["--prompts", "{tmp}/nowhere.txt"], "--prompts {tmp}/nowhere.txt: No such file"),
         (["--prompts", "{tmp}/blank.txt"], "has no line with a text"),
-        (["--prompts", "{tmp}/latin.txt"], "is not UTF-8 text"),
+        (["--prompts", "{tmp}/latin.txt"], "line 1: byte 0xfc is not UTF-8"),
         (["--prompts", "{tmp}"], "Is a directory"),
     ],
 )

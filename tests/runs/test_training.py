@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK
+from conftest import QUICK, Command
 from safetensors.torch import load_file
 
 from unilatent.batches import micro_batches
+from unilatent.cli.running import note_emulated
 from unilatent.config import ConfigError
+from unilatent.devices import bf16_emulated, has_bf16
 from unilatent.methods.base import LossPart
 from unilatent.modalities.base import permutation
 from unilatent.presets import preset
@@ -203,6 +205,183 @@ def test_resume_refuses_another_run(tmp_path: Path, run_folder: Path, override: 
     shutil.copytree(run_folder, copy)
     with pytest.raises(ConfigError, match=f"^{field}: .* the checkpoint has"):
         Trainer(digits(override), copy, resume="auto")
+
+
+CHANGED = (
+    "training.ema_decay=0.9", "training.optimizer.learning_rate=1e-5", "training.optimizer.betas=[0.8,0.99]",
+    "training.optimizer.muon_learning_rate=0.002", "training.schedule.warmup=7", "training.schedule.decays=[]",
+    "training.schedule.onsets={flow: {start: 1, end: 2}}", "training.gradient_clip=null", "training.precision=bf16",
+    "training.non_finite=skip:3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["state.json", "config.yaml"])
+def test_settings_changed_on_resuming_are_named_once(
+    tmp_path: Path, run_folder: Path, older: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the value of the checkpoint's run and the new one; also of checkpoints that do not store their settings."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    checkpoint = copy / "checkpoints" / "step_00000012"
+    if older:
+        facts = json.loads((checkpoint / "state.json").read_text())
+        del facts["training"]
+        (checkpoint / "state.json").write_text(json.dumps(facts))
+        manifest = json.loads((checkpoint / ckpt.MANIFEST).read_text())
+        manifest["files"]["state.json"] = ckpt.describe(checkpoint / "state.json")
+        (checkpoint / ckpt.MANIFEST).write_text(ckpt._manifest(12, manifest["files"]))
+    trainer = Trainer(digits("training.steps=13", *CHANGED), copy, resume="auto")
+    then = digits().training
+    want = [
+        ("ema_decay", "0.99", "0.9"),
+        ("optimizer.learning_rate", str(then.optimizer.learning_rate), "1e-05"),
+        ("optimizer.betas", "[0.9, 0.999]", "[0.8, 0.99]"),
+        ("optimizer.muon_learning_rate", json.dumps(then.optimizer.muon_learning_rate), "0.002"),
+        ("schedule.warmup", "50.0", "7.0"),
+        ("schedule.decays", json.dumps([decay.plain() for decay in then.schedule.decays]), "[]"),
+        ("schedule.onsets", json.dumps({k: v.plain() for k, v in then.schedule.onsets.items()}),
+         '{"flow": {"start": 1.0, "end": 2.0}}'),
+        ("gradient_clip", str(then.gradient_clip), "null"),
+        ("precision", "fp32", "bf16"),
+        ("non_finite", "stop", "skip:3"),
+    ]  # fmt: skip
+    assert sorted(trainer.changed) == sorted(
+        f"training.{field}: {old} in the checkpoint's run, {new} now" for field, old, new in want
+    )
+    trainer.fit()
+    err = capsys.readouterr().err
+    assert err.count("note: training.ema_decay: 0.99 in the checkpoint's run, 0.9 now") == 1
+
+
+def test_settings_that_change_nothing_are_not_named(tmp_path: Path, run_folder: Path) -> None:
+    """Speed, logging and length may change without a word; so does nothing at all."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    for overrides in ((), ("training.steps=20", "training.log_every=7", "training.micro_batch_size=4")):
+        assert Trainer(digits(*overrides), copy, resume="auto").changed == []
+
+
+@pytest.mark.covers("F23")
+def test_what_is_no_checkpoint_is_named_with_the_way_out(tmp_path: Path, run_folder: Path) -> None:
+    """A run, its checkpoints, its model, a file, another folder, nothing."""
+    newest = run_folder / "checkpoints" / "step_00000012"
+    ways = f"to continue that run: --out {run_folder} --resume auto with more training.steps than its 12"
+    bare, other, half = tmp_path / "model", tmp_path / "other", tmp_path / "half"
+    shutil.copytree(run_folder / "model", bare)
+    shutil.copytree(run_folder, half)
+    shutil.rmtree(half / "model")
+    shutil.rmtree(half / "checkpoints" / "step_00000012")
+    other.mkdir()
+    (tmp_path / "step_00000003").mkdir()
+    for given, *parts in (
+        (run_folder, "is a run folder, not a checkpoint", ways, f"start another run from it: --resume {newest}"),
+        (newest.parent, "is a folder of checkpoints, not one of them", ways),
+        (run_folder / "model", "is a model without the optimiser state", ways, f"--resume {newest}"),
+        (bare, "is a model without the optimiser state", "RUN/checkpoints/step_00001000 of the run that made it"),
+        (half, f"to continue that run: --out {half} --resume auto; to start", "--resume", "step_00000008"),
+        (newest / "model.safetensors", "is a file, a checkpoint is a folder", f"give its folder, {newest}"),
+        (run_folder / "config.yaml", "is a file, a checkpoint is a folder; give a folder like"),
+        (other, "neither a checkpoint nor a run; give a folder like RUN/checkpoints/step_00001000"),
+        (tmp_path / "none", "no such checkpoint; give a folder like RUN/checkpoints/step_00001000"),
+        (tmp_path / "step_00000003", "has no MANIFEST.json, so it is incomplete"),
+    ):
+        with pytest.raises(ValueError) as error:
+            Trainer(digits(), tmp_path / "next", resume=str(given))
+        message = str(error.value)
+        assert all(part in message for part in parts) and "\n" not in message, message
+    assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.parametrize(
+    ("length", "named"),
+    [(("training.steps=8",), "training.steps: 8"),
+     (("training.steps=null", "training.epochs=0.05"), "training.epochs: 0.05, which are 4 steps")],
+)  # fmt: skip
+def test_fewer_steps_than_the_checkpoint_has_are_refused(
+    tmp_path: Path, run_folder: Path, length: tuple[str, ...], named: str
+) -> None:
+    """Nothing is trained or written; the message says where the model is."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    for resume in ("auto", str(copy / "checkpoints" / "step_00000012")):
+        with pytest.raises(ConfigError) as error:
+            Trainer(digits(*length), copy, resume=resume)
+        message = str(error.value)
+        assert message.startswith(f"{named}, but {copy}/checkpoints/step_00000012 has 12 steps: nothing is left")
+        assert f"its model is in {copy / 'model'}. To train on, give more than 12 steps" in message
+    shutil.rmtree(copy / "model")
+    with pytest.raises(ConfigError, match=f"its model is in {copy}/checkpoints/step_00000012"):
+        Trainer(digits(*length), tmp_path / "next", resume=str(copy / "checkpoints" / "step_00000012"))
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")}.items() <= before.items()
+    assert not (tmp_path / "next").exists()
+
+
+X86, ARM = "flags\t\t: fpu avx2 {}\n", "Features\t: fp asimd {}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [(X86.format("avx512_bf16"), True), (X86.format("amx_bf16 amx_tile"), True), (ARM.format("bf16"), True),
+     (X86.format("avx512f"), False), (ARM.format("sve"), False), ("processor: 0\n", None), (None, None)],
+)  # fmt: skip
+def test_a_processor_that_emulates_bf16_is_measured(tmp_path: Path, text: str | None, known: bool | None) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if text is not None:
+        cpuinfo.write_text(text)
+    assert has_bf16(torch.device("cpu"), cpuinfo) is known
+    threads = torch.get_num_threads()
+    line = bf16_emulated("cpu", cpuinfo)
+    assert (line is not None) == (known is False) and torch.get_num_threads() == threads
+    if line is not None:
+        factor = float(line.split("takes ")[1].split(" times")[0])
+        assert line.startswith("this CPU has no bf16 instructions") and 0.05 < factor < 1000
+        assert ("slow" in line) == (factor > 1)
+
+
+@pytest.mark.parametrize(("capability", "known"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_old_gpus_emulate_bf16(capability: tuple[int, int], known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert has_bf16(torch.device("cuda")) is known
+
+
+def test_a_run_says_that_bf16_is_emulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unilatent.training.setup.bf16_emulated", lambda device: f"emulated on {device}")
+    Trainer(digits("training.steps=1", "training.precision=bf16"), tmp_path / "bf16").fit()
+    assert capsys.readouterr().err.count("note: training.precision=bf16: emulated on cpu\n") == 1
+    assert not [line for line in Trainer(digits(), tmp_path / "fp32").notes() if "bf16" in line]
+
+
+def test_other_commands_say_that_bf16_is_emulated(
+    tmp_path: Path, run_folder: Path, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and only where it is used."""
+    monkeypatch.setattr("unilatent.devices.bf16_emulated", lambda device: f"emulated on {device}")
+    sampled = ("sample", run_folder, "--num", 4, "--batch-size", 2, "--steps", 1)
+    evaluated = ("evaluate", run_folder, "--num", 20, "--num-held-out", 20, "--batch-size", 5, "--steps", 1)
+    for number, command in enumerate((sampled, evaluated)):
+        for precision, times in (("bf16", 1), ("fp32", 0)):
+            note_emulated.cache_clear()
+            done = cli(*command, "--precision", precision, "--out", tmp_path / f"{number}-{precision}")
+            assert done.code == 0 and done.err.count("note: --precision bf16: emulated on cpu\n") == times, done.err
+    refused = cli("sample", run_folder, "--precision", "fp8", "--out", tmp_path / "none")
+    assert refused.code == 2 and "--precision: 'fp8' is unknown; use fp32 or bf16" in refused.err
+    note_emulated.cache_clear()
+
+
+def test_a_run_says_that_it_compiles_and_when_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Announced before the first step, and once with its time after it."""
+    monkeypatch.setattr("unilatent.nets.layers.Repeated.compile", lambda self: None)
+    Trainer(digits("training.steps=3", "training.compile=true"), tmp_path / "run").fit()
+    lines = capsys.readouterr().err.splitlines()
+    said = [line for line in lines if "compile" in line]
+    assert len(said) == 2 and said[0].startswith("note: training.compile=true: the first step compiles the networks")
+    assert said[1].startswith("compiled: step 1 took ") and lines.index(said[0]) < lines.index(said[1])
+    assert not [line for line in Trainer(digits(), tmp_path / "eager").notes() if "compile" in line]
 
 
 @pytest.mark.covers("F04")

@@ -13,6 +13,8 @@ from typing import Any
 
 import typer
 
+from ..files import FULL, UNWRITABLE, DiskError, disk_error, system_reason
+from ..terminal import lasting_output, open_closed_descriptors, output_error
 from . import (
     analyze,
     calibrate,
@@ -33,6 +35,7 @@ from . import (
     search,
     train,
 )
+from .options import with_home
 from .running import STOPPED
 
 ClickException: Any = typer.BadParameter.__mro__[2]
@@ -51,10 +54,14 @@ for command in (
     train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, reference, ema, convert, presets,
     runs, doctor,
 ):  # fmt: skip
-    app.command(command.__name__.rpartition(".")[2])(command.run)
-app.add_typer(config.app, name="config")
-app.add_typer(ckpt.app, name="ckpt")
-app.add_typer(data.app, name="data")
+    app.command(command.__name__.rpartition(".")[2])(with_home(command.run))
+for name, group in {"config": config.app, "ckpt": ckpt.app, "data": data.app}.items():
+    for entry in group.registered_commands:
+        assert entry.callback is not None
+        entry.callback = with_home(entry.callback)
+    app.add_typer(group, name=name)
+PRINTING = ("config", "presets", "runs", "doctor", "ckpt")
+"""Commands whose work is what they print."""
 
 
 @app.callback(invoke_without_command=True)
@@ -71,10 +78,16 @@ def main(arguments: list[str] | None = None) -> None:
 
     arguments: None for those of this process. UNILATENT_DEBUG=1 shows tracebacks of bad input too.
     """
+    open_closed_descriptors()
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _format_warning
+    with lasting_output():
+        _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: list[str]) -> None:
     try:
         code = app(arguments, standalone_mode=False)
     except ClickException as error:
@@ -85,8 +98,24 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("UNILATENT_DEBUG") or not _is_ours(error):
             raise
         _refuse(" ".join(str(error).split()), 2 if isinstance(error, ValueError) else 1)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+    except Exception as error:
+        reason = system_reason(error)
+        if os.environ.get("UNILATENT_DEBUG") or reason is None or reason[0] not in UNWRITABLE:
+            raise
+        _refuse(" ".join(_about_disk(error, reason).split()), 1)
+    if (unwritten := output_error()) is not None and arguments and arguments[0] in PRINTING:
+        _refuse(f"standard output: {unwritten.strerror}; what was printed there is not complete", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _about_disk(error: Exception, reason: tuple[int, str]) -> str:
+    """What to say about an error of the file system."""
+    if isinstance(error, DiskError):
+        return str(error.strerror)
+    name = os.fsdecode(getattr(error, "filename", None) or "")
+    if reason[0] in FULL:
+        return str(disk_error(Path(name).parent, reason, 0).strerror)
+    return f"{name or 'a file'}: {reason[1]}"
 
 
 def _format_warning(

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..outputs import Outputs
 from .options import MODEL_HELP, BatchSize, Data, Device, Precision, Seed
-from .running import autocast, find_run_folder, load, make_folder, wide
+from .running import autocast, find_run_folder, load, wide
 
 if TYPE_CHECKING:
     from ..analysis.analyze import Analysis
     from ..methods.base import LatentModel
+
+FILES = ("analysis.json", "latents.png", "noise_levels.png", "interpolation.png")
+COMPARED = ("rate_distortion.png", "comparison.json")
+"""Names of the files that are written."""
+PICTURES = 2**20
+"""Bytes of an analysis, about."""
 
 
 def run(
@@ -53,11 +60,14 @@ def run(
 
     console = wide(Console())
     runs = []
-    for source, name in zip(models, _names(models), strict=True):
+    names = _names(models)
+    outputs = Outputs(out, "analyze", [data], shared=True)
+    outputs.check(*([*COMPARED, *(f"{name}/{file}" for name in names for file in FILES)] if compare else FILES))
+    for source, name in zip(models, names, strict=True):
         network = load(source, device)
         with autocast(network.device, precision):
-            folder = out / name if compare else out
-            analysis, paths = _analyse(network, source, folder, num, draws, data, seed, batch_size)
+            folder = name if compare else ""
+            analysis, paths = _analyse(network, source, outputs, folder, num, draws, data, seed, batch_size)
         if compare:
             runs.append(ComparedRun(name, analysis, last_evaluation(Path(source)), settings_of(network)))
         else:
@@ -66,16 +76,18 @@ def run(
         for warning in analysis.warnings():
             print(f"warning: {name}: {warning}")
     if compare:
-        table, rows = compare_runs(runs, distance, out / "rate_distortion.png")
-        write_json(out / "comparison.json", {"runs": rows})
+        with outputs.writing() as new:
+            table, rows = compare_runs(runs, distance, new / "rate_distortion.png")
+            write_json(new / "comparison.json", {"runs": rows})
         console.print(table)
         print(f"written: rate_distortion.png, comparison.json and one folder per run in {out}")
 
 
 def _analyse(
-    network: LatentModel, source: str, folder: Path, num: int, draws: int, data: str | None, seed: int, batch_size: int
-) -> tuple[Analysis, list[Path]]:
-    """Analyse a model; return the analysis and the files that it was written to."""
+    network: LatentModel, source: str, outputs: Outputs, folder: str, num: int, draws: int, data: str | None,
+    seed: int, batch_size: int,
+) -> tuple[Analysis, list[Path]]:  # fmt: skip
+    """Analyse a model; return the analysis and the files that it was written to, in a subfolder of the outputs."""
     from ..analysis.analyze import analyze, write_analysis
     from ..analysis.probes import with_columns
     from ..batches import load_all
@@ -91,7 +103,9 @@ def _analyse(
     analysis = analyze(network, samples, draws=draws, seed=seed, batch_size=batch_size)
     about = {"model": source, "fingerprint": network.fingerprint(), "split": "held_out" if held_out else "train",
              "num": num, "draws": draws, "seed": seed}  # fmt: skip
-    return analysis, write_analysis(network, samples, analysis, make_folder(folder), about, seed)
+    with outputs.writing(PICTURES) as new:
+        (new / folder).mkdir(exist_ok=True)
+        return analysis, write_analysis(network, samples, analysis, new / folder, about, seed)
 
 
 def _names(models: list[str]) -> list[str]:

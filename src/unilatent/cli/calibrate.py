@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..outputs import Outputs
 from .options import Overrides, Preset
-from .running import RESUMES, leave_stopped, make_folder, wide
-from .train import read_run
+from .running import RESUMES, leave_stopped, wide
+from .train import read_run, refuse_data_around
 
 if TYPE_CHECKING:
     from ..analysis.calibration import Trial
@@ -63,7 +64,10 @@ def run(
     if tolerance is None:
         tolerance = 0.25 if metric == "psnr" else 0.05 * target
     whole_numbers = isinstance(start, int)
-    folder = make_folder(out)
+    refuse_data_around(out, first)
+    outputs = Outputs(out, "calibrate", shared=True)
+    outputs.check("calibration.json", "calibration.png", "override.txt")
+    folder = outputs.begin()
     _same_search(folder / "config.yaml", first, steps)
 
     def measure(setting: float) -> Trial:
@@ -79,7 +83,9 @@ def run(
     )
     about = {"preset": preset, "over": over, "wanted": metric, "target": target, "tolerance": tolerance,
              "override": f"{prefix}.{over}={calibration.best.setting:.9g}"}  # fmt: skip
-    write_calibration(folder, calibration, about)
+    with outputs.writing() as new:
+        write_calibration(new, calibration, about)
+        write_text(new / "override.txt", f"{about['override']}\n")
     wide(Console()).print(calibration_table(calibration, over, metric, target))
     if calibration.wrong_way:
         print(f"note: stopped early: changing {over} brought {metric} no nearer to {target:g}; try another --over")
@@ -87,7 +93,6 @@ def run(
         print(f"note: {metric} does not rise with {over} everywhere: the trials are short or noisy, try more --steps")
     if not calibration.within:
         print(f"note: no trial came within {tolerance:g}; the nearest is used. Try more --trials or another --over")
-    write_text(folder / "override.txt", f"{about['override']}\n")
     print(f"train with: unilatent train {preset} {about['override']}")
 
 

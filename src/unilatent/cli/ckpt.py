@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,7 +45,7 @@ def prune(
 
     Damaged checkpoints and those set aside are deleted too. Refused while the run is training.
     """
-    from ..runs.checkpoint import CheckpointError
+    from ..runs.checkpoint import CheckpointError, others, published, remove, unpublished
     from ..runs.checkpoint import verify as check
     from ..runs.lock import owner
 
@@ -64,11 +63,15 @@ def prune(
             damaged[path] = str(error)
     if not valid:
         raise ValueError(f"{place}: no valid checkpoint in it, so nothing was deleted")
-    newest = valid[-keep:]
-    for path in sorted((place / "checkpoints").glob("step_*")):
-        if path not in newest:
-            shutil.rmtree(path)
-            print(f"deleted {path.name}" + (f", damaged: {damaged[path]}" if path in damaged else ""))
+    newest, folder = valid[-keep:], place / "checkpoints"
+    for path in sorted([*published(folder), *unpublished(folder)]):
+        if path in newest:
+            continue
+        if found := others(path):
+            print(f"left {path.name}: {', '.join(found[:3])} is not a file of a checkpoint")
+            continue
+        remove(path)
+        print(f"deleted {path.name}" + (f", damaged: {damaged[path]}" if path in damaged else ""))
     print(f"kept {', '.join(path.name for path in newest)}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .running import make_folder
+from ..outputs import Outputs
 
 
 def run(
@@ -29,8 +29,10 @@ def run(
 
     if weights not in ("ema", "model"):
         raise ValueError(f"--weights: {weights!r} is unknown; use ema or model")
+    outputs = Outputs(out, "convert", [source])
     model = convert(source, "ema" if weights == "ema" else "model", image_size)
-    model.save_pretrained(make_folder(out))
+    with outputs.writing(4 * model.num_parameters) as new:
+        model.save_pretrained(new)
     ge, decoder = model.method.generative_encoder, model.method.decoder
     print(
         f"{out}: {model.num_trainable:,} parameters, generative encoder {ge.depth} x {ge.width}, "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..outputs import refuse_overlap, single_file
 from .running import make_folder, progress, progress_of
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 HELP = "Prepare, verify and generate training data."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+SYSTEM_SIZE = 512
+"""Bytes of a generated sample, about."""
 Workers = Annotated[int, typer.Option(help="Processes, by default one per core; they change only the speed.", min=1)]
 
 
@@ -48,7 +52,9 @@ def prepare(
     """
     from ..shards.writing import BAD, write
 
+    refuse_overlap(out, [source], around=True)
     raw = _raw(source, _size(size), format, quality)
+    _print(f"note: {line}" for line in raw.notes)
     folder = make_folder(out)
     done = 0
     with progress("writing", len(raw.names)) as advance:
@@ -104,11 +110,13 @@ def _maker(folder: str) -> Callable[..., None]:
 
         if out.suffix != ".npz":
             raise ValueError(f"--out {out}: the samples are one .npz file; give a name that ends in .npz")
-        make_folder(out.parent)
+        outputs = single_file(out, f"data make-{folder}s")
+        make_folder(outputs.folder)
         generator = import_module(f"{__package__.rpartition('.')[0]}.modalities.{folder}.generator")
         with progress_of() as advance:
             systems = generator.make(num or generator.NUM, seed=seed, workers=workers, progress=advance)
-        systems.save(out)
+        with outputs.writing(SYSTEM_SIZE * len(systems)) as new:
+            systems.save(new / out.name)
         print(f"{len(systems):,} samples in {out}")
 
     return make
@@ -138,12 +146,15 @@ def _verify_files(source: Path, workers: int) -> tuple[int, int]:
     from ..shards.writing import check_all
 
     raw = _raw(source, None, None, 95)
-    bad = 0
+    _print(f"note: {line}" for line in raw.notes)
+    bad, remarks = 0, Counter[str]()
     with progress("verifying", len(raw.names)) as advance:
-        for reason in check_all(raw, workers):
+        for reason, remark in check_all(raw, workers):
             _print([reason] if reason else [])
             bad += bool(reason)
+            remarks.update([remark] if remark else [])
             advance(1)
+    _print(f"note: {count:,} sample{'s have' if count > 1 else ' has'} {remark}" for remark, count in remarks.items())
     return len(raw.names), bad
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..outputs import Outputs
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -17,7 +18,7 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, autocast, clear_numbered, leave_stopped, load, make_folder, progress
+from .running import STARTS_AGAIN, autocast, disk_space, leave_stopped, load, progress
 
 
 def run(
@@ -34,7 +35,9 @@ def run(
     from ..latents import decode_shards
     from ..sampling import split_settings
     from ..signals import StopRequest
+    from ..types import count as count_rows
 
+    outputs = Outputs(out, "decode", [source])
     network = load(model, device)
     settings = sampling_settings(decoder_solver=decoder_solver, decoder_steps=decoder_steps)
     check_decoder_settings(network, settings)
@@ -42,8 +45,9 @@ def run(
     count, folder = 0, None
     with progress("decoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
         for data in decode_shards(network, source, batch_size, sampling):
-            folder = folder or clear_numbered(make_folder(out), network.modality.subfolders)
-            written = network.modality.write(data, folder, start=count)
+            folder = folder or outputs.begin()
+            with outputs.writing(disk_space(network.modality.arrays(data), count_rows(data))) as new:
+                written = network.modality.write(data, new, start=count)
             count += len(written)
             advance(len(written))
             if stop.received is not None:

@@ -5,41 +5,70 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
-CORE = (
-    "torch",
-    "numpy",
-    "safetensors",
-    "huggingface_hub",
-    "pydantic",
-    "scikit-learn",
-    "pillow",
-    "matplotlib",
-)
+from ..files import size_text
+
+LIBRARIES = {
+    "core": (
+        "torch", "numpy", "safetensors", "huggingface_hub", "torchdiffeq", "pydantic", "pyyaml", "typer", "rich",
+        "pillow", "matplotlib", "scikit-learn", "scipy",
+    ),
+    "data": ("datasets", "s3fs", "gcsfs"),
+    "text, eval": ("transformers", "sentencepiece"),
+    "atoms": ("rdkit", "pymatgen", "SMACT", "spglib"),
+    "atoms-eval": ("openbabel-wheel", "posebusters"),
+    "logging": ("tensorboard", "wandb"),
+    "launching": ("accelerate",),
+}  # fmt: skip
+"""Part of the installation -> its libraries."""
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "neon", "asimd", "bf16")
+"""Names of instruction sets that matter for speed, as the kernel writes them."""
+VARIABLES = (
+    "UNILATENT_CACHE", "UNILATENT_OFFLINE", "UNILATENT_DEBUG", "UNILATENT_FAULT", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "OMP_PROC_BIND", "KMP_AFFINITY", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "NCCL_DEBUG",
+    "NCCL_SOCKET_IFNAME", "NCCL_P2P_DISABLE", "GLOO_SOCKET_IFNAME", "RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_JOB_ID",
+    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_HUB_DISABLE_XET",
+    "TRANSFORMERS_OFFLINE", "XDG_CACHE_HOME", "TMPDIR", "LC_ALL", "LANG", "PYTHONPATH", "PYTHONIOENCODING",
+    "LD_PRELOAD", "MALLOC_CONF",
+)  # fmt: skip
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+           "GOOGLE_APPLICATION_CREDENTIALS", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")  # fmt: skip
+"""Variables whose values may be secret: only whether they are set is printed."""
+UNKNOWN = "unknown"
 
 
 def run() -> None:
-    """Show versions, devices and caches of this machine."""
+    """Show versions, devices, memory, settings and caches of this machine, for a report of a problem."""
     import torch
 
     from ..pretrained import cache_folder
-    from ..training.loggers import LOGGERS
+    from ..shards import places
     from ..version import __version__
 
-    print(f"unilatent   {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for name in (*CORE, *(logger.library for logger in LOGGERS.values())):
-        print(f"  {name:<16} {_version(name)}")
-    print(f"devices     cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
-    for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        print(f"            cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    if torch.backends.mps.is_available():
-        print("            mps")
-    if not torch.cuda.is_available():
-        print("            no CUDA device: small presets train on the CPU")
-    print(f"weights     {cache_folder()}")
+    print(f"unilatent   {__version__} in {Path(__file__).parents[1]}")
+    print(f"python      {platform.python_version()}, {platform.platform()}")
+    for part, names in LIBRARIES.items():
+        for i, name in enumerate(names):
+            print(f"{part if not i else '':<12}{name:<18}{_version(name)}")
+    print(f"cpu         {_processor()}: {_cores()}, torch uses {torch.get_num_threads()} threads")
+    print(f"            instructions: {', '.join(_instructions()) or UNKNOWN}")
+    total, free = _memory()
+    print(f"memory      {_gib(total)}, {_gib(free)} available")
+    for line in _gpus():
+        print(f"gpu         {line}")
+    for place in dict.fromkeys((cache_folder(), places.cache_folder(), Path(_hub_cache()))):
+        print(f"cache       {place}: {_size(place)}")
     print(f"disk        {shutil.disk_usage('.').free / 2**30:.1f} GiB free here")
+    print(f"hub         {_hub()}")
+    for name in (name for name in VARIABLES if name in os.environ):
+        print(f"variable    {name}={_without_password(os.environ[name])}")
+    for name in (name for name in SECRETS if os.environ.get(name)):
+        print(f"variable    {name} is set")
 
 
 def _version(name: str) -> str:
@@ -47,3 +76,110 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Fields of the first processor in /proc/cpuinfo; {} where there is no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n"))
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _processor() -> str:
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine() or UNKNOWN
+
+
+def _instructions() -> list[str]:
+    info = _cpuinfo()
+    known = f"{info.get('flags', '')} {info.get('Features', '')}".split()
+    return [name for name in INSTRUCTIONS if name in known]
+
+
+def _cores() -> str:
+    count = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
+    return f"{count} cores" if usable == count else f"{count} cores, {usable} of them for this process"
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Total and available bytes of memory, with the limit of a container; None where they are unknown."""
+    total = free = None
+    for line in _lines(Path("/proc/meminfo")):
+        if match := re.fullmatch(r"(MemTotal|MemAvailable):\s*(\d+) kB", line.strip()):
+            if match[1] == "MemTotal":
+                total = int(match[2]) * 1024
+            else:
+                free = int(match[2]) * 1024
+    if total is None and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = "".join(_lines(Path("/sys/fs/cgroup/memory.max"))).strip()
+    if limit.isdigit() and total is not None and int(limit) < total:
+        used = "".join(_lines(Path("/sys/fs/cgroup/memory.current"))).strip()
+        total = int(limit)
+        free = max(0, total - int(used)) if used.isdigit() else free
+    return total, free
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+
+
+def _gib(count: int | None) -> str:
+    return UNKNOWN if count is None else f"{count / 2**30:.1f} GiB"
+
+
+def _gpus() -> Iterator[str]:
+    import torch
+
+    version = torch.version.cuda or torch.version.hip or "none"
+    for i in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(i)
+        capability = f"compute capability {gpu.major}.{gpu.minor}"
+        yield f"cuda:{i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {capability}, CUDA {version}"
+    if not torch.cuda.is_available():
+        yield f"none that torch can use (built for CUDA {version}): small presets train on the CPU"
+
+
+def _size(folder: Path) -> str:
+    """Size of all files below a folder, in words."""
+    if not folder.is_dir():
+        return "not there yet"
+    files, size = 0, 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            if not path.is_symlink():
+                try:
+                    size += path.stat().st_size
+                except OSError:
+                    continue
+                files += 1
+    return f"{size_text(size)} in {files:,} files"
+
+
+def _hub_cache() -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return HF_HUB_CACHE
+
+
+def _hub() -> str:
+    """Whether downloads are allowed; nothing is tried."""
+    from ..pretrained import offline
+
+    variable = offline()
+    allowed = f"offline, by {variable}" if variable else "downloads are allowed (not tried)"
+    from huggingface_hub import get_token
+
+    return f"{allowed}; token {'set' if get_token() else 'not set'}"
+
+
+def _without_password(value: str) -> str:
+    """A value without what may be a password in a URL."""
+    return re.sub(r"(\w+://)[^/@\s]*@", r"\1...@", value)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .running import load, make_folder
+from ..outputs import Outputs
+from .running import load
 
 LARGE = 0.05
 """Relative error of the EMA profile above which a warning is printed."""
@@ -29,10 +30,12 @@ def run(
     """
     from ..runs.snapshots import EMASnapshots
 
+    outputs = Outputs(out, "ema")
     snapshots = EMASnapshots(run, step)
     model = load(str(run), "cpu")
     error = snapshots.apply(model, sigma_rel)
-    model.save_pretrained(make_folder(out))
+    with outputs.writing(4 * model.num_parameters) as new:
+        model.save_pretrained(new)
     steps = sorted({stored.path.name for stored in snapshots.stored})
     print(f"{out}: step {snapshots.step}, sigma_rel {sigma_rel:g}, from {len(steps)} snapshots; "
           f"profile error {100 * error:.2g} %")  # fmt: skip

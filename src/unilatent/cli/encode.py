@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import BatchSize, Device, Input, Model, Precision, Seed
-from .running import RESUMES, autocast, leave_stopped, load, make_folder, progress
+from .running import RESUMES, autocast, leave_stopped, load, print_notes, progress
 
 
 def run(
@@ -25,10 +25,12 @@ def run(
 
     Writes sharded safetensors that carry the model's fingerprint. After a stop, the same command resumes.
     """
-    from ..latents import encode_to_shards
+    from ..latents import encode_to_shards, encoded_outputs
     from ..signals import Stopped, StopRequest
 
+    encoded_outputs(out, source)  # refuses a folder of others before the model is loaded
     network = load(model, device)
+    print_notes(network.modality.notes(source))
     encoded = 0
     with progress("encoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
 
@@ -40,7 +42,7 @@ def run(
 
         try:
             count, skipped = encode_to_shards(
-                network, source, lambda: make_folder(out), seed=seed, batch_size=batch_size, shard_size=shard_size,
+                network, source, out, seed=seed, batch_size=batch_size, shard_size=shard_size,
                 precision=precision, progress=after_batch,
             )  # fmt: skip
         except Stopped:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..outputs import Outputs, refuse_overlap, single_file
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -36,18 +37,23 @@ from .options import (
 from .running import (
     RESUMES,
     autocast,
+    check_precision,
     evaluation_folder,
     find_run_folder,
     join_processes,
     leave_stopped,
     load,
     make_folder,
+    print_notes,
     progress_of,
     with_weights,
 )
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation, Evaluator
+
+PAGE = 2**20
+"""Bytes of a report, about."""
 
 
 def run(
@@ -114,18 +120,22 @@ def run(
         raise ValueError("--report: is about a model; give MODEL as well")
     from ..evaluation.evaluate import EvaluationRequest, Evaluator, Interrupted
     from ..evaluation.reference import find_reference, find_samples, modality_for, splits_of
-    from ..evaluation.report import check_report
+    from ..evaluation.report import check_report, report_names
     from ..signals import StopRequest
 
+    reports = None
     if report is not None:
         check_report(report)
-    with autocast("cpu", precision):
-        network = None if model is None else load(model, device)
+        reports = single_file(report, "evaluate", [samples, reference, data], field="--report")
+        reports.check(*report_names(report))
+    check_precision(precision)
+    network = None if model is None else load(model, device)
     processes = join_processes(network, device)
     modality = network.modality if network is not None else modality_for(samples or Path())
     modality = with_weights(modality, {"inception_weights": inception_weights, "perceptual_weights": lpips_weights})
     run_folder = find_run_folder(model)
     folder = evaluation_folder(out, run_folder)
+    refuse_overlap(folder, [samples, reference, data])
     request = EvaluationRequest(
         metrics=tuple(key.strip() for key in metrics.split(",")) if metrics else (),
         num_samples=num, num_reference=num_reference, num_held_out=num_held_out, seed=seed, batch_size=batch_size,
@@ -150,18 +160,27 @@ def run(
                 "--inception-weights": inception_weights, "--lpips-weights": lpips_weights,
             }, **settings,
         )  # fmt: skip
+        if processes.is_main:
+            sets = filter(None, (evaluator.external_samples, evaluator.reference))
+            print_notes(line for compared in sets for line in compared.notes)
         processes.on_main(lambda: make_folder(folder))
         try:
             evaluation = evaluator.run()
         except Interrupted as unfinished:
             leave_stopped(f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
     seconds = time.perf_counter() - started
-    processes.on_main(lambda: _finish(evaluator, evaluation, folder, model or str(samples), report, seconds))
+    processes.on_main(lambda: _finish(evaluator, evaluation, folder, model or str(samples), report, reports, seconds))
     processes.leave()
 
 
 def _finish(
-    evaluator: Evaluator, evaluation: Evaluation, folder: Path, source: str, report: Path | None, seconds: float
+    evaluator: Evaluator,
+    evaluation: Evaluation,
+    folder: Path,
+    source: str,
+    report: Path | None,
+    reports: Outputs | None,
+    seconds: float,
 ) -> None:
     """Print the table, write the file and the report."""
     from rich.console import Console
@@ -181,11 +200,12 @@ def _finish(
     if evaluation.missing:
         print(f"not measured, the data do not allow it: {', '.join(evaluation.missing)}", file=sys.stderr)
     print(f"all numbers with their protocols: {path}")
-    if report is not None:
+    if report is not None and reports is not None:
         from ..evaluation.report import write_report
 
-        files = write_report(report, evaluator, evaluation, name, source=source)
-        print(f"report: {files[-1]}")
+        with reports.writing(PAGE) as new:
+            write_report(new / report.name, evaluator, evaluation, name, source=source)
+        print(f"report: {report}")
 
 
 def _compare(a: Path, b: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..files import expanded
 from ..maths.solvers import SOLVERS
+from ..plain_text import decode, split_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..methods.base import LatentModel
 
 # What a command works on.
@@ -37,7 +43,10 @@ Data = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(
-        "--labels", "--label", help="Classes to condition on: 3, 0-9, 2,5 or names; cycled [default: all, evenly]."
+        "--labels",
+        "--label",
+        help="Classes to condition on: names, numbers, 0-9 or 2,5; cycled. What equals a class name is that class; a "
+        "range between two names that are numbers is of names; all else counts classes from 0 [default: all, evenly].",
     ),
 ]
 Prompt = Annotated[
@@ -69,8 +78,8 @@ GuidanceInterval = Annotated[
     tuple[float, float] | None,
     typer.Option(
         metavar="LOW HIGH",
-        help="Guide only where LOW < t < HIGH; t = 1 is noise, t = 0 is clean (UNITE's paper counts the other way: its "
-        "[0.1, 1] is 0 0.9) [default: the model's own].",
+        help="Guide only where LOW < t < HIGH, and use the conditional estimate elsewhere, at scale 0 too; t = 1 is "
+        "noise, t = 0 is clean (UNITE's paper counts the other way: its [0.1, 1] is 0 0.9) [default: the model's own].",
     ),
 ]
 GuidanceNorm = Annotated[
@@ -119,6 +128,28 @@ LIBRARY_NAMES = {"steps": "num_inference_steps", "property": "properties", "nega
 """Options that `unilatent.sample` has under another name."""
 
 
+PLACES = ("model", "models", "reference", "data", "source", "preset", "resume", "inception_weights", "lpips_weights")
+"""Arguments of commands that are texts and may be paths."""
+
+
+def with_home(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with a leading ~ of its paths replaced by the home folder."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        command(**{name: _with_home(name, value) for name, value in arguments.items()})
+
+    return run
+
+
+def _with_home(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_with_home(name, part) for part in value)
+    if isinstance(value, Path):
+        return expanded(value)
+    return os.path.expanduser(value) if isinstance(value, str) and name in PLACES else value
+
+
 def sampling_settings(**options: Any) -> dict[str, Any]:
     """Return a command's options, given by their own names, as keyword settings of `unilatent.sample`.
 
@@ -147,11 +178,10 @@ def _texts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:
 def _lines(option: str, path: Path) -> list[str]:
     """Lines of a text file that are not blank; ValueError names the option and what is wrong with the file."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+        raw = path.expanduser().read_bytes()
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror or 'cannot be read'}; give a text file") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{option} {path}: is not UTF-8 text; save it as such") from None
+    lines = [line.strip() for line in split_lines(decode(raw, f"{option} {path}"))]
     if not any(lines):
         raise ValueError(f"{option} {path}: has no line with a text; write one text per line")
     return [line for line in lines if line]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..files import write_json
+from ..outputs import Outputs
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -21,7 +22,7 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, autocast, clear_numbered, leave_stopped, load, make_folder, progress
+from .running import STARTS_AGAIN, autocast, disk_space, leave_stopped, load, print_notes, progress
 
 SHOWN = 8
 """Pairs in side_by_side.png."""
@@ -49,11 +50,13 @@ def run(
     from ..signals import StopRequest
     from ..types import take
 
+    outputs = Outputs(out, "reconstruct", [source])
     network = load(model, device)
     settings = sampling_settings(decoder_solver=decoder_solver, decoder_steps=decoder_steps)
     check_decoder_settings(network, settings)
     sampling, _ = split_settings(network.config.sampling, settings)
     batches = network.modality.read(source, batch_size)
+    print_notes(network.modality.notes(source))
     files: list[dict[str, Any]] = []
     shown: list[Any] = []
     seconds = 0.0
@@ -66,32 +69,35 @@ def run(
             with autocast(network.device, precision):
                 output = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files), **settings)
             seconds += time.perf_counter() - started
-            folder = folder or clear_numbered(make_folder(out), network.modality.subfolders)
+            folder = folder or outputs.begin()
             if not shown:
                 shown = [take(data, slice(SHOWN)), take(output, slice(SHOWN))]
-            paths = network.modality.write(output, folder, start=len(files))
             errors = network.modality.errors(output, data)
+            with outputs.writing(disk_space(network.modality.arrays(output), len(names))) as new:
+                written = network.modality.write(output, new, start=len(files))
+                paths = [path.relative_to(new).as_posix() for path in written]
             for i, (name, path) in enumerate(zip(names, paths, strict=True)):
                 files.append(
                     {
                         "input": name,
-                        "output": path.relative_to(folder).as_posix(),
+                        "output": path,
                         **{key: values[i] for key, values in errors.items()},
                     }
                 )
             advance(len(names))
             if (num is not None and len(files) >= num) or stop.received is not None:
                 break
-    if folder is None:
-        raise ValueError(f"{source}: nothing to reconstruct in it")
-    network.modality.draw_grid(shown, folder / "side_by_side.png")
-    keys = [key for key in files[0] if key not in ("input", "output")]
-    means = {key: sum(file[key] for file in files) / len(files) for key in keys}
-    speed = {"samples_per_second": len(files) / seconds}
-    has_steps = network.stepped_decoder is not None
-    decoding = {key: getattr(sampling, key) for key in settings} if has_steps else {}
-    record = {"model": model, "num": len(files), "seed": seed, **decoding, "mean": means, **speed, "files": files}
-    (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+        if folder is None:
+            raise ValueError(f"{source}: nothing to reconstruct in it")
+        keys = [key for key in files[0] if key not in ("input", "output")]
+        means = {key: sum(file[key] for file in files) / len(files) for key in keys}
+        speed = {"samples_per_second": len(files) / seconds}
+        has_steps = network.stepped_decoder is not None
+        decoding = {key: getattr(sampling, key) for key in settings} if has_steps else {}
+        record = {"model": model, "num": len(files), "seed": seed, **decoding, "mean": means, **speed, "files": files}
+        with outputs.writing(disk_space(network.modality.arrays(shown[0]), SHOWN)) as new:
+            network.modality.draw_grid(shown, new / "side_by_side.png")
+            write_json(new / "metrics.json", record)
     if stop.received is not None and len(files) != num:
         leave_stopped(f"{len(files)} reconstructions are in {folder}", STARTS_AGAIN)
     summary = ", ".join(f"{key} {value:.4g}" for key, value in means.items())

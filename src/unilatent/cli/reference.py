@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..outputs import single_file
 from .options import BatchSize, Device, InceptionWeights
-from .running import leave_stopped, make_folder, progress_of, with_weights
+from .running import leave_stopped, print_notes, progress_of, with_weights
+
+STATISTICS = 50 * 2**20
+"""Bytes of the statistics, about."""
 
 
 def run(
@@ -31,12 +36,15 @@ def run(
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: ends in {out.suffix or 'nothing'}; name a .npz file")
     modality = with_weights(modality_of_size(size), {"inception_weights": inception_weights})
+    print_notes(modality.notes(Path(source)) if Path(source).expanduser().exists() else ())
+    outputs, chosen = single_file(out, "reference", [source]), pick_device(device, "--device")
     with progress_of() as progress, StopRequest() as stop:
         try:
-            count = write_reference(
-                out, modality, source, batch_size, pick_device(device), lambda more, all: progress(source, more, all),
-                lambda: stop.received is not None, before=lambda: make_folder(out.parent),
-            )  # fmt: skip
+            with ExitStack() as stack:
+                count = write_reference(
+                    lambda: stack.enter_context(outputs.writing(STATISTICS)) / out.name, modality, source, batch_size,
+                    chosen, lambda more, all: progress(source, more, all), lambda: stop.received is not None,
+                )  # fmt: skip
         except Interrupted:
             leave_stopped("nothing is written", "the same command starts again")
     print(f"statistics of {count:,} samples: {out}")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from ..files import SMALLEST, check_writable
 from ..progress import progress_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from ..methods.base import LatentModel
@@ -29,22 +32,25 @@ WIDE = 200
 
 def load(source: str, device: str | None) -> LatentModel:
     """Load a model onto the device; ValueError if there is no such device."""
-    import torch
-
+    from ..devices import pick_device
     from ..loading import load as load_model
 
+    chosen = pick_device(device, "--device")
     try:
-        return load_model(source, device=device)
+        return load_model(source, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        if device is None or torch.device(device).type == "cpu":
+        if chosen.type == "cpu":
             raise
-        raise ValueError(f"--device {device}: not available ({str(error).splitlines()[0]}); use cpu") from None
+        raise ValueError(f"--device {chosen}: not available ({str(error).splitlines()[0]}); use cpu") from None
 
 
 def join_processes(model: LatentModel | None, device: str | None) -> Processes:
     """Return the processes of this command; with several, the model moves to the device of each."""
+    from ..devices import pick_device
     from ..processes import Processes
 
+    if device is not None:
+        pick_device(device, "--device")
     processes = Processes(device if model is None else str(model.device))
     if model is not None:
         model.to(processes.device)
@@ -63,15 +69,37 @@ def with_weights(modality: Modality, files: dict[str, str | None]) -> Modality:
     return type(modality)(modality.config.model_copy(update=files))
 
 
+def check_precision(precision: str) -> None:
+    """ValueError unless it is "fp32" or "bf16"."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
+
+
+@cache
+def note_emulated(device: str) -> None:
+    """Print once if bf16 is slow because the device emulates it."""
+    from ..devices import bf16_emulated
+
+    if emulated := bf16_emulated(device):
+        print(f"note: --precision bf16: {emulated}", file=sys.stderr)
+
+
 @contextmanager
 def autocast(device: object, precision: str) -> Iterator[None]:
     """bfloat16 autocast if precision is "bf16"; ValueError if it is neither that nor "fp32"."""
     import torch
 
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
+    check_precision(precision)
+    if precision == "bf16":
+        note_emulated(str(device))
     with torch.autocast(torch.device(str(device)).type, torch.bfloat16, enabled=precision == "bf16"):
         yield
+
+
+def print_notes(lines: Iterable[str]) -> None:
+    """Print notes on data to stderr: what was found and is not read."""
+    for line in lines:
+        print(f"note: {' '.join(line.split())}", file=sys.stderr)
 
 
 @contextmanager
@@ -103,20 +131,14 @@ def evaluation_folder(out: Path | None, run_folder: Path | None) -> Path:
 
 def make_folder(path: Path) -> Path:
     """Create an output folder and return it; ValueError if it cannot be written."""
-    from ..training.resuming import check_writable
-
     check_writable(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def clear_numbered(folder: Path, subfolders: tuple[str, ...] = ()) -> Path:
-    """Remove files that an earlier command numbered (`000000.png`, ...) from a folder and some of its subfolders, so
-    that two sets never mix."""
-    for place in (folder, *(folder / name for name in subfolders)):
-        for path in place.glob("[0-9][0-9][0-9][0-9][0-9][0-9].*"):
-            path.unlink()
-    return folder
+def disk_space(arrays: Mapping[str, np.ndarray], count: int) -> int:
+    """Bytes that the files of `count` samples take, about: a file each, and their arrays."""
+    return sum(rows.nbytes for rows in arrays.values()) + SMALLEST * count
 
 
 def wide(console: Console) -> Console:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from itertools import chain
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from ..files import write_json
+from ..outputs import Outputs
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -33,7 +34,7 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, autocast, clear_numbered, leave_stopped, load, make_folder, progress
+from .running import STARTS_AGAIN, autocast, disk_space, leave_stopped, load, progress
 
 NUM = 16
 GRID = 100
@@ -71,6 +72,7 @@ def run(
     from ..signals import StopRequest
     from ..types import join, take
 
+    outputs = Outputs(out, "sample", [prompts])
     network = load(model, device)
     settings = sampling_settings(
         labels=labels, prompt=prompt, prompts=prompts, negative_prompt=negative_prompt, property=property,
@@ -87,25 +89,29 @@ def run(
     with progress("sampling", num) as advance, autocast(network.device, precision), StopRequest() as stop:
         batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
         first = next(batches)  # nothing is written if this fails
-        folder = clear_numbered(make_folder(out), network.modality.subfolders)
-        shown, shown_values, generated = [], [], 0
-        with NpzWriter(folder / "samples.npz") as arrays:
+        folder = outputs.begin()
+        shown, shown_values, generated, needed = [], [], 0, 0
+        with outputs.writing(lambda: needed) as whole, NpzWriter(whole / "samples.npz") as arrays:
             for part in chain([first], batches):
-                network.modality.write(part.data, folder, start=part.start)
+                rows = network.modality.arrays(part.data)
+                needed = 2 * disk_space(rows, part.count) * (num - part.start) // part.count
+                with outputs.writing(needed) as new:
+                    network.modality.write(part.data, new, start=part.start)
                 values = {key: value.numpy() for key, value in part.values.items()}
-                arrays.add({**network.modality.arrays(part.data), **values})
+                arrays.add({**rows, **values})
                 if part.start < GRID:
                     shown.append(take(part.data, slice(GRID - part.start)))
                     shown_values.append(take(part.values, slice(GRID - part.start)))
                 generated += part.count
                 if stop.received is not None:
                     break
-    captions = network.conditions.grid_captions(join(shown_values)) if shown_values[0] else None
-    grid = network.modality.join(shown)
-    network.modality.draw_grid([grid], folder / "grid.png", columns=network.conditions.columns, captions=captions)
-    record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "made": generated, "seed": seed,
-              **conditions, "precision": precision, **sampling.plain()}  # fmt: skip
-    (folder / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
+        captions = network.conditions.grid_captions(join(shown_values)) if shown_values[0] else None
+        grid = network.modality.join(shown)
+        record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "made": generated, "seed": seed,
+                  **conditions, "precision": precision, **sampling.plain()}  # fmt: skip
+        with outputs.writing(disk_space(network.modality.arrays(grid), 2)) as new:
+            network.modality.draw_grid([grid], new / "grid.png", columns=network.conditions.columns, captions=captions)
+            write_json(new / "sampling.json", record)
     if generated < num:
         leave_stopped(f"{generated} of {num} samples are in {folder}", STARTS_AGAIN)
     print(f"{num} samples in {folder}: grid.png, samples.npz and one file per sample")

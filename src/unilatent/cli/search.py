@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..outputs import refuse_overlap
 from .options import (
     BatchSize,
     Data,
@@ -38,6 +39,7 @@ from .running import (
     leave_stopped,
     load,
     make_folder,
+    print_notes,
     progress_of,
 )
 
@@ -137,12 +139,15 @@ def run(
         raise ValueError(f"{model}: not a run folder; only a run stores EMA snapshots")
     snapshots = EMASnapshots(run_folder) if over == "ema" and run_folder else None
     folder = evaluation_folder(out, run_folder)
+    refuse_overlap(folder, [reference, data])
     splits = splits_of(network.modality, run_folder, data)
     request = EvaluationRequest(
         metrics=(metric,), num_samples=num, num_reference=num_reference, seed=seed, batch_size=batch_size,
         precision=precision,
     )  # fmt: skip
     real = None if reference is None else find_reference(network.modality, reference)
+    if processes.is_main and real is not None:
+        print_notes(real.notes)
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
 
         def evaluate(at: SettingValue) -> tuple[EvaluatedMetric, dict[str, Any]]:

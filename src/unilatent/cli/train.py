@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..outputs import refuse_overlap
 from .options import Overrides, Preset
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def run(
     config = read_run(preset, overrides)
     folder = out or Path("runs") / config.preset
     resume = "auto" if resume == "latest" else resume
+    refuse_data_around(folder, config)
     if config.first is not None:
         first = folder / "tokenizer"
         build_on_meta(config)
@@ -63,6 +65,23 @@ def run(
     else:
         trainer.fit()
     trainer.processes.leave()
+
+
+def refuse_data_around(folder: Path, config: RunConfig) -> None:
+    """ValueError if a new run would write into its own data, and read what it wrote there."""
+    from ..config import flat
+    from ..presets import preset, presets
+
+    if (folder / "config.yaml").exists():
+        return
+    made = {value for name in presets() for value in _paths(flat(preset(name).data.plain()))}  # words, not folders
+    for stage in filter(None, (config, config.first)):
+        refuse_overlap(folder, [path for path in _paths(flat(stage.data.plain())) if path not in made])
+
+
+def _paths(settings: dict[str, Any]) -> list[str]:
+    """The values of `path` among flat settings."""
+    return [value for key, value in settings.items() if key.rpartition(".")[2] == "path" and isinstance(value, str)]
 
 
 def build_on_meta(config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -25,6 +26,11 @@ class ConditionConfig(Settings):
 
     def with_data(self, **facts: Any) -> Self:
         """Return a copy completed from the data's facts (`Dataset.facts`); ValueError if they contradict it."""
+        return self
+
+    def keeping(self, stored: dict[str, Any]) -> Self:
+        """Return a copy with what a checkpoint stores about this condition where data leave a choice (the order of
+        classes). Default: unchanged."""
         return self
 
 
@@ -69,6 +75,11 @@ class Condition(nn.Module, ABC):
     @abstractmethod
     def null(self, n: int) -> Conditioning:
         """Return n rows of "no condition", with the shapes of `embed`."""
+
+    def remarks(self, values: Sequence[Any]) -> list[str]:
+        """Return what somebody who trains on these values of data should know, one line each: which of them are not
+        read as they are, and what to do. Default: none."""
+        return []
 
     @abstractmethod
     def parse(self, value: Any) -> Tensor:

@@ -1,8 +1,14 @@
-"""Class labels: one learned vector per class, and one for "no class"."""
+"""Class labels: one learned vector per class, and one for "no class".
+
+How users name classes, in this order: text that equals a class name is that class; a range whose two ends are class
+names that are numbers runs over such names, in the order of the numbers; all other numbers count classes from 0. An
+`int` in Python always counts.
+"""
 
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any, Literal, Self
 
 import torch
@@ -12,6 +18,12 @@ from torch import Tensor, nn
 from ..nets.layers import use_muon
 from ..types import Conditioning
 from .base import Condition, ConditionConfig, as_list
+
+_NUMBER = re.compile("[0-9]+")
+
+
+def _is_index(part: Any) -> bool:
+    return isinstance(part, int) and not isinstance(part, bool)
 
 
 class ClassLabelConfig(ConditionConfig):
@@ -32,7 +44,10 @@ class ClassLabelConfig(ConditionConfig):
         return self if self.num_classes else self.model_copy(update={"num_classes": 10})
 
     def with_data(self, **facts: Any) -> Self:
-        """facts: `class_names` of the data; ValueError if the configuration contradicts them."""
+        """facts: `class_names` of the data; ValueError if the configuration contradicts them.
+
+        Data that have the configured names in another order have taken over that order before (`Dataset.adopt`).
+        """
         class_names = facts["class_names"]
         if self.num_classes is not None and self.num_classes != len(class_names):
             raise ValueError(
@@ -42,6 +57,12 @@ class ClassLabelConfig(ConditionConfig):
         if self.class_names is not None and tuple(self.class_names) != tuple(class_names):
             raise ValueError("conditions.class_label.class_names differ from the data's; leave them null")
         return self.model_copy(update={"num_classes": len(class_names), "class_names": tuple(class_names)})
+
+    def keeping(self, stored: dict[str, Any]) -> Self:
+        """Return a copy with the stored order of the class names, if they are the same names."""
+        names = tuple(stored.get("class_names") or ())
+        same = sorted(names) == sorted(self.class_names or ())
+        return self.model_copy(update={"class_names": names}) if same and names else self
 
 
 class ClassLabel(Condition):
@@ -72,30 +93,90 @@ class ClassLabel(Condition):
         return torch.arange(n) % self.num_classes
 
     def parse(self, value: Any) -> Tensor:
-        """Parse 3, "3", "0-9", "2,5", "tench", a list of these, or an array of indices. Only text can be a name."""
+        """Parse 3, "3", "0-9", "2,5", "tench", a list of these, or an array of indices; see the module for the rule.
+
+        An index that is also the name of another class is warned of. ValueError names what is no class.
+        """
         labels = [label for part in as_list(value) for label in self._labels(part)]
         if not labels:
             raise ValueError("labels: empty; give at least one class")
         return torch.tensor(labels)
 
+    def options(self, value: Any) -> list[str]:
+        """Return the options for these classes: an int that is also a class name becomes the name of its class."""
+        names = self._names
+        parts = [names[part] if _is_index(part) and str(part) in names else part for part in as_list(value)]
+        return super().options(parts)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.config.class_names or ()
+
     def _labels(self, part: Any) -> list[int]:
-        names = list(self.config.class_names or ())
-        if isinstance(part, int) and not isinstance(part, bool):
-            return [self._in_range(part)]
+        names = self._names
+        if _is_index(part):
+            return [self._index(part)]
         text = str(part).strip()
         if text in names:
             return [names.index(text)]
-        if re.fullmatch(r"-?\d+", text):
-            return [self._in_range(int(text))]
-        if span := re.fullmatch(r"(\d+)-(\d+)", text):
-            first, last = self._in_range(int(span[1])), self._in_range(int(span[2]))
-            if first > last:
-                raise ValueError(f"labels: {text} runs backwards; write {last}-{first}")
-            return list(range(first, last + 1))
+        if re.fullmatch(r"-?[0-9]+", text):
+            label = self._in_range(int(text))
+            if names and all(map(_NUMBER.fullmatch, names)):
+                warnings.warn(
+                    f"labels: no class is called {text!r}; it counts classes from 0: the class called "
+                    f"{names[label]!r}. Write class names",
+                    stacklevel=2,
+                )
+            return [label]
+        if span := re.fullmatch(r"([0-9]+)-([0-9]+)", text):
+            return self._range(text, span[1], span[2])
         if "," in text:
-            return [label for piece in text.split(",") for label in self._labels(piece)]
+            return [label for piece in self._pieces(text) for label in self._labels(piece)]
         known = f"; classes: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}" if names else ""
         raise ValueError(f"labels: {text!r} is neither a class number, a range like 0-9 nor a class name{known}")
+
+    def _range(self, text: str, first: str, last: str) -> list[int]:
+        """Return the classes from `first` to `last`: of names if both are names, else of indices."""
+        names = self._names
+        ends = [end for end in (first, last) if end in names]
+        if len(ends) == 2:
+            if int(first) > int(last):
+                raise ValueError(f"labels: {text} runs backwards; write {last}-{first}")
+            numbers = sorted((int(name), name) for name in names if _NUMBER.fullmatch(name))
+            inside = numbers[numbers.index((int(first), first)) : numbers.index((int(last), last)) + 1]
+            return [names.index(name) for _, name in inside]
+        if ends and names.index(ends[0]) != int(ends[0]):
+            other = last if ends[0] == first else first
+            raise ValueError(
+                f"labels: {text}: {ends[0]} is the name of a class and {other} is not; give two class names "
+                f"({', '.join(names[:12])}{' ...' if len(names) > 12 else ''})"
+            )
+        start, end = self._in_range(int(first)), self._in_range(int(last))
+        if start > end:
+            raise ValueError(f"labels: {text} runs backwards; write {last}-{first}")
+        return list(range(start, end + 1))
+
+    def _pieces(self, text: str) -> list[str]:
+        """Split a list at its commas, but not inside the longest class names that contain commas."""
+        words, pieces = text.split(","), []
+        longest = 1 + max((name.count(",") for name in self._names), default=0)
+        while words:
+            counts = range(min(longest, len(words)), 1, -1)
+            count = next((n for n in counts if ",".join(words[:n]).strip() in self._names), 1)
+            pieces.append(",".join(words[:count]))
+            words = words[count:]
+        return pieces
+
+    def _index(self, index: int) -> int:
+        """Return an index that was given as a number; a warning if it is also the name of another class."""
+        names, text = self._names, str(index)
+        if text in names and names.index(text) != self._in_range(index):
+            warnings.warn(
+                f"labels: the number {text} counts classes from 0: the class called {names[index]!r}. The class "
+                f"called {text!r} is the text {text!r}",
+                stacklevel=2,
+            )
+        return self._in_range(index)
 
     def _in_range(self, label: int) -> int:
         if not 0 <= label < self.num_classes:

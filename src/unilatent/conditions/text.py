@@ -6,6 +6,7 @@ one learned token and one learned vector. Encoding images and unconditional samp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -163,23 +164,40 @@ class Text(Condition):
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"prompts: {str(text)[:SHOWN]!r} is a {type(text).__name__}; give strings")
-            self._refuse_longer(text)
+            if length := self._too_long(text):
+                raise ValueError(
+                    f"prompts: {text[:SHOWN]!r}... has {length} {self._unit}, but this model reads at most "
+                    f"{self.config.max_length} (its conditions.text.max_length); shorten it"
+                )
         return encode_texts(texts)
+
+    def remarks(self, values: Sequence[str]) -> list[str]:
+        """Return how many of these texts are longer than max_length and lose their ends."""
+        lengths = [length for text in values if (length := self._too_long(text))]
+        if not lengths:
+            return []
+        share = 100 * len(lengths) / len(values)
+        return [
+            f"prompts: {len(lengths):,} of {len(values):,} captions looked at ({share:.3g} %) have more than the "
+            f"{self.config.max_length} {self._unit} that the model reads, up to {max(lengths):,}; their ends are cut. "
+            "Raise conditions.text.max_length in a new run, or shorten them"
+        ]
 
     def options(self, value: Any) -> list[str]:
         """Return one option per text, since texts may contain commas."""
         return [word for text in decode_texts(self.parse(value)) for word in ("--prompt", text)]
 
-    def _refuse_longer(self, text: str) -> None:
-        most, unit = self.config.max_length, "words and marks" if self.bytes is not None else "tokens"
+    @property
+    def _unit(self) -> str:
+        return "words and marks" if self.bytes is not None else "tokens"
+
+    def _too_long(self, text: str) -> int:
+        """Return the length of a text that has more than max_length tokens; 0 for others."""
+        most = self.config.max_length
         if len(text.encode(errors="replace")) <= most:
-            return  # no tokeniser yields more tokens than bytes, apart from one or two special tokens
+            return 0  # no tokeniser yields more tokens than bytes, apart from one or two special tokens
         length = count_pieces(text) if self.bytes is not None else self.encoder.length(text)
-        if length > most:
-            raise ValueError(
-                f"prompts: {text[:SHOWN]!r}... has {length} {unit}, but this model reads at most {most} (its "
-                "conditions.text.max_length); shorten it"
-            )
+        return length if length > most else 0
 
     def describe(self, values: Tensor) -> list[str]:
         return decode_texts(values)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,10 +23,10 @@ from ..batches import collate, spread_evenly
 from ..config import Config
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
-from ..model_config import SamplingConfig
+from ..model_config import SamplingConfig, follow
 from ..pretrained import cache_folder
 from ..processes import Processes
-from ..records import Joined, Moments, Records, Rows, Statistics, open_records
+from ..records import Joined, Moments, Records, Rows, Statistics, open_records, remove_records
 from ..sampling import decoder_rows, reconstruct, sample_batches, split_settings
 from ..types import Batch, join_values
 from .condition_values import values_from_data
@@ -77,6 +76,11 @@ class SampleSet:
     size: int = 0
     preprocessing: str | None = None
     resolution: tuple[int, ...] | None = None
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was found with the samples and is not used, one line each."""
+        return () if self.dataset is None else self.dataset.notes
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ class Evaluator:
             model.config.sampling if model else SamplingConfig(), settings
         )
         if model is not None:
+            if splits is not None:
+                follow(model.config.conditions, splits)
             model.conditions.parse(1, self.condition_arguments)
             if samples is None:
                 self.settings = {**settings, **self._condition_values()}
@@ -205,7 +211,7 @@ class Evaluator:
         """Delete the records of these sets ("samples", "reconstructions"), which finished numbers no longer need."""
         for name in sets:
             for folder in self.folder.glob(f"{name}-*"):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_records(folder)
 
     # ---- results
 

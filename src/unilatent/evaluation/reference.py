@@ -102,21 +102,20 @@ def modality_of_size(size: str) -> Modality:
 
 
 def write_reference(
-    path: Path, modality: Modality, source: str, batch_size: int, device: torch.device,
+    place: Callable[[], Path], modality: Modality, source: str, batch_size: int, device: torch.device,
     progress: Callable[[int, int], None] = lambda more, total: None, stop: Callable[[], bool] = lambda: False,
-    before: Callable[[], object] = lambda: None,
 ) -> int:  # fmt: skip
     """Write the Inception moments of a data set to a .npz with ADM's names; return the number of samples.
 
-    before: called after all checks, before the first sample is read. ValueError if the modality has no Inception space.
-    Interrupted if `stop` returns True; then no file is written.
+    place: returns the file to write; called after all checks, before the first sample is read. ValueError if the
+    modality has no Inception space. Interrupted if `stop` returns True; then no file is written.
     """
     space = next((space for space in modality.spaces() if space.name == "inception"), None)
     if space is None:
         raise ValueError("reference: this modality has no Inception statistics")
     dataset = _dataset(modality, source)
     space.prepare(device)
-    before()
+    path = place()
     running = {name: RunningMoments() for name, *_ in MOMENTS}
     total, replaced = len(dataset), 0
     samples = spread_evenly(dataset, range(total), total)

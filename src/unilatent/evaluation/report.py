@@ -11,6 +11,8 @@ from .page import page
 from .table import ARROWS, LEGEND, distinct_protocols, format_baselines, format_counts, format_value, outline
 
 SUFFIXES = (".html", ".htm", ".md")
+IMAGES = SAMPLES, RECONSTRUCTIONS, CURVES = ("samples", "reconstructions", "curves")
+"""Ends of the names of a Markdown report's images."""
 
 
 def check_report(path: Path) -> None:
@@ -19,6 +21,13 @@ def check_report(path: Path) -> None:
         raise ValueError(f"--report: {path.name!r} has an unknown suffix; use .html or .md")
     if path.is_dir():
         raise ValueError(f"--report: {path} is a folder; give a file in it")
+
+
+def report_names(path: Path) -> list[str]:
+    """Return the names of all files that a report may have, in the folder of `path`."""
+    if path.suffix.lower() == ".md":
+        return [path.name, *(f"{path.stem}-{what}.png" for what in IMAGES)]
+    return [path.name, path.with_suffix(".md").name]
 
 
 def write_report(
@@ -81,12 +90,12 @@ def _images(contents: ReportContents, stem: str) -> dict[str, tuple[bytes, str]]
     if contents.samples is not None:
         last = len(contents.samples.images) - 1
         about = f"Uncurated: samples 0 to {last} of seed {contents.seed}"
-        images[f"{stem}-samples.png"] = (contents.samples.png, about)
+        images[f"{stem}-{SAMPLES}.png"] = (contents.samples.png, about)
     if contents.reconstructions is not None:
         about = "Uncurated: the first held-out originals, each above its reconstruction"
-        images[f"{stem}-reconstructions.png"] = (contents.reconstructions.png, about)
+        images[f"{stem}-{RECONSTRUCTIONS}.png"] = (contents.reconstructions.png, about)
     if contents.curves_png is not None:
-        images[f"{stem}-curves.png"] = (contents.curves_png, "Training")
+        images[f"{stem}-{CURVES}.png"] = (contents.curves_png, "Training")
     return images
 
 

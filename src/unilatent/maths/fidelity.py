@@ -15,10 +15,10 @@ from .streams import generator
 
 
 class Estimate(NamedTuple):
-    """Mean and population standard deviation (divisor n) over subsets or splits."""
+    """A number and its standard deviation; None where the samples are too few to know it."""
 
     mean: float
-    std: float
+    std: float | None
 
 
 class PrecisionRecall(NamedTuple):
@@ -42,6 +42,10 @@ def kernel_distance(
 
     The estimator is unbiased, so it can be negative. real, generated: (N, D), N >= 2 each. Mean over `subsets` pairs of
     random subsets, drawn without replacement, of `subset_size` samples each or as many as the smaller set has.
+
+    std: the standard error of that mean, which is how much it varies between sets of these sizes (`KernelVariance`).
+    The spread of the subsets is not: they share samples, and are all the same if a set has no more than `subset_size`.
+    None for fewer than four samples in a set.
     """
     size = min(subset_size, len(check_features(real)), len(check_features(generated, like=real)))
     if size < 2 or subsets < 1:
@@ -51,7 +55,74 @@ def kernel_distance(
     for _ in range(subsets):
         pair = [rows[torch.randperm(len(rows), generator=stream)[:size].to(rows.device)] for rows in (real, generated)]
         values.append(squared_mmd(*pair))
-    return _estimate(values)
+    mean = float(torch.tensor(values, dtype=torch.float64).mean())
+    if min(len(real), len(generated)) < 4:
+        return Estimate(mean, None)
+    variance = KernelVariance.of(real, generated)
+    whole, part = variance.at(len(real), len(generated)), variance.at(size, size)
+    return Estimate(mean, (whole + max(part - whole, 0.0) / subsets) ** 0.5)
+
+
+class KernelVariance(NamedTuple):
+    """What the variance of `squared_mmd` between two sets from two distributions consists of (its Hoeffding
+    decomposition; Sutherland et al. 2017, arXiv:1611.04488, appendix A), each part estimated without bias.
+
+    witness_a, witness_b: variance of the witness function, the difference of the two mean kernels, over each
+        distribution; both are 0 if the distributions are equal. within_a, within_b, across: mean square of the kernel,
+        centred in both arguments, between samples of one distribution, and of one each.
+    """
+
+    witness_a: float
+    witness_b: float
+    within_a: float
+    within_b: float
+    across: float
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, block: int = 1024) -> KernelVariance:
+        """Estimate from (N, D) and (M, D), N, M >= 4, in float64. Memory: block x N kernels."""
+        a, b = a.double(), b.double().to(a.device)
+        n, m = len(a), len(b)
+        square_a, rows_a = _kernel_sums(a, a, block, diagonal=False)
+        square_b, rows_b = _kernel_sums(b, b, block, diagonal=False)
+        square, across_a = _kernel_sums(a, b, block)
+        _, across_b = _kernel_sums(b, a, block)
+        within_a, within_b = _centred_square(square_a, rows_a), _centred_square(square_b, rows_b)
+        residual = square - across_a.square().sum() / m - across_b.square().sum() / n + across_a.sum() ** 2 / (n * m)
+        across = float(residual) / ((n - 1) * (m - 1))
+        witness_a, witness_b = rows_a / (n - 1) - across_a / m, rows_b / (m - 1) - across_b / n
+        return cls(
+            float(witness_a.var()) - within_a / (n - 1) - across / m,  # without what the means' own errors add
+            float(witness_b.var()) - within_b / (m - 1) - across / n,
+            within_a, within_b, across,
+        )  # fmt: skip
+
+    def at(self, n: int, m: int) -> float:
+        """Return the variance for sets of n and m samples."""
+        first = 4 * self.witness_a / n + 4 * self.witness_b / m
+        second = 2 * self.within_a / (n * (n - 1)) + 2 * self.within_b / (m * (m - 1)) + 4 * self.across / (n * m)
+        second = max(second, 0.0)
+        return max(first + second, second / 2)  # an estimate of first may be below 0
+
+
+def _kernel_sums(a: Tensor, b: Tensor, block: int, diagonal: bool = True) -> tuple[Tensor, Tensor]:
+    """Sum of all squared kernels between (N, D) and (M, D), and the sum of each row's kernels (N,)."""
+    square, rows = a.new_zeros(()), []
+    for start, part in zip(range(0, len(a), block), a.split(block), strict=True):
+        k = _kernel(part, b)
+        if not diagonal:
+            k.diagonal(start).zero_()
+        square += k.square().sum()
+        rows.append(k.sum(1))
+    return square, torch.cat(rows)
+
+
+def _centred_square(square: Tensor, rows: Tensor) -> float:
+    """Unbiased mean square of a centred kernel, from the sums over pairs of different samples (U-centring; Szekely and
+    Rizzo 2014, prop. 1)."""
+    n = len(rows)
+    total = square - 2 / (n - 2) * rows.square().sum() + rows.sum() ** 2 / ((n - 1) * (n - 2))
+    return float(total) / (n * (n - 3))
 
 
 def squared_mmd(a: Tensor, b: Tensor) -> float:
@@ -62,14 +133,15 @@ def squared_mmd(a: Tensor, b: Tensor) -> float:
     """
     a, b = a.double(), b.double()
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
     def within(x: Tensor) -> Tensor:
-        k = kernel(x, x)
+        k = _kernel(x, x)
         return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
 
-    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+    return float(within(a) + within(b) - 2 * _kernel(a, b).mean())
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int | None = None) -> Estimate:
@@ -78,6 +150,9 @@ def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int | None
     (Salimans et al. 2016, arXiv:1606.03498.) probabilities: (N, C), rows that sum to 1: `logits.double().softmax(1)`;
     N >= splits. A split is N / splits consecutive rows: in the given order if seed is None (samples sorted by class
     then score low), otherwise in a seeded random order.
+
+    std: over the splits (divisor n), as published: how much the score of N / splits samples varies. None for one split,
+    or splits of one sample, whose score is always 1.
     """
     if splits < 1:
         raise ValueError(f"splits: needs at least 1, got {splits}")
@@ -93,7 +168,7 @@ def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int | None
         marginal = part.mean(0)
         kl = (torch.xlogy(part, part) - torch.xlogy(part, marginal)).sum(1)  # (n,)
         scores.append(float(kl.mean().exp()))
-    return _estimate(scores)
+    return _over_splits(scores, len(p))
 
 
 def inception_score_of(parts: Iterable[Tensor], total: int, *, splits: int = 10) -> Estimate:
@@ -118,7 +193,7 @@ def inception_score_of(parts: Iterable[Tensor], total: int, *, splits: int = 10)
     counts = bounds.diff(prepend=torch.zeros(1, dtype=torch.long)).to(sums.device)
     marginals = sums / counts[:, None]
     scores = (entropies / counts - torch.xlogy(marginals, marginals).sum(1)).exp()
-    return _estimate(scores.tolist())
+    return _over_splits(scores.tolist(), total)
 
 
 def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3, block: int = 1024) -> PrecisionRecall:
@@ -176,6 +251,7 @@ def _pair(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return real.double(), generated.double().to(real.device)
 
 
-def _estimate(values: list[float]) -> Estimate:
-    results = torch.tensor(values, dtype=torch.float64)
-    return Estimate(float(results.mean()), float(results.std(correction=0)))
+def _over_splits(scores: list[float], samples: int) -> Estimate:
+    results = torch.tensor(scores, dtype=torch.float64)
+    known = len(scores) > 1 and samples >= 2 * len(scores)
+    return Estimate(float(results.mean()), float(results.std(correction=0)) if known else None)

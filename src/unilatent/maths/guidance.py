@@ -30,7 +30,8 @@ def classifier_free(
     """Return a denoiser with estimates u + scale (c - u), c conditional and u unconditional (Ho & Salimans 2022).
 
     scale: 0 is unconditional, 1 conditional (one evaluation each), above 1 guided (both, in one batch of 2 B).
-    interval: (low, high) in t; outside it the conditional estimate, one evaluation (Kynkaanniemi et al. 2024).
+    interval: (low, high) in t; outside it the conditional estimate at every scale, one evaluation (Kynkaanniemi et al.
+        2024). (0, 1) is no interval: scale 0 is then unconditional at t = 0 too.
     project: None if `denoise` returns projected estimates, which are then combined ("norm_first"). Otherwise `denoise`
         returns raw estimates, which are combined and then projected ("guidance_first"). It is applied without guidance
         too, so a solver always receives projected estimates.
@@ -44,12 +45,13 @@ def classifier_free(
         )
     finish = project or (lambda estimate: estimate)
     both = cond.cat(null)
+    everywhere = scale == 0 and low == 0 and high == 1
 
     def guided(z: Tensor, t: float) -> Tensor:
+        if scale == 1 or not (everywhere or is_guided(t, interval)):
+            return finish(denoise(z, t, cond))
         if scale == 0:
             return finish(denoise(z, t, null))
-        if scale == 1 or not is_guided(t, interval):
-            return finish(denoise(z, t, cond))
         conditional, unconditional = denoise(z.repeat(2, *[1] * (z.ndim - 1)), t, both).chunk(2)
         return finish(unconditional + scale * (conditional - unconditional))
 

@@ -7,12 +7,13 @@ the other three. `methods/unite.py` is an example.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,33 @@ from ..maths.paths import NoisePath
 from ..maths.streams import Streams
 from ..modalities.base import Modality
 from ..model_config import MethodConfig, ModelConfig, SamplingConfig
-from ..model_folder import SavedModel
+from ..model_folder import DTYPES, SavedModel
 from ..registry import find
 from ..types import Batch, Conditioning, Layout
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def gradients_on_request(call: F) -> F:
+    """Decorate `encode` or `decode`: gradients are recorded if an argument requires them, for the weights too.
+
+    Otherwise none are: data sets are encoded and decoded without keeping activations.
+    """
+
+    @functools.wraps(call)
+    def wrapped(self: LatentModel, *arguments: Any, **named: Any) -> Any:
+        asked = _requires_gradient([*arguments, *named.values()])
+        with torch.set_grad_enabled(asked and torch.is_grad_enabled()):
+            return call(self, *arguments, **named)
+
+    return cast(F, wrapped)
+
+
+def _requires_gradient(data: Any) -> bool:
+    """Whether a tensor in (nested) lists or dicts requires a gradient."""
+    if isinstance(data, dict | list):
+        return any(map(_requires_gradient, data.values() if isinstance(data, dict) else data))
+    return isinstance(data, Tensor) and data.requires_grad
 
 
 class LatentModel(SavedModel, ABC):
@@ -58,6 +83,8 @@ class LatentModel(SavedModel, ABC):
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         """Encode data to the latents (B, K, D) that `decode` expects; zeros at padding.
 
+        A subclass decorates it with `gradients_on_request`.
+
         Noise, if any, is a function of (seed, start + row), so that the batch size does not change the latents.
         """
 
@@ -66,7 +93,7 @@ class LatentModel(SavedModel, ABC):
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
         settings: SamplingConfig | None = None,
     ) -> Any:  # fmt: skip
-        """Decode latents (B, K, D) to data.
+        """Decode latents (B, K, D) to data. A subclass decorates it with `gradients_on_request`.
 
         layout: of the data tokens. None: see `decoder_inputs`.
         seed, start: noise, if any, is a function of (seed, start + row).
@@ -77,7 +104,7 @@ class LatentModel(SavedModel, ABC):
     def denoise(
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
     ) -> Tensor:
-        """Return the clean estimate (B, K, D) of latents z (B, K, D) at time t, scalar or (B,).
+        """Return the clean estimate (B, K, D) of latents z (B, K, D) at time t, scalar or (B,); differentiable.
 
         layout: of the latents (`latent_layout`). finish=False omits `finish_latents`, for guidance that combines raw
         estimates.
@@ -138,6 +165,17 @@ class LatentModel(SavedModel, ABC):
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, which the networks compute in. ValueError for one that they cannot compute in."""
+        dtype = next(self.parameters()).dtype
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"model: its weights are {dtype}, but networks compute in {', '.join(map(str, DTYPES))}; "
+                "call model.float()"
+            )
+        return dtype
+
     def latent_noise(self, streams: Streams, k: int) -> Tensor:
         """Draw N(0, 1) for k latents of each sample, (B, k, D).
 
@@ -148,6 +186,11 @@ class LatentModel(SavedModel, ABC):
     def example_latent_layout(self) -> Layout:
         """Return the latent layout of one drawn sample: the only one for data of constant layout, such as images."""
         return self.latent_layout(self.modality.sample_layout(Streams([("layout", 0)])))
+
+    def _constant_layout(self) -> Layout | None:
+        """The layout of the data tokens if all samples share it, otherwise None."""
+        layout = self.modality.sample_layout(Streams([("layout", 0)]))
+        return layout if layout.grid is not None and layout.mask is None else None
 
     def decoder_inputs(self, latents: Any, layout: Layout | None, seed: int, start: int) -> tuple[Tensor, Layout]:
         """Check the arguments of `decode` and return latents and data layout on the model's device.
@@ -160,11 +203,13 @@ class LatentModel(SavedModel, ABC):
             raise ValueError(
                 f"latents: expected a tensor (B, K, D), got {type(latents).__name__}; pass what encode returned"
             )
-        if latents.ndim != 3 or not len(latents):
+        if latents.ndim != 3 or not latents.shape[0]:
             raise ValueError(
                 f"latents: expected shape (B, K, D), B > 0, got {tuple(latents.shape)}; pass what encode returned"
             )
         infer_layout = layout is None
+        if layout is None and torch.compiler.is_compiling():
+            layout = self._constant_layout()  # an exported program takes batches of any size
         if layout is None:
             rows = range(start, start + len(latents))
             layout = self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
@@ -177,7 +222,7 @@ class LatentModel(SavedModel, ABC):
             )
         if not latents.is_floating_point():
             raise ValueError(f"latents: expected floats, got {latents.dtype}; pass what encode returned")
-        if not latents.isfinite().all():
+        if not torch.compiler.is_compiling() and not latents.isfinite().all():
             raise ValueError("latents: expected finite values, got NaN or infinity; remove those samples")
         if infer_layout and expected.mask is not None:  # one latent per token: those of padding are zeros
             layout = self.modality.layout_of((latents != 0).any(-1))

@@ -42,7 +42,7 @@ from ..model_folder import find_model_folder, read_config, read_model, refuse_ot
 from ..nets.backbones import Backbone, ConvEncoderConfig, Encoder, UViTConfig, ViTConfig, make_backbone, make_encoder
 from ..nets.denoiser import Denoiser
 from ..types import Batch, Conditioning, Layout, Tokens
-from .base import Costs, LatentModel, LossPart
+from .base import Costs, LatentModel, LossPart, gradients_on_request
 
 
 class UnifiedLatentsConfig(MethodConfig):
@@ -213,7 +213,7 @@ class UnifiedLatents(LatentModel):
 
     # ---- the core methods --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @gradients_on_request
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         """Return the noisy z_0 (B, K, D)."""
         z, log_std, layout = self._encoded(self._tokens(self.modality.check(data)))
@@ -221,7 +221,7 @@ class UnifiedLatents(LatentModel):
         eps, encoder_eps = (self.latent_noise(streams, z.shape[1]).to(z) for _ in range(2))
         return layout.blank(self.add_encoder_noise(self._sampled(z, log_std, encoder_eps), eps))
 
-    @torch.no_grad()
+    @gradients_on_request
     def decode(
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
         settings: SamplingConfig | None = None,

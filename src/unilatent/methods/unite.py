@@ -41,10 +41,10 @@ from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..nets.attention import join_masks
 from ..nets.embeddings import sincos
 from ..nets.fields import TokenField, token_input
-from ..nets.layers import linear
+from ..nets.layers import Float32LayerNorm, Float32RMSNorm, linear
 from ..nets.transformer import PlainTransformer, Transformer
 from ..types import Batch, Conditioning, Layout, Tokens
-from .base import LatentModel, LossPart
+from .base import LatentModel, LossPart, gradients_on_request
 
 MIN_TIME = 0.05
 REGISTER_TIME = 0.01
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         k, n = z.shape[1], layout.num_tokens
         index = torch.arange(k, device=z.device, dtype=torch.float32)[:, None]
         h = h + sincos(index, self.width)
-        queries = (self.query + positions).expand(len(z), -1, -1)
+        queries = (self.query + positions).expand(z.shape[0], -1, -1)
         mask = join_masks(None, layout.mask, k, n)
         return self.out(self.transformer(torch.cat([h, queries.to(h.dtype)], dim=1), mask)[:, k:])
 
@@ -254,13 +254,13 @@ class UNITE(LatentModel):
 
     # ---- the core methods --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @gradients_on_request
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         tokens = self._tokens(self.modality.check(data))
         rows = range(start, start + len(tokens.values))
         return self._encoded(tokens, Streams(("encode", seed, row) for row in rows))
 
-    @torch.no_grad()
+    @gradients_on_request
     def decode(
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
         settings: SamplingConfig | None = None,
@@ -272,7 +272,7 @@ class UNITE(LatentModel):
     def denoise(
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
     ) -> Tensor:
-        t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(len(z))
+        t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
         network = self.denoiser if self.denoiser is not None else self.generative_encoder
         raw = network(z, t, cond, None if layout is None else layout.mask)
         return self.finish_latents(raw) if finish else raw
@@ -310,7 +310,7 @@ class UNITE(LatentModel):
 
     def finish_latents(self, latents: Tensor) -> Tensor:
         """LN: the output norm of latents and estimates, in float32."""
-        return self.latent_norm(latents.float())
+        return self.latent_norm(latents)
 
     def draw(self, streams: Streams, k: int) -> UNITEDraws:
         """Draw all random numbers of a step for K = k: one uniform and one normal tensor, split.
@@ -383,5 +383,5 @@ class UNITE(LatentModel):
 
 def _latent_norm(method: UNITEConfig) -> nn.Module:
     if method.latent_norm == "rms":
-        return nn.RMSNorm(method.latent_channels, eps=1e-6)
-    return nn.LayerNorm(method.latent_channels, eps=1e-5, elementwise_affine=method.latent_norm == "layer")
+        return Float32RMSNorm(method.latent_channels, eps=1e-6)
+    return Float32LayerNorm(method.latent_channels, eps=1e-5, elementwise_affine=method.latent_norm == "layer")

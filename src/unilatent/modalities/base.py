@@ -58,6 +58,9 @@ class Dataset(ABC):
     columns: tuple[str, ...] = ()
     """Names of the numbers that `numbers_of` returns, whether or not a model is conditioned on them."""
 
+    notes: Sequence[str] = ()
+    """What was found with the samples and is not used (files that are not read, say), one line each."""
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -91,6 +94,15 @@ class Dataset(ABC):
         An override may leave the sample itself unread; then it does not detect samples that cannot be used.
         """
         return self[index][1]
+
+    def some_values(self, argument: str, count: int) -> list[Any]:
+        """Return values of one condition in up to `count` samples, read without the samples; none if that cannot be."""
+        return []
+
+    def adopt(self, argument: str, stored: dict[str, Any]) -> None:
+        """Give a condition's values the meaning that its stored configuration has, where the data leave a choice (the
+        order of classes). Default: nothing."""
+        return None
 
     @property
     @abstractmethod
@@ -149,10 +161,12 @@ class Raw(ABC):
     labels: Sequence[int] | None
     class_names: tuple[str, ...]
     settings: dict[str, Any]
+    notes: Sequence[str] = ()
+    """What was found with the samples and is not used, one line each."""
 
     @abstractmethod
-    def check(self, number: int) -> None:
-        """ValueError if the sample cannot be used."""
+    def check(self, number: int) -> str:
+        """ValueError if the sample cannot be used. Returns a remark on a usable one; "" without."""
 
     @abstractmethod
     def encode(self, number: int) -> tuple[str, bytes]:
@@ -162,6 +176,10 @@ class Raw(ABC):
         """Return suffix and content of a sample's other files in a shard (e.g. its captions); ValueError if one cannot
         be used. Default: none."""
         return ()
+
+    def adopt(self, class_names: Sequence[str]) -> None:
+        """Number the classes as shards that exist already, where these are the same. Default: nothing."""
+        return None
 
     @abstractmethod
     def stamp(self, number: int) -> str:
@@ -176,7 +194,8 @@ class Row:
     """A metric result: one number of an evaluation.
 
     key: its short identifier ("fid"). name: its name in tables. better: "higher", "lower" or "same" (closer to the
-    baselines is better). beside: baselines to compare it with, name -> number. spread: standard deviation, if known.
+    baselines is better). beside: baselines to compare it with, name -> number. spread: its standard error or, where the
+    metric is published so, a standard deviation; None if it is not known.
     """
 
     key: str
@@ -401,14 +420,13 @@ class Modality(ABC):
     def read(self, path: Path, batch_size: int) -> Iterator[tuple[Any, list[str]]]:
         """Read a folder, archive or file in order: batches of Data and the names of their samples."""
 
+    def notes(self, path: Path) -> list[str]:
+        """Return what lies at a path and is not read by `read` (files of other kinds), one line each. Default: none."""
+        return []
+
     @abstractmethod
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
-        """Write one file per sample, numbered from `start`, to `folder` or one of its `subfolders`."""
-
-    @property
-    def subfolders(self) -> tuple[str, ...]:
-        """Names of the subfolders that `write` creates. Default: none."""
-        return ()
+        """Write one file per sample, numbered from `start`, to `folder` or a subfolder of it."""
 
     @abstractmethod
     def draw_grid(

@@ -18,10 +18,10 @@ FAINT = 0.1
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return softmax(q k / sqrt(d)) v over (B, heads, N, d); keys where mask (B, N) is False are ignored.
 
-    bfloat16 on a CPU is computed in float32, where the backward pass is up to four times faster.
+    bfloat16 and float16 on a CPU are computed in float32, where the backward pass is up to four times faster.
     """
     keys = None if mask is None else mask[:, None, None, :]
-    if branches.on_cpu(q) and q.dtype == torch.bfloat16:
+    if branches.on_cpu(q) and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=keys).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)

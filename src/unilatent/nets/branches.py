@@ -4,7 +4,7 @@
 | ----------------------- | ------------------------------------- | -------------------------------------- |
 | `layers.RMSNorm`        | a hand-written autograd function      | `F.rms_norm`                           |
 | `embeddings.rotate`     | complex products (float32)            | real products                          |
-| `attention.attend`      | bfloat16 in float32 (also compiled)   | in the inputs' type                    |
+| `attention.attend`      | 16 bits in float32 (also compiled)    | in the inputs' type                    |
 | `attention.trim`        | drops tokens that are padding in all  | keeps them: reading the mask waits     |
 | `byte_encoder.pieces`   | as many as the longest text has       | always `most`: counting waits          |
 

@@ -89,7 +89,7 @@ class ByteEncoder(nn.Module):
         attended = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
         embedded = self._embed(codes) * mask[..., None]  # (B, L, H)
         positions = torch.arange(codes.shape[1], device=codes.device, dtype=torch.float32)[:, None]
-        h = in_compute_dtype(embedded + self.near(embedded.mT).mT + sincos(positions, self.width))
+        h = in_compute_dtype(embedded + self.near(embedded.mT).mT + sincos(positions, self.width), self.norm.weight)
         for block in self.blocks:
             h = block(h, attended)
         h = self.norm(h).float()

@@ -183,7 +183,8 @@ class ConvEncoder(nn.Module):
         """values (B, N, C) -> latents (B, K, D), in `latent_layout`."""
         grid = grid_of(layout, self.axes)
         coarser(grid, [self.patch, *self.strides])
-        h = self.patch_in(gather_patches(to_grid(in_compute_dtype(values), grid), self.patch))  # (B, C0, *grid / patch)
+        values = in_compute_dtype(values, self.out_norm.weight)
+        h = self.patch_in(gather_patches(to_grid(values, grid), self.patch))  # (B, C0, *grid / patch)
         for i, level in enumerate(self.levels):
             h = level(h)
             if i < len(self.down):
@@ -212,7 +213,7 @@ class TransformerLevel(nn.Module):
         tokens, c, mask, prefix = to_tokens(h), self.cond(c), None, 0
         if self.reads_tokens and cond is not None:
             assert cond.tokens is not None
-            prepended = in_compute_dtype(cond.tokens)  # (B, L, D)
+            prepended = in_compute_dtype(cond.tokens, tokens)  # (B, L, D)
             prepended = prepended if self.tokens is None else self.tokens(prepended)  # (B, L, C)
             prefix = prepended.shape[1]
             mask = join_masks(cond.mask, None, prefix, tokens.shape[1])
@@ -294,15 +295,17 @@ class UViT(nn.Module):
         cond = trim(cond)
         grid = grid_of(layout, self.axes)
         coarsest = coarser(grid, [self.patch, *self.strides])
-        c = in_compute_dtype(self.time(time) + cond.vector)  # (B, D)
-        h = gather_patches(to_grid(in_compute_dtype(values), grid), self.patch)  # (B, C prod(patch), *grid / patch)
+        weight = self.time.out.weight
+        values = in_compute_dtype(values, weight)
+        c = in_compute_dtype(self.time(time) + cond.vector, weight)  # (B, D)
+        h = gather_patches(to_grid(values, grid), self.patch)  # (B, C prod(patch), *grid / patch)
         coarse: Tensor | None = None
         if self.context_fine is not None and self.context_coarse is not None:
             if context is None or context.shape[1] != math.prod(coarsest):
                 got = "none" if context is None else f"{context.shape[1]} tokens"
                 raise ValueError(f"context: expected {math.prod(coarsest)} tokens, one per cell of {list(coarsest)}, "
                                  f"got {got}")  # fmt: skip
-            context = in_compute_dtype(context)
+            context = in_compute_dtype(context, weight)
             total = _product(self.strides) or (1,) * self.axes
             h = torch.cat([h, nearest(to_grid(self.context_fine(context), coarsest), total)], dim=1)
             coarse = to_grid(self.context_coarse(context), coarsest)  # (B, C_last, *coarsest)

@@ -25,7 +25,7 @@ class Denoiser(nn.Module):
     def forward(
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout, context: Tensor | None = None
     ) -> Tensor:
-        """z (B, N, C) at t, scalar or (B,) -> clean estimate (B, N, C), float32 inside autocast too."""
+        """z (B, N, C) at t, scalar or (B,) -> clean estimate (B, N, C), float32 whatever the backbone's type."""
         t = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(len(z))
         raw = self.backbone(z, layout, self.path.feature(t), cond, context)
-        return to_clean(self.prediction, raw, z, t, self.path)
+        return to_clean(self.prediction, raw.float(), z, t, self.path)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embeddings import sincos
-from .layers import linear
+from .layers import CastLinear, linear
 
 WAVES = 4
 """Number of frequencies (1, 2, ...) of a periodic number."""
@@ -31,7 +31,7 @@ class TokenField:
     kind: Literal["linear", "smooth", "periodic"] = "linear"
 
 
-class LinearInput(nn.Linear):
+class LinearInput(CastLinear):
     """One Linear, for tokens whose channels all mean the same."""
 
     def forward(self, values: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -69,7 +69,7 @@ class _Waves(nn.Module):
 class _Smooth(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
-        self.hidden = nn.Linear(channels, width, bias=False)
+        self.hidden = CastLinear(channels, width, bias=False)
         self.out = linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class _Smooth(nn.Module):
 
 def _projection(field: TokenField, width: int) -> nn.Module:
     if field.kind == "linear":
-        return nn.Linear(field.channels, width)
+        return CastLinear(field.channels, width)
     if field.kind == "smooth":
         return _Smooth(field.channels, width)
     return nn.Sequential(_Waves(), _Smooth(2 * WAVES * field.channels, width))

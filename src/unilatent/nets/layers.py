@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -30,9 +31,34 @@ def muon_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield weight
 
 
+class CastLinear(nn.Linear):
+    """A Linear whose input is cast to the type of its weight, outside autocast.
+
+    Numbers that come from outside a network are float32, whatever type its weights have been cast to.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(in_compute_dtype(x, self.weight) if x.dtype != self.weight.dtype else x)
+
+
+class Float32LayerNorm(nn.LayerNorm):
+    """Layer norm in float32, whatever the type of the input and of the weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (None if parameter is None else parameter.float() for parameter in (self.weight, self.bias))
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
+
+
+class Float32RMSNorm(nn.RMSNorm):
+    """Torch's RMS norm in float32, whatever the type of the input and of the weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps)
+
+
 def linear(in_features: int, out_features: int, xavier: bool = True) -> nn.Linear:
     """Return a Linear trained by Muon: Xavier-uniform weight and zero bias, or torch's default initialisation."""
-    layer = use_muon(nn.Linear(in_features, out_features))
+    layer = use_muon(CastLinear(in_features, out_features))
     if xavier:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -48,7 +74,7 @@ def zero_init(layer: M) -> M:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last axis, times a learned weight; the mean is computed in float32.
+    """x / sqrt(mean(x^2) + eps) over the last axis, times a learned weight; the mean is at least float32.
 
     The output has the type of x, inside autocast too.
     """
@@ -79,13 +105,15 @@ class EagerRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = (norm.square_().div_(x.shape[-1]).add_(eps)).rsqrt_()  # (..., 1), float32
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = (norm.square_().div_(x.shape[-1]).add_(eps)).rsqrt_()  # (..., 1), at least float32
         unit = x * scale.to(x.dtype)
         ctx.save_for_backward(unit, scale, weight)
         return unit * weight.to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         unit, scale, weight = ctx.saved_tensors
         weight_grads = (grad * unit).flatten(0, -2)  # of each row
@@ -93,17 +121,17 @@ class EagerRMSNorm(torch.autograd.Function):
         radial = torch.linalg.vecdot(unit_grad, unit).unsqueeze(-1) / unit.shape[-1]  # (..., 1)
         return (
             torch.addcmul(unit_grad, unit, radial.to(unit.dtype), value=-1).mul_(scale.to(unit.dtype)),
-            weight_grads.sum(0, dtype=torch.float32).to(weight.dtype),
+            weight_grads.sum(0, dtype=scale.dtype).to(weight.dtype),
             None,
         )
 
 
-def in_compute_dtype(x: Tensor) -> Tensor:
-    """Return x in autocast's type inside an autocast block, unchanged outside.
+def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x in autocast's type inside an autocast block, in the type of a network's weight outside.
 
     At the input of a network this puts the residual stream, and all elementwise operations, in that type.
     """
-    return x.to(torch.get_autocast_dtype(x.device.type)) if in_autocast(x) else x
+    return x.to(torch.get_autocast_dtype(x.device.type) if in_autocast(x) else weight.dtype)
 
 
 def in_autocast(x: Tensor) -> bool:

@@ -80,7 +80,8 @@ class Transformer(nn.Module):
         """h (B, N, D), positions (B or 1, N, A), time (B,) as `NoisePath.feature` -> (B, N, out_channels)."""
         assert (cond.tokens is not None) == self.reads_tokens, "reads_tokens must match the condition"
         cond = trim(cond)
-        h, c = in_compute_dtype(h), in_compute_dtype(self.time(time) + cond.vector)  # (B, N, D), (B, D)
+        weight = self.out.weight
+        h, c = (in_compute_dtype(x, weight) for x in (h, self.time(time) + cond.vector))  # (B, N, D), (B, D)
         positions, mask, prefix = layout.positions, layout.mask, 0
         rotation = rotary(positions, self.head_dim)
         for i, block in enumerate(self.blocks):
@@ -139,7 +140,7 @@ class PlainTransformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, N, D), positions already added -> (B, N, D)."""
-        x = in_compute_dtype(x)
+        x = in_compute_dtype(x, self.class_token)
         x = torch.cat([self.class_token.expand(x.shape[0], 1, -1).to(x.dtype), x], dim=1)
         mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         for block in self.blocks:

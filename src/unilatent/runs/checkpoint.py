@@ -14,15 +14,20 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from ..faults import reach
-from ..files import write_json
+from ..files import DiskError, space, system_reason, write_json
 
 MANIFEST = "MANIFEST.json"
+FILE = re.compile(r"(\w+\.safetensors|config\.json|state\.json|MANIFEST\.json)(\.tmp-\d+)?")
+"""Names of the files of a checkpoint."""
+UNPUBLISHED = re.compile(r"step_\d+\.(tmp-\d+|old-\d+|aside(-\d+)?)")
+"""Names of checkpoints that are being written or removed, or were set aside."""
 
 
 class CheckpointError(ValueError):
@@ -58,15 +63,15 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int, need
         temporary.rename(final)
         reach("save.after_rename", step)
         _sync(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            remove(aside)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        number, reason = _reason(error)
-        free = shutil.disk_usage(folder).free / 2**30
-        raise OSError(
-            number, f"checkpoint of step {step} not written to {folder}: {reason} ({needed / 2**30:.2f} GiB needed, "
-            f"{free:.2f} GiB free there); older checkpoints are untouched. Free some space (`unilatent ckpt prune` "
-            "deletes all but the newest two), then --resume auto"
+        number, reason = system_reason(error) or (errno.EIO, str(error))
+        raise DiskError(
+            number, f"checkpoint of step {step} not written to {folder}: {reason} ({space(folder, needed)}); older "
+            "checkpoints are untouched. Free some space (`unilatent ckpt prune` deletes all but the newest two), then "
+            "--resume auto"
         ) from error  # fmt: skip
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,19 +79,47 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int, need
     try:
         inspect(final)
     except CheckpointError as error:
-        raise OSError(
+        raise DiskError(
             errno.EIO, f"checkpoint of step {step} is not what was written: {error}. Older ones stay; check the disk, "
             "then --resume auto"
         ) from error  # fmt: skip
     write_json(folder.parent / "latest.json", {"step": step, "checkpoint": f"{folder.name}/{final.name}"})
     reach("save.before_prune", step)
     for old in [path for path in published(folder) if _is_complete(path)][:-keep]:
-        if old != final:
+        if old != final and not others(old):
             doomed = old.with_name(f"{old.name}.tmp-{os.getpid()}")
             old.rename(doomed)
             reach("save.in_prune", step)
-            shutil.rmtree(doomed)
+            remove(doomed)
     return final
+
+
+def others(checkpoint: Path) -> list[str]:
+    """Return the names of files in a checkpoint that are not its own; such a checkpoint is never removed."""
+    return sorted({path.name for path in checkpoint.iterdir()} - _own(checkpoint))
+
+
+def _own(checkpoint: Path) -> set[str]:
+    """Names of a checkpoint's own files: those of any checkpoint, and those in its manifest."""
+    listed: set[str] = set()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        listed = set(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"])
+    return {path.name for path in checkpoint.iterdir() if FILE.fullmatch(path.name)} | listed
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove the files of a checkpoint, and its folder unless something else is in it."""
+    own = _own(checkpoint)
+    for path in list(checkpoint.iterdir()):
+        if path.name in own and not path.is_dir():
+            path.unlink()
+    with suppress(OSError):
+        checkpoint.rmdir()
+
+
+def unpublished(folder: Path) -> list[Path]:
+    """Return what killed saves left and what was set aside."""
+    return sorted(path for path in folder.glob("step_*") if UNPUBLISHED.fullmatch(path.name))
 
 
 def _manifest(step: int, files: dict[str, Any]) -> str:
@@ -106,21 +139,27 @@ def restore(folder: Path) -> None:
 
     Only while no other process saves there.
     """
-    for old in folder.glob("step_*.old-*"):
+    for old in unpublished(folder):
         final = old.with_name(old.name.partition(".")[0])
-        shutil.rmtree(old) if final.exists() else old.rename(final)
+        if ".old-" in old.name:
+            remove(old) if final.exists() else old.rename(final)
 
 
 def clean(folder: Path, step: int) -> None:
     """Prepare `folder` for training from `step`: remove leftovers of a killed save and set aside checkpoints of later
     steps, which are damaged or of an abandoned continuation. They are renamed to `.aside`, which no resume reads."""
-    for leftover in folder.glob("*.tmp-*"):
-        shutil.rmtree(leftover)
+    for leftover in unpublished(folder):
+        if ".tmp-" in leftover.name:
+            remove(leftover)
     restore(folder)
     for path in published(folder):
         if int(path.name[5:]) > step:
-            aside = path.with_name(f"{path.name}.aside")
-            shutil.rmtree(aside, ignore_errors=True)
+            aside, number = path.with_name(f"{path.name}.aside"), 0
+            while aside.exists():
+                remove(aside)
+                if aside.exists():  # something else is in it
+                    number += 1
+                    aside = path.with_name(f"{path.name}.aside-{number}")
             path.rename(aside)
 
 
@@ -170,6 +209,16 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, valid or not."""
+    return (folder / MANIFEST).is_file()
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """Return the newest checkpoint whose files all exist with the right size, None without any."""
+    return next((path for path in reversed(published(folder)) if _is_complete(path)), None)
+
+
 def identity(checkpoint: Path) -> str:
     """Return which checkpoint this process finds under a path: its step and a hash of its manifest."""
     try:
@@ -195,15 +244,6 @@ def describe(path: Path) -> dict[str, Any]:
     """Return size and SHA-256 of a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _reason(error: Exception) -> tuple[int, str]:
-    """Error number and text of the system; safetensors has them in a message that ends with `(os error 28)`."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno, error.strerror or str(error)
-    if match := re.search(r"os error (\d+)", str(error)):
-        return int(match[1]), os.strerror(int(match[1]))
-    return errno.EIO, str(error)
 
 
 def _sync(path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
+from ..files import SMALLEST, room
 
 LOCK = "lock.json"
 JOBS = {"job": "SLURM_JOB_ID", "launch": "TORCHELASTIC_RUN_ID"}
@@ -51,8 +52,12 @@ def take(run: Path) -> None:
         except FileExistsError:
             _set_aside(path)
             continue
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
+        try:
+            with room(run, SMALLEST), os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(json.dumps(content, indent=2) + "\n")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         if _read(path) == content:  # not removed by another process in the meantime
             return
     raise ConfigError(f"--out {run}: several processes try to train there at once; start only one")

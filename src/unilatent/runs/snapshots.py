@@ -8,6 +8,7 @@ They are float32, since they are combined with coefficients of either sign, whic
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..maths.ema_profiles import PowerProfile, Profile, coefficients, gamma_of
 from ..methods.base import LatentModel
 
 FOLDER = "ema"
+NAME = re.compile(r"step_(\d+)\.safetensors(\.tmp-\d+)?")
 
 
 def write_snapshot(run: Path, step: int, weights: dict[str, Tensor]) -> Path:
@@ -47,7 +49,8 @@ def snapshot_path(run: Path, step: int) -> Path:
 def trim_snapshots(run: Path, step: int) -> None:
     """Remove leftovers and the snapshots after `step`, which a run that resumes there writes again."""
     for path in (run / FOLDER).glob("step_*"):
-        if path.suffix != ".safetensors" or _step(path) > step:
+        match = NAME.fullmatch(path.name)
+        if match and (match[2] or int(match[1]) > step):
             path.unlink()
 
 
@@ -67,7 +70,7 @@ class EMASnapshots:
     def __init__(self, run: Path, step: int | None = None):
         """step: step of a snapshot at which computed EMA weights end; None: the last. ValueError without snapshots."""
         self.run = run
-        paths = sorted((run / FOLDER).glob("step_*.safetensors"))
+        paths = sorted(path for path in (run / FOLDER).glob("step_*.safetensors") if NAME.fullmatch(path.name))
         if not paths:
             raise ValueError(
                 f"{run}: no snapshots in {FOLDER}/; train with training.ema_profiles=[0.05,0.1], which stores them"

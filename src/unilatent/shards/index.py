@@ -19,7 +19,7 @@ from typing import Self
 
 from ..files import write_text
 
-VERSION = 2
+VERSION = 3
 LARGEST = 512 * 2**20
 """Largest accepted member, in bytes."""
 LARGEST_HEADER = 2**20
@@ -30,6 +30,8 @@ LARGEST_LABEL = 2**20
 """Bytes that are read of a .cls or .json member."""
 PICKLES = frozenset({"npy", "npz", "pickle", "pkl", "pt", "pth", "pyd"})
 """Suffixes whose decoders can run code from the file; such members are not read."""
+NO_DATA = "no data beside its class; looked for ."
+"""How the fault of a sample without data begins; the suffixes follow."""
 KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 
 
@@ -41,7 +43,8 @@ class Index:
     Lists with one entry per sample: keys; places: (offset, bytes) of the data in the file; labels: class numbers, -1 if
     there is none; texts: (offset, bytes, suffix) of the member with the texts, suffix "" if there is none; faults:
     error of the sample, "" if it is valid.
-    Of the file: refused: names of refused members with the reason; pickles: names of members that are not read because
+    Of the file: unread: names of members with other suffixes that belong to no sample; refused: names of refused
+    members with the reason; pickles: names of members that are not read because
     decoding could run code; end: error at the end of the file, "" if there is none.
     """
 
@@ -50,6 +53,7 @@ class Index:
     labels: list[int] = field(default_factory=list)
     texts: list[tuple[int, int, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     pickles: list[str] = field(default_factory=list)
     end: str = ""
@@ -104,6 +108,7 @@ def index(path: Path, suffixes: Collection[str], cache: Path | None = None) -> I
 
 def _scan(path: Path, suffixes: Collection[str]) -> Index:
     samples: dict[str, _Sample] = {}
+    others: dict[str, str] = {}  # key -> name of a member that is not read
     content = Index()
     with path.open("rb") as file:
         size, offset = os.fstat(file.fileno()).st_size, 0
@@ -112,13 +117,14 @@ def _scan(path: Path, suffixes: Collection[str]) -> Index:
                 while member := tar.next():
                     if member.size < 0:
                         raise tarfile.ReadError(f"{member.name}: {member.size} bytes")
-                    _add(member, file.fileno(), size, suffixes, samples, content)
+                    _add(member, file.fileno(), size, suffixes, samples, others, content)
                     tar.members = []  # type: ignore[attr-defined]  # otherwise every header stays in memory
                     offset = tar.offset
             content.end = _end(os.pread(file.fileno(), tarfile.BLOCKSIZE, offset), offset, size)
         except (tarfile.TarError, ValueError, OverflowError) as error:
             reason = " ".join(str(error).split())
             content.end = f"damaged after byte {offset:,} of {size:,} ({reason})" if size else "empty file"
+    content.unread = [name for key, name in others.items() if key not in samples or samples[key].place is None]
     for key, sample in samples.items():
         if sample.place is None and not sample.classed and not sample.fault:
             continue  # a .json without a sample
@@ -126,7 +132,7 @@ def _scan(path: Path, suffixes: Collection[str]) -> Index:
         content.places.append(sample.place or (0, 0))
         content.labels.append(sample.label if sample.classed else sample.json_label)
         content.texts.append(sample.text)
-        missing = "" if sample.place else f"no data beside its class; looked for .{', .'.join(sorted(suffixes))}"
+        missing = "" if sample.place else f"{NO_DATA}{', .'.join(sorted(suffixes))}"
         content.faults.append(sample.fault or missing)
     return content
 
@@ -139,8 +145,9 @@ def _end(block: bytes, offset: int, size: int) -> str:
 
 
 def _add(
-    member: tarfile.TarInfo, fd: int, size: int, suffixes: Collection[str], samples: dict[str, _Sample], content: Index
-) -> None:
+    member: tarfile.TarInfo, fd: int, size: int, suffixes: Collection[str], samples: dict[str, _Sample],
+    others: dict[str, str], content: Index,
+) -> None:  # fmt: skip
     """Add one member to its sample."""
     reason = _refusal(member)
     if reason:
@@ -153,6 +160,7 @@ def _add(
         content.pickles.append(member.name)
         return
     if suffix not in suffixes and suffix not in ("cls", "json", "txt"):
+        others[key] = member.name
         return
     sample = samples.setdefault(key, _Sample())
     if reason:

@@ -10,11 +10,14 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from .index import Index, index
+from .index import NO_DATA, Index, index
 from .places import Manifest, Shard, cache_folder, fetch
 
 OPEN = 256
 """Largest number of shards that a process keeps open, and of indices that it keeps in memory."""
+
+FIRST_NO_DATA = f"{NO_DATA}bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
+"""The fault of a sample without data as the first versions wrote it: fingerprints do not change with the suffixes."""
 
 T = TypeVar("T")
 
@@ -71,6 +74,10 @@ class ShardSet:
         self.class_names: tuple[str, ...]
         self.captioned = False
         """Whether samples have texts."""
+        self.unread: list[str] = []
+        """Members of shards without a manifest that are not read and belong to no sample."""
+        self.damaged: list[str] = []
+        """Shards without a manifest that are damaged, with the fault; what follows it is unknown."""
         if manifest is not None:
             counts = [shard["count"] for shard in manifest.shards]
             self.class_names, self.fingerprint = manifest.class_names, manifest.sha256
@@ -129,7 +136,8 @@ class ShardSet:
     def where(self, number: int) -> str:
         """Return a sample's key and shard, for error messages."""
         shard, place = self.locate(number)
-        return f"sample {self.key(number) or place} in {self.shards[shard].place}"
+        key = "".join(character if character.isprintable() else "?" for character in self.key(number))
+        return f"sample {key or place} in {self.shards[shard].place}"
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return the shard of a sample, and its place in the shard."""
@@ -172,13 +180,17 @@ class ShardSet:
     def _index_all(self, progress: Callable[[int], None] | None) -> tuple[list[int], tuple[str, ...], str]:
         """Return counts, class names and fingerprint of shards without a manifest."""
         digest, counts, highest = hashlib.sha256(), [], -1
+        faults = {f"{NO_DATA}{', .'.join(sorted(self.suffixes))}": FIRST_NO_DATA}
         for i, shard in enumerate(self.shards):
             try:
                 content = self.index_of(i)
             except OSError as error:
                 raise ValueError(f"shard {shard.place}: {error.strerror}; make it readable or remove it") from error
             self.captioned = self.captioned or any(suffix for *_, suffix in content.texts)
-            rows = repr((shard.name, content.keys, content.places, content.labels, content.texts, content.faults))
+            self.unread += content.unread
+            self.damaged += [f"{shard.place}: {content.end}"] if content.end else []
+            hashed = [faults.get(fault, fault) for fault in content.faults]
+            rows = repr((shard.name, content.keys, content.places, content.labels, content.texts, hashed))
             digest.update(rows.encode("utf-8", "surrogateescape"))
             counts.append(len(content.keys))
             highest = max(highest, *content.labels, -1)

@@ -11,6 +11,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import tarfile
 import threading
@@ -25,13 +26,16 @@ from typing import Any, Protocol
 import torch
 
 from ..faults import reach
-from ..files import write_json, write_text
+from ..files import room, write_json, write_text
 from ..maths.streams import generator
+from ..outputs import Outputs
 from .index import index
 from .places import MANIFEST, Manifest, Shard, fetch
 
 BAD = "bad_samples.jsonl"
 PLAN = "plan.json"
+LEFTOVER = re.compile(r"(shard-\d{6,}\.(tar|done)|plan\.json|shards\.json|bad_samples\.jsonl)\.tmp-\d+")
+"""Names of what a killed call leaves."""
 LONGEST = 200
 """Largest number of characters of a key."""
 
@@ -51,11 +55,14 @@ class RawSamples(Protocol):
     def stamp(self, number: int) -> str:
         """Return metadata that identifies a sample without reading it."""
 
-    def check(self, number: int) -> None:
-        """Raise ValueError if a sample is damaged."""
+    def check(self, number: int) -> str:
+        """Raise ValueError if a sample is damaged. Return a remark on one that is not; "" without."""
 
     def beside(self, number: int) -> Sequence[tuple[str, bytes]]:
         """Return suffix and content of a sample's other members (captions); ValueError if one is damaged."""
+
+    def adopt(self, class_names: Sequence[str]) -> None:
+        """Number the classes as an earlier version of this package did, where it numbered the same ones otherwise."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,14 @@ def write(
     seed: of the order; None for the order of names. progress: called with (samples done, samples in all).
     ValueError if the folder contains something else.
     """
+    if (folder / MANIFEST).is_file():
+        samples.adopt(_read_manifest(folder).class_names)
     plan = _plan(samples, folder, shard_size, seed)
     manifest = _finished(plan)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("*.tmp-*"):
-        leftover.unlink()
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink()
     if manifest is not None:
         return _repair(plan, manifest, workers, progress)
     write_json(folder / PLAN, {"sha256": plan.sha256})
@@ -149,12 +159,16 @@ def keys(names: Sequence[str]) -> list[str]:
     return unique_keys
 
 
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    return Manifest.parse(path.read_text(encoding="utf-8"), str(path))
+
+
 def _finished(plan: _Plan) -> Manifest | None:
     """Return the manifest of an earlier, complete call; ValueError if the folder contains something else."""
     folder, hint = plan.folder, "choose another --out, or delete it"
     if (folder / MANIFEST).is_file():
-        path = folder / MANIFEST
-        manifest = Manifest.parse(path.read_text(encoding="utf-8"), str(path))
+        manifest = _read_manifest(folder)
         if manifest.made.get("plan") != plan.sha256:
             raise ValueError(f"{folder}: contains shards of other images or settings; {hint}")
         return manifest
@@ -164,6 +178,7 @@ def _finished(plan: _Plan) -> Manifest | None:
         raise ValueError
     if (folder / PLAN).exists() or any(folder.glob("*.tar")):
         raise ValueError(f"{folder}: contains unfinished shards of other samples or settings; {hint}")
+    Outputs(folder, "data prepare")  # refuses a folder of others
     return None
 
 
@@ -253,7 +268,13 @@ def _write_shard(plan: _Plan, shard: int) -> dict[str, Any]:
     path = plan.folder / plan.name(shard)
     members = plan.order[shard * plan.shard_size : (shard + 1) * plan.shard_size]
     bad: list[dict[str, str]] = []
-    with _atomic_tar(path) as tar:
+    done, size = 0, 0
+
+    def needed() -> int:
+        """Bytes that the samples which are left take, judged by those before."""
+        return (len(members) - done) * (size // max(done, 1) + 2 * tarfile.BLOCKSIZE)
+
+    with room(plan.folder, needed), _atomic_tar(path) as tar:
         for i in members:
             try:
                 parts = [plan.samples.encode(i), *plan.samples.beside(i)]
@@ -263,7 +284,9 @@ def _write_shard(plan: _Plan, shard: int) -> dict[str, Any]:
             if plan.samples.labels is not None:
                 _add(tar, f"{plan.keys[i]}.cls", str(plan.samples.labels[i]).encode())
             for suffix, raw in parts:
+                size += len(raw)
                 _add(tar, f"{plan.keys[i]}.{suffix}", raw)
+            done += 1
     facts = {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
     record = {"shard": {**facts, "count": len(members) - len(bad)}, "samples": len(members), "bad": bad}
     write_json(path.with_suffix(".done"), record)
@@ -308,7 +331,7 @@ def _close(plan: _Plan, seed: int | None, records: list[dict[str, Any]], reused:
 
 
 def _clear(plan: _Plan) -> None:
-    for path in (plan.folder / PLAN, *plan.folder.glob("shard-*.done")):
+    for path in (plan.folder / PLAN, *[(plan.folder / plan.name(i)).with_suffix(".done") for i in plan.shards]):
         path.unlink(missing_ok=True)
 
 
@@ -320,8 +343,8 @@ def _sha256(path: Path) -> str:
 # ---- checking ------------------------------------------------------------------------------------------------------
 
 
-def check_all(samples: RawSamples, workers: int) -> Iterator[str]:
-    """Yield the fault of each raw sample, in order; "" if it is valid."""
+def check_all(samples: RawSamples, workers: int) -> Iterator[tuple[str, str]]:
+    """Yield the fault of each raw sample, in order, and a remark on a valid one; "" without."""
     if workers <= 1:
         yield from (_checked(samples, number) for number in range(len(samples.names)))
         return
@@ -329,16 +352,15 @@ def check_all(samples: RawSamples, workers: int) -> Iterator[str]:
         yield from pool.map(_check_in_worker, range(len(samples.names)), chunksize=32)
 
 
-def _check_in_worker(number: int) -> str:
+def _check_in_worker(number: int) -> tuple[str, str]:
     return _checked(_WORKER_INPUT[0], number)
 
 
-def _checked(samples: RawSamples, number: int) -> str:
+def _checked(samples: RawSamples, number: int) -> tuple[str, str]:
     try:
-        samples.check(number)
+        return "", samples.check(number)
     except ValueError as error:
-        return " ".join(str(error).split())
-    return ""
+        return " ".join(str(error).split()), ""
 
 
 def verify(shards: Sequence[Shard], labelled: bool, suffixes: frozenset[str]) -> Iterator[tuple[Shard, list[str]]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError
-from ..files import read_json
+from ..config import ConfigError, read_yaml
+from ..files import check_writable, expanded, read_json
+from ..modalities.base import Splits
+from ..model_config import follow
+from ..model_folder import CONFIG, WEIGHTS
 from ..processes import Processes
 from ..runs import checkpoint as ckpt
 from ..runs import lock
-from .config import RunConfig
+from .config import RunConfig, TrainingConfig
+
+LIKE = "a folder like RUN/checkpoints/step_00001000"
 
 
 def find_checkpoint(out: Path, resume: str | None, processes: Processes, say: Callable[[str], None]) -> Path | None:
@@ -37,16 +42,19 @@ def find_checkpoint(out: Path, resume: str | None, processes: Processes, say: Ca
 def _choose(out: Path, resume: str | None, say: Callable[[str], None]) -> Path | None:
     folder = out / "checkpoints"
     lock.refuse_second(out)
+    _refuse_files_of_others(out)
     if resume is None:
         if (out / "config.yaml").exists():
             raise ConfigError(f"--out {out}: holds a run already; add --resume auto, or choose another folder")
         return None
     if resume != "auto":
-        ckpt.verify(Path(resume))
-        is_own = Path(resume).resolve().parent == folder.resolve()
+        chosen = expanded(resume)
+        _refuse_no_checkpoint(chosen)
+        ckpt.verify(chosen)
+        is_own = chosen.resolve().parent == folder.resolve()
         if (out / "config.yaml").exists() and not is_own:
             raise ConfigError(f"--out {out}: holds another run; choose another --out to resume from {resume}")
-        return Path(resume)
+        return chosen
     ckpt.restore(folder)
     checkpoint, skipped = ckpt.newest(folder)
     for line in skipped:
@@ -54,6 +62,131 @@ def _choose(out: Path, resume: str | None, say: Callable[[str], None]) -> Path |
     if checkpoint is None and skipped:
         raise ConfigError(f"--resume auto: no valid checkpoint is left in {folder}; start again in another folder")
     return checkpoint
+
+
+def _refuse_no_checkpoint(chosen: Path) -> None:
+    """ConfigError says what is given in place of a checkpoint: a run, its checkpoints, a model, a file, or something
+    else. A checkpoint that is missing or damaged passes: `verify` names its fault."""
+    given = f"--resume {chosen}"
+    if chosen.is_file():
+        folder = f"; give its folder, {chosen.parent}" if ckpt.is_checkpoint(chosen.parent) else f"; give {LIKE}"
+        raise ConfigError(f"{given}: is a file, a checkpoint is a folder{folder}")
+    if not chosen.is_dir() or ckpt.is_checkpoint(chosen) or chosen.name.startswith("step_"):
+        return
+    if (chosen / "checkpoints").is_dir() or (chosen / "config.yaml").is_file():
+        raise ConfigError(f"{given}: is a run folder, not a checkpoint; {_ways_from(chosen)}")
+    if chosen.name == "checkpoints":
+        raise ConfigError(f"{given}: is a folder of checkpoints, not one of them; {_ways_from(chosen.parent)}")
+    if (chosen / CONFIG).is_file() or (chosen / WEIGHTS).is_file():
+        of_run = (chosen.parent / "checkpoints").is_dir()
+        ways = _ways_from(chosen.parent) if of_run else f"give {LIKE} of the run that made it"
+        raise ConfigError(f"{given}: is a model without the optimiser state that training continues with; {ways}")
+    raise ConfigError(f"{given}: neither a checkpoint nor a run; give {LIKE}")
+
+
+def _ways_from(run: Path) -> str:
+    """How to continue a run, and how to start another one from it."""
+    newest = ckpt.newest_complete(run / "checkpoints")
+    if newest is None:
+        return "it has no checkpoint yet; train it again in another folder"
+    done = int(newest.name[5:])
+    finished = f" with more training.steps than its {done:,}, since it is finished" if (run / "model").is_dir() else ""
+    return f"to continue that run: --out {run} --resume auto{finished}; to start another run from it: --resume {newest}"
+
+
+def refuse_fewer_steps(checkpoint: Path, done: int, steps: int, training: TrainingConfig) -> None:
+    """ConfigError if a checkpoint has more steps than the run is to have; it names the model that is there."""
+    if done <= steps:
+        return
+    field = f"training.steps: {steps:,}"
+    if training.epochs is not None:
+        field = f"training.epochs: {training.epochs:g}, which are {steps:,} steps"
+    run = checkpoint.parent.parent
+    is_last = ckpt.newest_complete(checkpoint.parent) == checkpoint and (run / "model").is_dir()
+    raise ConfigError(
+        f"{field}, but {checkpoint} has {done:,} steps: nothing is left to train; its model is in "
+        f"{run / 'model' if is_last else checkpoint}. To train on, give more than {done:,} steps; to train again with "
+        "fewer, choose another --out without --resume"
+    )
+
+
+CHANGEABLE = ("optimizer", "schedule", "gradient_clip", "ema_decay", "non_finite", "precision")
+"""Settings of training that may change when a run resumes, and change where it goes."""
+
+
+def changed_settings(checkpoint: Path, training: TrainingConfig) -> list[str]:
+    """Return a line for each setting in `CHANGEABLE` that differs from that of the run which wrote the checkpoint."""
+    stored = read_json(checkpoint / "state.json", "use an older checkpoint").get("training")
+    if not isinstance(stored, dict):  # of an earlier version: what the run folder has
+        stored = _settings_of(checkpoint.parent.parent / "config.yaml")
+    lines = []
+    for name in CHANGEABLE:
+        new, old = (tree.get(name, MISSING) for tree in (training.plain(), stored))
+        sub = isinstance(new, dict) and isinstance(old, dict)
+        pairs = {f"{name}.{key}": (new[key], old.get(key, MISSING)) for key in new} if sub else {name: (new, old)}
+        lines += [
+            f"training.{field}: {_shown(then)} in the checkpoint's run, {_shown(now)} now"
+            for field, (now, then) in pairs.items()
+            if then is not MISSING and now != then
+        ]
+    return lines
+
+
+MISSING = object()
+
+
+def _settings_of(config: Path) -> dict[str, Any]:
+    """The settings of training in a run's config.yaml; empty if it cannot be read."""
+    try:
+        training = read_yaml(config).get("training")
+    except ConfigError:
+        return {}
+    return training if isinstance(training, dict) else {}
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+WRITTEN = ("config.yaml", "env.json", "metrics.jsonl", "alarms.jsonl", "best.json", "model", "best", "eval", "ema",
+           "samples", "recon", "checkpoints")  # fmt: skip
+"""What a run replaces or removes in its folder."""
+
+
+def _refuse_files_of_others(out: Path) -> None:
+    """ConfigError if files that a run would replace or remove are in a folder that holds no run."""
+    found = [
+        name for name in WRITTEN
+        if (path := out / name).is_file() or any(inside.is_file() for inside in path.rglob("*"))
+    ]  # fmt: skip
+    if found and not _is_run(out):
+        raise ConfigError(
+            f"--out {out}: holds {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}, which no run wrote there; "
+            "choose another folder, or move them away"
+        )
+
+
+def _is_run(out: Path) -> bool:
+    """Whether a folder has the configuration or a checkpoint of a run."""
+    if any((path / ckpt.MANIFEST).is_file() for path in ckpt.published(out / "checkpoints")):
+        return True
+    try:
+        return {"modality", "method", "data", "training"} <= read_yaml(out / "config.yaml").keys()
+    except ConfigError:
+        return False
+
+
+def keep_order(checkpoint: Path, config: RunConfig, splits: Splits) -> RunConfig:
+    """Return the configuration, and renumber the data, with what the checkpoint stores about conditions where data
+    leave a choice: the order of their classes."""
+    stored = read_json(checkpoint / "config.json", "use an older checkpoint").get("conditions")
+    stored = stored if isinstance(stored, dict) else {}
+    kept = {
+        name: condition.keeping(facts) if isinstance(facts := stored.get(name), dict) else condition
+        for name, condition in config.conditions.items()
+    }
+    follow(kept, splits)
+    return config.model_copy(update={"conditions": kept})
 
 
 def refuse_other_run(checkpoint: Path, config: RunConfig, fingerprint: str, allow_data_change: bool) -> bool:
@@ -102,16 +235,3 @@ def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | Non
                 return difference
         return None
     return None if new == old else (key, new, old)
-
-
-def check_writable(folder: Path) -> None:
-    """ConfigError unless files can be created in the folder, or in the nearest parent that exists."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    try:
-        if not place.is_dir():
-            raise NotADirectoryError(20, "not a folder")
-        tempfile.TemporaryFile(dir=place).close()  # every process uses another name
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None

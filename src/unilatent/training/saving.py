@@ -164,6 +164,7 @@ class Checkpoints:
             "muon": training.optimizer.muon,
             "ema_profiles": list(training.ema_profiles),
             "data": self.fingerprint,
+            "training": training.plain(),
             "bad_samples": self.bad.state(),
             "skipped": self.state.skipped,
             "unilatent": __version__,

@@ -13,6 +13,7 @@ import torch
 
 from ..batches import Example, micro_batches, try_samples
 from ..config import ConfigError
+from ..devices import bf16_emulated
 from ..files import write_json, write_text
 from ..maths.streams import seed_of
 from ..methods.base import LatentModel
@@ -29,6 +30,8 @@ from ..version import __version__
 from .config import RunConfig, TrainingConfig
 from .schedule import unreachable
 
+LOOKED_AT = 2000
+"""Samples whose condition values are looked at before a run, without reading the samples."""
 EXAMPLES = 8
 """Samples that are read before anything is written."""
 
@@ -151,6 +154,10 @@ def notes(
         for argument in facts
         if argument not in model.conditions.arguments
     ]
+    lines += [f"note: {line}" for line in splits.train.notes]
+    for condition in model.conditions.all:
+        values = splits.train.some_values(condition.argument, LOOKED_AT)
+        lines += [f"note: {line}" for line in condition.remarks(values)]
     lines += [f"note: {line}" for line in unreachable(t.schedule, steps, samples / t.batch_size)]
     if t.ema_decay and 1 / (1 - t.ema_decay) > steps:
         lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
@@ -160,6 +167,16 @@ def notes(
         lines.append(f"note: training.batch_size {t.batch_size} is more than the {amount(samples)} training samples")
     if t.shard and world == 1:
         lines.append("note: training.shard does nothing in a single process; start several with torchrun")
+    return lines
+
+
+def slow(training: TrainingConfig, device: torch.device) -> list[str]:
+    """What makes a run slower than its user may expect, one line each."""
+    lines = []
+    if training.precision == "bf16" and (emulated := bf16_emulated(device)):
+        lines.append(f"training.precision=bf16: {emulated}")
+    if training.compile:
+        lines.append("training.compile=true: the first step compiles the networks, which can take minutes")
     return lines
 
 

@@ -30,6 +30,7 @@ from ..runs import lock
 from ..runs.crash import first_line, write_report
 from ..runs.journal import AlarmChange, Journal, Lines
 from ..signals import FAILED, SAVE, STOP, StopRequest
+from ..terminal import lasting_output
 from . import setup
 from .alarms import Alarms
 from .bad_samples import BadSamples
@@ -37,7 +38,7 @@ from .config import RunConfig
 from .loggers import LoggedRun, Logger, Loggers, check_loggers, open_logger
 from .memory import Memory, estimate, is_out_of_memory, micro_batch
 from .monitoring import Monitor, refuse_unknown_best
-from .resuming import find_checkpoint, refuse_other_run
+from .resuming import changed_settings, find_checkpoint, keep_order, refuse_fewer_steps, refuse_other_run
 from .saving import Checkpoints
 from .schedule import factor
 from .state import TrainingState, refuse_non_finite
@@ -76,6 +77,8 @@ class Trainer:
         check_loggers(t.loggers)
         refuse_unknown_best(t.best, modality)
         self.checkpoint = find_checkpoint(out, resume, self.processes, self._print)
+        if self.checkpoint is not None:
+            self.config = keep_order(self.checkpoint, self.config, self.splits)
         self.examples = setup.read_examples(self.config, self.splits, modality, self.device)
         self.data_changed = self.checkpoint is not None and refuse_other_run(
             self.checkpoint, self.config, self.splits.train.fingerprint, allow_data_change
@@ -90,12 +93,16 @@ class Trainer:
             measure_gradients=t.log_gradients and not self.sharded,
         )  # fmt: skip
         self.stop = StopRequest()
+        self.changed: list[str] = []
+        self.compiled = False
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
         self.processes.wait()  # nobody writes before everybody has looked
 
     def _restore(self, checkpoint: Path) -> None:
         facts = self.state.load(checkpoint)
+        refuse_fewer_steps(checkpoint, self.step, self.steps, self.training)
+        self.changed = changed_settings(checkpoint, self.training)
         if not self.data_changed:
             self.bad.load(facts.get("bad_samples"))
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
@@ -117,7 +124,7 @@ class Trainer:
     def fit(self) -> Path:
         """Train to the end and return the folder of the finished model; a run that is stopped early can be resumed."""
         self.processes.on_main(self._open_folder)
-        with self._crash_reports(), self._open_journal(), self.stop:
+        with lasting_output(), self._crash_reports(), self._open_journal(), self.stop:
             self._announce()
             if self.monitor.was_cut_short(self.steps):
                 self.monitor.evaluate(final=False)
@@ -141,9 +148,10 @@ class Trainer:
                 self.checkpoints.save_now()
                 self.journal.say(f"asked to save: step {self.step} is saved, training continues")
             reach("step.start", self.step)
-            log_is_due = self._log_is_due
+            log_is_due, begun = self._log_is_due, time.perf_counter()
             logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.state.advance()
+            self._note_compiled(time.perf_counter() - begun)
             if logs.pop("bad_samples"):
                 self._settle_bad_samples()
             done += self.training.batch_size
@@ -153,6 +161,12 @@ class Trainer:
                 self._log(logs, done / (time.perf_counter() - since))
                 since, done = time.perf_counter(), 0
             yield
+
+    def _note_compiled(self, seconds: float) -> None:
+        """Say how long the first step took, in which the networks are compiled."""
+        if self.training.compile and not self.compiled:
+            self.journal.say(f"compiled: step {self.step} took {seconds:.0f} s; the next ones are faster")
+            self.compiled = True
 
     def _one_step(self, micro: list[MicroBatch]) -> dict[str, Tensor]:
         """One optimiser step; returns what is to be logged. A step that is not finite is left out, or ends the run."""
@@ -338,7 +352,8 @@ class Trainer:
 
     def _print(self, line: str) -> None:
         """Print where no journal is open."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        with lasting_output():
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _announce(self) -> None:
         t, say = self.training, self.journal.say
@@ -348,7 +363,7 @@ class Trainer:
             f"{t.precision}"
         )
         if self.checkpoint is not None:
-            done = "; the run is complete, nothing is left to train" if self.step >= self.steps else ""
+            done = "; the run is complete, nothing is left to train" if self.step == self.steps else ""
             say(f"resumed from {self.checkpoint} at step {self.step}{done}")
         if self.data_changed:
             say(
@@ -362,7 +377,10 @@ class Trainer:
 
     def notes(self) -> list[str]:
         """What somebody who starts this run should know, one line each."""
-        lines = setup.notes(self.config, self.splits, self.model, self.steps, self.samples, self.processes.world)
+        lines = [f"note: {line}" for line in self.changed]
+        lines += setup.notes(self.config, self.splits, self.model, self.steps, self.samples, self.processes.world)
+        if self.step < self.steps and self.processes.is_main:
+            lines += [f"note: {line}" for line in setup.slow(self.training, self.device)]
         if self.processes.is_main and (warning := self.memory.warning()):
             lines.append(f"note: {warning}")
         return lines

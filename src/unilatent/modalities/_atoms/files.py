@@ -6,9 +6,13 @@ import gzip
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from ...plain_text import decode_leniently, split_lines
+from .elements import NUMBERS
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """CPU cores available to this process."""
@@ -17,8 +21,16 @@ MEMBER_BYTES = 2**30
 ProgressCallback = Callable[[str, int, int], None]
 """Called with a description, how many more items are done, and the total (0: unknown)."""
 
-LATTICE = re.compile(rb"\bLattice\s*=", re.IGNORECASE)
-PBC = re.compile(rb"\bpbc\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|(\S+))", re.IGNORECASE)
+LATTICE = re.compile(r"\bLattice\s*=", re.IGNORECASE)
+PBC = re.compile(r"\bpbc\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|\[([^\]]*)\]|(\S+))", re.IGNORECASE)
+NUMBER = re.compile(
+    r"[-+]?(?:\d+\.?\d*|\.\d+)(?:(?:[eEdD]|\*\^)[-+]?\d+)?|[-+]?(?:nan|inf|infinity)",
+    re.ASCII | re.IGNORECASE,
+)  # fmt: skip
+"""A number as programs write it: also with Fortran's exponent (1D-3) and Mathematica's (1*^-3)."""
+NO_SYSTEMS = frozenset(("cfg", "html", "ini", "ipynb", "jpg", "json", "jsonl", "lock", "md", "pdf", "png", "py",
+                        "rst", "sh", "tex", "toml", "txt", "yaml", "yml"))  # fmt: skip
+"""Suffixes of files that nobody takes for systems of atoms; all others that are not read are named in a warning."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +39,20 @@ class SystemKind:
 
     plural: the name in messages. offline: the value of `data.path` that requests the generated set. accepted: the
     accepted files, for messages. form_of: maps a file name without .gz to its form, or to None if it is no such file;
-    the form "frame" is .xyz. redundant: forms (a, b); a file of form a is skipped if one of form b with the same stem
-    exists, since both hold the same system. periodic: whether these systems have a lattice. max_atoms: larger systems
-    are never read.
+    the form "frame" is .xyz. preferred: forms; of files with the same stem, which hold the same system, those of the
+    first form are read, and those of the later forms are skipped. periodic: whether these systems have a lattice.
+    max_atoms: larger systems are never read. groups: maps names of systems to those of groups that are held out as a
+    whole.
     """
 
     plural: str
     offline: str
     accepted: str
     form_of: Callable[[str], str | None]
-    redundant: tuple[str, str]
+    preferred: tuple[str, ...]
     periodic: bool
     max_atoms: int
+    groups: Callable[[Sequence[str]], Sequence[str]] = tuple
 
 
 @dataclass(frozen=True)
@@ -88,18 +102,38 @@ def source_files(path: Path, kind: SystemKind, mixed: bool = False) -> list[Sour
     """
     files = [
         SourceFile(bare, where, form, _unpacking(content) if bare != name else content)
-        for name, where, content in _listed(path)
-        if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-        and (form := kind.form_of(bare := name[:-3] if name.lower().endswith(".gz") else name))
+        for name, where, content in _visible(path)
+        if (form := kind.form_of(bare := _unpacked_name(name)))
     ]
     if mixed:
         files = [file for file in files if file.form != "frame" or _may_be(file, kind)]
-    skipped_form, preferred_form = kind.redundant
-    stems = {file.stem for file in files if file.form == preferred_form}
-    files = [file for file in files if file.form != skipped_form or file.stem not in stems]
+    for place, form in enumerate(kind.preferred):
+        stems = {file.stem for file in files if file.form == form}
+        files = [file for file in files if file.form not in kind.preferred[place + 1 :] or file.stem not in stems]
     if not files and not mixed:
-        raise ValueError(f"data.path: {path} holds no {kind.plural}; accepted are {kind.accepted}")
+        unread = unread_files(path, kind)
+        raise ValueError(
+            f"data.path: {path} holds no {kind.plural}; accepted are {kind.accepted}"
+            + (f" ({unread})" if unread else "")
+        )
     return files
+
+
+def unread_files(path: Path, kind: SystemKind) -> str:
+    """Describe the files at a path that may hold systems and are not read: "not read: 3 .pdb, 1 .mol2"; "" if none."""
+    names = [PurePosixPath(_unpacked_name(name)).name for name, *_ in _visible(path)]
+    suffixes = [name.lower().rpartition(".")[2] for name in names if "." in name and kind.form_of(name) is None]
+    counts = Counter(suffix for suffix in suffixes if suffix not in NO_SYSTEMS)
+    return "not read: " + ", ".join(f"{n} .{suffix}" for suffix, n in counts.most_common()) if counts else ""
+
+
+def _unpacked_name(name: str) -> str:
+    return name[:-3] if name.lower().endswith(".gz") else name
+
+
+def _visible(path: Path) -> list[tuple[str, str, Callable[[], bytes]]]:
+    """As `_listed`, without hidden files and macOS's metadata."""
+    return [one for one in _listed(path) if not any(part.startswith((".", "__MACOSX")) for part in one[0].split("/"))]
 
 
 def _listed(path: Path) -> list[tuple[str, str, Callable[[], bytes]]]:
@@ -133,39 +167,95 @@ def _unpacking(content: Callable[[], bytes]) -> Callable[[], bytes]:
 def _may_be(file: SourceFile, kind: SystemKind) -> bool:
     """Whether an .xyz file is of this kind. Unreadable files count, so that parsing reports them."""
     try:
-        return is_periodic(file.read()) == kind.periodic
+        return is_periodic([*split_lines(decode_leniently(file.read()))[:2], "", ""][1]) == kind.periodic
     except ValueError:
         return True
 
 
-def is_periodic(frame: bytes) -> bool:
-    """Whether the first frame of an .xyz is periodic: its second line has `Lattice=`, and no `pbc=` that is false for
-    all three axes."""
-    comment = [*frame.splitlines()[:2], b"", b""][1]
-    if not LATTICE.search(comment):
-        return False
+def number(text: str) -> float | None:
+    """Return a number (NUMBER), or None if the text is none."""
+    if not NUMBER.fullmatch(text):
+        return None
+    return float(text.replace("*^", "e").replace("d", "e").replace("D", "e"))
+
+
+# ---- .xyz ------------------------------------------------------------------------------------------------------------
+
+
+def is_periodic(comment: str) -> bool:
+    """Whether a frame of an .xyz is periodic, by its second line: `Lattice=`, and no `pbc=` that is false for all three
+    axes."""
+    return LATTICE.search(comment) is not None and any(periodic_axes(comment))
+
+
+def periodic_axes(comment: str) -> list[bool]:
+    """Return what `pbc=` in the second line of a frame says about each axis; all true if it is not there."""
     pbc = PBC.search(comment)
-    return pbc is None or b"T" in (pbc[1] or pbc[2] or pbc[3] or b"").upper()
+    words = re.findall(r"\w+", next(filter(None, pbc.groups()), "")) if pbc else []
+    return [word.lower() in ("t", "true", "1") for word in words] or [True] * 3
 
 
 def frames(text: str) -> Iterator[list[str] | str]:
     """Yield the lines of each frame of an .xyz: the number of atoms, a comment, and one line per atom.
 
-    At the first malformed frame it yields what is wrong, as a string, and stops.
+    A damaged frame is yielded as a string that says what is wrong. The next frame after it begins where a number of
+    atoms is followed by a comment and by so many lines of atoms.
     """
-    lines = text.splitlines()
-    at = 0
+    lines = split_lines(text)
+    at = _filled(lines, 0)
     while at < len(lines):
-        word = lines[at].strip()
-        if not word:
-            at += 1
-            continue
-        if not re.fullmatch(r"\d{1,9}", word):
-            yield f"line {at + 1}: {word[:20]!r} is no number of atoms"
-            return
-        frame = lines[at : at + 2 + int(word)]
-        if len(frame) < 2 + int(word):
-            yield f"{int(word)} atoms announced, {max(len(frame) - 2, 0)} lines follow"
-            return
-        yield frame
-        at += len(frame)
+        fault = _frame_fault(lines, at)
+        if fault is None:
+            end = at + 2 + int(lines[at])
+            yield lines[at:end]
+        else:
+            end = next((start for start in range(at + 1, len(lines)) if _is_frame(lines, start)), len(lines))
+            yield fault
+            # Other frames that are lost in between: a number of atoms, a comment, and at least one atom.
+            begin = at + 1 if _count(lines[at]) is None else at + 2
+            lost = [i for i in range(begin, end - 2) if _count(lines[i]) and _is_atom(lines[i + 2])]
+            yield from (f"line {i + 1}: the frame of {int(lines[i])} atoms is damaged" for i in lost)
+        at = _filled(lines, end)
+
+
+def _frame_fault(lines: Sequence[str], at: int) -> str | None:
+    """Return what is wrong with the frame that begins at a line, or None if it is whole."""
+    atoms = _count(lines[at])
+    if atoms is None:
+        return f"line {at + 1}: {lines[at].strip()[:20]!r} is no number of atoms"
+    end = at + 2 + atoms
+    if len(lines) < end:
+        return f"{atoms} atoms announced, {max(len(lines) - at - 2, 0)} lines follow"
+    table, after = lines[at + 2 : end], _filled(lines, end)
+    short = next((i for i, row in enumerate(table) if len(row.split()) < 4), None)
+    if short is not None and any(_is_frame(lines, start) for start in range(at + 1, end)):
+        return f"line {at + 3 + short}: {table[short].strip()[:20]!r} is no atom, one of {atoms} announced"
+    if after == len(lines) or (short is None and _count(lines[after])) or _is_frame(lines, after):
+        return None
+    if after == end and _is_atom(lines[after]):
+        return f"{atoms} atoms announced, and line {after + 1} is one more"
+    return None
+
+
+def _is_frame(lines: Sequence[str], at: int) -> bool:
+    """Whether a number of atoms is followed by a comment and so many lines of atoms."""
+    atoms = _count(lines[at])
+    return atoms is not None and 0 < atoms <= len(lines) - at - 2 and all(map(_is_atom, lines[at + 2 : at + 2 + atoms]))
+
+
+def _count(line: str) -> int | None:
+    word = line.strip()
+    return int(word) if re.fullmatch(r"\d{1,9}", word, re.ASCII) else None
+
+
+def _is_atom(line: str) -> bool:
+    """Whether a line has a symbol or number of an element, and at least three numbers."""
+    words = line.split()
+    numbers = [number(word) is not None for word in words]
+    named = any(word.capitalize() in NUMBERS or word.isdigit() for word in words)
+    return len(words) > 3 and named and sum(numbers) >= 3
+
+
+def _filled(lines: Sequence[str], at: int) -> int:
+    """Return the index of the next line that is not blank, or the number of lines."""
+    return next((i for i in range(at, len(lines)) if lines[i].strip()), len(lines))

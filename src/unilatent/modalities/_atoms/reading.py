@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ...config import Config
 from ...files import read_json, write_json
 from ...maths.streams import seed_of
 from ...pretrained import cache_folder
+from . import foreign
 from .files import ProgressCallback, SystemKind, existing
 from .systems import System, Systems
 
@@ -74,12 +76,14 @@ class LoadedSystems:
     """The systems of a source, and the records that were left out.
 
     parts: part of the split that comes with the data -> its systems; {"": all} without such a split. bad: a line per
-    invalid record (file, record, reason). large: the same per record that is too large.
+    invalid record (file, record, reason). large: the same per record that is too large. notes: what the user has to
+    know about the records that were read, and the files that were not.
     """
 
     parts: dict[str, Systems]
     bad: tuple[str, ...] = ()
     large: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def systems(self) -> Systems:
@@ -91,21 +95,29 @@ class LoadedSystems:
         """Move systems with more than `most` atoms to `large`."""
         large = [f"{one.name}: {TooLarge.of(len(one.types), most)}" for one in self.systems if len(one.types) > most]
         parts = {name: part.take(np.flatnonzero(part.sizes <= most)) for name, part in self.parts.items()}
-        return LoadedSystems(parts, self.bad, (*self.large, *large)) if large else self
+        return replace(self, parts=parts, large=(*self.large, *large)) if large else self
 
 
 ParsedRecords = Iterable[tuple[str, str, System | ValueError]]
 """Per record: file and record for messages; its part of the data's split, or ""; the system, or what is wrong."""
 
 
-def gather(records: ParsedRecords, path: Path, progress: ProgressCallback | None, total: int = 0) -> LoadedSystems:
-    """Collect parsed records. Columns without a single number (a formula, say) are dropped."""
+def gather(
+    records: ParsedRecords, path: Path, progress: ProgressCallback | None, total: int = 0, unread: str = ""
+) -> LoadedSystems:  # fmt: skip
+    """Collect parsed records. Columns without a single number (a formula, say) are dropped.
+
+    unread: a note about files that were not read.
+    """
     parts: dict[str, list[System]] = {}
     bad: list[str] = []
     large: list[str] = []
+    remarks: dict[str, list[str]] = {}
     for count, (where, part, result) in enumerate(records, 1):
         if isinstance(result, System):
             parts.setdefault(part, []).append(result)
+            if result.note:
+                remarks.setdefault(result.note, []).append(where)
         else:
             (large if isinstance(result, TooLarge) else bad).append(f"{where}: {result}")
         if progress is not None and count % REPORT_EVERY == 0:
@@ -123,7 +135,8 @@ def gather(records: ParsedRecords, path: Path, progress: ProgressCallback | None
     for part, systems in packed.items():
         unknown = np.full(len(systems), np.nan)
         packed[part] = replace(systems, columns={name: systems.columns.get(name, unknown) for name in names})
-    return LoadedSystems(packed, tuple(bad), tuple(large))
+    notes = [f"{len(places)} records {note}: {_listing(places)}" for note, places in remarks.items()]
+    return LoadedSystems(packed, tuple(bad), tuple(large), (*notes, *([unread] if unread else [])))
 
 
 # ---- what is used ----------------------------------------------------------------------------------------------------
@@ -141,7 +154,7 @@ def source_path(data: AtomData) -> Path | None:
 
 def load_npz(path: Path, kind: SystemKind, mixed: bool = False) -> Systems:
     """Load an .npz file; ValueError if it is empty or of the other kind. mixed: return no systems instead."""
-    systems = Systems.load(path)
+    systems = foreign.load(path)
     if (systems.lattice is not None) == kind.periodic and len(systems):
         return systems
     if mixed:
@@ -181,11 +194,27 @@ def usable(loaded: LoadedSystems, data: AtomData, max_atoms: int | None, also: S
         warnings.warn(f"{where}: left out {len(bad)} of {records} records that cannot be used: {_listing(bad)}")
     if large:
         warnings.warn(f"{where}: left out {len(large)} {plural} of more than {most} atoms ({field}): {_listing(large)}")
-    return _with_columns(loaded, data, also)
+    for note in loaded.notes:
+        warnings.warn(f"{where}: {note}")
+    selected = _with_columns(loaded, data, also)
+    _warn_of_sparse_columns(selected, data)
+    return selected
 
 
-def _listing(lines: Sequence[str]) -> str:
-    return "; ".join(lines[:SHOWN]) + ("; ..." if len(lines) > SHOWN else "")
+def _warn_of_sparse_columns(loaded: LoadedSystems, data: AtomData) -> None:
+    """Name the columns that lack a number in more than half of the systems."""
+    total = sum(map(len, loaded.parts.values()))
+    known: Counter[str] = Counter()
+    for systems in loaded.parts.values():
+        known.update({name: int(np.isfinite(values).sum()) for name, values in systems.columns.items()})
+    sparse = [f"{name} ({count} of {total})" for name, count in known.items() if 2 * count < total]
+    if sparse:
+        warnings.warn(f"data.path: {data.path}: most {data.kind.plural} have no number in {_listing(sparse, ', ')}; "
+                      "where it is unknown, a model learns nothing from it")  # fmt: skip
+
+
+def _listing(lines: Sequence[str], between: str = "; ") -> str:
+    return between.join(lines[:SHOWN]) + (f"{between}..." if len(lines) > SHOWN else "")
 
 
 def _with_columns(loaded: LoadedSystems, data: AtomData, also: Sequence[str]) -> LoadedSystems:
@@ -218,11 +247,22 @@ def _with_columns(loaded: LoadedSystems, data: AtomData, also: Sequence[str]) ->
 def split_by_hash(systems: Systems, data: AtomData) -> tuple[Systems, Systems]:
     """Return training and held-out systems; those with the smallest hashes of their names are held out.
 
-    Adding systems to the data therefore moves few others between the two.
+    Adding systems to the data therefore moves few others between the two. Systems of one group, such as the first and
+    the last step of a relaxation, are on the same side.
     """
     require_training(systems, data)
-    order, total = hash_order(systems.names), len(systems)
+    groups = data.kind.groups(systems.names)
+    order, total = hash_order(groups), len(systems)
     count = _held_out_count(HELD_OUT if data.held_out is None else data.held_out, total, total - 1, data)
+
+    def separates(a: int, b: int) -> bool:
+        """Whether a cut between two systems splits a group. Equal names (conformers, say) make no group."""
+        return groups[a] == groups[b] and systems.names[a] != systems.names[b]
+
+    for cut in (*range(count, 0, -1), *range(count + 1, total)):
+        if count and not separates(order[cut - 1], order[cut]):
+            count = cut
+            break
     return systems.take(sorted(order[count:])), systems.take(sorted(order[:count]))
 
 
@@ -293,14 +333,16 @@ def cached(name: str | None, make: Callable[[], LoadedSystems]) -> LoadedSystems
     with suppress(ValueError, KeyError, TypeError):
         entry = read_json(systems_cache() / f"{name}.json", "")
         parts = {part: Systems.load(systems_cache() / file) for part, file in entry["parts"].items()}
-        return LoadedSystems(parts, tuple(entry["bad"]), tuple(entry["large"]))
+        return LoadedSystems(parts, tuple(entry["bad"]), tuple(entry["large"]), tuple(entry.get("notes", ())))
     loaded = make()
     files = {part: f"{name}{'-' if part else ''}{part}.npz" for part in loaded.parts}
 
     def write(folder: Path) -> None:
         for part, systems in loaded.parts.items():
             systems.save(folder / files[part])
-        write_json(folder / f"{name}.json", {"parts": files, "bad": loaded.bad, "large": loaded.large})
+        write_json(
+            folder / f"{name}.json", {"parts": files, "bad": loaded.bad, "large": loaded.large, "notes": loaded.notes}
+        )
 
     write_to_cache(systems_cache(), write)
     return loaded

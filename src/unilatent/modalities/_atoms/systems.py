@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +20,8 @@ class System:
 
     types: (n,) atomic numbers, 1 to 99. coordinates: (n, 3) float32, Cartesian in Angstrom for a free system,
     fractional in [0, 1) for a periodic one. lattice: (6,) a, b, c in Angstrom and alpha, beta, gamma in degrees; None
-    for a free system. name: identifies the system, e.g. its file. columns: further known numbers by name.
+    for a free system. name: identifies the system, e.g. its file. columns: further known numbers by name. note: what
+    the user has to know about how it was read.
     """
 
     types: np.ndarray
@@ -30,6 +29,7 @@ class System:
     lattice: np.ndarray | None = None
     name: str = ""
     columns: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,23 +112,53 @@ class Systems:
     @staticmethod
     def load(path: Path) -> Systems:
         """Read a file that `save` wrote; ValueError names the file and what is wrong with it."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise ValueError(f"{path}: not a file of systems ({error}); write it again") from None
-        missing = {"sizes", "types", "coordinates", "names"} - arrays.keys()
-        if missing:
-            raise ValueError(f"{path}: not a file of systems (without {', '.join(sorted(missing))}); write it again")
+        arrays = load_arrays(path)
+        if missing := FIELDS - arrays.keys():
+            raise ValueError(f"{path}: not a file of systems (without {', '.join(sorted(missing))}); give another one")
+        return Systems.of_arrays(arrays, path)
+
+    @staticmethod
+    def of_arrays(arrays: dict[str, np.ndarray], path: Path) -> Systems:
+        """Return the systems of the arrays that `save` wrote; ValueError names the file and what does not fit."""
         columns = {name.removeprefix("column."): arrays[name] for name in arrays if name.startswith("column.")}
+        integers = [arrays[name].dtype.kind in "iu" and arrays[name].ndim == 1 for name in ("sizes", "types")]
+        floats = [arrays[name].dtype.kind == "f" for name in ("coordinates", "lattice") if name in arrays]
+        named = arrays["names"].dtype.kind == "U" and arrays["names"].ndim == 1
+        if not all((*integers, *floats, named, *(values.dtype.kind in "iuf" for values in columns.values()))):
+            raise ValueError(f"{path}: its arrays are not those of systems; give another file")
         systems = Systems(
             arrays["sizes"], arrays["types"], arrays["coordinates"], arrays.get("lattice"),
             tuple(str(name) for name in arrays["names"]), columns,
         )  # fmt: skip
         rows, atoms = len(systems.sizes), int(systems.sizes.sum())
-        atom_shapes = (systems.types.shape, systems.coordinates.shape)
-        row_counts = [len(systems.names), *(len(values) for values in columns.values())]
-        row_counts += [] if systems.lattice is None else [len(systems.lattice)]
-        if atom_shapes != ((atoms,), (atoms, 3)) or any(count != rows for count in row_counts):
-            raise ValueError(f"{path}: its arrays do not fit each other; write it again")
+        shapes = [systems.types.shape == (atoms,), systems.coordinates.shape == (atoms, 3), len(systems.names) == rows]
+        shapes += [values.shape == (rows,) for values in columns.values()]
+        shapes += [] if systems.lattice is None else [systems.lattice.shape == (rows, 6)]
+        if not all(shapes) or (rows and systems.sizes.min() < 0):
+            raise ValueError(f"{path}: its arrays do not fit each other; give another file")
         return systems
+
+
+FIELDS = frozenset(("sizes", "types", "coordinates", "names"))
+"""Arrays that every file of `Systems.save` has."""
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file, except those that are no plain numbers or text; ValueError names the file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            return {name: array for name in file.files if (array := _plain(file, name)) is not None}
+    except Exception as error:  # OSError, BadZipFile, zlib.error, EOFError, MemoryError, ... of a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a file of systems ({reason[:120]}); copy it again or give another one") from None
+
+
+def _plain(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray | None:
+    try:
+        return file[name]
+    except ValueError as error:
+        if "pickle" in str(error):  # Python objects, which other programs store beside their arrays
+            return None
+        raise

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ..base import BadSample
 from .captions import Captions
 
 SUFFIX = ".npz"
@@ -34,8 +35,11 @@ class StoredArray:
         """Return the array, memory-mapped if it is uncompressed."""
         if self.start is not None:
             return np.memmap(self.path, self.dtype, "r", self.start, self.shape)
-        with np.load(self.path, allow_pickle=False) as file:
-            return file[self.name]
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                return file[self.name]
+        except Exception as error:  # zlib.error, BadZipFile, OSError, ...
+            raise BadSample(f"{self.path}: {self.name} cannot be unpacked ({_reason(error)}); copy it again") from error
 
 
 def is_npz(path: str | Path) -> bool:
@@ -50,12 +54,15 @@ def stored_arrays(path: Path, field: str) -> dict[str, StoredArray]:
             arrays = [_stored_array(path, archive, raw, member) for member in archive.infolist()]
     except OSError as error:
         raise ValueError(f"{field}: {path}: {error.strerror or error}; give a readable .npz") from None
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # ValueError, BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ...
         raise ValueError(
-            f"{field}: {path}: not a .npz of numeric arrays ({reason}); save it with numpy.savez"
+            f"{field}: {path}: not a .npz of numeric arrays ({_reason(error)}); save it with numpy.savez"
         ) from None
     return {array.name: array for array in arrays}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _stored_array(path: Path, archive: zipfile.ZipFile, raw: BinaryIO, member: zipfile.ZipInfo) -> StoredArray:

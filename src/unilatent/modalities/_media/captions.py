@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from abc import ABC, abstractmethod
@@ -12,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...maths.streams import seed_of
+from ...plain_text import decode, read_table, split_lines
 from ..base import BadSample
 from .files import FileSource
 
@@ -19,10 +18,12 @@ ARGUMENT = "prompts"
 """The condition argument that captions are values of."""
 COLUMNS = re.compile("text|captions?|prompt")
 """Default names of caption columns."""
-TABLES = ("metadata.csv", "metadata.jsonl")
-"""File names of caption tables."""
+TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+"""File names of caption tables, in lower case."""
 SIDECARS = ("txt", "json")
 """Suffixes of caption files next to a sample, in order of precedence."""
+FILE_NAME = "file_name"
+"""Column of a caption table with the names of the files, in lower case."""
 LARGEST = 2**20
 """Largest size of a caption file, in bytes."""
 SHOWN = 8
@@ -66,13 +67,10 @@ def of_file(raw: bytes, suffix: str, where: str) -> tuple[str, ...]:
 
     BadSample names `where` if there are none.
     """
-    try:
-        text = raw[: LARGEST + 1].decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadSample(f"caption {where}: not UTF-8 (byte {error.start}); save it as UTF-8, or remove it") from None
     if len(raw) > LARGEST:
         raise BadSample(f"caption {where}: {len(raw):,} bytes, more than {LARGEST:,}; make it shorter")
-    captions = of_value(_json_value(text, where), where) if suffix == "json" else _cleaned(text.splitlines())
+    text = _decoded(raw, f"caption {where}")
+    captions = of_value(_json_value(text, where), where) if suffix == "json" else _cleaned(split_lines(text))
     if not captions:
         raise BadSample(f"caption {where}: empty; {WAY_OUT}")
     return captions
@@ -89,10 +87,17 @@ def of_value(value: object, where: str) -> tuple[str, ...]:
 def has_captions(raw: bytes) -> bool:
     """Whether a .json has captions; many have other facts about a sample."""
     try:
-        content = json.loads(raw)
+        content = json.loads(decode(raw, ""))
     except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and ("caption" in content or "captions" in content)
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return decode(raw, where)
+    except ValueError as error:
+        raise BadSample(f"{error}, or remove it") from None
 
 
 def _json_value(text: str, where: str) -> object:
@@ -143,14 +148,19 @@ class SidecarCaptions(Captions):
     def __init__(self, files: FileSource, names: Sequence[str], present: set[str]):
         """names: paths of the samples in `files`; present: paths of all its files."""
         self.files, self.names = files, names
+        found: dict[tuple[str, str], str] = {}  # path without ending, ending in lower case -> path
+        for path in sorted(present):
+            stem, _, end = path.rpartition(".")
+            if end.lower() in SIDECARS:
+                found[stem, end.lower()] = path
         stems = [name.rpartition(".")[0] for name in names]
-        self.sidecars = [
-            next((f"{stem}.{end}" for end in SIDECARS if f"{stem}.{end}" in present), None) for stem in stems
-        ]
+        self.sidecars = [next((found[stem, end] for end in SIDECARS if (stem, end) in found), None) for stem in stems]
 
     def __bool__(self) -> bool:
         """Whether any sample has a caption."""
-        return any(name is not None and (name.endswith(".txt") or self._has_captions(name)) for name in self.sidecars)
+        return any(
+            name is not None and (name.lower().endswith(".txt") or self._has_captions(name)) for name in self.sidecars
+        )
 
     def _has_captions(self, name: str) -> bool:
         try:
@@ -165,7 +175,7 @@ class SidecarCaptions(Captions):
             stem = sample.rpartition("/")[2].rpartition(".")[0]
             noun = self.files.kind.noun
             raise BadSample(f"{noun} {self.files.where(sample)}: no caption file {stem}.txt; {WAY_OUT}")
-        return of_file(self.files.read(name), name.rpartition(".")[2], self.files.where(name))
+        return of_file(self.files.read(name), name.rpartition(".")[2].lower(), self.files.where(name))
 
     def stamp(self, index: int) -> str:
         name = self.sidecars[index]
@@ -189,60 +199,63 @@ class TableCaptions(Captions):
 
 
 def table(raw: bytes, name: str, where: str, column: str | None) -> dict[str, list[str]] | None:
-    """Parse `metadata.csv` or `metadata.jsonl` as Hugging Face's imagefolder does: file -> captions.
+    """Parse `metadata.csv`, `.tsv` or `.jsonl` as Hugging Face's imagefolder does: file -> captions.
 
     column: of the captions; None: the first one that matches COLUMNS. Returns None if no column matches. File names are
-    relative to the table's folder. ValueError if the table cannot be read, or a file name leads out of its folder.
+    relative to the table's folder, with forward slashes. ValueError if the table cannot be read, or a file name leads
+    out of its folder.
     """
     rows = _table_rows(raw, name, where)
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
-    if "file_name" not in columns:
-        raise ValueError(f"{where}: no column file_name, only {', '.join(columns) or 'nothing'}; add it")
+    file_column = next((key for key in columns if key.lower() == FILE_NAME), None)
+    if not rows:
+        raise ValueError(f"{where}: no rows; fill it, or remove it")
+    if file_column is None:
+        raise ValueError(
+            f"{where}, line 1: no column {FILE_NAME}, only {_quoted(columns)}; give the column with the names of the "
+            "files this name"
+        )
     if column is not None and column not in columns:
         raise ValueError(f"data.caption_column: {column!r} is not in {where}; there are {', '.join(columns)}")
-    column = column or next(filter(COLUMNS.fullmatch, columns), None)
+    column = column or next((key for key in columns if COLUMNS.fullmatch(key.lower())), None)
     if column is None:
         return None
     captions: dict[str, list[str]] = {}
     for line, row in rows:
-        file = row.get("file_name")
-        if not isinstance(file, str) or not file:
-            raise ValueError(f"{where}, line {line}: no file_name; name the image, or remove the line")
-        if file.startswith(("/", "\\")) or ".." in file.replace("\\", "/").split("/") or "\0" in file:
-            raise ValueError(f"{where}, line {line}: file_name {file!r} leads out of the folder; name a file inside it")
+        file = row.get(file_column)
+        if not isinstance(file, str) or not file.strip():
+            raise ValueError(f"{where}, line {line}: no {FILE_NAME}; name the file, or remove the line")
+        file = file.strip().replace("\\", "/")
+        if file.startswith("/") or re.match("[A-Za-z]:", file) or ".." in file.split("/") or "\0" in file:
+            raise ValueError(
+                f"{where}, line {line}: {FILE_NAME} {file!r} leads out of the folder; name a file inside it"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in file):
+            raise ValueError(f"{where}, line {line}: {FILE_NAME} {file!r} is no text; correct it")
         try:
             texts = of_value(row.get(column), f"{where}, line {line}")
         except BadSample as error:
             raise ValueError(str(error)) from None
-        captions.setdefault(file.replace("\\", "/").removeprefix("./"), []).extend(texts)
+        captions.setdefault("/".join(part for part in file.split("/") if part not in ("", ".")), []).extend(texts)
     return captions
+
+
+def _quoted(columns: Sequence[str]) -> str:
+    return ", ".join(column if len(column) < 80 else f"{column[:80]}..." for column in columns) or "nothing"
 
 
 def _table_rows(raw: bytes, name: str, where: str) -> list[tuple[int, dict[str, object]]]:
     """Return line number and cells of each row."""
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(f"{where}, line {line}: not UTF-8; save it as UTF-8") from None
-    return _csv(text, where) if name.endswith(".csv") else _jsonl(text, where)
-
-
-def _csv(text: str, where: str) -> list[tuple[int, dict[str, object]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows: list[tuple[int, dict[str, object]]] = [(reader.line_num, dict(row)) for row in reader]
-    except csv.Error as error:
-        raise ValueError(f"{where}, line {reader.line_num}: {error}; correct it") from None
-    for line, row in rows:
-        if None in row:
-            raise ValueError(f"{where}, line {line}: more cells than columns; quote captions that contain commas")
-    return rows
+    text = decode(raw, where)
+    if name.lower().endswith(".jsonl"):
+        return _jsonl(text, where)
+    _, rows = read_table(text, where)
+    return [(line, dict(row)) for line, row in rows]
 
 
 def _jsonl(text: str, where: str) -> list[tuple[int, dict[str, object]]]:
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(split_lines(text), 1):
         if not line.strip():
             continue
         try:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...plain_text import decode, split_lines
+
 SYNSET = re.compile(r"n\d{8}")
 """A class folder of ImageNet: the number of a noun in WordNet 3.0."""
 WAY_OUT = (
@@ -36,12 +38,11 @@ def read_class_names(path: str | Path, classes: Sequence[str]) -> tuple[str, ...
     if not classes:
         raise ValueError(f"{field}: the data has no classes to name; leave it out")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        raw = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{field}: {error.strerror or 'cannot be read'}; give a text file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{field}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    text = decode(raw, field)
+    lines = [(number, line.strip()) for number, line in enumerate(split_lines(text), 1) if line.strip()]
     pairs = [(number, *_pair(line)) for number, line in lines]
     known = set(classes)
     if any(name and key in known for _, key, name in pairs):

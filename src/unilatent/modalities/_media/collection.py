@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...maths.streams import seed_of
-from ..base import Dataset, Splits
+from ..base import BadSample, Dataset, Splits
 from . import captions as texts
 from .captions import ARGUMENT, Captions
 from .class_names import read_class_names, refuse_codes
@@ -38,8 +39,17 @@ class Collection(ABC):
     labels: Sequence[int] | None
     class_names: tuple[str, ...]
     captions: Captions | None = None
+    notes: Sequence[str] = ()
+    """What was found with the samples and is not used, one line each."""
     numbers_are_names: bool = False
     """Whether the numbers are proper class names because samples show them (digits)."""
+    numbered_anew: bool = False
+    """Whether classes are in another order than that of their characters, and named in that order by a file."""
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """Numbers of the samples' classes for the choice of held-out samples, whatever order the classes are in."""
+        return [0] * len(self.names) if self.labels is None else self.labels
 
     @abstractmethod
     def load(self, index: int) -> Tensor:
@@ -86,7 +96,15 @@ class FileCollection(CachedCollection):
         listing = Listing(source, "data.path", captions, column)
         super().__init__(len(listing.names), frame, cache)
         self.root, self.names, self.captions = listing.root, listing.names, listing.captions
-        self.class_names, self.labels = listing.class_names, listing.labels
+        self.class_names, self.labels, self.notes = listing.class_names, listing.labels, listing.notes
+        places = {name: place for place, name in enumerate(sorted(self.class_names))}
+        order = [places[name] for name in self.class_names]
+        self.places = None if order == sorted(order) else [order[label] for label in self.labels or ()]
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """Labels by the order of the class names' characters."""
+        return super().groups if self.places is None else self.places
 
     def decode(self, index: int) -> Tensor:
         name = self.root + self.names[index]
@@ -109,6 +127,28 @@ class CollectionDataset(Dataset):
             self.facts["labels"] = {"class_names": collection.class_names}
         if collection.captions is not None:
             self.facts[ARGUMENT] = texts.facts(collection.captions, self._examples(texts.SHOWN))
+        self.notes = tuple(collection.notes)
+
+    def adopt(self, argument: str, stored: dict[str, Any]) -> None:
+        """Number the classes as `stored["class_names"]`, if these are the same classes in another order."""
+        names, collection = tuple(stored.get("class_names") or ()), self.collection
+        if argument != "labels" or collection.labels is None or len(set(names)) != len(names):
+            return
+        if set(names) == set(collection.class_names) and names != collection.class_names:
+            places = [names.index(name) for name in collection.class_names]
+            collection.labels, collection.class_names = _Renumbered(collection.labels, places), names
+        self.facts["labels"] = {"class_names": collection.class_names}
+
+    def some_values(self, argument: str, count: int) -> list[Any]:
+        """Return the captions of up to `count` samples, all of those that have several."""
+        captions = self.collection.captions
+        if argument != ARGUMENT or captions is None:
+            return []
+        values: list[str] = []
+        for index in self._examples(count):
+            with suppress(BadSample):
+                values += captions[index]
+        return values
 
     def _examples(self, count: int) -> list[int]:
         """Return at most `count` indices of the collection, evenly spaced."""
@@ -144,6 +184,8 @@ class CollectionDataset(Dataset):
     def fingerprint(self) -> str:
         """SHA-256 of the frame and of each sample's name, size and, if known without reading it, content."""
         digest = hashlib.sha256(repr(self.collection.frame).encode())
+        if self.collection.numbered_anew:
+            digest.update(b"\0classes in the order of their numbers")
         for number in self.indices:
             stamps = [self.collection.names[number], self.collection.stamp(number)]
             stamps += [] if self.collection.captions is None else [self.collection.captions.stamp(number)]
@@ -151,12 +193,29 @@ class CollectionDataset(Dataset):
         return digest.hexdigest()
 
 
+class _Renumbered(Sequence[int]):
+    """Labels with other numbers. places: the new number of each class."""
+
+    def __init__(self, labels: Sequence[int], places: Sequence[int]):
+        self.labels, self.places = labels, places
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.places[self.labels[index]]
+
+
 # ---- names and captions of classes ---------------------------------------------------------------------------------
 
 
 def with_names(collection: Collection, config: MediaData) -> Collection:
     """Set the class names of a collection, and its captions if the configuration has templates; return it."""
-    collection.class_names = configured_names(collection.class_names, config, collection.numbers_are_names)
+    found = collection.class_names
+    collection.class_names = configured_names(found, config, collection.numbers_are_names)
+    if config.class_names_file is not None and isinstance(collection, FileCollection) and collection.places is not None:
+        in_order = configured_names(tuple(sorted(found)), config) == collection.class_names
+        collection.numbered_anew = in_order  # its lines are in the order of the classes, whatever that is
     if config.templates:
         renamed = config.class_names_file is not None
         collection.captions = texts.TemplateCaptions(
@@ -180,7 +239,7 @@ def configured_names(names: tuple[str, ...], config: MediaData, numbers_are_name
 def divide(collection: Collection, held_out: float) -> Splits:
     """Hold out `held_out` samples (below 1: a fraction) and train on the others; ValueError if none is left."""
     total = len(collection.names)
-    indices = held_out_indices(collection.names, collection.labels or [0] * total, held_out_count(held_out, total))
+    indices = held_out_indices(collection.names, collection.groups, held_out_count(held_out, total))
     excluded = set(indices)
     train = [i for i in range(total) if i not in excluded]
     return Splits(CollectionDataset(collection, train), CollectionDataset(collection, indices))

@@ -32,7 +32,7 @@ class MediaData(Config):
     """One or more templates for captions from class names, which replace all other captions: "a photo of a {}"."""
     class_names_file: str | None = None
     """Class names that replace the folder or column names: a text file with one name per line, in the order of the
-    sorted classes, or `class name` per line. They are used in labels, figures and caption templates."""
+    classes, or `class name` per line. They are used in labels, figures and caption templates."""
     caption_column: str | None = None
     """Caption column of metadata.csv, metadata.jsonl or a Hugging Face data set; None: text, caption, captions or
     prompt."""

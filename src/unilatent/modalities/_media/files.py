@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +19,80 @@ MEMBER_BYTES = 256 * 2**20
 """Largest unpacked size of one file of an archive, against archives that unpack to terabytes."""
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 """Folder names that mean splits, not classes."""
+SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+"""Files, in lower case, that Windows and macOS put into folders."""
+BESIDE = (
+    ".bib", ".cfg", ".cls", ".csv", ".db", ".html", ".htm", ".ini", ".ipynb", ".json", ".jsonl", ".lnk", ".log", ".m",
+    ".md", ".md5", ".py", ".rst", ".sh", ".sha256", ".toml", ".tsv", ".txt", ".url", ".xml", ".yaml", ".yml",
+)  # fmt: skip
+"""Endings of files that describe samples and are none; they are not reported as unread."""
+DOCUMENTS = re.compile(
+    r"(readme|license|licence|copying|notice|authors|changelog|makefile|checksums?|(md5|sha)\w*)", re.I
+)
+"""Files without an ending that are no samples."""
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+MOST_ENDINGS = 6
+"""Unread endings that a note counts one by one."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """Which files are samples. noun: what messages call a sample; suffixes: lower case, with the dot."""
+    """Which files are samples.
+
+    noun: what messages call a sample; suffixes: lower case, with the dot; convert_to: those that messages recommend.
+    """
 
     noun: str
     suffixes: tuple[str, ...]
+    convert_to: tuple[str, ...]
 
     def holds(self, name: str) -> bool:
-        """Whether a file is a sample, by its suffix. Hidden files and the files that macOS adds to archives are not."""
-        hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-        return name.lower().endswith(self.suffixes) and not hidden
+        """Whether a file is a sample, by its suffix. Hidden files and those of the operating system are not."""
+        return name.lower().endswith(self.suffixes) and not _is_hidden(name)
+
+    def unread(self, names: Iterable[str]) -> Counter[str]:
+        """Count the files that are neither samples nor known to describe some, by ending in lower case ("" without)."""
+        endings: Counter[str] = Counter()
+        for name in names:
+            file = name.rpartition("/")[2].lower()
+            ending = os.path.splitext(file)[1]
+            described = ending in BESIDE or (not ending and DOCUMENTS.fullmatch(file))
+            if file and not (described or _is_hidden(name) or file.endswith(self.suffixes)):
+                endings[ending] += 1
+        return endings
+
+    def note(self, unread: Counter[str], where: object) -> list[str]:
+        """Return one line that counts unread files by ending; none if there are none."""
+        if not unread:
+            return []
+        total = sum(unread.values())
+        way_out = f"convert {self.noun}s among them to {' or '.join(self.convert_to)}"
+        verb = "s were" if total > 1 else " was"
+        return [one_line(f"{where}: {total:,} file{verb} not read: {counted(unread)}; {way_out}")]
+
+
+def printed(name: str) -> str:
+    """Return a name of a file for messages, without line ends and other control characters."""
+    return CONTROL.sub("?", name)
+
+
+def one_line(text: str) -> str:
+    """Return a text without line ends, which names of files may contain."""
+    return " ".join(text.split())
+
+
+def counted(endings: Counter[str]) -> str:
+    """Return counts of endings as words, the most frequent first: "18 .heic, 2 .mov"."""
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], not item[0], item[0]))
+    most = [f"{count:,} {ending or 'without an ending'}" for ending, count in ordered[:MOST_ENDINGS]]
+    others = sum(count for _, count in ordered[MOST_ENDINGS:])
+    return ", ".join([*most, f"{others:,} others"] if others else most)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or one of its folders is hidden, or one that an operating system adds."""
+    parts = name.split("/")
+    return parts[-1].lower() in SYSTEM or any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
 class FileSource(ABC):
@@ -44,6 +108,10 @@ class FileSource(ABC):
     def names(self) -> list[str]:
         """Return the names of all samples, sorted."""
         return sorted(name for name in set(self.files()) if self.kind.holds(name))
+
+    def notes(self) -> list[str]:
+        """Return what was found and is not read, one line each."""
+        return self.kind.note(self.kind.unread(self.files()), self.path)
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -81,36 +149,45 @@ class Folder(FileSource):
             ) from error
 
     def stamp(self, name: str) -> str:
-        path = self.path / name
-        return str(path.stat().st_size) if path.exists() else "missing"
+        try:
+            return str((self.path / name).stat().st_size)
+        except OSError:
+            return "missing"
 
     def where(self, name: str) -> str:
-        return str(self.path / name)
+        return printed(str(self.path / name))
 
 
 class ZipArchive(FileSource):
-    """A zip file. Each process opens it itself, because forked processes would share one file position."""
+    """A zip file. Each process opens it itself, because forked processes would share one file position.
+
+    Names have forward slashes and the encoding in which they were written, whatever program made the archive.
+    """
 
     def __init__(self, path: Path, kind: FileKind):
         self.path, self.kind = path, kind
         self._process: int | None = None
         self._opened: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
 
     def files(self) -> list[str]:
-        return self._archive.namelist()
+        self._open()
+        return [name for name in self._members if not name.endswith("/")]
 
     def read(self, name: str) -> bytes:
-        if name not in self._archive.NameToInfo:
+        archive = self._open()
+        member = self._members.get(name)
+        if member is None:
             raise BadSample(
                 f"{self.kind.noun} {self.where(name)}: not in the archive; add it, or remove it from the table"
             )
-        if (size := self._archive.getinfo(name).file_size) > MEMBER_BYTES:
+        if member.file_size > MEMBER_BYTES:
             raise BadSample(
-                f"{self.kind.noun} {self.where(name)}: unpacks to {size / 2**20:,.0f} MiB, more than "
+                f"{self.kind.noun} {self.where(name)}: unpacks to {member.file_size / 2**20:,.0f} MiB, more than "
                 f"{MEMBER_BYTES >> 20}; remove it or save it smaller"
             )
         try:
-            return self._archive.read(name)
+            return archive.read(member)
         except Exception as error:  # BadZipFile, zlib.error, RuntimeError when encrypted, NotImplementedError, ...
             reason = " ".join(str(error).split())
             raise BadSample(
@@ -118,20 +195,78 @@ class ZipArchive(FileSource):
             ) from error
 
     def stamp(self, name: str) -> str:
-        member = self._archive.NameToInfo.get(name)
+        self._open()
+        member = self._members.get(name)
         return "missing" if member is None else f"{member.file_size} {member.CRC:08x}"
 
     def where(self, name: str) -> str:
-        return f"{name} in {self.path}"
+        return printed(f"{name} in {self.path}")
 
-    @property
-    def _archive(self) -> zipfile.ZipFile:
+    def _open(self) -> zipfile.ZipFile:
         if self._opened is None or self._process != os.getpid():
             self._opened, self._process = zipfile.ZipFile(self.path), os.getpid()
+            self._members = _members(self._opened)
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_process": None, "_opened": None}
+        return {**self.__dict__, "_process": None, "_opened": None, "_members": {}}
+
+
+UTF8_NAME = 0x800
+"""Flag bit 11 of a member: its name is UTF-8."""
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by name.
+
+    Names without flag bit 11 are in an encoding that the archive does not say: UTF-8 (macOS, 7-Zip), code page 932
+    (Japanese Windows) or 437, which the format prescribes. Some programs of Windows write backslashes.
+    """
+    encoding = _encoding(b"\n".join(_bytes(member) for member in archive.infolist() if _is_unmarked(member)))
+    members = {}
+    for member in archive.infolist():
+        name = _bytes(member).decode(encoding, "replace") if _is_unmarked(member) else member.filename
+        members[_slashes(name).removeprefix("./")] = member
+    return members
+
+
+def _is_unmarked(member: zipfile.ZipInfo) -> bool:
+    """Whether Python read a name as code page 437 because nothing says what it is."""
+    marked = member.flag_bits & UTF8_NAME or _slashes(member.filename) != _slashes(member.orig_filename)
+    return not marked and not member.filename.isascii()
+
+
+def _slashes(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def _bytes(member: zipfile.ZipInfo) -> bytes:
+    """Return a name that was read as code page 437 as it is in the archive."""
+    return member.filename.encode("cp437", "replace")
+
+
+def _encoding(names: bytes) -> str:
+    """Return the encoding of names that are not all ASCII.
+
+    In code page 932, the second byte of a character is a letter as often as not. Western names that are read in it by
+    mistake have a letter after each accent, so at least one other second byte is asked for.
+    """
+    for encoding in ("utf-8", "cp932"):
+        try:
+            text = names.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding == "utf-8":
+            return encoding
+        others = [character for character in text if not character.isascii()]
+        seconds = [character.encode(encoding)[-1] for character in others]
+        if all(JAPANESE.fullmatch(character) for character in others) and max(seconds, default=0) >= 0x80:
+            return encoding
+    return "cp437"
+
+
+JAPANESE = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff00-\uff60]")
+"""Kana, kanji, and full-width punctuation, letters and digits."""
 
 
 def _unreadable(error: OSError) -> None:
@@ -154,7 +289,7 @@ def locate(path: Path, field: str, kind: FileKind) -> FileSource:
         raise ValueError(f"{field}: {path} is neither a folder nor a .zip of {kind.noun}s; give one of these")
     try:
         zipfile.ZipFile(path).close()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError, struct.error) as error:
         raise ValueError(f"{field}: {path} is not a complete zip archive ({error}); copy or create it again") from error
     return ZipArchive(path, kind)
 
@@ -163,7 +298,11 @@ def at_least_one(names: list[str], source: FileSource, field: str) -> list[str]:
     """Return the names; ValueError if there are none."""
     if not names:
         kind = source.kind
-        raise ValueError(f"{field}: {source.path} holds no {kind.noun}s; accepted are {', '.join(kind.suffixes)}")
+        unread = kind.unread(source.files())
+        found = f", but {counted(unread)}" if unread else ""
+        raise ValueError(
+            one_line(f"{field}: {source.path} holds no {kind.noun}s{found}; accepted are {', '.join(kind.suffixes)}")
+        )
     return names
 
 
@@ -179,18 +318,35 @@ def class_root(names: Sequence[str]) -> str:
 
 
 def class_folders(names: Sequence[str], where: Path, field: str, noun: str) -> tuple[str, ...]:
-    """Return the class folders of these files, sorted; () if no file is in a folder. ValueError on a mixture."""
+    """Return the class folders of these files, in order; () if no file is in a folder. ValueError on a mixture.
+
+    Folders that are called by numbers alone are in the order of the numbers, others in that of their characters.
+    """
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
         return ()
     if loose:
         raise ValueError(
-            f"{field}: {where} contains {len(loose)} {noun}s ({loose[0]}, ...) next to its class folders; "
+            f"{field}: {where} contains {len(loose)} {noun}s ({printed(loose[0])}, ...) next to its class folders; "
             f"move them into class folders, or give a folder with only {noun}s"
         )
-    folders = sorted({name.split("/", 1)[0] for name in names})
+    folders = {name.split("/", 1)[0] for name in names}
     if SPLIT_NAMES.issuperset(name.lower() for name in folders):
         raise ValueError(
-            f"{field}: {where} contains {', '.join(folders)}, which are splits, not classes; give one of them"
+            f"{field}: {where} contains {', '.join(sorted(folders))}, which are splits, not classes; give one of them"
         )
-    return tuple(folders)
+    if all(re.fullmatch("[0-9]+", name) for name in folders):
+        return tuple(sorted(folders, key=number_order))
+    return tuple(sorted(folders))
+
+
+def number_order(name: str) -> tuple[int, str, str]:
+    """Sort key of decimal numbers of any length by their value; equal ones by their text."""
+    digits = name.lstrip("0")
+    return len(digits), digits, name
+
+
+def lone_class(root: str) -> tuple[str, ...]:
+    """Return the class of files that are all in one folder (`class_root`): its name, unless that means a split."""
+    name = root.rstrip("/").rpartition("/")[2]
+    return (name,) if name and name.lower() not in SPLIT_NAMES else ()

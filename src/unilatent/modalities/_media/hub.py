@@ -29,6 +29,8 @@ FORMATS = ("parquet", "arrow", "imagefolder")
 """Supported builders of the library."""
 CHUNKS = 1024
 """Largest number of chunks that a stream's files are grouped into; lanes are assigned chunks."""
+FIRST = 256
+"""Rows of a stream whose captions are looked at before training."""
 LANES = 64
 """Default number of lanes, if there are enough files."""
 ROWS = 1 << 32
@@ -443,6 +445,10 @@ class HubStream(Stream):
         tables = source.rows.select_columns(source.text).with_format("arrow").iter(batch_size=count)
         cells = [cell[source.text] for cell in next(iter(tables)).to_pylist()]
         return texts.facts(texts.TableCaptions(cells, str), range(len(cells)))["examples"]
+
+    def some_values(self, argument: str, count: int) -> list[Any]:
+        """Return the different captions of the first rows; more of them would cost a download."""
+        return list(self._first_captions(min(count, FIRST))) if argument == ARGUMENT and argument in self.facts else []
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 from . import captions as texts
 from .captions import Captions
-from .files import FileSource, at_least_one, class_folders, class_root
+from .files import FileSource, at_least_one, class_folders, class_root, lone_class, one_line
 
 
 class Listing:
@@ -14,23 +15,31 @@ class Listing:
 
     root: the folder that contains all samples. names: paths below it, sorted; they include missing files that a caption
     table lists, which are bad samples. labels: None without classes. captions: None without captions, or if not
-    requested.
+    requested. notes: what was found and is not used, one line each.
     """
 
     def __init__(self, source: FileSource, field: str, captions: bool = True, column: str | None = None):
         """field: the setting that names the source, for messages. column: caption column of tables."""
         present = set(source.files())
-        tables = _caption_tables(source, sorted(present), column) if captions else {}
-        names = {name for name in present if source.kind.holds(name)} | {n for rows in tables.values() for n in rows}
-        paths = at_least_one(sorted(names), source, field)
+        samples = {name for name in present if source.kind.holds(name)}
+        tables = _caption_tables(source, present, column) if captions else {}
+        cells = {name: row for rows in tables.values() for name, row in rows.items()}
+        paths = at_least_one(sorted(samples | cells.keys()), source, field)
+        self.notes = source.kind.note(source.kind.unread(present), source.path)
+        if tables:
+            self.notes += _differences(source, list(tables), samples, cells.keys())
         self.root = class_root(paths)
         self.names = [path.removeprefix(self.root) for path in paths]
-        self.class_names = class_folders(self.names, source.path / self.root, field, source.kind.noun)
+        above = class_root(sorted(samples))
+        found = [path.removeprefix(above) for path in sorted(samples)]
+        self.class_names = class_folders(found, source.path / above, field, source.kind.noun)
         numbers = {name: i for i, name in enumerate(self.class_names)}
-        self.labels = [numbers[name.split("/", 1)[0]] for name in self.names] if numbers else None
+        folders = [path.removeprefix(above).split("/", 1)[0] for path in paths]
+        self.labels = [numbers.get(folder, 0) for folder in folders] if numbers else None
+        if not numbers and (alone := lone_class(above)):
+            self.class_names, self.labels = alone, [0] * len(paths)
         self.captions: Captions | None = None
         if tables:
-            cells = {name: row for rows in tables.values() for name, row in rows.items()}
             listed = ", ".join(source.where(table) for table in tables)
             self.captions = texts.TableCaptions(
                 [cells.get(path) for path in paths], lambda i: f"{source.where(paths[i])} (by {listed})"
@@ -39,15 +48,68 @@ class Listing:
             self.captions = sidecars
 
 
-def _caption_tables(source: FileSource, present: Sequence[str], column: str | None) -> dict[str, dict[str, list[str]]]:
+def _caption_tables(source: FileSource, present: set[str], column: str | None) -> dict[str, dict[str, list[str]]]:
     """Read all caption tables: table -> sample -> captions; sample names are paths in `source`."""
     tables = {}
-    for name in present:
-        folder, slash, file = name.rpartition("/")
-        if file in texts.TABLES:
+    alike = {_key(name): name for name in sorted(present, reverse=True)}
+    for name in sorted(present):
+        folder, _, file = name.rpartition("/")
+        if file.lower() in texts.TABLES:
             rows = texts.table(source.read(name), file, source.where(name), column)
             if rows is not None:
-                tables[name] = {f"{folder}{slash}{sample}": cells for sample, cells in rows.items()}
+                above = [*source.path.resolve().parts, *folder.split("/")] if folder else source.path.resolve().parts
+                tables[name] = {
+                    _found(sample, folder, above, present, alike): cells for sample, cells in rows.items()
+                }  # fmt: skip
     if column is not None and not tables:
         raise ValueError(f"data.caption_column: {column!r}, but {source.path} has no {' or '.join(texts.TABLES)}")
     return tables
+
+
+def _found(sample: str, folder: str, above: Sequence[str], present: set[str], alike: dict[str, str]) -> str:
+    """Return the path of a file that a table in `folder` lists.
+
+    That is the name below the folder. If there is no such file, names that differ in case or in how accents are
+    written are tried, and names that begin with the table's own folder (train/1.png in train/metadata.csv). above: the
+    parts of the path of the table's folder. alike: files by `_key`.
+    """
+    parts = sample.split("/")
+    starts = [0, *(n for n in range(1, len(parts)) if tuple(parts[:n]) == tuple(above[-n:]))]
+    paths = ["/".join([*([folder] if folder else []), *parts[start:]]) for start in starts]
+    for path in paths:
+        if path in present:
+            return path
+    return next((alike[_key(path)] for path in paths if _key(path) in alike), paths[0])
+
+
+def _key(name: str) -> str:
+    """Return what is equal for names that Windows and macOS take for the same."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _differences(source: FileSource, tables: list[str], samples: set[str], listed: Iterable[str]) -> list[str]:
+    """Return how caption tables and samples differ, one line each; ValueError if they have nothing in common."""
+    listed = set(listed)
+    table, noun = source.where(tables[0]), source.kind.noun
+    missing, without = sorted(listed - samples), sorted(samples - listed)
+    if listed and len(missing) == len(listed):
+        folder = tables[0].rpartition("/")[0]
+        raise ValueError(
+            f"{table}: not one of the {len(listed):,} files that it lists exists, the first is "
+            f"{missing[0].removeprefix(f'{folder}/')}; file_name is relative to the folder of the table, with the "
+            f"ending of the {noun}"
+        )
+    lines = []
+    if missing:
+        share = 100 * len(missing) / len(listed)
+        lines.append(
+            f"{table}: {len(missing):,} of the {len(listed):,} files that it lists ({share:.3g} %) do not exist or are "
+            f"no {noun}s, the first is {missing[0]}"
+        )
+    if without:
+        share = 100 * len(without) / len(samples)
+        lines.append(
+            f"{table}: {len(without):,} of {len(samples):,} {noun}s ({share:.3g} %) are not in it, the first is "
+            f"{without[0]}; they have no caption and are not used"
+        )
+    return list(map(one_line, lines))

@@ -1,20 +1,32 @@
-"""Encoded images to pixels: decoding, orientation, bit depth, and ADM's centre crop."""
+"""Encoded images to pixels: decoding, orientation, colour profile, bit depth, and ADM's centre crop."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..base import BadSample
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Suffixes of supported image files."""
+EXTENSIONS = (
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf",
+    ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+"""Suffixes of supported image files, in lower case."""
+SAME_COLOURS = 2
+"""A profile that changes no colour by more than so many of 255 levels is sRGB, and its pixels stay as they are."""
+GREYS = ("1", "L", "LA", "La")
+"""Pillow's 8-bit modes without colour."""
+GREY_LEVELS = np.arange(256, dtype=np.uint8)[None]
+_WARNED: set[str] = set()
+"""Faults of colour profiles that this process has warned of."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ def open_image(raw: bytes, channels: int, where: str) -> Image.Image:
     BadSample names `where`.
     """
     try:
-        return _open(raw, channels)
+        return _open(raw, channels, where)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ... on damaged files
         known = not isinstance(error, UnidentifiedImageError)
         reason = " ".join(str(error).split()) or type(error).__name__ if known else "unknown image format"
@@ -71,7 +83,7 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _open(raw: bytes, channels: int) -> Image.Image:
+def _open(raw: bytes, channels: int, where: str) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", Image.DecompressionBombWarning
@@ -85,10 +97,117 @@ def _open(raw: bytes, channels: int) -> Image.Image:
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
-    elif image.has_transparency_data:
+    if profile := opened.info.get("icc_profile"):
+        image = _in_srgb(image, bytes(profile), where)
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB" if channels == 3 else "L")
+
+
+def profile_fault(raw: bytes) -> str:
+    """Return why the colour profile in a decodable image file is not used; "" if it is, or if there is none."""
+    with Image.open(io.BytesIO(raw)) as opened:
+        profile = opened.info.get("icc_profile")
+        return _transform(bytes(profile), _profiled_mode(opened)).fault if profile else ""
+
+
+def is_srgb(image: Image.Image) -> bool:
+    """Whether the pixels of an opened file are sRGB: no colour profile changes them."""
+    profile = image.info.get("icc_profile")
+    return not profile or _transform(bytes(profile), _profiled_mode(image)).to_srgb is None
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """to_srgb: converts an image without transparency; None if pixels stay as they are. fault: why a profile is not
+    used."""
+
+    to_srgb: Callable[[Image.Image], Image.Image] | None
+    fault: str = ""
+
+
+def _profiled_mode(image: Image.Image) -> str:
+    """Return the mode of the colours that a profile is about: L, RGB or CMYK."""
+    if image.mode in GREYS or image.mode.startswith(("I", "F")):
+        return "L"
+    return "CMYK" if image.mode == "CMYK" else "RGB"
+
+
+def _in_srgb(image: Image.Image, profile: bytes, where: str) -> Image.Image:
+    """Convert an 8-bit image to sRGB; grey stays grey, and transparency stays.
+
+    A profile that cannot be used leaves the image unchanged, with one warning per kind of fault.
+    """
+    mode = _profiled_mode(image)
+    transform = _transform(profile, mode)
+    if transform.fault and transform.fault not in _WARNED:
+        _WARNED.add(transform.fault)
+        warnings.warn(
+            f"image {where}: its colour profile {transform.fault}; its colours are read as sRGB. "
+            "`unilatent data verify` counts such images",
+            stacklevel=2,
+        )
+    if transform.to_srgb is None:
+        return image
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    converted = transform.to_srgb(image)
+    converted = converted.convert("L") if mode == "L" else converted
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> _Transform:
+    """Return how pixels of a mode (L, RGB or CMYK) with this profile become sRGB."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        fits = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space, space)
+        if fits != mode and (fits, mode) != ("RGB", "L"):  # grey pixels in an RGB profile are its neutral colours
+            return _Transform(None, f"is for {space} pixels, the image has {mode}")
+        if fits != "CMYK" and _changes_nothing(source, fits):
+            return _Transform(None)
+        if fits == "L":
+            levels = _converted(Image.fromarray(GREY_LEVELS), _exact(source, "L", ImageCms.Intent.PERCEPTUAL))
+            table = np.asarray(levels)[0, :, 1].tolist()
+            return _Transform(lambda image: image.convert("L").point(table))
+        transform = ImageCms.buildTransform(source, _srgb(), fits, "RGB", ImageCms.Intent.PERCEPTUAL)
+        return _Transform(lambda image: _converted(image.convert(fits), transform))
+    except ImportError:
+        return _Transform(None, "cannot be read, this Pillow was built without littlecms")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        return _Transform(None, f"is damaged ({' '.join(str(error).split()) or type(error).__name__})")
+
+
+@lru_cache(maxsize=1)
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _exact(source: ImageCms.ImageCmsProfile, mode: str, intent: ImageCms.Intent) -> ImageCms.ImageCmsTransform:
+    """Return a slow transform to sRGB; the fast one is several levels off in dark greys."""
+    return ImageCms.buildTransform(source, _srgb(), mode, "RGB", intent, flags=ImageCms.Flags.NOOPTIMIZE)
+
+
+def _converted(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # it is None only in place
+    return converted
+
+
+def _changes_nothing(source: ImageCms.ImageCmsProfile, mode: str) -> bool:
+    """Whether a profile's colours are those of sRGB, up to rounding: tried on 256 greys and on 729 colours."""
+    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(1, -1, 3)
+    tried = GREY_LEVELS if mode == "L" else np.concatenate([colours, GREY_LEVELS[..., None].repeat(3, -1)], 1)
+    transform = _exact(source, mode, ImageCms.Intent.RELATIVE_COLORIMETRIC)
+    converted = np.asarray(_converted(Image.fromarray(tried), transform)).astype(int)
+    return bool(np.abs(converted - tried.reshape(*tried.shape[:2], -1)).max() <= SAME_COLOURS)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -65,13 +65,16 @@ class MemberCaptions(texts.Captions):
 class ShardCollection(CachedCollection):
     """All samples of a set of shards."""
 
-    def __init__(self, shards: ShardSet, decoder: FileDecoder, frame: Frame, cache: bool, captions: bool):
+    def __init__(
+        self, shards: ShardSet, kind: FileKind, decoder: FileDecoder, frame: Frame, cache: bool, captions: bool
+    ):
         super().__init__(len(shards), frame, cache)
         self.shards, self.decoder = shards, decoder
         self.class_names = shards.class_names
         self.names = _LazySequence(len(shards), shards.key)
         self.labels = _LazySequence(len(shards), self._label) if shards.labelled else None
         self.captions = MemberCaptions(shards) if captions and shards.captioned else None
+        self.notes = _notes(shards, kind)
 
     def decode(self, index: int) -> Tensor:
         """Decode a sample. BadSample if it is damaged; ValueError, which ends the run, if a download fails."""
@@ -133,7 +136,7 @@ def splits(config: MediaData, kind: FileKind, decoder: FileDecoder, frame: Frame
     """Open the training and held-out samples of shards; ValueError names what is missing and the fix."""
     assert config.path is not None
     shards = open_shards(config.path, "data.path", kind)
-    collection = ShardCollection(shards, decoder, frame, config.cache, config.captions)
+    collection = ShardCollection(shards, kind, decoder, frame, config.cache, config.captions)
     with_names(collection, config)
     total = len(shards)
     held_out = _held_out(shards, held_out_count(config.held_out, total))
@@ -156,6 +159,20 @@ def _held_out(shards: ShardSet, count: int) -> np.ndarray:
             if place + 1 == shards.counts[shard]:
                 advance(1)
     return np.asarray([usable[i] for i in held_out_indices(names, labels, count)])
+
+
+def notes(path: Path, kind: FileKind) -> list[str]:
+    """Return what shards hold and is not read, one line each."""
+    return _notes(open_shards(str(path), "input", kind), kind)
+
+
+def _notes(shards: ShardSet, kind: FileKind) -> list[str]:
+    unread = kind.unread(name for name in shards.unread)
+    lines = kind.note(unread, shards.shards[0].place if len(shards.shards) == 1 else f"{len(shards.shards)} shards")
+    if shards.damaged:
+        more = f" ({len(shards.damaged)} shards are damaged)" if len(shards.damaged) > 1 else ""
+        lines.append(f"{shards.damaged[0]}{more}; {kind.noun}s after that may be missing: copy it again")
+    return lines
 
 
 def open_shards(path: str, field: str, kind: FileKind) -> ShardSet:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import re
-import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -16,8 +14,19 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
+from ...plain_text import decode_leniently, read_table, split_lines
 from .._atoms import reading
-from .._atoms.files import CORES, ProgressCallback, SourceFile, SystemKind, existing, frames, source_files
+from .._atoms.files import (
+    CORES,
+    ProgressCallback,
+    SourceFile,
+    SystemKind,
+    existing,
+    frames,
+    number,
+    source_files,
+    unread_files,
+)
 from .._atoms.reading import AtomData, LoadedSystems
 from .._atoms.systems import System, Systems
 from . import generator
@@ -26,7 +35,7 @@ from .records import READERS, complete, prepared
 
 OFFLINE = "prototypes"
 """The value of `data.path` that requests the generated set."""
-VERSION = 3
+VERSION = 4
 """Version of the parsing rules, part of the name of a cache entry; raised when the same file gives other crystals."""
 SPLITS = ("train", "val", "test")
 """Names of the tables of a split."""
@@ -54,10 +63,17 @@ def _form(name: str) -> str | None:
     return FORMS.get(base.lower().rpartition(".")[2]) if "." in base else None
 
 
+def _groups(names: Sequence[str]) -> list[str]:
+    """Return the names, where a CONTCAR has that of the POSCAR in its folder: two steps of one relaxation."""
+    first = {name.lower(): name for name in names if RELAXED.search(name)}
+    return [first.get(RELAXED.sub(r"\1poscar", name).lower(), name) for name in names]
+
+
+RELAXED = re.compile(r"(^|/)(?:POSCAR|CONTCAR)(?=[^/]*$)", re.IGNORECASE)
 KIND = SystemKind(
     "crystals", OFFLINE,
     ".csv with a column cif, .cif, POSCAR or .vasp, .extxyz and .xyz, each also .gz, a folder or .zip of them, .npz",
-    _form, ("frame", "cif"), periodic=True, max_atoms=MOST_ATOMS,
+    _form, ("cif", "frame"), periodic=True, max_atoms=MOST_ATOMS, groups=_groups,
 )  # fmt: skip
 
 
@@ -149,7 +165,7 @@ def _table(name: str) -> str:
 def _records(files: list[SourceFile]) -> Iterator[_Record]:
     for file in files:
         try:
-            text = file.read().decode("utf-8", errors="replace")
+            text = decode_leniently(file.read())
         except ValueError as error:
             if file.form == "csv":
                 raise ValueError(f"data.path: {file.where} {error}; give a table with a column cif") from None
@@ -164,8 +180,7 @@ def _records(files: list[SourceFile]) -> Iterator[_Record]:
                 ("broken", lines) if isinstance(lines, str) else ("frame", "\n".join(lines)) for lines in frames(text)
             ]
         elif file.form == "cif":
-            blocks = [block for block in re.split(r"(?m)^(?=data_)", text) if "_atom_site_" in block] or [text]
-            texts = [("cif", block) for block in blocks]
+            texts = [("cif", block) for block in _blocks(text)]
         else:
             texts = [("poscar", text)]
         for i, (form, record_text) in enumerate(texts):
@@ -176,25 +191,34 @@ def _records(files: list[SourceFile]) -> Iterator[_Record]:
 
 def _rows(text: str, where: str, stem: str) -> Iterator[_Record]:
     """Yield the crystals of a table, one per row, with its other columns as numbers (NaN if a cell is none)."""
-    csv.field_size_limit(sys.maxsize)
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    if "cif" not in (table.fieldnames or ()):
-        raise ValueError(f"data.path: {where} has no column cif (it has {', '.join(table.fieldnames or ())}); add it")
-    for i, row in enumerate(table):
+    header, rows = read_table(text, where)
+    key = next((column for column in header if column.lower() == "cif"), None)
+    if key is None:
+        names = ", ".join(" ".join(column.split())[:40] for column in header)
+        raise ValueError(f"data.path: {where} has no column cif (it has {names}); add it")
+    for i, (_, row) in enumerate(rows):
         name = row.get("material_id") or row.get("id") or str(i + 1)
         columns: dict[str, float] = {}
-        for key, value in row.items():
-            if key and key not in ("cif", "material_id", "id") and isinstance(value, str):
-                columns[key] = _number(value)
+        for column, cell in row.items():
+            if column and column not in (key, "material_id", "id"):
+                value = number(cell.strip())
+                columns[column] = float("nan") if value is None else value
         split = stem if stem in (*SPLITS, "all") else ""
-        yield _Record(f"{where}, record {i + 1} ({name})", "cif", row["cif"] or "", name, split, columns)
+        yield _Record(f"{where}, record {i + 1} ({' '.join(name.split())})", "cif", row[key], name, split, columns)
 
 
-def _number(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        return float("nan")
+def _blocks(text: str) -> list[str]:
+    """Return the data blocks of a CIF that hold a structure; the whole text if none does."""
+    blocks: list[list[str]] = [[]]
+    inside = False
+    for line in split_lines(text):
+        if line.startswith(";"):
+            inside = not inside
+        if not inside and line.lower().startswith("data_"):
+            blocks.append([])
+        blocks[-1].append(line)
+    structures = [block for block in map("\n".join, blocks) if re.search("_atom_site_fract|_cell_length", block, re.I)]
+    return structures or [text]
 
 
 def _parsed(path: Path, most: int, spacegroup: bool, progress: ProgressCallback | None) -> LoadedSystems:
@@ -204,7 +228,7 @@ def _parsed(path: Path, most: int, spacegroup: bool, progress: ProgressCallback 
         parsed = ((f"{path}, record {i + 1} ({one.name})", "", _checked(one, most)) for i, one in enumerate(systems))
         return reading.gather(parsed, path, progress, len(systems))
     records = list(_records(_source_files(path)))
-    total = len(records)
+    total, unread = len(records), unread_files(path, KIND)
     workers = min(CORES, 1 + total // RECORDS_PER_WORKER)
     tasks = (records, itertools.repeat(most), itertools.repeat(spacegroup))
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
@@ -214,7 +238,7 @@ def _parsed(path: Path, most: int, spacegroup: bool, progress: ProgressCallback 
             (record.where, _split_of(record, i, total), crystal)
             for i, (record, crystal) in enumerate(zip(records, crystals, strict=True))
         )
-        return reading.gather(parsed, path, progress, total)
+        return reading.gather(parsed, path, progress, total, unread)
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
@@ -281,5 +305,7 @@ def read_files(path: Path, mixed: bool = False) -> Systems:
             crystal = complete(_read(record))
         except ValueError as error:
             raise ValueError(f"{record.where}: {error}; repair or remove it") from None
+        if crystal.note:
+            warnings.warn(f"{record.where}: the file's crystals {crystal.note}")
         crystals.append(replace(crystal, name=record.name, columns=record.columns | crystal.columns))
     return Systems.of(crystals)

@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 
 EXTRA = "pip install 'unilatent[atoms]'"
+ELONGATED = 1e6
+"""Cube of a cell's longest side by its volume, above which pymatgen's reduction takes too much time and memory."""
 STEPS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float64)
 """(27, 3) offsets of a cell and its neighbours; index 13 is the cell itself."""
 
@@ -44,6 +46,11 @@ def wrap(fractional: np.ndarray) -> np.ndarray:
     return wrapped
 
 
+def elongated(matrix: np.ndarray) -> bool:
+    """Whether a cell (3, 3) is too long for its width to be reduced."""
+    return bool(np.linalg.norm(matrix, axis=1).max() ** 3 > ELONGATED * abs(np.linalg.det(matrix)))
+
+
 def niggli(matrix: np.ndarray, fractional: np.ndarray, keep: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return the Niggli reduced cell as parameters (6,) float32, and the coordinates (n, 3) in it, float32.
 
@@ -68,3 +75,11 @@ def distances_of(matrix: np.ndarray, fractional: np.ndarray) -> np.ndarray:
     squares = np.square(vectors @ matrix).sum(-1)
     squares[np.arange(len(fractional)), np.arange(len(fractional)), 13] = np.inf  # itself
     return np.sqrt(squares.min(-1))
+
+
+def vacuum(matrix: np.ndarray, fractional: np.ndarray) -> tuple[float, int]:
+    """Return the widest layer without atoms (Angstrom, between planes of a cell's faces), and the index of its axis."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(matrix), axis=0)
+    places = np.sort(np.asarray(fractional, np.float64) % 1, axis=0)
+    gaps = np.diff(places, axis=0, append=places[:1] + 1).max(0) * heights
+    return float(gaps.max()), int(gaps.argmax())

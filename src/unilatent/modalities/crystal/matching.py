@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .lattices import cell_matrix
+from .lattices import cell_matrix, elongated
 from .validity import composition
 
 SITES, ANGLES, LENGTHS = 0.5, 10.0, 0.3
@@ -41,6 +41,8 @@ def distance(made: Any, truth: Any) -> float:
 
     Its unit is the cube root of the volume per atom.
     """
+    if elongated(made.lattice.matrix):
+        return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -74,7 +76,9 @@ class KnownCrystals:
 
 
 def reduced(types: np.ndarray, fractional: np.ndarray, lattice: np.ndarray) -> Any:
-    """Return the primitive, Niggli reduced structure; None if pymatgen fails."""
+    """Return the primitive, Niggli reduced structure; None if pymatgen fails, or the cell is too long for it."""
+    if elongated(cell_matrix(np.asarray(lattice, np.float64))):
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

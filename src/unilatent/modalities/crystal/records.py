@@ -7,72 +7,221 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from ...plain_text import split_lines
 from .._atoms.elements import NUMBERS, SYMBOLS
+from .._atoms.files import number, periodic_axes
 from .._atoms.reading import TooLarge
 from .._atoms.systems import System
+from . import symmetry
 from .elements import in_order
-from .lattices import cell_matrix, distances_of, niggli, wrap
+from .lattices import cell_matrix, distances_of, elongated, niggli, vacuum, wrap
 
 CLOSEST = 0.5
 """Smallest distance between two atoms in Angstrom, as in structural validity; a closer pair is an error."""
+Loop = tuple[list[str], list[list[str]]]
+"""Tags of a loop of a CIF, and its rows."""
+MOST_EXPANDED = 4096
+"""Atoms of a cell above which a CIF is not expanded."""
+SEPARATORS = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+"""Characters that are no line ends, and that other parsers take for ones."""
 THINNEST = 1.0
 """Smallest distance from an atom to its own image in Angstrom; a closer one is an error."""
-TOKENS = re.compile(r"'[^']*'|\"[^\"]*\"|\S+")
+VACUUM = 10.0
+"""Angstrom without atoms along a direction of the lattice from which a structure is a slab or a molecule in a box."""
+TOKENS = re.compile(r"""'(?:[^'\n]|'(?=\S))*'(?=\s|$)|"(?:[^"\n]|"(?=\S))*"(?=\s|$)|(?<!\S)\#[^\n]*|\S+""")
 LENGTHS = ("_cell_length_a", "_cell_length_b", "_cell_length_c")
 ANGLES = ("_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma")
 COORDINATES = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
+HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
+SYMBOL = ("_space_group_name_h-m_alt", "_symmetry_space_group_name_h-m", "_space_group_name_h-m_full")
+NUMBER = ("_space_group_it_number", "_symmetry_int_tables_number")
+UNKNOWN = ("", ".", "?")
+DUMMIES = re.compile(r"(?:xx?|du|dum|dummy|q)(?:\d+[a-z]?)?|cg\d*|cen\d*|ct\d*|d\?", re.IGNORECASE)
+"""Symbols of points that are no atoms: dummies, peaks of a difference map, centres of rings."""
+DUMMY_LABELS = re.compile(r"(?:xx?|du|dum|dummy|q)(?:[\d_]+[a-z]?)?", re.IGNORECASE)
+"""Labels of such points where no symbol is given; others, such as CG1, may be atoms."""
+LEAST_TOLERANCE = 2e-4
+"""Fractional deviation up to which images of a site always are one atom."""
+NO_SYMMETRY = "say nothing about symmetry and were read as P 1"
 
 
 def read_cif(text: str) -> System:
-    """Read the first block of a CIF. Those without symmetry are parsed here, others by pymatgen (ten times slower)."""
+    """Read one block of a CIF: its cell, and every atom that its symmetry makes of its sites.
+
+    The operations are those that it lists, or else those of the space group that it names.
+    """
     if not text.strip():
         raise ValueError("it is empty")
-    if missing := [tag for tag in (*LENGTHS, *ANGLES) if tag not in text]:
+    values, loops = _parsed(text)
+    if missing := [tag for tag in (*LENGTHS, *ANGLES) if values.get(tag, "?") in UNKNOWN]:
         raise ValueError(f"no lattice ({missing[0]} is missing)")
-    plain = _plain_cif(text)
-    if plain is not None:
-        return plain
-    from pymatgen.io.cif import CifParser
+    lattice = np.array([_number(values[tag]) for tag in (*LENGTHS, *ANGLES)])
+    types, coordinates, tolerances = _sites(values, loops)
+    operations, note = _operations(values, loops, lattice)
+    if operations is None or len(operations) == 1:
+        return System(types, coordinates, lattice, note=note)
+    types, coordinates = _expanded(types, coordinates, tolerances, operations)
+    return System(types, coordinates, lattice)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen repairs the text; `prepared` and `complete` check the result
-        try:
-            structure = CifParser.from_str(text).parse_structures(primitive=False, on_error="raise")[0]
-        except Exception as error:  # ValueError, AssertionError, KeyError, ... on malformed files
-            raise ValueError(f"it cannot be parsed as a structure ({' '.join(str(error).split())[:120]})") from None
-    return _of_structure(structure)
+
+def _operations(
+    values: dict[str, str], loops: list[Loop], lattice: np.ndarray
+) -> tuple[symmetry.Operations | None, str]:  # fmt: skip
+    """Return the symmetry operations, None for P 1; and a remark if the file says nothing about symmetry."""
+    listed = [word for header, rows in loops for word in _column(header, rows, OPERATIONS)]
+    listed = listed or [values[tag] for tag in OPERATIONS if tag in values]
+
+    def known(tags: tuple[str, ...]) -> str:
+        return next((values[tag] for tag in tags if values.get(tag, "?") not in UNKNOWN), "")
+
+    names = symmetry.Names(known(HALL), known(SYMBOL), known(NUMBER))
+    if not listed:
+        found = symmetry.named(names, cell_matrix(lattice))
+        return found, NO_SYMMETRY if found is None else ""
+    operations = symmetry.parsed(listed)
+    if len(operations) > 1 or names.symbol.replace(" ", "") not in ("", "P1") or names.number not in ("", "1"):
+        symmetry.check(operations, names)
+    return operations, ""
+
+
+def _sites(values: dict[str, str], loops: list[Loop]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return atomic numbers (n,), fractional coordinates (n, 3) and their tolerances (n,) of the sites of atoms."""
+    found = [loop for loop in loops if COORDINATES[0] in loop[0]]
+    if not found and all(tag in values for tag in COORDINATES):  # one atom needs no loop
+        tags = [tag for tag in values if tag.startswith("_atom_site_")]
+        found = [(tags, [[values[tag] for tag in tags]])]
+    if len(found) != 1:
+        raise ValueError(f"it has {len(found) or 'no'} lists of fractional coordinates ({COORDINATES[0]})")
+    header, rows = found[0]
+    if missing := [tag for tag in COORDINATES if tag not in header]:
+        raise ValueError(f"its sites have no {missing[0]}")
+
+    def column(tag: str) -> list[str]:
+        return [row[header.index(tag)] for row in rows] if tag in header else [""] * len(rows)
+
+    symbols, labels = column("_atom_site_type_symbol"), column("_atom_site_label")
+    if not {"_atom_site_type_symbol", "_atom_site_label"} & set(header):
+        raise ValueError("its sites have neither _atom_site_type_symbol nor _atom_site_label")
+    flags, occupancies = column("_atom_site_calc_flag"), column("_atom_site_occupancy")
+    attached = column("_atom_site_attached_hydrogens")
+    types, coordinates, tolerances = [], [], []
+    axes = [header.index(tag) for tag in COORDINATES]
+    for i, row in enumerate(rows):
+        name = "" if flags[i].lower() == "dum" else _site_symbol(symbols[i], labels[i])
+        if not name:
+            continue
+        types.append(_element(name))
+        if occupancies[i] not in UNKNOWN and abs(_number(occupancies[i]) - 1) > 1e-3:
+            raise ValueError(f"partial occupancy ({name}: {occupancies[i]})")
+        if attached[i] not in UNKNOWN and _number(attached[i]) > 0:
+            raise ValueError(f"{labels[i]} has {attached[i]} hydrogens without coordinates")
+        coordinates.append([_number(row[axis]) for axis in axes])
+        tolerances.append(_tolerance([row[axis] for axis in axes]))
+    return np.array(types, np.int64), np.array(coordinates).reshape(-1, 3), np.array(tolerances)
+
+
+def _site_symbol(symbol: str, label: str) -> str:
+    """Return the symbol of a site's element; "" if the site is no atom. ValueError if the file does not say which."""
+    if symbol and symbol not in UNKNOWN:
+        return "" if DUMMIES.fullmatch(symbol) else symbol
+    if DUMMY_LABELS.fullmatch(label):
+        return ""
+    letters = re.match(r"[A-Za-z]*", label)
+    names = [letters[0][:length].capitalize() for length in (len(letters[0]), 2, 1)] if letters else []
+    name = next((name for name in names if name in NUMBERS), "")
+    if symbol:
+        if name:
+            raise ValueError(f"its site {label} has no element (_atom_site_type_symbol {symbol})")
+        return ""
+    if not name:
+        raise ValueError(f"unknown element {label!r}")
+    return name
+
+
+def _tolerance(words: list[str]) -> float:
+    """Return how far images of a site may be apart for being one atom, by the digits of its coordinates.
+
+    Coordinates of three digits are right within 0.0005, and their images within three times as much.
+    """
+    digits = max(len(word.partition("(")[0].partition(".")[2].rstrip("0")) for word in words)
+    return max(1.6 * 10.0 ** -max(digits, 2), LEAST_TOLERANCE)
+
+
+def _expanded(
+    types: np.ndarray, coordinates: np.ndarray, tolerances: np.ndarray, operations: symmetry.Operations
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return the atoms that symmetry makes of sites; sites that make the same atoms are one."""
+    all_types: list[int] = []
+    atoms = np.zeros((0, 3))
+    for z, site, tolerance in zip(types.tolist(), coordinates, tolerances.tolist(), strict=True):
+        orbit = symmetry.orbit(operations, site, tolerance)
+        apart = orbit[:, None] - atoms
+        same = (np.abs(apart - np.round(apart)) < tolerance).all(-1)
+        if same.any():
+            other = all_types[int(np.flatnonzero(same.any(0))[0])]
+            if other != z:
+                raise ValueError(f"{SYMBOLS[other]} and {SYMBOLS[z]} are on the same site")
+            continue
+        all_types += [z] * len(orbit)
+        atoms = np.concatenate([atoms, orbit])
+        if len(atoms) > MOST_EXPANDED:
+            raise TooLarge.of(len(atoms), MOST_EXPANDED)
+    return np.array(all_types, np.int64), atoms
 
 
 def read_poscar(text: str) -> System:
     """Read a VASP 5 POSCAR, in which line 6 names the elements."""
     from pymatgen.io.vasp import Poscar
 
-    lines = text.splitlines()
+    lines = split_lines(SEPARATORS.sub(" ", text))
     if len(lines) < 8:
         raise ValueError(f"{len(lines)} lines are no POSCAR")
     if re.fullmatch(r"[\d\s]+", lines[5]):
         raise ValueError("line 6 names no elements (VASP 4); add a line with them before their numbers")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    counts = [int(word) for line in lines[6:18] if re.fullmatch(r"[\d\s]+", line, re.ASCII) for word in line.split()]
+    if sum(counts) > len(lines):
+        raise ValueError(f"{sum(counts)} atoms announced in {len(lines)} lines")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         try:
-            structure = Poscar.from_str(text).structure
+            structure = Poscar.from_str("\n".join(lines)).structure
         except Exception as error:
             raise ValueError(f"it cannot be parsed as a structure ({' '.join(str(error).split())[:120]})") from None
+    for warning in caught:
+        if "efaulting" in str(warning.message):  # pymatgen goes on with something that the file does not say
+            raise ValueError(str(warning.message))
+    _check_counts(lines, len(structure))
     return _of_structure(structure)
+
+
+def _check_counts(lines: list[str], atoms: int) -> None:
+    """ValueError if the numbers of atoms in a POSCAR fit neither its elements nor its lines of coordinates."""
+    words = lines[5].split(), lines[6].split()
+    if all(word.isdigit() for word in words[1]) and len(words[0]) != len(words[1]):
+        raise ValueError(f"line 6 has {len(words[0])} elements, and line 7 {len(words[1])} numbers of atoms")
+    first = next(i for i, line in enumerate(lines[6:], 6) if re.match(r"\s*[A-Za-z]", line))
+    first += 2 if lines[first].lstrip()[0] in "sS" else 1
+    after = lines[first + atoms].split()[:3] if len(lines) > first + atoms else []
+    if len(after) == 3 and all(number(word) is not None for word in after):
+        raise ValueError(f"line {first + atoms + 1} has coordinates of an atom after the {atoms} announced")
 
 
 def read_frame(text: str) -> System:
     """Read a frame of extended XYZ, with Lattice="..." and Properties=species:S:1:pos:R:3..."""
-    lines = text.splitlines()
+    lines = split_lines(text)
     comment = lines[1] if len(lines) > 1 else ""
     lattice = re.search(r'\bLattice\s*=\s*"([^"]*)"', comment, re.IGNORECASE)
     if not lattice:
         raise ValueError('no lattice (Lattice="ax ay az bx by bz cx cy cz" on the second line)')
+    if not all(axes := periodic_axes(comment)):
+        free = [axis for axis, is_periodic in zip("abc", axes, strict=False) if not is_periodic]
+        raise ValueError(f"pbc is false along {', '.join(free)}: a slab or a molecule in a box, not a crystal")
     matrix = np.array([_number(word) for word in lattice[1].split()])
     if matrix.size != 9:
         raise ValueError(f"Lattice has {matrix.size} numbers, not 9")
@@ -81,7 +230,7 @@ def read_frame(text: str) -> System:
     fields = (properties[1].strip('"') if properties else "species:S:1:pos:R:3").split(":")
     for name, width in zip(fields[::3], fields[2::3], strict=False):
         columns[name.lower()] = at
-        at += int(width)
+        at += int(width) if width.isdigit() else 1
     if not {"species", "pos"} <= columns.keys():
         raise ValueError(f"Properties={':'.join(fields)} has no species and pos")
     rows = [line.split() for line in lines[2:]]
@@ -96,8 +245,8 @@ def read_frame(text: str) -> System:
         raise ValueError("its lattice has no volume")
     numbers = {}
     for key, value in re.findall(r"(\w+)\s*=\s*([^\s\"]+)", re.sub(r'\w+\s*=\s*"[^"]*"', "", comment)):
-        if key.lower() != "properties" and re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", value):
-            numbers[key] = float(value)
+        if key.lower() not in ("properties", "pbc") and (known := number(value)) is not None:
+            numbers[key] = known
     return System(np.array(types), positions @ np.linalg.inv(matrix), _parameters(matrix), columns=numbers)
 
 
@@ -131,10 +280,16 @@ def prepared(one: System, max_atoms: int, keep: bool = False) -> System:
     matrix = cell_matrix(lattice)
     if abs(np.linalg.det(matrix)) < 0.1:
         raise ValueError("its lattice has no volume")
+    if elongated(matrix):
+        raise ValueError(f"a lattice of {', '.join(f'{value:g}' for value in lattice)} is too long for its width")
     try:
         reduced, coordinates = niggli(matrix, one.coordinates, keep)
     except Exception as error:
         raise ValueError(f"its cell cannot be reduced ({' '.join(str(error).split())[:120]})") from None
+    widest, axis = vacuum(cell_matrix(reduced), coordinates.astype(np.float64))
+    if widest > VACUUM:
+        along = f"{widest:.1f} A without atoms along {'abc'[axis]}"
+        raise ValueError(f"{along}: a slab or a molecule in a box, not a crystal")
     distances = distances_of(cell_matrix(reduced), coordinates.astype(np.float64))
     image_distances = distances.diagonal()
     if image_distances.min() < THINNEST:
@@ -158,88 +313,70 @@ def _of_structure(structure: object) -> System:
     return System(np.array(types), structure.frac_coords, np.array(structure.lattice.parameters))
 
 
-def _plain_cif(text: str) -> System | None:
-    """Parse a CIF that lists every atom of its cell; None if it may have symmetry or has another layout.
-
-    ValueError if such a CIF is invalid.
-    """
-    values, loops = _parsed(text)
-    if values is None:
-        return None
-    operations = [word for header, rows in loops for word in _column(header, rows, OPERATIONS)]
-    if operations:
-        if len(operations) > 1 or re.sub(r"\s", "", operations[0]).lower() != "x,y,z":
-            return None
-    else:
-        group = values.get("_symmetry_space_group_name_H-M", values.get("_space_group_name_H-M_alt", ""))
-        if re.sub(r"\s", "", group) != "P1" and values.get("_symmetry_Int_Tables_number") != "1":
-            return None
-    if not all(values.get(tag) for tag in (*LENGTHS, *ANGLES)):
-        return None
-    lattice = np.array([_number(values[tag]) for tag in (*LENGTHS, *ANGLES)])
-    sites = [(header, rows) for header, rows in loops if COORDINATES[0] in header]
-    if len(sites) != 1:
-        return None
-    header, rows = sites[0]
-    symbol_tag = "_atom_site_type_symbol" if "_atom_site_type_symbol" in header else "_atom_site_label"
-    if symbol_tag not in header or any(tag not in header for tag in COORDINATES):
-        return None
-    if symbol_tag == "_atom_site_label" and not all(_is_element(row[header.index(symbol_tag)]) for row in rows):
-        return None  # a label such as "CuA" means copper
-    symbol, axes = header.index(symbol_tag), [header.index(tag) for tag in COORDINATES]
-    if any(len(row) != len(header) for row in rows):
-        return None  # a comment, or a row over several lines
-    if "_atom_site_occupancy" in header:
-        column = header.index("_atom_site_occupancy")
-        for row in rows:
-            if row[column] not in (".", "?") and abs(_number(row[column]) - 1) > 1e-3:
-                raise ValueError(f"partial occupancy ({row[symbol]}: {row[column]})")
-    types = [_element(row[symbol]) for row in rows]
-    coordinates = np.array([[_number(row[axis]) for axis in axes] for row in rows]).reshape(-1, 3)
-    return System(np.array(types, np.int64), coordinates, lattice)
-
-
-def _parsed(text: str) -> tuple[dict[str, str] | None, list[tuple[list[str], list[list[str]]]]]:
-    """Return values by tag, and loops as (tags, rows); None instead of values if a text spans several lines."""
+def _parsed(text: str) -> tuple[dict[str, str], list[Loop]]:
+    """Return values by tag in lower case, and loops as (tags, rows). ValueError if a loop is not whole."""
     values: dict[str, str] = {}
-    loops: list[tuple[list[str], list[list[str]]]] = []
-    heading = inside = False
-    for line in text.splitlines():
-        line = line.strip()
-        if line.startswith(";"):
-            return None, []
-        if not line or line.startswith("#"):
-            continue
-        words = [word.strip("'\"") for word in TOKENS.findall(line)]
-        if words[0].lower() == "loop_":
+    loops: list[tuple[list[str], list[str]]] = []
+    state, tag = "", ""
+    for word, is_bare in _words(text):
+        lower = word.lower() if is_bare else ""
+        if lower == "loop_":
             loops.append(([], []))
-            heading = inside = True
-        elif words[0].startswith("_"):
-            if heading:
-                loops[-1][0].append(words[0])
+            state, tag = "header", ""
+        elif lower.startswith("_"):
+            if state == "header":
+                loops[-1][0].append(lower)
             else:
-                inside = False
-                values[words[0]] = words[1] if len(words) > 1 else ""
-        elif words[0].lower().startswith("data_"):
-            heading = inside = False
-        elif inside:
-            loops[-1][1].append(words)
-            heading = False
-    return values, loops
+                state, tag = "", lower
+        elif lower.startswith(("data_", "save_")):
+            state = tag = ""
+        elif state:
+            state = "rows"
+            loops[-1][1].append(word)
+        elif tag:
+            values[tag] = word
+            tag = ""
+    rows = []
+    for header, cells in loops:
+        if header and len(cells) % len(header):
+            raise ValueError(f"the list of {header[0]} has {len(cells)} values, not a multiple of {len(header)}")
+        rows.append((header, [cells[i : i + len(header)] for i in range(0, len(cells), len(header) or 1)]))
+    return values, rows
+
+
+def _words(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield the words of a CIF, and whether each is without quotes. A text over several lines is one word."""
+    paragraph: list[str] | None = None
+    for line in split_lines(text):
+        if line.startswith(";"):
+            if paragraph is not None:
+                yield "\n".join(paragraph), False
+                paragraph, line = None, line[1:]
+            else:
+                paragraph = [line[1:]]
+                continue
+        if paragraph is not None:
+            paragraph.append(line)
+            continue
+        for word in TOKENS.findall(line):
+            if word[0] in "'\"" and len(word) > 1 and word[-1] == word[0]:
+                yield word[1:-1], False
+            elif word[0] != "#":
+                yield word, True
 
 
 def _column(header: list[str], rows: list[list[str]], tags: tuple[str, ...]) -> list[str]:
     """Return the column of a loop under the first of these tags that it has; [] if it has none."""
     columns = [header.index(tag) for tag in tags if tag in header]
-    return [row[column] for column in columns[:1] for row in rows if len(row) > column]
+    return [row[column] for column in columns[:1] for row in rows]
 
 
 def _number(word: str) -> float:
     """Parse a number, with an uncertainty or not: "4.27(3)"."""
-    try:
-        return float(word.partition("(")[0])
-    except ValueError:
-        raise ValueError(f"{word!r} is no number") from None
+    value = number(word.partition("(")[0])
+    if value is None:
+        raise ValueError(f"{word[:40]!r} is no number")
+    return value
 
 
 def _element(symbol: str) -> int:
@@ -249,11 +386,6 @@ def _element(symbol: str) -> int:
     if name not in NUMBERS:
         raise ValueError(f"unknown element {symbol!r}")
     return NUMBERS[name]
-
-
-def _is_element(symbol: str) -> bool:
-    letters = re.match(r"[A-Za-z]+", symbol)
-    return letters is not None and letters[0].capitalize() in NUMBERS
 
 
 def _finite(values: np.ndarray, what: str) -> None:

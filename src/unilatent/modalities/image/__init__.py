@@ -21,6 +21,7 @@ from ..base import Dataset, Metric, Modality, Raw, Space, Splits
 from . import clip_score, fidelity, generated, losses, scene_metrics, spaces, storing
 from . import tokens as patches
 from .data import KIND, ImageData
+from .data import notes as notes_on_images
 from .data import read as read_images
 from .data import splits as load_splits
 from .metrics import ImageReconstruction, PixelMetrics, psnr
@@ -264,6 +265,9 @@ class Image(Modality):
         """Read all images of a folder, zip archive or file in batches, sorted by name; shards are read in their
         order."""
         return read_images(path, self.frame, batch_size)
+
+    def notes(self, path: Path) -> list[str]:
+        return notes_on_images(path)
 
     def _layout(self, device: torch.device) -> Layout:
         patch = self.config.patch_size

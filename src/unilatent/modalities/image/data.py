@@ -21,7 +21,7 @@ from .arrays import ImageArrays
 from .digits import DIGITS, Digits
 from .scenes import SCENES
 
-KIND = FileKind("image", EXTENSIONS)
+KIND = FileKind("image", EXTENSIONS, (".jpg", ".png"))
 COLUMN = hub.Column("image_column", "Image", decode)
 
 
@@ -94,3 +94,13 @@ def read(path: Path, frame: Frame, batch_size: int) -> Iterator[tuple[Tensor, li
         return files_in_batches(Folder(path.parent, KIND), [path.name], decode, frame, batch_size)
     source = locate(path, "input", KIND)
     return files_in_batches(source, at_least_one(source.names(), source, "input"), decode, frame, batch_size)
+
+
+def notes(path: Path) -> list[str]:
+    """Return what lies at a path and is not read by `read`, one line each."""
+    path = path.expanduser()
+    if shards.is_shards(str(path), KIND):
+        return shards.notes(path, KIND)
+    if is_npz(path) or (path.is_file() and path.suffix.lower() in EXTENSIONS):
+        return []
+    return locate(path, "input", KIND).notes()

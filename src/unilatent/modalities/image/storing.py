@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps
 
 from .._media.files import locate
 from .._media.listing import Listing
-from .._media.pixels import Frame, decode, fit, open_image
+from .._media.pixels import Frame, decode, fit, is_srgb, open_image, profile_fault
 from ..base import Raw
 from .data import KIND
 
@@ -34,6 +35,7 @@ class ImagesToStore(Raw):
         self.encoding = encoding
         self.files = locate(source, "source", KIND)
         listing = Listing(self.files, "source")
+        self.notes = listing.notes
         self.root, self.names, self.captions = listing.root, listing.names, listing.captions
         self.class_names, self.labels = listing.class_names, listing.labels
         size = list(encoding.size) if encoding.size else None
@@ -45,10 +47,23 @@ class ImagesToStore(Raw):
         stamp = self.files.stamp(self.root + self.names[number])
         return stamp if self.captions is None else f"{stamp} {self.captions.stamp(number)}"
 
-    def check(self, number: int) -> None:
+    def adopt(self, class_names: Sequence[str]) -> None:
+        """Take over the order of the same classes; no classes in place of the name of a single folder."""
+        names, labels = self.class_names, self.labels
+        if labels is None:
+            return
+        if not class_names and len(names) == 1:
+            self.class_names, self.labels = (), None
+        elif sorted(class_names) == sorted(names):
+            self.class_names, self.labels = tuple(class_names), [class_names.index(names[label]) for label in labels]
+
+    def check(self, number: int) -> str:
         name = self.root + self.names[number]
-        decode(self.files.read(name), Frame(1, 1, 3, 1), self.files.where(name))
+        raw = self.files.read(name)
+        decode(raw, Frame(1, 1, 3, 1), self.files.where(name))
         self.beside(number)
+        fault = profile_fault(raw)
+        return f"a colour profile that {fault}, read as sRGB" if fault else ""
 
     def beside(self, number: int) -> list[tuple[str, bytes]]:
         """Return a .txt with the captions, one per line; nothing without captions."""
@@ -72,10 +87,10 @@ class ImagesToStore(Raw):
 
 
 def _has_format(raw: bytes, format: str) -> bool:
-    """Whether an image file has this format and needs no conversion: grey or RGB, and upright."""
+    """Whether an image file has this format and needs no conversion: grey or RGB, in sRGB, and upright."""
     with Image.open(io.BytesIO(raw)) as opened:
         upright = ImageOps.exif_transpose(opened).size == opened.size and opened.getexif().get(0x0112, 1) == 1
-        return opened.format == FORMATS[format] and opened.mode in ("L", "RGB") and upright
+        return opened.format == FORMATS[format] and opened.mode in ("L", "RGB") and upright and is_srgb(opened)
 
 
 def _is_grey(raw: bytes) -> bool:
@@ -84,7 +99,9 @@ def _is_grey(raw: bytes) -> bool:
 
 
 def _saved(image: Image.Image, encoding: Encoding) -> bytes:
+    """Encode an image in sRGB, without a colour profile."""
     buffer = io.BytesIO()
+    image.info.pop("icc_profile", None)
     options: dict[str, Any] = {} if encoding.format == "png" else {"quality": encoding.quality}
     if encoding.format == "jpg":
         options["subsampling"] = 0  # colour at full resolution, because the images are small

@@ -19,8 +19,9 @@ def pack(images: Tensor, patch: int) -> Tensor:
 
 def unpack(values: Tensor, height: int, width: int, patch: int) -> Tensor:
     """Convert (B, N, patch * patch * C) to (B, C, height, width); the inverse of `pack`."""
-    grid = values.reshape(len(values), height // patch, width // patch, patch, patch, -1)  # (B, h, w, p, q, C)
-    return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(values), -1, height, width)  # (B, C, h, p, w, q) -> (B, C, H, W)
+    b = values.shape[0]
+    grid = values.reshape(b, height // patch, width // patch, patch, patch, -1)  # (B, h, w, p, q, C)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, height, width)  # (B, C, h, p, w, q) -> (B, C, H, W)
 
 
 def check(images: Any, channels: int, height: int, width: int) -> Tensor:

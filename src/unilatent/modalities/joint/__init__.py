@@ -263,10 +263,6 @@ class Joint(atoms.AtomModality):
             batch = samples[first : first + batch_size]
             yield self.join([sample for _, sample in batch]), [name for name, _ in batch]
 
-    @property
-    def subfolders(self) -> tuple[str, ...]:
-        return tuple(part.name for part in self.config.parts)
-
     def _part_of(self, sample: dict[str, Tensor]) -> atoms.AtomModality:
         """Return the part that handles a sample, a batch of one."""
         return next(part for part in self.parts if part.has_periodic == bool(sample["periodic"][0]))

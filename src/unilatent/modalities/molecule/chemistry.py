@@ -1,13 +1,14 @@
 """Bonds and validity of atoms in space: by distance tables, RDKit, Open Babel and PoseBusters; canonical SMILES.
 
 Batches have types (B, N), atomic numbers with 0 at padding, and positions (B, N, 3) in Angstrom. RDKit, Open Babel,
-PoseBusters and pymatgen's molecule matcher are imported at first use, and only here.
+PoseBusters and pymatgen's molecule matcher are imported at first use, and only here and in `bond_orders`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -43,11 +44,11 @@ def rdkit() -> Any:
     """Return RDKit's modules; ValueError names the extra to install."""
     try:
         from rdkit import Chem, RDLogger, rdBase
-        from rdkit.Chem import Draw, rdDepictor, rdDetermineBonds, rdDistGeom, rdForceFieldHelpers, rdMolDescriptors
+        from rdkit.Chem import Draw, rdDepictor, rdDistGeom, rdForceFieldHelpers, rdMolDescriptors
     except ImportError:
         raise ValueError(f"molecules need the package rdkit: {EXTRA}") from None
     return SimpleNamespace(
-        Chem=Chem, Draw=Draw, Depictor=rdDepictor, Bonds=rdDetermineBonds, Embed=rdDistGeom, Force=rdForceFieldHelpers,
+        Chem=Chem, Draw=Draw, Depictor=rdDepictor, Embed=rdDistGeom, Force=rdForceFieldHelpers,
         Descriptors=rdMolDescriptors,
         quiet=rdBase.BlockLogs, version=rdBase.rdkitVersion, RDLogger=RDLogger,
     )  # fmt: skip
@@ -162,35 +163,143 @@ def graph_smiles(types: np.ndarray, orders: np.ndarray) -> str | None:
 # ---- C: bonds by RDKit -----------------------------------------------------------------------------------------------
 
 
-def atoms_only(types: np.ndarray, positions: np.ndarray) -> Any:
-    """Return an RDKit molecule of atoms (n,) at positions (n, 3), without bonds."""
-    Chem = rdkit().Chem
-    mol = Chem.RWMol()
-    for number in types.tolist():
-        atom = Chem.Atom(number)
-        atom.SetNoImplicit(True)
-        mol.AddAtom(atom)
-    conformer = Chem.Conformer(len(types))
-    conformer.SetPositions(np.ascontiguousarray(positions, np.float64))
-    mol.AddConformer(conformer)
-    return mol
+JUDGED, GAVE_UP, CHARGES, BONDS = 0, 1, 2, 3
+"""Whether RDKit's protocol judges a molecule: it does; its search for bond orders was given up; the molecule is sound,
+but RDKit's charges do not add up to 0 (dinitrobenzenes); it is sound, but an element has more bonds than RDKit's tables
+allow (SF6, PF5)."""
+
+
+@dataclass(frozen=True)
+class Perception:
+    """mol: the neutral molecule that RDKit determines from positions, sanitised; it may have several fragments. None if
+    there is none: then the molecule is invalid if `judged` is JUDGED, else it was not judged."""
+
+    mol: Any | None
+    judged: int = JUDGED
 
 
 def perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
-    """Return the neutral molecule whose bonds RDKit determines from positions (`DetermineBonds`, charge 0), sanitised.
+    """Return the molecule of `perception`, or None."""
+    return perception(types, positions).mol
 
-    It may have several fragments. None if RDKit finds no such molecule.
-    """
+
+def perception(types: np.ndarray, positions: np.ndarray) -> Perception:
+    """Determine the bonds of atoms (n,) at positions (n, 3) (`DetermineBonds`, charge 0), within a limit of time."""
     if not len(types):
-        return None
-    kit = rdkit()
-    mol = atoms_only(types, positions)
-    try:
-        kit.Bonds.DetermineConnectivity(mol)
-        kit.Bonds.DetermineBondOrders(mol, charge=0, embedChiral=False)
-        return mol if _sanitised(mol) else None
-    except (ValueError, RuntimeError):
-        return None
+        return Perception(None)
+    rdkit()
+    from . import bond_orders
+
+    mol, fault = _found(tuple(types.tolist()), np.ascontiguousarray(positions, np.float64).tobytes())
+    if fault is None and _sanitised(mol):
+        return Perception(mol)
+    return Perception(None, GAVE_UP if fault == bond_orders.GAVE_UP else _sound(mol))
+
+
+def _found(numbers: tuple[int, ...], places: bytes) -> tuple[Any, str | None]:
+    """As `bond_orders.find`. The long searches are remembered: drawing and measuring ask for the same molecules."""
+    from . import bond_orders
+
+    if (numbers, places) not in _long:
+        start = time.monotonic()
+        found = bond_orders.find(numbers, np.frombuffer(places).reshape(-1, 3))
+        if time.monotonic() - start < LONG:
+            return found
+        if len(_long) >= REMEMBERED:
+            _long.pop(next(iter(_long)))
+        _long[numbers, places] = found
+    mol, fault = _long[numbers, places]
+    return rdkit().Chem.RWMol(mol), fault
+
+
+LONG = 0.2
+"""Seconds from which a search is remembered."""
+REMEMBERED = 1024
+_long: dict[tuple[tuple[int, ...], bytes], tuple[Any, str | None]] = {}
+
+
+def atoms_only(types: np.ndarray, positions: np.ndarray) -> Any:
+    """Return an RDKit molecule of atoms (n,) at positions (n, 3), without bonds."""
+    rdkit()
+    from .bond_orders import atoms_only
+
+    return atoms_only(types.tolist(), positions)
+
+
+SUMS = {
+    1: (1,), 3: (1,), 4: (2,), 5: (3,), 6: (4,), 7: (3, 5), 8: (2,), 9: (1,), 11: (1,), 12: (2,), 13: (3,), 14: (4,),
+    15: (3, 5), 16: (2, 4, 6), 17: (1, 3, 5, 7), 31: (3,), 32: (4,), 33: (3, 5), 34: (2, 4, 6), 35: (1, 3, 5, 7),
+    36: (2,), 50: (4,), 51: (3, 5), 52: (2, 4, 6), 53: (1, 3, 5, 7), 54: (2, 4, 6, 8),
+}  # fmt: skip
+"""Sums of bond orders of uncharged atoms, as formulas without charges have them: N 5 in a nitro group, S 6 in SF6."""
+HALOGENS = {9, 17, 35, 53}
+SOUND_STEPS = 20_000
+
+
+def _sound(mol: Any) -> int:
+    """Return why RDKit rejects a sound molecule: BONDS or CHARGES; JUDGED if it is not sound.
+
+    It is sound if its atoms' connections, as RDKit determined them, have bond orders with sums in SUMS. All atoms must
+    be connected, and no hydrogen may be at an atom with more than its least sum. Contacts between halogens of one atom
+    (SF6) are no bonds.
+    """
+    numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
+    if fragments(mol) > 1 or any(number not in SUMS for number in numbers):
+        return JUDGED
+    near = [{other.GetIdx() for other in atom.GetNeighbors()} for atom in mol.GetAtoms()]
+    pairs = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()]
+    bonds = [(a, b) for a, b in pairs if not ({numbers[a], numbers[b]} <= HALOGENS and near[a] & near[b])]
+    around: list[list[int]] = [[] for _ in numbers]
+    for a, b in bonds:
+        around[a].append(b)
+        around[b].append(a)
+    allowed = [
+        [total - len(near) for total in SUMS[z] if total >= len(near) and _may_have(z, total, near, numbers)]
+        for z, near in zip(numbers, around, strict=True)
+    ]
+    if not all(allowed) or not _assignable(allowed, bonds):
+        return JUDGED
+    return BONDS if any(z != N and len(near) > SUMS[z][0] for z, near in zip(numbers, around, strict=True)) else CHARGES
+
+
+def _may_have(z: int, total: int, near: list[int], numbers: list[int]) -> bool:
+    if total == SUMS[z][0]:
+        return True
+    if z == N:  # a nitro group, an oxide, an azide: not NH5
+        return len(near) <= 4 and any(numbers[i] in (N, O) for i in near)
+    return all(numbers[i] != H for i in near)
+
+
+def _assignable(allowed: list[list[int]], bonds: list[tuple[int, int]]) -> bool:
+    """Whether each bond can be raised by 0, 1 or 2 so that the raises at each atom add up to one of its sums.
+
+    A depth-first search in the order of bonds; False after SOUND_STEPS.
+    """
+    last = {atom: i for i, bond in enumerate(bonds) for atom in bond}
+    raised, steps = [0] * len(allowed), 0
+
+    def place(i: int) -> bool:
+        nonlocal steps
+        steps += 1
+        if i == len(bonds):
+            return True
+        for raise_by in (0, 1, 2):
+            if steps > SOUND_STEPS:
+                return False
+            for atom in bonds[i]:
+                raised[atom] += raise_by
+            fits = all(
+                raised[atom] in allowed[atom] if last[atom] == i else raised[atom] <= allowed[atom][-1]
+                for atom in bonds[i]
+            )
+            if fits and place(i + 1):
+                return True
+            for atom in bonds[i]:
+                raised[atom] -= raise_by
+        return False
+
+    alone = all(0 in sums for atom, sums in enumerate(allowed) if atom not in last)
+    return alone and place(0)
 
 
 def fragments(mol: Any) -> int:

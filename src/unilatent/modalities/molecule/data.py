@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import sys
 import warnings
@@ -15,9 +13,21 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
+from ...plain_text import decode_leniently, read_table, split_lines
 from .._atoms import reading
 from .._atoms.elements import NUMBERS
-from .._atoms.files import CORES, ProgressCallback, SourceFile, SystemKind, existing, frames, is_periodic, source_files
+from .._atoms.files import (
+    CORES,
+    ProgressCallback,
+    SourceFile,
+    SystemKind,
+    existing,
+    frames,
+    is_periodic,
+    number,
+    source_files,
+    unread_files,
+)
 from .._atoms.reading import AtomData, LoadedSystems, TooLarge
 from .._atoms.systems import System, Systems
 from . import generator
@@ -25,25 +35,27 @@ from .chemistry import rdkit
 
 OFFLINE = "qm9-like"
 """The value of `data.path` that requests the generated set."""
-FORMS = {"sdf": "sdf", "xyz": "frame", "extxyz": "frame"}
+FORMS = {"sdf": "sdf", "sd": "sdf", "mol": "mol", "xyz": "frame", "extxyz": "frame"}
 """Suffix of a file -> its form, one of READERS."""
 KIND = SystemKind(
-    "molecules", OFFLINE, ".sdf, .xyz and .extxyz, each also .gz, a folder or .zip of them, .npz",
+    "molecules", OFFLINE, ".sdf, .mol, .xyz and .extxyz, each also .gz, a folder or .zip of them, .npz",
     lambda name: FORMS.get(name.lower().rpartition(".")[2]),
-    ("sdf", "frame"), periodic=False, max_atoms=sys.maxsize,
+    ("frame", "sdf", "mol"), periodic=False, max_atoms=sys.maxsize,
 )  # fmt: skip
 GDB9, UNCHARACTERIZED = "gdb9.sdf", "uncharacterized.txt"
 CLASH = 0.4
 """Smallest distance between two nuclei in Angstrom; closer ones make a record invalid."""
-READING = 3
+READING = 4
 """Version of the parsing rules below, part of the name of a cache entry."""
 QM9_SPLIT = {"train": 100_000, "validation": 18_000, "test": 12_831}
 QM9_COLUMNS = ["A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
 """Columns of the second line of a dsgdb9nsd_*.xyz, after the name and number."""
+FLAT = 1e-4
+"""Angstrom between the least and the largest z up to which a molecule is in a plane, as drawings are."""
 
 
 class MoleculeData(AtomData):
-    """path: an .sdf, .xyz, .extxyz (each also .gz) or .npz file of molecules, or a zip or folder of such files; a
+    """path: an .sdf, .mol, .xyz, .extxyz (each also .gz) or .npz file of molecules, or a zip or folder of such files; a
     folder with gdb9.sdf (QM9); or "qm9-like", a set of `num` molecules generated with RDKit and cached. null: not set,
     which is an error.
     """
@@ -105,14 +117,15 @@ def read(
 
     mixed: skip files of periodic systems; finding no molecule is then no error.
     """
-    path, total = existing(path, KIND), 0
+    path, total, unread = existing(path, KIND), 0, ""
     if path.suffix.lower() == ".npz":
         systems = reading.load_npz(path, KIND, mixed)
         records, total = _of_systems(systems, str(path)), len(systems)
     else:
         records = _qm9(path) if is_qm9(path) else _records(source_files(path, KIND, mixed))
+        unread = "" if mixed or is_qm9(path) else unread_files(path, KIND)
     parsed = ((where, "", _checked(record, most)) for where, record in records)
-    return reading.gather(parsed, path, progress, total)
+    return reading.gather(parsed, path, progress, total, unread)
 
 
 def read_files(path: Path, mixed: bool = False) -> Systems:
@@ -120,6 +133,8 @@ def read_files(path: Path, mixed: bool = False) -> Systems:
     loaded = read(path, mixed=mixed)
     if loaded.bad:
         raise ValueError(f"{loaded.bad[0]}; repair or remove it")
+    for note in loaded.notes:
+        warnings.warn(f"{path}: {note}")
     return loaded.systems
 
 
@@ -162,35 +177,110 @@ def _records(files: list[SourceFile]) -> Iterator[Record]:
         yield from READERS[file.form](content, file.stem, file.where)
 
 
-# ---- .sdf ------------------------------------------------------------------------------------------------------------
+# ---- .sdf and .mol ---------------------------------------------------------------------------------------------------
+
+END = re.compile(r"^\$\$\$\$.*\n?", re.MULTILINE)
+COUNTS = re.compile(r"^[ \d]{6}.*V[23]000[ \t]*$", re.MULTILINE | re.IGNORECASE)
 
 
 def sdf_records(content: bytes, stem: str, where: str) -> Iterator[Record]:
-    """Yield the molecules of an .sdf, with numeric tags as columns. Hydrogens must be explicit."""
+    """Yield the molecules of an .sdf or .mol, with numeric tags as columns.
+
+    Hydrogens must be explicit, and coordinates those of a geometry, not of a drawing.
+    """
     with rdkit().quiet():
-        supplier = rdkit().Chem.ForwardSDMolSupplier(io.BytesIO(content), removeHs=False, sanitize=False)
-        for i, mol in enumerate(supplier):
-            yield f"{where}, record {i + 1}", "not a molecule block" if mol is None else _of_mol(mol, f"{stem}:{i + 1}")
+        for i, block in enumerate(_blocks(decode_leniently(content))):
+            yield f"{where}, record {i + 1}", _of_block(block, f"{stem}:{i + 1}")
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Yield the records of an .sdf. Blank lines at its end are none; a record without its end ($$$$) is one."""
+    parts = END.split("\n".join(split_lines(text)) + "\n")
+    if not parts[-1].strip():
+        parts.pop()
+    for part in parts:
+        lines = [part.count("\n", 0, counts.start()) - 3 for counts in COUNTS.finditer(part)]
+        if len(lines) < 2:
+            yield part
+            continue
+        rows = part.split("\n")
+        for begin, end in zip([0, *lines[1:]], [*lines[1:], len(rows)], strict=True):
+            yield "\n".join(rows[begin:end]) + "\n"
+
+
+def _of_block(block: str, name: str, checked: bool = True) -> System | str:
+    """Parse one record of an .sdf. checked: refuse drawings, and molecules without their hydrogens."""
+    try:
+        supplier = rdkit().Chem.SDMolSupplier()
+        supplier.SetData(block + "$$$$\n", removeHs=False, sanitize=False)
+        mol = next(iter(supplier), None)
+        if mol is None:
+            return "not a molecule block"
+        system = _of_mol(mol, name)
+        if isinstance(system, str) or not checked:
+            return system
+        missing = _missing_hydrogens(mol)
+    except (ValueError, RuntimeError, KeyError) as error:  # RDKit's errors on malformed blocks
+        return f"not a molecule block ({' '.join(str(error).split())[:80]})"
+    code = split_lines(block)[1][20:22].upper() if block.count("\n") > 1 else ""
+    if _is_drawing(system, code == "2D"):
+        return "a drawing (all z are equal), not a geometry; give 3D coordinates"
+    if missing:
+        return f"its bonds leave room for {missing} more hydrogens; add them, with their coordinates"
+    return system
+
+
+def _is_drawing(system: System, marked: bool = False) -> bool:
+    """Whether all atoms are in a plane of constant z, and no real molecule would be.
+
+    marked: the file calls it two-dimensional. Else it is a drawing if an atom of carbon or silicon has four neighbours,
+    or a hydrogen is not where hydrogens are.
+    """
+    z = system.coordinates[:, 2]
+    if len(z) < 3 or not np.isfinite(z).all() or np.ptp(z) > FLAT:
+        return False
+    if marked:
+        return True
+    table = rdkit().Chem.GetPeriodicTable()
+    radii = np.array([table.GetRcovalent(n) for n in system.types.tolist()])
+    positions = system.coordinates.astype(np.float64)
+    ratios = np.linalg.norm(positions[:, None] - positions[None], axis=-1) / (radii[:, None] + radii)
+    np.fill_diagonal(ratios, np.inf)
+    is_carbon = (system.types == 6) | (system.types == 14)
+    nearest = ratios[system.types == 1].min(1)
+    return bool(((ratios < 1.25).sum(1)[is_carbon] > 3).any() or (nearest > 1.25).any())
+
+
+def _missing_hydrogens(mol: Any) -> int:
+    """Return how many hydrogens the bonds of a molecule leave room for; 0 if several atoms have no bonds at all.
+
+    An atom with a bond too many is charged, and its counterpart lacks one: no hydrogen is missing there.
+    """
+    if not mol.GetNumBonds() and mol.GetNumAtoms() > 1:
+        return 0
+    mol.UpdatePropertyCache(strict=False)
+    table = rdkit().Chem.GetPeriodicTable()
+    count = 0
+    for atom in mol.GetAtoms():
+        count += 0 if atom.GetNoImplicit() else atom.GetNumImplicitHs()
+        largest = max(table.GetValenceList(atom.GetAtomicNum()), default=-1)
+        if largest > 0 and not atom.GetFormalCharge():
+            count -= max(0, atom.GetTotalValence() - largest)
+    return max(0, count)
 
 
 def _of_mol(mol: Any, name: str) -> System | str:
     if not mol.GetNumConformers():
         return "no coordinates"
     numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
-    for i, (number, atom) in enumerate(zip(numbers, mol.GetAtoms(), strict=True)):
-        if not 1 <= number <= 99:
+    for i, (atomic_number, atom) in enumerate(zip(numbers, mol.GetAtoms(), strict=True)):
+        if not 1 <= atomic_number <= 99:
             return f"atom {i + 1} is {atom.GetSymbol()!r}, not an element"
-    positions = mol.GetConformer().GetPositions().astype(np.float32).reshape(-1, 3)
-    columns = {tag: value for tag in mol.GetPropNames() if (value := _number(mol.GetProp(tag))) is not None}
+    with np.errstate(over="ignore"):  # too large for float32: not a number, as `fault_of` says
+        positions = mol.GetConformer().GetPositions().astype(np.float32).reshape(-1, 3)
+    columns = {tag: value for tag in mol.GetPropNames() if (value := number(mol.GetProp(tag).strip())) is not None}
     title = mol.GetProp("_Name") if mol.HasProp("_Name") else ""
     return System(np.array(numbers, np.uint8), positions, None, title or name, columns)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text.replace("*^", "e"))
-    except ValueError:
-        return None
 
 
 # ---- .xyz and .extxyz ------------------------------------------------------------------------------------------------
@@ -203,25 +293,34 @@ def xyz_records(content: bytes, stem: str, where: str) -> Iterator[Record]:
 
     In extended XYZ, `Properties=` on that line says which columns of the table are species and positions.
     """
-    parsed = list(frames(content.decode("utf-8", "replace")))
+    parsed = list(frames(decode_leniently(content)))
     for i, frame in enumerate(parsed):
+        place = f"{where}, record {i + 1}"
         if isinstance(frame, str):
-            yield f"{where}, record {i + 1}", frame
-            return
-        yield f"{where}, record {i + 1}", _of_table(frame[2:], frame[1], f"{stem}:{i + 1}" if len(parsed) > 1 else stem)
-        if frame[1].startswith("gdb "):
-            return  # a file of QM9: frequencies, SMILES and InChI follow
+            yield place, frame
+            continue
+        qm9 = _qm9_numbers(frame[1]) if i == 0 else None
+        yield place, _of_table(frame[2:], frame[1], f"{stem}:{i + 1}" if len(parsed) > 1 else stem, qm9)
+        if qm9:
+            return  # frequencies, SMILES and InChI follow
 
 
-def _of_table(table: list[str], comment: str, name: str) -> System | str:
+def _qm9_numbers(comment: str) -> dict[str, float] | None:
+    """Return the properties in the second line of a dsgdb9nsd_*.xyz, NaN if unknown; None for any other line."""
+    words = comment.split()
+    if len(words) != 2 + len(QM9_COLUMNS) or words[0] != "gdb" or not words[1].isdigit():
+        return None
+    values = [number(word) for word in words[2:]]
+    return {key: np.nan if value is None else value for key, value in zip(QM9_COLUMNS, values, strict=True)}
+
+
+def _of_table(table: list[str], comment: str, name: str, qm9: dict[str, float] | None) -> System | str:
     pairs = {key: value.strip("\"'") for key, value in PAIR.findall(comment)}
-    if is_periodic(f"\n{comment}".encode()):
+    if is_periodic(comment):
         return "it has a lattice: not a molecule"
-    columns = {key: value for key in pairs if (value := _number(pairs[key])) is not None}
-    if comment.startswith("gdb "):
-        words = comment.split()
-        name = f"gdb_{words[1]}"
-        columns = dict(zip(QM9_COLUMNS, map(float, words[2:]), strict=False))
+    columns = {key: value for key in pairs if (value := number(pairs[key])) is not None}
+    if qm9:
+        name, columns = f"gdb_{comment.split()[1]}", qm9
     try:
         species, first = _table_columns(pairs.get("Properties"))
     except ValueError as error:
@@ -231,19 +330,20 @@ def _of_table(table: list[str], comment: str, name: str) -> System | str:
         words = line.split()
         if len(words) < max(species, first + 2) + 1:
             return f"atom {i + 1}: {len(words)} words, not a symbol and three coordinates"
-        number = NUMBERS.get(words[species].capitalize()) or _atomic_number(words[species])
-        if number is None:
+        element = NUMBERS.get(words[species].capitalize()) or _atomic_number(words[species])
+        if element is None:
             return f"atom {i + 1} is {words[species]!r}, not an element"
-        types.append(number)
-        coordinates = [_number(word) for word in words[first : first + 3]]
+        types.append(element)
+        coordinates = [number(word) for word in words[first : first + 3]]
         positions.append([np.nan if value is None else value for value in coordinates])
-    return System(
-        np.array(types, np.uint8), np.array(positions, np.float32).reshape(-1, 3), None, name, columns
-    )  # fmt: skip
+    with np.errstate(over="ignore"):
+        places = np.array(positions, np.float32).reshape(-1, 3)
+    system = System(np.array(types, np.uint8), places, None, name, columns)
+    return "a drawing (all z are equal), not a geometry; give 3D coordinates" if _is_drawing(system) else system
 
 
 def _atomic_number(word: str) -> int | None:
-    return int(word) if word.isdigit() and 1 <= int(word) <= 99 else None
+    return int(word) if re.fullmatch(r"\d{1,3}", word, re.ASCII) and 1 <= int(word) <= 99 else None
 
 
 def _table_columns(properties: str | None) -> tuple[int, int]:
@@ -259,7 +359,9 @@ def _table_columns(properties: str | None) -> tuple[int, int]:
     return columns.get("species", columns.get("Z", 0)), columns["pos"]
 
 
-READERS: dict[str, Callable[[bytes, str, str], Iterator[Record]]] = {"sdf": sdf_records, "frame": xyz_records}
+READERS: dict[str, Callable[[bytes, str, str], Iterator[Record]]] = {
+    "sdf": sdf_records, "mol": sdf_records, "frame": xyz_records
+}  # fmt: skip
 """Form of a file -> (content, file name without its suffix, place for messages) -> its records."""
 
 
@@ -275,15 +377,15 @@ def _qm9(folder: Path) -> Iterator[Record]:
     """Yield gdb9.sdf without the molecules of uncharacterized.txt, with the columns of gdb9.sdf.csv if that exists."""
     excluded = _uncharacterized(folder / UNCHARACTERIZED)
     numbers = _qm9_columns(folder / f"{GDB9}.csv")
+    path = folder / GDB9
     with rdkit().quiet():
-        supplier = rdkit().Chem.SDMolSupplier(str(folder / GDB9), removeHs=False, sanitize=False)
-        for i, mol in enumerate(supplier):
+        for i, block in enumerate(_blocks(decode_leniently(path.read_bytes()))):
             if i in excluded:
                 continue
-            record = "not a molecule block" if mol is None else _of_mol(mol, f"gdb_{i + 1}")
+            record = _of_block(block, f"gdb_{i + 1}", checked=False)
             if isinstance(record, System):
                 record = replace(record, columns={**record.columns, **numbers.get(record.name, {})})
-            yield f"{folder / GDB9}, record {i + 1}", record
+            yield f"{path}, record {i + 1}", record
 
 
 def _uncharacterized(path: Path) -> set[int]:
@@ -291,18 +393,17 @@ def _uncharacterized(path: Path) -> set[int]:
     if not path.is_file():
         warnings.warn(f"{path} is missing: the 3,054 molecules that it lists stay in the set", stacklevel=2)
         return set()
-    words = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return {int(line[0]) - 1 for line in words if len(line) > 1 and line[0].isdigit()}
+    words = [line.split() for line in split_lines(decode_leniently(path.read_bytes()))]
+    return {int(line[0]) - 1 for line in words if len(line) > 1 and re.fullmatch(r"\d{1,9}", line[0], re.ASCII)}
 
 
 def _qm9_columns(path: Path) -> dict[str, dict[str, float]]:
     """Return name -> column -> number."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    _, rows = read_table(decode_leniently(path.read_bytes()), str(path))
     return {
-        row["mol_id"]: {key: value for key, text in row.items() if (value := _number(text or "")) is not None}
-        for row in rows
+        row["mol_id"]: {key: value for key, text in row.items() if (value := number(text.strip())) is not None}
+        for _, row in rows
         if row.get("mol_id")
     }

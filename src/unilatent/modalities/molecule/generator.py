@@ -10,7 +10,7 @@ resembles QM9 and does not replace it.
 from __future__ import annotations
 
 import random
-import shutil
+import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -217,6 +217,10 @@ def draws(seed: int, chunk: int) -> list[System]:
     return [system for system in geometries.values() if system is not None]
 
 
+PART = re.compile(r"\d{6}\.npz(\.tmp-\d+)?")
+"""Names of files of unfinished sets."""
+
+
 def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: ProgressCallback | None = None) -> Systems:
     """Generate `num` distinct molecules, named by their SMILES.
 
@@ -224,7 +228,11 @@ def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: ProgressCall
     """
     parts = systems_cache() / f"{cache_name(seed)}.parts"
     systems = compose(num, seed, workers, progress, parts)
-    shutil.rmtree(parts, ignore_errors=True)
+    with suppress(OSError):
+        for path in parts.iterdir():
+            if PART.fullmatch(path.name):
+                path.unlink()
+        parts.rmdir()
     return systems
 
 

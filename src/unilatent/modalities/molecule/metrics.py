@@ -36,6 +36,15 @@ BUSTED_CONTROLS = 50
 """Largest number of molecules in a baseline of PoseBusters."""
 FEWEST_BONDS = 50
 """Smallest number of bonds between two elements in real molecules for a comparison of their lengths."""
+TABLES = 4
+"""A further value of `chemistry.Perception.judged`: an element is not in EDM's tables."""
+REASONS = {
+    chemistry.GAVE_UP: "whose search for bond orders was given up",
+    chemistry.CHARGES: "whose charges RDKit does not place so that they add up to 0",
+    chemistry.BONDS: "with an element that has more bonds than RDKit's tables allow",
+    TABLES: "with an element that has no table",
+}
+"""Why a protocol does not judge a molecule, for messages."""
 
 
 # ---- what is stored of each molecule ---------------------------------------------------------------------------------
@@ -87,7 +96,8 @@ class Perceived(Space):
     """Bonds by RDKit.
 
     `rdkit_valid`, `rdkit_connected` (B,): 0 or 1. `rdkit_graph` (B,): a hash of the molecule without stereochemistry, 0
-    if it is not valid. `rdkit_rings` (B,): number of rings, -1 if it is not valid.
+    if it is not valid. `rdkit_rings` (B,): number of rings; if it is not valid, -1, or -1 - `Perception.judged` if the
+    protocol does not judge it.
     """
 
     name = "rdkit"
@@ -100,9 +110,9 @@ class Perceived(Space):
         rows = []
         with chemistry.rdkit().quiet():
             for types, positions in chemistry.each(data["types"], data["positions"]):
-                mol = chemistry.perceive(types, positions)
-                if mol is None:
-                    rows.append((0, 0, 0, -1))
+                found = chemistry.perception(types, positions)
+                if (mol := found.mol) is None:
+                    rows.append((0, 0, 0, -1 - found.judged))
                 else:
                     connected = int(chemistry.fragments(mol) == 1)
                     rows.append((1, connected, chemistry.key(chemistry.plain_smiles(mol)), chemistry.rings(mol)))
@@ -236,7 +246,8 @@ class MoleculeValidity(Metric):
 
     unique: distinct molecules, divided by valid ones. novel: distinct molecules that equal none of the training
     molecules compared, divided by valid ones. valid_unique: distinct molecules, divided by all samples; EDM's
-    successors report this number as "unique".
+    successors report this number as "unique". not_judged: molecules that the protocol counts as invalid although it
+    cannot judge them.
     """
 
     def __init__(self, space: Space, title: str):
@@ -244,6 +255,8 @@ class MoleculeValidity(Metric):
         names = ["valid", "valid_connected", "unique", "novel", "valid_unique"]
         if isinstance(space, DistanceTables):
             names = ["atom_stable", "mol_stable", "valid", "unique", "novel", "valid_unique"]
+        if not isinstance(space, Babel):
+            names.append("not_judged")
         self.names = names
         self.gives = tuple(self._key(name) for name in names)
 
@@ -260,7 +273,7 @@ class MoleculeValidity(Metric):
             "atom_stable": "atoms with a right valence", "mol_stable": "molecules of such atoms", "valid": "valid",
             "valid_connected": "valid and in one piece", "unique": "distinct of the valid",
             "novel": f"distinct of the valid, and not among {evidence.describe_train('molecules')}",
-            "valid_unique": "distinct of all",
+            "valid_unique": "distinct of all", "not_judged": f"not judged by this protocol{self._reasons(samples)}",
         }  # fmt: skip
         rows, baselines = [], controls(evidence, self.view, samples)
         for name in self.names:
@@ -268,8 +281,22 @@ class MoleculeValidity(Metric):
                 continue
             value = self.share(name, known)
             title = f"{titles[name]} ({self.title})"
-            rows.append(Row(self._key(name), title, value(samples), "%", "higher", baseline_values(value, baselines)))
+            better = "same" if name == "not_judged" else "higher"
+            rows.append(Row(self._key(name), title, value(samples), "%", better, baseline_values(value, baselines)))
         return rows
+
+    def _reasons(self, samples: Rows) -> str:
+        """Return why samples are not judged, with their numbers; empty if all are."""
+        counts = {words: int((self._unjudged(samples) == code).sum()) for code, words in REASONS.items()}
+        found = [f"{count} {words}" for words, count in counts.items() if count]
+        return f": {', '.join(found)}, all counted as not valid" if found else ""
+
+    def _unjudged(self, rows: Rows) -> Tensor:
+        """(B,) why a molecule is not judged, one of REASONS; 0 if it is."""
+        if isinstance(self.view, Perceived):
+            return (-1 - rows["rdkit_rings"].long()).clamp(min=0)
+        known = torch.tensor([0, *chemistry.VALENCES])
+        return TABLES * (~torch.isin(rows["types"].long(), known)).any(1).long()
 
     def share(self, name: str, known: Tensor | None = None) -> Callable[[Rows], float]:
         """Return a function from rows of the space to a share in percent. known: graphs that are not novel."""
@@ -280,6 +307,8 @@ class MoleculeValidity(Metric):
                 return _percent(rows["edm_stable_atoms"].sum(), rows["edm_atoms"].sum())
             if name == "mol_stable":
                 return _percent(rows["edm_stable"].sum(), len(rows))
+            if name == "not_judged":
+                return _percent((self._unjudged(rows) > 0).sum(), len(rows))
             valid = rows[f"{prefix}valid"].bool()
             if name == "valid":
                 return _percent(valid.sum(), len(rows))
