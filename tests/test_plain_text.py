@@ -13,7 +13,8 @@ from unilatent.plain_text import decode, decode_leniently, read_table, split_lin
     "raw",
     [
         "größe".encode(), codecs.BOM_UTF8 + "größe".encode(), codecs.BOM_UTF16_LE + "größe".encode("utf-16-le"),
-        codecs.BOM_UTF16_BE + "größe".encode("utf-16-be"),
+        codecs.BOM_UTF16_BE + "größe".encode("utf-16-be"), codecs.BOM_UTF32_LE + "größe".encode("utf-32-le"),
+        codecs.BOM_UTF32_BE + "größe".encode("utf-32-be"),
     ],
 )  # fmt: skip
 def test_byte_order_marks_name_the_encoding_and_vanish(raw: bytes):
@@ -23,6 +24,27 @@ def test_byte_order_marks_name_the_encoding_and_vanish(raw: bytes):
 def test_what_is_not_utf_8_is_named_with_its_line():
     with pytest.raises(ValueError, match=r"t\.csv, line 3: byte 0xe9 is not UTF-8; save the file as UTF-8"):
         decode(b"a\r\nb\rcaf\xe9\n", "t.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["a\n", "name,text\r\n1,größe\r\n", "x" * 5001, "Кот, пёс и лиса\nдома\n"])
+def test_wide_text_without_a_mark_is_refused_or_read(text: str, encoding: str):
+    raw = text.encode(encoding)
+    name = encoding[:6].upper()
+    with pytest.raises(ValueError) as error:
+        decode(raw, "t.csv")
+    assert str(error.value) == f"t.csv: looks like {name} without a byte order mark; save the file as UTF-8"
+    assert decode_leniently(raw) == text
+
+
+@pytest.mark.parametrize("raw", [b"cat\0", b"cat\0\0\0\0\0", b"a" * 40 + b"\0b\0" + b"c" * 40])
+def test_a_few_nul_bytes_are_no_wide_text(raw: bytes):
+    assert decode(raw, "x") == decode_leniently(raw) == raw.decode()
+
+
+def test_a_half_character_of_utf_16_is_named_with_its_line():
+    with pytest.raises(ValueError, match=r"t\.csv, line 2: byte 0x62 is not UTF-16; save the file as UTF-8"):
+        decode(codecs.BOM_UTF16_LE + "a\n".encode("utf-16-le") + b"b", "t.csv")
 
 
 def test_a_line_in_latin_1_costs_no_other_line():

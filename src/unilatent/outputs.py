@@ -254,6 +254,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
+    """Whether another process of this number runs. What is left under this one's number is of an earlier process, since
+    leftovers are removed before anything is written: in containers, numbers repeat."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -16,6 +16,9 @@ MONTHS = tuple(map(str, range(1, 13)))
 FEW = ("1", "2", "3", "10", "11", "12")
 OLD = tuple(sorted(MONTHS))
 PADDED = tuple(f"{i:02d}" for i in range(12))
+TWELVE = tuple(f"{i:02d}" for i in range(1, 13))
+DIGITS = tuple(map(str, range(10)))
+GAPS = ("0", "1", "2", "5")
 WORDS = ("cat", "dog", "fox")
 MIXED = ("10", "2", "cat", "dog-2", "3-4")
 COMMAS = ("tench, Tinca tinca", "goldfish, Carassius auratus", "shark", "tench")
@@ -52,10 +55,28 @@ def test_text_that_equals_a_class_name_is_that_class_in_ranges_too(names: tuple[
         (MIXED, "2-10", ["2", "10"]),
         (MIXED, "3-4", ["3-4"]),
         (MIXED, "dog-2", ["dog-2"]),
-        (MIXED, "0-1", ["10", "2"]),
         (MIXED, "4,cat", ["3-4", "cat"]),
         (PADDED, "02-05", ["02", "03", "04", "05"]),
         (PADDED, "1-3", ["01", "02", "03"]),
+        (TWELVE, "1", ["01"]),
+        (TWELVE, "1-3", ["01", "02", "03"]),
+        (TWELVE, "001,012", ["01", "12"]),
+        (MONTHS, "01-03", ["1", "2", "3"]),
+        (GAPS, "0-3", ["0", "1", "2"]),
+        (GAPS, "3-5", ["5"]),
+        (GAPS, "5", ["5"]),
+        ((*GAPS, "cat"), "0-3", ["0", "1", "2"]),
+        (("0", "1", "cat", "dog"), "0-3", ["0", "1", "cat", "dog"]),  # each number is its index too
+        (("0", "1", "cat", "dog"), "2-3", ["cat", "dog"]),
+        (("01", "1", "2"), "1-2", ["1", "2"]),
+        (("01", "1", "2"), "01-2", ["01", "1", "2"]),
+        (MONTHS, "2 - 3", ["2", "3"]),
+        (WORDS, "0 -1, fox", ["cat", "dog", "fox"]),
+        (MIXED, "3 - 4", ["3-4"]),
+        (DIGITS, "0-9", list(DIGITS)),
+        (DIGITS, "3,7-8", ["3", "7", "8"]),
+        (("cafe\u0301", "th\u00e9"), "caf\u00e9,the\u0301", ["cafe\u0301", "th\u00e9"]),
+        (("a, cafe\u0301", "b"), "b,a, caf\u00e9", ["b", "a, cafe\u0301"]),
         (WORDS, "1", ["dog"]),
         (WORDS, "0-2", ["cat", "dog", "fox"]),
         (WORDS, "fox,0", ["fox", "cat"]),
@@ -78,6 +99,13 @@ def test_one_rule_for_names_numbers_and_ranges(names: tuple[str, ...], given: An
         (MONTHS, "0-3", "0-3: 3 is the name of a class and 0 is not; give two class names"),
         (MONTHS, "12-13", "12-13: 12 is the name of a class and 13 is not"),
         (MONTHS, "3-1", "3-1 runs backwards; write 1-3"),
+        (MONTHS, "0-0", "0-0: no class is called 0; give two class names (1, 2"),
+        (GAPS, "3-4", "3-4: no class is called 3 or 4; give two class names (0, 1, 2, 5)"),
+        (GAPS, "0-7", "0-7: 0 is the name of a class and 7 is not; give two class names (0, 1, 2, 5)"),
+        (("1", "2", "3", "cat"), "0-0", "no class is called 0"),
+        (("1", "2", "3", "cat"), "0-3", "3 is the name of a class and 0 is not"),
+        (MIXED, "0-1", "0-1: no class is called 0 or 1; give two class names (10, 2, cat, dog-2, 3-4)"),
+        (("01", "001", "2"), "1", "1 may be '01' or '001'; write the name"),
         (WORDS, "2-0", "2-0 runs backwards; write 0-2"),
         (("0", "1", "2"), "0-12", "12 is out of range; this model has classes 0 to 2"),
         (WORDS, "3", "3 is out of range"),
@@ -94,17 +122,29 @@ def test_what_is_no_class_is_named(names: tuple[str, ...], given: Any, words: st
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("given", [2, [2], np.array([2])])
-def test_an_index_that_is_the_name_of_another_class_is_warned_of(given: Any):
-    with pytest.warns(
-        UserWarning, match="the number 2 counts classes from 0: the class called '3'. The class called '2'"
-    ):
-        assert condition(MONTHS).parse(given).tolist() == [2]
-    with pytest.warns(UserWarning, match="no class is called '0'; it counts classes from 0: the class called '1'"):
-        assert condition(MONTHS).parse("0").tolist() == [0]
+@pytest.mark.parametrize("given", [3, [3], np.array([3])])
+@pytest.mark.parametrize(("names", "three", "four"), [(MONTHS, "3", "4"), (TWELVE, "03", "04")])
+def test_an_index_that_is_the_name_of_another_class_is_warned_of(
+    given: Any, names: tuple[str, ...], three: str, four: str
+):
+    words = f"labels: 3 as a number means the fourth class, '{four}'; for class '{three}' pass the text '{three}'"
+    with pytest.warns(UserWarning, match=words):
+        assert condition(names).parse(given).tolist() == [3]
 
 
-@pytest.mark.parametrize("names", [MONTHS, OLD, WORDS, MIXED, COMMAS, None])
+def test_indices_beyond_the_tenth_are_warned_of_by_their_place():
+    with pytest.warns(UserWarning, match="11 as a number means class 12 in their order, '12'; for class '11'"):
+        assert condition(MONTHS).parse(11).tolist() == [11]
+
+
+@pytest.mark.parametrize("names", [MONTHS, TWELVE, ("1", "2", "3", "cat")])
+def test_text_that_counts_to_a_class_of_another_number_is_warned_of(names: tuple[str, ...]):
+    words = f"no class is called '0'; it counts classes from 0: the class called '{names[0]}'"
+    with pytest.warns(UserWarning, match=words):
+        assert condition(names).parse("0").tolist() == [0]
+
+
+@pytest.mark.parametrize("names", [MONTHS, OLD, TWELVE, WORDS, MIXED, COMMAS, None])
 def test_options_of_the_command_line_give_the_same_classes(names: tuple[str, ...] | None):
     labels = condition(names, 4)
     with warnings.catch_warnings():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import codecs
 import gzip
 import math
+import subprocess
+import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from unilatent.modalities.crystal import symmetry
 from unilatent.modalities.crystal.data import CrystalData
 from unilatent.modalities.crystal.lattices import vacuum
 from unilatent.modalities.crystal.records import READERS, prepared
+from unilatent.modalities.molecule import bond_orders
 from unilatent.modalities.molecule import data as molecules
 from unilatent.modalities.molecule.data import MoleculeData
 
@@ -104,6 +108,8 @@ def test_operations_by_name_make_the_atoms_that_listed_ones_make() -> None:
         (named("F d -3 m"), CUBE, "two choices of origin"),
         (named("F m -3 m") + "\n" + listed("x,y,z"), CUBE, "names the space group F m -3 m, and lists .* number 1"),
         (named("P 21/c") + "\n" + listed("x,y,z", "-x,-y,-z"), CUBE, "lists the operations of number 2"),
+        ("_space_group_name_Hall '-F 4 2 3'\n" + listed("x,y,z"), CUBE, "names the space group .* lists .* number 1"),
+        ("_symmetry_space_group_name_Hall 'P 1'\n" + listed("x,y,z", "-x,-y,-z"), CUBE, "lists the .* number 2"),
         (listed("x,y,z", "-x,-y,z+1/3"), CUBE, "2 symmetry operations are no space group"),
         (listed("x,y,z", "x,y"), CUBE, "'x,y' is no symmetry operation"),
         (listed("x,y,z", "x,y,w"), CUBE, "'x,y,w' is no symmetry operation"),
@@ -112,6 +118,58 @@ def test_operations_by_name_make_the_atoms_that_listed_ones_make() -> None:
 def test_a_space_group_that_cannot_be_known_is_refused(names: str, cell: tuple[float, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         READERS["cif"](cif(SALT, names, cell))
+
+
+DOTTED = "loop_\n_space_group_symop.id\n_space_group_symop.operation_xyz\n1 'x,y,z'\n2 '-x,-y,-z'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "atoms"),
+    [
+        ("_space_group.name_H-M_alt 'F m -3 m'", 8), ("_space_group.IT_number 225", 8),
+        ("_symmetry.space_group_name_H-M 'F m -3 m'", 8), ("_space_group_name_H-M_ref 'F m -3 m'", 8),
+        ("_space_group.name_Hall '-F 4 2 3'", 8), ("_space_group_name_H-M_full 'F 4/m -3 2/m'", 8),
+        ("loop_\n_space_group_id\n_space_group_name_H-M_alt\n1 'F m -3 m'\n", 8),
+        ("loop_\n_space_group.IT_number\n225\n", 8), (DOTTED, 4),
+        (DOTTED + listed("x,y,z", "-x,-y,-z"), 4), (listed("x,y,z", "-x,-y,-z", "x,y,z"), 4),
+        ("_symmetry_equiv_pos_as_xyz 'x,y,z'", 2), ("_space_group_name_Hall 'P 1'\n" + listed("x,y,z"), 2),
+    ],
+)  # fmt: skip
+def test_symmetry_is_found_under_every_tag(text: str, atoms: int) -> None:
+    sites = SALT if atoms != 4 else GENERAL
+    one = READERS["cif"](cif(sites, text))
+    assert (len(one.types), one.note) == (atoms, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("loop_\n_space_group_symop_magn_operation.xyz\nx,y,z,+1\n-x,-y,-z,-1\n", "_space_group_symop_magn_operation"),
+        ("_parent_space_group.name_H-M_alt 'P m -3 m'", "_parent_space_group_name_h-m_alt"),
+        ("_space_group_magn.name_BNS 'P m -3 m'", "_space_group_magn_name_bns"),
+        ("_space_group_ssg_name 'X'", "_space_group_ssg_name"),
+        ("_symmetry_cell_setting cubic", "_symmetry_cell"),
+        ("loop_\n_space_group_name_H-M_alt\n'P 1'\n'F m -3 m'\n", "_space_group_name_h-m_alt"),
+    ],
+)
+def test_symmetry_that_is_not_understood_is_refused(text: str, tag: str) -> None:
+    with pytest.raises(ValueError, match=f"neither symmetry operations nor a space group that can be read, but {tag}"):
+        READERS["cif"](cif(SALT, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "_symmetry_space_group_name_H-M ?",
+        "_symmetry_Int_Tables_number 0",
+        "_symmetry.entry_id x",
+        "_symmetry_cell_setting .",
+    ],
+)
+def test_symmetry_that_is_unknown_is_p1_with_a_note(text: str) -> None:
+    one = READERS["cif"](cif(SALT, text))
+    assert len(one.types) == 2 and one.note == "without symmetry information, read as P 1"
 
 
 def test_every_setting_is_found_by_its_own_symbols() -> None:
@@ -131,10 +189,10 @@ def test_every_setting_is_found_by_its_own_symbols() -> None:
 def test_without_symmetry_a_cif_is_p1_and_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bare.cif").write_text(cif(SALT))
     (tmp_path / "known.cif").write_text(cif(SALT, named("P 1")))
-    with pytest.warns(UserWarning, match=r"1 records say nothing about symmetry and were read as P 1: .*bare\.cif$"):
+    with pytest.warns(UserWarning, match=r"1 record without symmetry information, read as P 1: .*bare\.cif$"):
         train, _ = crystals.load(CrystalData(path=str(tmp_path), held_out=0))
     assert train.sizes.tolist() == [2, 2]
-    with pytest.warns(UserWarning, match=r"bare\.cif: the file's crystals say nothing about symmetry"):
+    with pytest.warns(UserWarning, match=r"bare\.cif: no symmetry in the file; read as P 1$"):
         crystals.read_files(tmp_path)
 
 
@@ -533,6 +591,127 @@ def test_of_files_with_one_stem_the_preferred_one_is_read(tmp_path: Path) -> Non
     for name in ("a.sdf", "a.mol", "b.mol", "b.sdf", "c.mol"):
         (tmp_path / name).write_text(sdf("CC" if name.endswith("mol") else "CCO"))
     assert molecules.read(tmp_path).systems.sizes.tolist() == [3, 9, 8]
+
+
+def test_files_skipped_for_another_form_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("".join(trajectory(3)))
+    for name in ("a.sdf", "a.mol", "b.sdf"):
+        (tmp_path / name).write_text(sdf("CCO"))
+    with pytest.warns(UserWarning, match=r"not read: 2 files next to another form of the same name: a\.mol, a\.sdf$"):
+        molecules.load(MoleculeData(path=str(tmp_path), held_out=0))
+
+
+@pytest.mark.parametrize("folder", ["part/", "part\\", "./part\\", ".\\part/"])
+def test_names_in_zip_archives_have_either_slash(folder: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for i, text in enumerate(trajectory(2)):
+            archive.writestr(zipfile.ZipInfo(f"{folder}{i}.xyz"), text)
+        for name in (".hidden.xyz", "__MACOSX\\._0.xyz", "__MACOSX/1.xyz"):
+            archive.writestr(folder + name, "none")
+    found = molecules.read(tmp_path / "set.zip")
+    assert (found.systems.names, found.bad, found.notes) == (("part/0", "part/1"), (), ())
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, ValueError, OverflowError, zipfile.BadZipFile, OSError])
+def test_archives_that_cannot_be_opened_are_one_line(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error("zip file version 9.9")
+
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    for load in (
+        lambda: molecules.load(MoleculeData(path=str(tmp_path / "set.zip"))),
+        lambda: crystals.load(CrystalData(path=str(tmp_path / "set.zip"))),
+    ):
+        with pytest.raises(
+            ValueError, match=r"data\.path: .*set\.zip is not a whole zip archive \(zip file version 9\.9\)"
+        ):
+            load()
+
+
+# ---- bonds in a process of its own -----------------------------------------------------------------------------------
+
+
+def water_by_child(monkeypatch: pytest.MonkeyPatch) -> str | None:
+    search = bond_orders.search
+    monkeypatch.setattr(
+        bond_orders,
+        "search",
+        lambda mol, steps: bond_orders.GAVE_UP if steps == bond_orders.QUICK_STEPS else search(mol, steps),
+    )
+    mol, fault = bond_orders.find([8, 1, 1], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    return fault or f"{mol.GetNumBonds()} bonds"
+
+
+@pytest.mark.parametrize("way", ["own", "path of the parent"])
+def test_the_child_imports_rdkit_from_where_its_parent_does(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "path of the parent":  # -S: no site-packages, so that RDKit is only where the parent says
+        popen = subprocess.Popen
+        monkeypatch.setattr(subprocess, "Popen", lambda command, **k: popen([command[0], "-S", *command[1:]], **k))
+    monkeypatch.setattr(bond_orders, "SECONDS", 60)
+    assert water_by_child(monkeypatch) == "2 bonds"
+
+
+@pytest.mark.parametrize(
+    ("program", "words"), [("import rdkit_of_nobody", "exit code 1 .*No module named"), ("", "exit code 0")]
+)
+def test_a_child_that_fails_has_not_given_up(program: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **k: popen([sys.executable, "-c", program], **k))
+    with pytest.raises(RuntimeError, match=words):
+        water_by_child(monkeypatch)
+
+
+def test_the_time_limit_begins_when_the_child_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "import time; time.sleep(1.5); print('ready', flush=True); print('{\"fault\": \"rejected\"}')"
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **k: popen([sys.executable, "-c", slow], **k))
+    monkeypatch.setattr(bond_orders, "SECONDS", 1.0)
+    assert water_by_child(monkeypatch) == bond_orders.REJECTED
+
+
+# ---- POSCAR ----------------------------------------------------------------------------------------------------------
+
+CESIUM = "CsCl\n1.0\n4 0 0\n0 4 0\n0 0 4\nCs Cl\n1 1\n{}0 0 0\n{} {} {}\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"),
+    [("Direct\n", 0.5), ("direct\n", 0.5), ("'Direct'\n", 0.5), ("Fractional\n", 0.5), ("Cartesian\n", 2), ("  k\n", 2),
+     ('"Cartesian"\n', 2), ("Selective dynamics\n'cart'\n", 2), ("'Selective'\nDirect\n", 0.5)],
+)  # fmt: skip
+def test_the_mode_of_a_poscar_in_any_spelling(mode: str, place: float) -> None:
+    text = CESIUM.format(mode, place, place, place)
+    if "elective" in mode:
+        text = text.replace("0 0 0\n" + str(place), f"0 0 0 T T T\n{place}").rstrip() + " T T T\n"
+    assert np.allclose(READERS["poscar"](text).coordinates, [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+@pytest.mark.parametrize(("mode", "line"), [("", 8), ("\n", 8), ("0.1 0.1 0.1\n", 8), ("Selective\n", 9), ("#\n", 8)])
+def test_a_poscar_without_a_mode_is_refused(mode: str, line: int, tmp_path: Path) -> None:
+    text = CESIUM.format(mode, 0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match=f"line {line} says neither Direct nor Cartesian"):
+        READERS["poscar"](text)
+    (tmp_path / "POSCAR").write_text(text)
+    with pytest.raises(ValueError, match=f"POSCAR: line {line} says neither"):
+        crystals.load(CrystalData(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("error", [StopIteration, IndexError, KeyError, ZeroDivisionError])
+def test_any_failure_of_a_record_is_its_fault(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(text: str) -> System:
+        raise error("why")
+
+    (tmp_path / "a.cif").write_text(cif(SALT, named("P 1")))
+    monkeypatch.setitem(READERS, "cif", fail)
+    with pytest.raises(ValueError, match=rf"a\.cif: it cannot be read \({error.__name__}: '?why'?\)"):
+        crystals.load(CrystalData(path=str(tmp_path)))
+    with pytest.raises(ValueError, match=rf"a\.cif: it cannot be read \({error.__name__}"):
+        crystals.read_files(tmp_path)
 
 
 def test_columns_with_few_numbers_are_named(tmp_path: Path) -> None:

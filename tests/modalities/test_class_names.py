@@ -92,9 +92,10 @@ def test_errors_in_the_file_are_named(tmp_path: Path):
         with pytest.raises(ValueError, match=rf"^data.class_names_file: .*{message}") as error:
             read_class_names(path, CODES)
         assert "\n" not in str(error.value)
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not UTF-8"):
-        read_class_names(path, CODES)
+    for content, message in ((b"a\nb\xe9", "line 2: byte 0xe9 is not UTF-8"), (b"\xff\xfe\x00", "is not UTF-16; save")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_class_names(path, CODES)
     with pytest.raises(ValueError, match="No such file"):
         read_class_names(tmp_path / "nowhere", CODES)
     with pytest.raises(ValueError, match="no classes to name"):

@@ -9,6 +9,7 @@ import struct
 import unicodedata
 import warnings
 import zipfile
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,9 +26,10 @@ import unilatent
 from unilatent.cli import main
 from unilatent.cli.options import sampling_settings
 from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
-from unilatent.modalities._media import pixels
+from unilatent.modalities._media import listing, pixels
 from unilatent.modalities._media.captions import of_file, table
 from unilatent.modalities._media.class_names import read_class_names
+from unilatent.modalities._media.files import class_folders
 from unilatent.modalities._media.pixels import EXTENSIONS, Frame, decode
 from unilatent.modalities.base import BadSample
 from unilatent.modalities.image.storing import Encoding, ImagesToStore
@@ -189,6 +191,80 @@ def test_profiles_that_cannot_be_used_cost_no_picture_and_are_told_of_once(
     (tmp_path / "in/b.png").write_bytes(encoded(array))
     stored = ImagesToStore(tmp_path / "in", Encoding((8, 8), "png", 95))
     assert words in stored.check(0) and stored.check(1) == ""
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def described(*chunks: bytes, **options) -> bytes:
+    """A PNG file with these chunks before its pixels."""
+    raw = encoded(colours(), **options)
+    return raw[:33] + b"".join(chunks) + raw[33:]
+
+
+def adobe_rgb(space: int, interop: str) -> bytes:
+    """A JPEG file as cameras write it."""
+    exif = PIL.Exif()
+    exif.get_ifd(0x8769).update({0xA001: space, 0xA005: {1: interop}})
+    return encoded(colours(), "JPEG", exif=exif.tobytes())
+
+
+GAMMA, SRGB = chunk(b"gAMA", struct.pack(">I", 100000)), chunk(b"sRGB", b"\0")
+USUAL = chunk(b"gAMA", struct.pack(">I", 45455))
+
+
+def primaries(*places: int) -> bytes:
+    return chunk(b"cHRM", struct.pack(">8I", *places))
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (described(GAMMA), "a gAMA chunk"),
+        (described(chunk(b"gAMA", struct.pack(">I", 55556))), "a gAMA chunk"),
+        (described(USUAL, primaries(31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)), "a cHRM chunk"),
+        (described(chunk(b"cICP", b"\x0c\x0d\0\x01")), "a cICP chunk"),
+        (described(SRGB, chunk(b"cICP", b"\x09\x10\0\x01")), "a cICP chunk"),
+        (adobe_rgb(0xFFFF, "R03"), "EXIF as Adobe RGB"),
+        (adobe_rgb(2, "R98"), "EXIF as Adobe RGB"),
+    ],
+)
+def test_colours_described_without_a_profile_are_told_of_once(
+    raw: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pixels, "_WARNED", set())
+    with pytest.warns(UserWarning, match=rf"image x: its colours are described by {words}; its .* as sRGB") as told:
+        for _ in range(3):
+            decode(raw, FRAME, "x")
+    assert len(told) == 1
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(raw)
+    stored = ImagesToStore(tmp_path / "in", Encoding((8, 8), "png", 95))
+    assert stored.check(0) == f"colours described by {words}, read as sRGB"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        described(USUAL), described(chunk(b"gAMA", struct.pack(">I", 45000))), described(GAMMA, SRGB),
+        described(USUAL, primaries(31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)), described(SRGB),
+        described(GAMMA, chunk(b"cICP", b"\x01\x0d\0\x01")), described(GAMMA, icc_profile=rgb_profile("srgb")),
+        adobe_rgb(1, "R98"), adobe_rgb(0xFFFF, "R98"),
+    ],
+)  # fmt: skip
+def test_descriptions_of_srgb_cost_no_warning(raw: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pixels, "_WARNED", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode(raw, FRAME, "x")
+    assert pixels.colour_fault(raw) == ""
+
+
+def test_damaged_exif_data_describe_no_colours():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert pixels.colour_fault(encoded(colours(), "JPEG", exif=b"Exif\0\0MM\0*damaged")) == ""
 
 
 @pytest.mark.parametrize("size", [None, (8, 8), (4, 4)])
@@ -431,7 +507,7 @@ def test_files_of_prompts_from_any_program(raw: bytes, tmp_path: Path):
     [
         (["10", "9", "1", "2"], ("1", "2", "9", "10")),
         (["010", "9", "09"], ("09", "9", "010")),
-        (["10", "9", "x"], ("10", "9", "x")),
+        (["10", "9", "x"], ("9", "10", "x")),
         (["b", "B", "a10", "a9"], ("B", "a10", "a9", "b")),
         (["only"], ("only",)),
         (["wrapper/cat", "wrapper/dog"], ("cat", "dog")),
@@ -454,6 +530,22 @@ def test_classes_of_folders(folders: list[str], classes: tuple[str, ...], archiv
         assert train[i][1] == ({"labels": classes.index(folder)} if classes else {})
 
 
+@pytest.mark.parametrize(
+    ("folders", "order"),
+    [
+        ("1 2 10 other", "1 2 10 other"),
+        ("10 9 2d 2 a", "2 9 2d 10 a"),  # in the places of 10, 2 and 9 in the order of characters
+        ("-x 100 20 3", "-x 3 20 100"),
+        ("01 02 10 other", "01 02 10 other"),
+        ("b a C", "C a b"),
+        ("12 1 2", "1 2 12"),
+    ],
+)
+def test_class_folders_called_by_numbers_are_in_their_order_next_to_others(folders: str, order: str):
+    names = [f"{folder}/a.png" for folder in folders.split()]
+    assert class_folders(names, Path("in"), "data.path", "image") == tuple(order.split())
+
+
 def test_the_order_of_numbers_moves_no_sample_between_the_splits(tmp_path: Path):
     """Recorded when folders called by numbers were in the order of their characters."""
     root = tmp_path / "in"
@@ -468,6 +560,26 @@ def test_the_order_of_numbers_moves_no_sample_between_the_splits(tmp_path: Path)
         "462b92dbbd478b7700f09a471f6efcaa94a6a8a729d1902d88d660c31008b8c7",
     )
     assert both.train.facts["labels"]["class_names"] == tuple(map(str, range(1, 13)))
+
+
+def test_numbers_next_to_other_folders_move_no_sample_and_take_over_a_stored_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root, old = tmp_path / "in", ("1", "10", "2", "other")
+    for c, folder in enumerate(old):
+        (root / folder).mkdir(parents=True)
+        for i in range(3):
+            (root / folder / f"{i}.png").write_bytes(encoded(np.full((8, 8), 10 * c + i, np.uint8)))
+    new = splits(root, held_out=5)
+    assert new.train.facts["labels"]["class_names"] == ("1", "2", "10", "other")
+    for part in (new.train, new.held_out):
+        part.adopt("labels", {"class_names": list(old)})
+    monkeypatch.setattr(listing, "class_folders", lambda names, *_: tuple(sorted({n.split("/")[0] for n in names})))
+    before = splits(root, held_out=5)
+    assert before.train.facts == new.train.facts == {"labels": {"class_names": old}}
+    for was, part in ((before.train, new.train), (before.held_out, new.held_out)):
+        assert list(was.indices) == list(part.indices) and was.fingerprint == part.fingerprint
+        assert [was[i][1] for i in range(len(was))] == [part[i][1] for i in range(len(part))]
 
 
 def test_data_take_over_the_order_of_classes_that_is_stored(tmp_path: Path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,15 @@ QUICK = (
     "training.steps=12", "training.sample_every=0", "training.evaluate_samples=0", "training.checkpoint_every=4",
     "training.log_every=4", "training.batch_size=16",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def hangup_ends_a_process() -> Iterator[None]:
+    """As in a terminal, and in processes that a test starts: under nohup, and in jobs in the background, SIGHUP is
+    ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

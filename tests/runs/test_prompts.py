@@ -100,12 +100,13 @@ def test_memory_is_estimated_with_texts(captioned: None) -> None:
         (["--prompts", "{tmp}/nowhere.txt"], "--prompts {tmp}/nowhere.txt: No such file"),
         (["--prompts", "{tmp}/blank.txt"], "has no line with a text"),
         (["--prompts", "{tmp}/latin.txt"], "line 1: byte 0xfc is not UTF-8"),
-        (["--prompts", "{tmp}"], "Is a directory"),
+        (["--prompts", "{tmp}/folder"], "Is a directory"),
     ],
 )
 def test_prompts_that_cannot_be_used_are_refused(
     cli: Command, run_folder: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
+    (tmp_path / "folder").mkdir()
     (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes("grün".encode("latin-1"))
     out = tmp_path / "out"

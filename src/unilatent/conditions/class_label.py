@@ -1,14 +1,16 @@
 """Class labels: one learned vector per class, and one for "no class".
 
-How users name classes, in this order: text that equals a class name is that class; a range whose two ends are class
-names that are numbers runs over such names, in the order of the numbers; all other numbers count classes from 0. An
-`int` in Python always counts.
+How users name classes, in this order: text that equals a class name is that class, and a number is also the one class
+whose name has its value (1 is 01); a range of such numbers runs over the names that are numbers, in the order of the
+numbers; all other numbers count classes from 0. An `int` in Python always counts.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 import torch
@@ -20,6 +22,28 @@ from ..types import Conditioning
 from .base import Condition, ConditionConfig, as_list
 
 _NUMBER = re.compile("[0-9]+")
+_FIRST = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+def _same(text: str) -> str:
+    """Text with its accents composed: systems store one name in different ways."""
+    return unicodedata.normalize("NFC", text)
+
+
+@lru_cache(maxsize=8)
+def _lookup(names: tuple[str, ...]) -> tuple[dict[str, int], dict[int, list[int]]]:
+    """Return the class of each name, as it is and with its accents composed, and the classes of each number."""
+    by_name = {name: i for i, name in enumerate(names)}
+    by_value: dict[int, list[int]] = {}
+    for i, name in enumerate(names):
+        by_name.setdefault(_same(name), i)
+        if _NUMBER.fullmatch(name):
+            by_value.setdefault(int(name), []).append(i)
+    return by_name, by_value
+
+
+def _place(index: int) -> str:
+    return f"the {_FIRST[index]} class" if index < len(_FIRST) else f"class {index + 1} in their order"
 
 
 def _is_index(part: Any) -> bool:
@@ -105,7 +129,7 @@ class ClassLabel(Condition):
     def options(self, value: Any) -> list[str]:
         """Return the options for these classes: an int that is also a class name becomes the name of its class."""
         names = self._names
-        parts = [names[part] if _is_index(part) and str(part) in names else part for part in as_list(value)]
+        parts = [names[part] if _is_index(part) and self._called(str(part)) else part for part in as_list(value)]
         return super().options(parts)
 
     @property
@@ -117,44 +141,61 @@ class ClassLabel(Condition):
         if _is_index(part):
             return [self._index(part)]
         text = str(part).strip()
-        if text in names:
-            return [names.index(text)]
+        if called := self._called(text):
+            if len(called) > 1:
+                raise ValueError(f"labels: {text} may be {' or '.join(repr(names[i]) for i in called)}; write the name")
+            return called
         if re.fullmatch(r"-?[0-9]+", text):
             label = self._in_range(int(text))
-            if names and all(map(_NUMBER.fullmatch, names)):
+            if _NUMBER.fullmatch("".join(names[label : label + 1])):
                 warnings.warn(
                     f"labels: no class is called {text!r}; it counts classes from 0: the class called "
                     f"{names[label]!r}. Write class names",
                     stacklevel=2,
                 )
             return [label]
-        if span := re.fullmatch(r"([0-9]+)-([0-9]+)", text):
-            return self._range(text, span[1], span[2])
+        if span := re.fullmatch(r"([0-9]+)\s*-\s*([0-9]+)", text):
+            return self._called(f"{span[1]}-{span[2]}") or self._range(span[1], span[2])
         if "," in text:
             return [label for piece in self._pieces(text) for label in self._labels(piece)]
         known = f"; classes: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}" if names else ""
         raise ValueError(f"labels: {text!r} is neither a class number, a range like 0-9 nor a class name{known}")
 
-    def _range(self, text: str, first: str, last: str) -> list[int]:
-        """Return the classes from `first` to `last`: of names if both are names, else of indices."""
-        names = self._names
-        ends = [end for end in (first, last) if end in names]
-        if len(ends) == 2:
-            if int(first) > int(last):
-                raise ValueError(f"labels: {text} runs backwards; write {last}-{first}")
-            numbers = sorted((int(name), name) for name in names if _NUMBER.fullmatch(name))
-            inside = numbers[numbers.index((int(first), first)) : numbers.index((int(last), last)) + 1]
-            return [names.index(name) for _, name in inside]
-        if ends and names.index(ends[0]) != int(ends[0]):
-            other = last if ends[0] == first else first
-            raise ValueError(
-                f"labels: {text}: {ends[0]} is the name of a class and {other} is not; give two class names "
-                f"({', '.join(names[:12])}{' ...' if len(names) > 12 else ''})"
-            )
-        start, end = self._in_range(int(first)), self._in_range(int(last))
+    def _called(self, text: str) -> list[int]:
+        """Return the class of this name; of a number that is no name, all classes whose names have its value."""
+        by_name, by_value = _lookup(self._names)
+        for name in (text, _same(text)):
+            if name in by_name:
+                return [by_name[name]]
+        return by_value.get(int(text), []) if _NUMBER.fullmatch(text) else []
+
+    def _range(self, first: str, last: str) -> list[int]:
+        """Return the classes from `first` to `last`: of names that are numbers where these are meant, else of indices.
+
+        A number that no class has may end a range of names if it lies between two of them.
+        """
+        names, text = self._names, f"{first}-{last}"
+        start, end = int(first), int(last)
         if start > end:
             raise ValueError(f"labels: {text} runs backwards; write {last}-{first}")
-        return list(range(start, end + 1))
+        numbers = sorted((int(name), name) for name in names if _NUMBER.fullmatch(name))
+        named = [bound for bound in (first, last) if self._called(bound)]
+        within = bool(numbers) and numbers[0][0] <= start and end <= numbers[-1][0]
+        counts = all(int(name) == i for i, name in enumerate(names) if start <= i <= end and _NUMBER.fullmatch(name))
+        if len(named) == 2 or (within and (named or not counts)):
+            low = (start, first if first in names else "")
+            inside = [name for value, name in numbers if low <= (value, name) and value <= end]
+            if last in names:
+                inside = [name for name in inside if (int(name), name) <= (end, last)]
+            if inside:
+                return [names.index(name) for name in inside]
+        given = f"give two class names ({', '.join(names[:12])}{' ...' if len(names) > 12 else ''})"
+        if named and (not counts or int(named[0]) not in self._called(named[0])):
+            other = last if named[0] == first else first
+            raise ValueError(f"labels: {text}: {named[0]} is the name of a class and {other} is not; {given}")
+        if not counts:
+            raise ValueError(f"labels: {text}: no class is called {' or '.join(dict.fromkeys((first, last)))}; {given}")
+        return list(range(self._in_range(start), self._in_range(end) + 1))
 
     def _pieces(self, text: str) -> list[str]:
         """Split a list at its commas, but not inside the longest class names that contain commas."""
@@ -162,18 +203,19 @@ class ClassLabel(Condition):
         longest = 1 + max((name.count(",") for name in self._names), default=0)
         while words:
             counts = range(min(longest, len(words)), 1, -1)
-            count = next((n for n in counts if ",".join(words[:n]).strip() in self._names), 1)
+            count = next((n for n in counts if self._called(",".join(words[:n]).strip())), 1)
             pieces.append(",".join(words[:count]))
             words = words[count:]
         return pieces
 
     def _index(self, index: int) -> int:
         """Return an index that was given as a number; a warning if it is also the name of another class."""
-        names, text = self._names, str(index)
-        if text in names and names.index(text) != self._in_range(index):
+        names, called = self._names, self._called(str(index))
+        if called and self._in_range(index) not in called:
+            name = names[called[0]]
             warnings.warn(
-                f"labels: the number {text} counts classes from 0: the class called {names[index]!r}. The class "
-                f"called {text!r} is the text {text!r}",
+                f"labels: {index} as a number means {_place(index)}, {names[index]!r}; for class {name!r} pass the "
+                f"text {name!r}",
                 stacklevel=2,
             )
         return self._in_range(index)

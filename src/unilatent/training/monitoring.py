@@ -31,6 +31,8 @@ from .memory import OUT_OF_MEMORY, is_out_of_memory
 from .state import TrainingState
 from .twin import twin
 
+CARD = "README.md"
+"""Of a model folder: users edit it."""
 MAX_REFERENCE = 20_000
 """Training samples that an evaluation during a run is compared with, at most."""
 
@@ -198,12 +200,15 @@ class Monitor:
         self.journal.say(f"best so far: {measured.key} {measured.row.value:.4g} at step {self.state.step}")
 
     def _save_model(self, model: LatentModel, name: str) -> None:
-        """Write a model folder of the run atomically."""
-        temporary = self.run / f"{name}.tmp"
+        """Write a model folder of the run atomically. A model card that is there, and files of others, are kept."""
+        folder, temporary = self.run / name, self.run / f"{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)
-        shutil.rmtree(self.run / name, ignore_errors=True)
-        temporary.rename(self.run / name)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name == CARD or not (temporary / path.name).exists():
+                path.replace(temporary / path.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
 
     # The model with EMA weights.
 

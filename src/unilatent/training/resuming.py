@@ -167,9 +167,12 @@ def _refuse_files_of_others(out: Path) -> None:
 
 
 def _is_run(out: Path) -> bool:
-    """Whether a folder has the configuration or a checkpoint of a run."""
+    """Whether a folder has a checkpoint of a run, or its configuration next to what only a run writes: people keep
+    configurations of their own in folders."""
     if any((path / ckpt.MANIFEST).is_file() for path in ckpt.published(out / "checkpoints")):
         return True
+    if not any((out / name).is_file() for name in ("env.json", lock.LOCK)):
+        return False
     try:
         return {"modality", "method", "data", "training"} <= read_yaml(out / "config.yaml").keys()
     except ConfigError:

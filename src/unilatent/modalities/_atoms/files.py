@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...plain_text import decode_leniently, split_lines
+from ...zip_names import OPENING_FAILS, members
 from .elements import NUMBERS
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """CPU cores available to this process."""
 MEMBER_BYTES = 2**30
 """The largest unpacked size of one file in an archive."""
+SHOWN = 5
+"""Files that a message lists."""
 ProgressCallback = Callable[[str, int, int], None]
 """Called with a description, how many more items are done, and the total (0: unknown)."""
 
@@ -70,7 +73,7 @@ class SourceFile:
 
     @property
     def stem(self) -> str:
-        return PurePosixPath(self.name).with_suffix("").as_posix()
+        return _stem(self.name)
 
     def read(self) -> bytes:
         """Return the content; ValueError says what is wrong, worded to follow `where`."""
@@ -107,9 +110,8 @@ def source_files(path: Path, kind: SystemKind, mixed: bool = False) -> list[Sour
     ]
     if mixed:
         files = [file for file in files if file.form != "frame" or _may_be(file, kind)]
-    for place, form in enumerate(kind.preferred):
-        stems = {file.stem for file in files if file.form == form}
-        files = [file for file in files if file.form not in kind.preferred[place + 1 :] or file.stem not in stems]
+    skipped = _skipped({file.name: file.form for file in files}, kind)
+    files = [file for file in files if file.name not in skipped]
     if not files and not mixed:
         unread = unread_files(path, kind)
         raise ValueError(
@@ -120,11 +122,34 @@ def source_files(path: Path, kind: SystemKind, mixed: bool = False) -> list[Sour
 
 
 def unread_files(path: Path, kind: SystemKind) -> str:
-    """Describe the files at a path that may hold systems and are not read: "not read: 3 .pdb, 1 .mol2"; "" if none."""
+    """Describe the files at a path that may hold systems and are not read: "not read: 3 .pdb, 1 .mol2"; "" if none.
+
+    Files that are skipped for one of the same name are listed too.
+    """
     names = [PurePosixPath(_unpacked_name(name)).name for name, *_ in _visible(path)]
     suffixes = [name.lower().rpartition(".")[2] for name in names if "." in name and kind.form_of(name) is None]
     counts = Counter(suffix for suffix in suffixes if suffix not in NO_SYSTEMS)
-    return "not read: " + ", ".join(f"{n} .{suffix}" for suffix, n in counts.most_common()) if counts else ""
+    texts = ["not read: " + ", ".join(f"{n} .{suffix}" for suffix, n in counts.most_common())] if counts else []
+    bare = [_unpacked_name(name) for name, *_ in _visible(path)]
+    if skipped := sorted(_skipped({name: form for name in bare if (form := kind.form_of(name))}, kind)):
+        others = f"{len(skipped)} file{'s' * (len(skipped) > 1)} next to another form of the same name"
+        texts.append(f"not read: {others}: {', '.join(skipped[:SHOWN])}{', ...' * (len(skipped) > SHOWN)}")
+    return "; ".join(texts)
+
+
+def _skipped(forms: dict[str, str], kind: SystemKind) -> set[str]:
+    """Return the files (name -> form) that are not read, because one of a preferred form has the same stem."""
+    found = {(_stem(name), form) for name, form in forms.items()}
+    return {
+        name
+        for name, form in forms.items()
+        if form in kind.preferred
+        and any((_stem(name), other) in found for other in kind.preferred[: kind.preferred.index(form)])
+    }
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
 def _unpacked_name(name: str) -> str:
@@ -145,19 +170,19 @@ def _listed(path: Path) -> list[tuple[str, str, Callable[[], bytes]]]:
         return [(path.name, str(path), path.read_bytes)]
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except OPENING_FAILS as error:
         raise ValueError(f"data.path: {path} is not a whole zip archive ({error}); copy or create it again") from None
 
-    def member(name: str) -> Callable[[], bytes]:
+    def reader(member: zipfile.ZipInfo) -> Callable[[], bytes]:
         def content() -> bytes:
-            if archive.getinfo(name).file_size > MEMBER_BYTES:
+            if member.file_size > MEMBER_BYTES:
                 raise ValueError(f"it unpacks to more than {MEMBER_BYTES >> 20} MiB; unpack it yourself")
-            return archive.read(name)
+            return archive.read(member)
 
         return content
 
-    names = sorted(name for name in set(archive.namelist()) if not name.endswith("/"))
-    return [(name, f"{name} in {path}", member(name)) for name in names]
+    inside_zip = sorted((name, member) for name, member in members(archive).items() if not name.endswith("/"))
+    return [(name, f"{name} in {path}", reader(member)) for name, member in inside_zip]
 
 
 def _unpacking(content: Callable[[], bytes]) -> Callable[[], bytes]:

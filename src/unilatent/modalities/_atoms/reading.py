@@ -135,7 +135,9 @@ def gather(
     for part, systems in packed.items():
         unknown = np.full(len(systems), np.nan)
         packed[part] = replace(systems, columns={name: systems.columns.get(name, unknown) for name in names})
-    notes = [f"{len(places)} records {note}: {_listing(places)}" for note, places in remarks.items()]
+    notes = [
+        f"{len(places)} record{'s' * (len(places) > 1)} {note}: {_listing(places)}" for note, places in remarks.items()
+    ]
     return LoadedSystems(packed, tuple(bad), tuple(large), (*notes, *([unread] if unread else [])))
 
 

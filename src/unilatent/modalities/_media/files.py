@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...zip_names import OPENING_FAILS, members
 from ..base import BadSample
 
 MEMBER_BYTES = 256 * 2**20
@@ -205,68 +205,11 @@ class ZipArchive(FileSource):
     def _open(self) -> zipfile.ZipFile:
         if self._opened is None or self._process != os.getpid():
             self._opened, self._process = zipfile.ZipFile(self.path), os.getpid()
-            self._members = _members(self._opened)
+            self._members = members(self._opened)
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_process": None, "_opened": None, "_members": {}}
-
-
-UTF8_NAME = 0x800
-"""Flag bit 11 of a member: its name is UTF-8."""
-
-
-def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by name.
-
-    Names without flag bit 11 are in an encoding that the archive does not say: UTF-8 (macOS, 7-Zip), code page 932
-    (Japanese Windows) or 437, which the format prescribes. Some programs of Windows write backslashes.
-    """
-    encoding = _encoding(b"\n".join(_bytes(member) for member in archive.infolist() if _is_unmarked(member)))
-    members = {}
-    for member in archive.infolist():
-        name = _bytes(member).decode(encoding, "replace") if _is_unmarked(member) else member.filename
-        members[_slashes(name).removeprefix("./")] = member
-    return members
-
-
-def _is_unmarked(member: zipfile.ZipInfo) -> bool:
-    """Whether Python read a name as code page 437 because nothing says what it is."""
-    marked = member.flag_bits & UTF8_NAME or _slashes(member.filename) != _slashes(member.orig_filename)
-    return not marked and not member.filename.isascii()
-
-
-def _slashes(name: str) -> str:
-    return name.replace("\\", "/")
-
-
-def _bytes(member: zipfile.ZipInfo) -> bytes:
-    """Return a name that was read as code page 437 as it is in the archive."""
-    return member.filename.encode("cp437", "replace")
-
-
-def _encoding(names: bytes) -> str:
-    """Return the encoding of names that are not all ASCII.
-
-    In code page 932, the second byte of a character is a letter as often as not. Western names that are read in it by
-    mistake have a letter after each accent, so at least one other second byte is asked for.
-    """
-    for encoding in ("utf-8", "cp932"):
-        try:
-            text = names.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding == "utf-8":
-            return encoding
-        others = [character for character in text if not character.isascii()]
-        seconds = [character.encode(encoding)[-1] for character in others]
-        if all(JAPANESE.fullmatch(character) for character in others) and max(seconds, default=0) >= 0x80:
-            return encoding
-    return "cp437"
-
-
-JAPANESE = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff00-\uff60]")
-"""Kana, kanji, and full-width punctuation, letters and digits."""
 
 
 def _unreadable(error: OSError) -> None:
@@ -289,7 +232,7 @@ def locate(path: Path, field: str, kind: FileKind) -> FileSource:
         raise ValueError(f"{field}: {path} is neither a folder nor a .zip of {kind.noun}s; give one of these")
     try:
         zipfile.ZipFile(path).close()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError, struct.error) as error:
+    except OPENING_FAILS as error:
         raise ValueError(f"{field}: {path} is not a complete zip archive ({error}); copy or create it again") from error
     return ZipArchive(path, kind)
 
@@ -306,6 +249,9 @@ def at_least_one(names: list[str], source: FileSource, field: str) -> list[str]:
     return names
 
 
+NUMBER = re.compile("[0-9]+")
+
+
 def class_root(names: Sequence[str]) -> str:
     """Return the folder that contains the class folders, as a prefix: the deepest one that contains all files."""
     root = ""
@@ -320,7 +266,8 @@ def class_root(names: Sequence[str]) -> str:
 def class_folders(names: Sequence[str], where: Path, field: str, noun: str) -> tuple[str, ...]:
     """Return the class folders of these files, in order; () if no file is in a folder. ValueError on a mixture.
 
-    Folders that are called by numbers alone are in the order of the numbers, others in that of their characters.
+    They are in the order of their characters, but those called by numbers alone share their places in the order of the
+    numbers.
     """
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
@@ -335,9 +282,8 @@ def class_folders(names: Sequence[str], where: Path, field: str, noun: str) -> t
         raise ValueError(
             f"{field}: {where} contains {', '.join(sorted(folders))}, which are splits, not classes; give one of them"
         )
-    if all(re.fullmatch("[0-9]+", name) for name in folders):
-        return tuple(sorted(folders, key=number_order))
-    return tuple(sorted(folders))
+    numbers = iter(sorted(filter(NUMBER.fullmatch, folders), key=number_order))
+    return tuple(next(numbers) if NUMBER.fullmatch(name) else name for name in sorted(folders))
 
 
 def number_order(name: str) -> tuple[int, str, str]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..base import BadSample
@@ -25,8 +25,12 @@ SAME_COLOURS = 2
 GREYS = ("1", "L", "LA", "La")
 """Pillow's 8-bit modes without colour."""
 GREY_LEVELS = np.arange(256, dtype=np.uint8)[None]
+PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+"""sRGB's white, red, green and blue as a PNG file gives them: x and y of each."""
+SRGB_CODE = b"\x01\x0d\x00\x01"
+"""sRGB in a PNG file's cICP chunk."""
 _WARNED: set[str] = set()
-"""Faults of colour profiles that this process has warned of."""
+"""Faults of colour profiles, and other descriptions of colours, that this process has warned of."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,66 @@ def _open(raw: bytes, channels: int, where: str) -> Image.Image:
         image = _eight_bits(image)
     if profile := opened.info.get("icc_profile"):
         image = _in_srgb(image, bytes(profile), where)
+    elif description := _description(opened, raw):
+        _warn_once(f"its colours are described by {description}", description, where)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def profile_fault(raw: bytes) -> str:
-    """Return why the colour profile in a decodable image file is not used; "" if it is, or if there is none."""
+def colour_fault(raw: bytes) -> str:
+    """Return what a decodable image file says of its colours and is not used; "" if all is, or if there is nothing."""
     with Image.open(io.BytesIO(raw)) as opened:
-        profile = opened.info.get("icc_profile")
-        return _transform(bytes(profile), _profiled_mode(opened)).fault if profile else ""
+        if profile := opened.info.get("icc_profile"):
+            fault = _transform(bytes(profile), _profiled_mode(opened)).fault
+            return f"a colour profile that {fault}" if fault else ""
+        description = _description(opened, raw)
+        return f"colours described by {description}" if description else ""
+
+
+def _description(image: Image.Image, raw: bytes) -> str:
+    """Return what says, in an opened file without a colour profile, that its colours are not sRGB; "" if nothing."""
+    if image.format == "PNG":
+        code = _cicp(raw)
+        if code is not None:
+            return "" if code == SRGB_CODE else "a cICP chunk"
+        if "srgb" in image.info:
+            return ""
+        gamma, primaries = image.info.get("gamma") or 1 / 2.2, image.info.get("chromaticity") or PRIMARIES
+        if abs(gamma - 1 / 2.2) > 0.01:
+            return "a gAMA chunk"
+        coloured = _profiled_mode(image) == "RGB"
+        if coloured and max(abs(a - b) for a, b in zip(primaries, PRIMARIES, strict=True)) > 0.005:
+            return "a cHRM chunk"
+    try:
+        exif = image.getexif()
+        space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        interop = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex) if space == 0xFFFF else ""
+    except Exception:  # damaged EXIF data describe nothing
+        return ""
+    return "EXIF as Adobe RGB" if space == 2 or str(interop).startswith("R03") else ""
+
+
+def _cicp(raw: bytes) -> bytes | None:
+    """Return the content of a PNG file's cICP chunk, which Pillow does not read; None without one."""
+    at = 8
+    while at + 8 <= len(raw) and (kind := raw[at + 4 : at + 8]) != b"IDAT":
+        length = int.from_bytes(raw[at : at + 4], "big")
+        if kind == b"cICP":
+            return raw[at + 8 : at + 8 + length]
+        at += length + 12
+    return None
+
+
+def _warn_once(what: str, kind: str, where: str) -> None:
+    """Warn of the first image of each kind."""
+    if kind not in _WARNED:
+        _WARNED.add(kind)
+        warnings.warn(
+            f"image {where}: {what}; its colours are read as sRGB. `unilatent data verify` counts such images",
+            stacklevel=3,
+        )
 
 
 def is_srgb(image: Image.Image) -> bool:
@@ -141,13 +194,8 @@ def _in_srgb(image: Image.Image, profile: bytes, where: str) -> Image.Image:
     """
     mode = _profiled_mode(image)
     transform = _transform(profile, mode)
-    if transform.fault and transform.fault not in _WARNED:
-        _WARNED.add(transform.fault)
-        warnings.warn(
-            f"image {where}: its colour profile {transform.fault}; its colours are read as sRGB. "
-            "`unilatent data verify` counts such images",
-            stacklevel=2,
-        )
+    if transform.fault:
+        _warn_once(f"its colour profile {transform.fault}", transform.fault, where)
     if transform.to_srgb is None:
         return image
     alpha = None

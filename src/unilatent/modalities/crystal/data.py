@@ -35,7 +35,7 @@ from .records import READERS, complete, prepared
 
 OFFLINE = "prototypes"
 """The value of `data.path` that requests the generated set."""
-VERSION = 4
+VERSION = 5
 """Version of the parsing rules, part of the name of a cache entry; raised when the same file gives other crystals."""
 SPLITS = ("train", "val", "test")
 """Names of the tables of a split."""
@@ -217,7 +217,9 @@ def _blocks(text: str) -> list[str]:
         if not inside and line.lower().startswith("data_"):
             blocks.append([])
         blocks[-1].append(line)
-    structures = [block for block in map("\n".join, blocks) if re.search("_atom_site_fract|_cell_length", block, re.I)]
+    structures = [
+        block for block in map("\n".join, blocks) if re.search(r"_atom_site[._]fract|_cell[._]length", block, re.I)
+    ]
     return structures or [text]
 
 
@@ -268,6 +270,8 @@ def _parse(record: _Record, max_atoms: int, spacegroup: bool) -> System | ValueE
             columns["spacegroup"] = float(_spacegroup(crystal))
     except ValueError as error:
         return error
+    except Exception as error:  # one record, of millions perhaps, must not end the run
+        return ValueError(f"it cannot be read ({_named(error)})")
     return replace(crystal, name=record.name, columns=columns)
 
 
@@ -275,6 +279,10 @@ def _read(record: _Record) -> System:
     if record.form == "broken":
         raise ValueError(record.text)
     return READERS[record.form](record.text)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def _spacegroup(one: System) -> int:
@@ -305,7 +313,9 @@ def read_files(path: Path, mixed: bool = False) -> Systems:
             crystal = complete(_read(record))
         except ValueError as error:
             raise ValueError(f"{record.where}: {error}; repair or remove it") from None
+        except Exception as error:
+            raise ValueError(f"{record.where}: it cannot be read ({_named(error)}); repair or remove it") from None
         if crystal.note:
-            warnings.warn(f"{record.where}: the file's crystals {crystal.note}")
+            warnings.warn(f"{record.where}: no symmetry in the file; read as P 1")
         crystals.append(replace(crystal, name=record.name, columns=record.columns | crystal.columns))
     return Systems.of(crystals)

@@ -39,8 +39,13 @@ ANGLES = ("_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma")
 COORDINATES = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
-SYMBOL = ("_space_group_name_h-m_alt", "_symmetry_space_group_name_h-m", "_space_group_name_h-m_full")
+SYMBOL = (
+    "_space_group_name_h-m_alt", "_symmetry_space_group_name_h-m", "_space_group_name_h-m_full",
+    "_space_group_name_h-m_ref",
+)  # fmt: skip
 NUMBER = ("_space_group_it_number", "_symmetry_int_tables_number")
+SYMMETRY = ("_symmetry", "_space_group", "_parent_space_group")
+"""How tags begin that say something about symmetry."""
 UNKNOWN = ("", ".", "?")
 DUMMIES = re.compile(r"(?:xx?|du|dum|dummy|q)(?:\d+[a-z]?)?|cg\d*|cen\d*|ct\d*|d\?", re.IGNORECASE)
 """Symbols of points that are no atoms: dummies, peaks of a difference map, centres of rings."""
@@ -48,7 +53,7 @@ DUMMY_LABELS = re.compile(r"(?:xx?|du|dum|dummy|q)(?:[\d_]+[a-z]?)?", re.IGNOREC
 """Labels of such points where no symbol is given; others, such as CG1, may be atoms."""
 LEAST_TOLERANCE = 2e-4
 """Fractional deviation up to which images of a site always are one atom."""
-NO_SYMMETRY = "say nothing about symmetry and were read as P 1"
+NO_SYMMETRY = "without symmetry information, read as P 1"
 
 
 def read_cif(text: str) -> System:
@@ -73,19 +78,33 @@ def read_cif(text: str) -> System:
 def _operations(
     values: dict[str, str], loops: list[Loop], lattice: np.ndarray
 ) -> tuple[symmetry.Operations | None, str]:  # fmt: skip
-    """Return the symmetry operations, None for P 1; and a remark if the file says nothing about symmetry."""
-    listed = [word for header, rows in loops for word in _column(header, rows, OPERATIONS)]
-    listed = listed or [values[tag] for tag in OPERATIONS if tag in values]
+    """Return the symmetry operations, None for P 1; and a remark if the file says nothing about symmetry.
+
+    ValueError if it says something about symmetry, but nothing of what is understood here.
+    """
+    columns: dict[str, list[str]] = {tag: [value] for tag, value in values.items()}
+    for header, rows in loops:
+        columns |= {tag: [row[i] for row in rows] for i, tag in enumerate(header) if rows}
+    columns = {
+        tag: words
+        for tag, column in columns.items()
+        if tag.startswith(SYMMETRY) and (words := [word for word in column if word.strip() not in UNKNOWN])
+    }
 
     def known(tags: tuple[str, ...]) -> str:
-        return next((values[tag] for tag in tags if values.get(tag, "?") not in UNKNOWN), "")
+        return next((columns[tag][0] for tag in tags if len(columns.get(tag, ())) == 1), "")
 
+    listed = list(dict.fromkeys(next((columns[tag] for tag in OPERATIONS if tag in columns), [])))
     names = symmetry.Names(known(HALL), known(SYMBOL), known(NUMBER))
     if not listed:
         found = symmetry.named(names, cell_matrix(lattice))
+        strange = [tag for tag in columns if not tag.endswith("_id") and (tag not in NUMBER or len(columns[tag]) > 1)]
+        if found is None and strange:
+            raise ValueError(f"it has neither symmetry operations nor a space group that can be read, but {strange[0]}")
         return found, NO_SYMMETRY if found is None else ""
     operations = symmetry.parsed(listed)
-    if len(operations) > 1 or names.symbol.replace(" ", "") not in ("", "P1") or names.number not in ("", "1"):
+    named = names.hall.replace(" ", ""), names.symbol.replace(" ", ""), names.number
+    if len(operations) > 1 or any(name not in ("", "P1", "1") for name in named):
         symmetry.check(operations, names)
     return operations, ""
 
@@ -187,6 +206,8 @@ def read_poscar(text: str) -> System:
     counts = [int(word) for line in lines[6:18] if re.fullmatch(r"[\d\s]+", line, re.ASCII) for word in line.split()]
     if sum(counts) > len(lines):
         raise ValueError(f"{sum(counts)} atoms announced in {len(lines)} lines")
+    mode = _mode_line(lines)
+    lines[mode] = lines[mode].strip(" \t'\"")  # in quotes, pymatgen reads "Cartesian" as Direct
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -196,17 +217,31 @@ def read_poscar(text: str) -> System:
     for warning in caught:
         if "efaulting" in str(warning.message):  # pymatgen goes on with something that the file does not say
             raise ValueError(str(warning.message))
-    _check_counts(lines, len(structure))
+    _check_counts(lines, mode, len(structure))
     return _of_structure(structure)
 
 
-def _check_counts(lines: list[str], atoms: int) -> None:
+def _mode_line(lines: list[str]) -> int:
+    """Return the index of the line of a POSCAR that says whether coordinates are Direct or Cartesian.
+
+    Elements and their numbers may be on several lines each.
+    """
+    several = next((n for n in range(1, 11) if re.match(r"\s*\d+(\s|$)", "".join(lines[5 + n : 6 + n]))), 1)
+    at = 5 + 2 * several
+    if at < len(lines) and re.match(r"[\s'\"]*[sS]", lines[at]):
+        lines[at] = lines[at].strip(" \t'\"")
+        at += 1
+    if at >= len(lines) or not re.match(r"[\s'\"]*[A-Za-z]", lines[at]):
+        raise ValueError(f"line {at + 1} says neither Direct nor Cartesian")
+    return at
+
+
+def _check_counts(lines: list[str], mode: int, atoms: int) -> None:
     """ValueError if the numbers of atoms in a POSCAR fit neither its elements nor its lines of coordinates."""
     words = lines[5].split(), lines[6].split()
     if all(word.isdigit() for word in words[1]) and len(words[0]) != len(words[1]):
         raise ValueError(f"line 6 has {len(words[0])} elements, and line 7 {len(words[1])} numbers of atoms")
-    first = next(i for i, line in enumerate(lines[6:], 6) if re.match(r"\s*[A-Za-z]", line))
-    first += 2 if lines[first].lstrip()[0] in "sS" else 1
+    first = mode + 1
     after = lines[first + atoms].split()[:3] if len(lines) > first + atoms else []
     if len(after) == 3 and all(number(word) is not None for word in after):
         raise ValueError(f"line {first + atoms + 1} has coordinates of an atom after the {atoms} announced")
@@ -324,6 +359,7 @@ def _parsed(text: str) -> tuple[dict[str, str], list[Loop]]:
             loops.append(([], []))
             state, tag = "header", ""
         elif lower.startswith("_"):
+            lower = lower.replace(".", "_")  # dictionaries write _cell_length_a or _cell.length_a
             if state == "header":
                 loops[-1][0].append(lower)
             else:
@@ -363,12 +399,6 @@ def _words(text: str) -> Iterator[tuple[str, bool]]:
                 yield word[1:-1], False
             elif word[0] != "#":
                 yield word, True
-
-
-def _column(header: list[str], rows: list[list[str]], tags: tuple[str, ...]) -> list[str]:
-    """Return the column of a loop under the first of these tags that it has; [] if it has none."""
-    columns = [header.index(tag) for tag in tags if tag in header]
-    return [row[column] for column in columns[:1] for row in rows]
 
 
 def _number(word: str) -> float:

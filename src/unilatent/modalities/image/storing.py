@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from .._media.files import locate
 from .._media.listing import Listing
-from .._media.pixels import Frame, decode, fit, is_srgb, open_image, profile_fault
+from .._media.pixels import Frame, colour_fault, decode, fit, is_srgb, open_image
 from ..base import Raw
 from .data import KIND
 
@@ -62,8 +62,8 @@ class ImagesToStore(Raw):
         raw = self.files.read(name)
         decode(raw, Frame(1, 1, 3, 1), self.files.where(name))
         self.beside(number)
-        fault = profile_fault(raw)
-        return f"a colour profile that {fault}, read as sRGB" if fault else ""
+        fault = colour_fault(raw)
+        return f"{fault}, read as sRGB" if fault else ""
 
     def beside(self, number: int) -> list[tuple[str, bytes]]:
         """Return a .txt with the captions, one per line; nothing without captions."""

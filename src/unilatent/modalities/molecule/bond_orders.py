@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ QUICK_STEPS = 10_000
 STEPS = 600_000
 """Steps of a search in a process of its own: about 3 s for 40 atoms."""
 SECONDS = 6.0
-"""Time limit of such a process."""
+"""Time limit of such a process, from when it has imported RDKit."""
+START_SECONDS = 120
+"""Time limit of its imports."""
 
 GAVE_UP, REJECTED = "gave up", "rejected"
 """Why a search has no result: the limit of steps or time; or RDKit finds charges that do not add up to 0, or a number
@@ -67,22 +70,36 @@ def find(numbers: Sequence[int], positions: Any) -> tuple[Any, str | None]:
     fault = search(mol, QUICK_STEPS)
     if fault != GAVE_UP:
         return mol, fault
-    request = json.dumps([list(map(int, numbers)), [[float(x) for x in row] for row in positions]])
-    # -I: nothing is imported from the user's folder. A session of its own: Ctrl-C in a terminal ends only this process.
+    request = {
+        "path": sys.path,
+        "numbers": list(map(int, numbers)),
+        "positions": [[float(x) for x in row] for row in positions],
+    }
+    # -I: nothing is imported from the user's folder first; a session of its own: Ctrl-C in a terminal ends only this
+    # process. No buffers, so that `communicate` gets all that follows the first line.
     command = [sys.executable, "-I", str(Path(__file__).resolve())]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         start_new_session=True,
     ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
         try:
-            answer, _ = process.communicate(request, timeout=SECONDS)
+            unsent = memoryview(f"{json.dumps(request)}\n".encode())
+            with suppress(BrokenPipeError):  # the child has ended; its stderr says why
+                while unsent:
+                    unsent = unsent[process.stdin.write(unsent) :]
+            process.stdout.readline()
+            answer, errors = process.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:
             return mol, GAVE_UP
         finally:
             process.kill()
             process.wait()
-    if process.returncode or not answer:
+    if hasattr(signal, "SIGALRM") and process.returncode == -signal.SIGALRM:
         return mol, GAVE_UP
+    if process.returncode or not answer:
+        last = " ".join(errors.decode("utf-8", "replace").split())[-300:]
+        raise RuntimeError(f"the search for bond orders ended with exit code {process.returncode} ({last})")
     found = json.loads(answer)
     if "fault" in found:
         return mol, found["fault"]
@@ -93,11 +110,17 @@ def find(numbers: Sequence[int], positions: Any) -> tuple[Any, str | None]:
 
 
 def main() -> None:
-    from rdkit import Chem, rdBase
-
     if hasattr(signal, "alarm"):
-        signal.alarm(int(2 * SECONDS))  # ends this process even if nobody is left to stop it
-    numbers, positions = json.load(sys.stdin)
+        signal.alarm(START_SECONDS)  # ends this process even if nobody is left to stop it
+    request = json.loads(sys.stdin.readline())
+    sys.path += [folder for folder in request["path"] if folder and folder not in sys.path]
+    from rdkit import Chem, rdBase
+    from rdkit.Chem import rdDetermineBonds as _  # noqa: F401
+
+    print("ready", flush=True)
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(2 * SECONDS))
+    numbers, positions = request["numbers"], request["positions"]
     mol = atoms_only(numbers, positions)
     with rdBase.BlockLogs():
         fault = search(mol, STEPS)
