@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## train UNITE on the embedded digits (3 minutes), print its table, draw its pictures
+demo: $(STAMP)  ## train UNITE on the embedded digits (3 to 4 minutes), print its table, draw its pictures
 	$(BIN)/unilatent train digits --out $(OUT) --resume auto
 	$(BIN)/unilatent sample $(OUT) --num 100 --labels 0-9 --out $(OUT)/pictures
 	@echo "look at $(OUT)/pictures/grid.png (new digits, a column a class) and $(OUT)/recon/ (held-out digits over their reconstructions)"

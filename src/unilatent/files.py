@@ -144,3 +144,14 @@ def check_writable(folder: Path, field: str = "--out") -> None:
         if error.errno in FULL:
             raise disk_error(folder, (error.errno, error.strerror or ""), SMALLEST) from None
         raise ConfigError(f"{field} {folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .files import SMALLEST, check_writable, expanded, room, write_text
+from .files import SMALLEST, check_writable, expanded, is_alive, room, write_text
 
 RECORD = ".unilatent-outputs.jsonl"
 STAGING = re.compile(r"\.unilatent-partial-(\d+)")
@@ -249,22 +249,14 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what a killed command had not moved to its name."""
     for path in folder.iterdir():
         match = STAGING.fullmatch(path.name)
-        if match and not path.is_symlink() and not _is_alive(int(match[1])):
+        if match and not path.is_symlink() and not _is_another(int(match[1])):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_another(pid: int) -> bool:
     """Whether another process of this number runs. What is left under this one's number is of an earlier process, since
     leftovers are removed before anything is written: in containers, numbers repeat."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    return pid != os.getpid() and is_alive(pid)
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -87,12 +87,12 @@ def note_emulated(device: str) -> None:
 @contextmanager
 def autocast(device: object, precision: str) -> Iterator[None]:
     """bfloat16 autocast if precision is "bf16"; ValueError if it is neither that nor "fp32"."""
-    import torch
+    from .. import devices
 
     check_precision(precision)
     if precision == "bf16":
         note_emulated(str(device))
-    with torch.autocast(torch.device(str(device)).type, torch.bfloat16, enabled=precision == "bf16"):
+    with devices.autocast(str(device), precision):
         yield
 
 

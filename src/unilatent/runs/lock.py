@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..files import SMALLEST, room
+from ..files import SMALLEST, is_alive, room
 
 LOCK = "lock.json"
 JOBS = {"job": "SLURM_JOB_ID", "launch": "TORCHELASTIC_RUN_ID"}
@@ -89,7 +89,7 @@ def _owner(holder: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     pid, host = holder["pid"], holder["host"]
     if host == socket.gethostname():
-        is_gone = not _is_alive(pid) or holder.get("started") not in (None, _started(pid))
+        is_gone = not is_alive(pid) or holder.get("started") not in (None, _started(pid))
     else:
         is_gone = any(
             holder.get(key) not in UNNAMED and holder[key] == os.environ.get(variable) for key, variable in JOBS.items()
@@ -109,16 +109,6 @@ def _set_aside(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
     aside.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _started(pid: int) -> int | None:

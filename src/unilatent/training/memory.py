@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..devices import autocast
 from ..maths.streams import Streams
 from ..methods.base import LatentModel
 from ..nets.layers import Repeated
@@ -243,7 +244,7 @@ def held_in_step(model: LatentModel, training: TrainingConfig, batch: Batch, str
         held.now = held.most = sum(tensor.nbytes for tensor in tree_leaves([batch.data, batch.values]))
         parts = iter(model.loss(batch, streams))
         while True:
-            with torch.autocast(device, torch.bfloat16, enabled=training.precision == "bf16"):
+            with autocast(device, training.precision):
                 part = next(parts, None)
             if part is None:
                 break
