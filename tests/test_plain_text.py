@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import unicodedata
 
 import pytest
 
-from unilatent.plain_text import decode, decode_leniently, read_table, split_lines
+from unilatent.plain_text import composed, decode, decode_leniently, read_table, same_names, split_lines
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,60 @@ def test_wide_text_without_a_mark_is_refused_or_read(text: str, encoding: str):
         decode(raw, "t.csv")
     assert str(error.value) == f"t.csv: looks like {name} without a byte order mark; save the file as UTF-8"
     assert decode_leniently(raw) == text
+
+
+SCRIPTS = {
+    "chinese": "文件名,标题\n一只猫坐在一张红色的椅子上\n一条狗\n", "japanese": "赤い椅子の上に猫が座っています\n犬\n",
+    "hiragana": "あいう\nえお\nかき\n", "korean": "빨간 의자 위에 앉은 고양이\n개\n", "thai": "แมวนั่งบนเก้าอี้สีแดง\nสุนัข\n",
+    "arabic": "قطة على كرسي أحمر\nكلب\n", "hindi": "लाल कुर्सी पर एक बिल्ली\nकुत्ता\n", "greek": "γάτα\nσκύλος\n",
+    "russian": "кошкаикотенок\nсобакаищенок\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_wide_text_with_little_ascii_is_refused_or_read(script: str, encoding: str):
+    for text in (SCRIPTS[script], SCRIPTS[script] * 200):
+        raw = text.encode(encoding)
+        with pytest.raises(ValueError) as error:
+            decode(raw, "t.csv")
+        assert str(error.value) == "t.csv: looks like UTF-16 without a byte order mark; save the file as UTF-8"
+        assert decode_leniently(raw) == text
+
+
+@pytest.mark.parametrize(
+    ("script", "encoding"),
+    [("chinese", "gb18030"), ("japanese", "shift-jis"), ("japanese", "euc-jp"), ("korean", "euc-kr"),
+     ("thai", "tis-620"), ("arabic", "cp1256"), ("greek", "cp1253"), ("russian", "cp1251"), ("russian", "koi8-r")],
+)  # fmt: skip
+def test_older_encodings_are_not_taken_for_wide_text(script: str, encoding: str):
+    for end in (b"", b"\0", b"\n\0", b"\0\0"):
+        raw = SCRIPTS[script].encode(encoding, "ignore") + end
+        with pytest.raises(ValueError, match=r"t\.csv, line \d: byte 0x\w\w is not UTF-8; save the file as UTF-8"):
+            decode(raw, "t.csv")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"cats\n\0", b"cat\n\0dog\n\0", "größe\n\0".encode(), "猫\n\0".encode(), b"caf\xe9\n\0"]
+)
+def test_strings_of_c_are_not_wide_text(raw: bytes):
+    assert decode_leniently(raw) in (raw.decode("latin-1"), raw.decode("utf-8", "replace"))
+
+
+def test_one_line_of_ideographs_cannot_be_told_and_is_not_guessed():
+    with pytest.raises(ValueError, match=r"line 1: byte 0x\w\w is not UTF-8; save the file as UTF-8"):
+        decode("猫和狗".encode("utf-16-le"), "t.csv")
+
+
+@pytest.mark.parametrize("apart", ["Café", "Zürich", "가방", "ỗ"])
+def test_names_with_accents_apart_are_the_same_names(apart: str):
+    apart, together = unicodedata.normalize("NFD", apart), unicodedata.normalize("NFC", apart)
+    assert apart != together and composed(apart) == together
+    assert same_names(("a", apart), (together, "a")) == {"a": "a", apart: together}
+    assert same_names((apart,), (apart,)) == {apart: apart}
+    assert same_names((apart, together), (together, apart)) == {apart: apart, together: together}
+    assert same_names((apart, "a"), (together,)) is None and same_names(("b",), ("a",)) is None
+    assert same_names((apart, together), ("a", together)) is None and same_names(("a", "a"), ("a", "a")) is None
 
 
 @pytest.mark.parametrize("raw", [b"cat\0", b"cat\0\0\0\0\0", b"a" * 40 + b"\0b\0" + b"c" * 40])

@@ -13,6 +13,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .loading import load
+    from .methods.latent_diffusion import LatentDiffusion
+    from .methods.unified_latents import UnifiedLatents
     from .methods.unite import UNITE
     from .sampling import decode, encode, reconstruct, sample
 
@@ -22,9 +24,13 @@ _HOMES = {
     "reconstruct": "sampling",
     "encode": "sampling",
     "decode": "sampling",
+    "LatentDiffusion": "methods.latent_diffusion",
     "UNITE": "methods.unite",
+    "UnifiedLatents": "methods.unified_latents",
 }
-__all__ = ["UNITE", "__version__", "decode", "encode", "load", "reconstruct", "sample"]
+__all__ = [
+    "UNITE", "LatentDiffusion", "UnifiedLatents", "__version__", "decode", "encode", "load", "reconstruct", "sample",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

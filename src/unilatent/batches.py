@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from .faults import reach
 from .maths.streams import seed_of
 from .modalities.base import BadSample, Dataset, Modality, Stream
+from .plain_text import count_of
 from .types import Batch, encode_texts
 
 ATTEMPTS = 16
@@ -201,7 +202,8 @@ def loader(
             if batch is None:
                 raise ValueError(
                     f"data.path: {ATTEMPTS} samples in a row cannot be used, the last is: {skipped[-1].message}. Was "
-                    "the data moved or deleted? Restore it, then --resume auto"
+                    "the data moved, deleted or damaged (`unilatent data verify` names what is)? Restore it, then "
+                    "--resume auto"
                 )
             yield batch, skipped
 
@@ -312,9 +314,11 @@ def load_all(
     usable = [example for example in examples if not isinstance(example, BadSample)]
     if bad and say is not None:
         named = "; ".join(map(str, bad[:3])) + ("; ..." if len(bad) > 3 else "")
-        say(f"left out {len(bad)} of {count} samples that cannot be used: {named}")
+        say(f"left out {len(bad)} of {count_of(count, 'sample')} that cannot be used: {named}")
     if not usable:
-        raise ValueError(f"data: none of {count} samples can be used, the first is: {bad[0] if bad else 'missing'}")
+        raise ValueError(
+            f"data: none of {count_of(count, 'sample')} can be used, the first is: {bad[0] if bad else 'missing'}"
+        )
     return collate(usable, modality)
 
 

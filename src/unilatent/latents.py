@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .files import expanded, read_json, write_json
 from .methods.base import LatentModel
+from .modalities.base import Skipped
 from .model_config import SamplingConfig
 from .model_folder import read_weights
 from .outputs import Outputs
@@ -32,17 +33,25 @@ NAME_SIZE = 64
 
 def encode_to_shards(
     model: LatentModel, source: Path, out: Path, *, seed: int = 0, batch_size: int = 64, shard_size: int = 4096,
-    precision: str = "fp32", progress: Callable[[int], None] | None = None,
+    precision: str = "fp32", progress: Callable[[int], None] | None = None, skipped: Skipped | None = None,
 ) -> tuple[int, int]:  # fmt: skip
     """Encode all samples of `source` to shards in the folder `out`; latents already there are not encoded again.
 
-    progress: called after each batch; if it raises, all latents encoded so far are on disk.
+    progress: called after each batch; if it raises, all latents encoded so far are on disk. skipped: as in
+    `Modality.read`.
     Returns the number of latents and how many of them were there before. ValueError if the folder has latents of
     another model, other settings or other data, or files of others.
     """
     outputs = encoded_outputs(out, source)
     header = {"model": model.fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
-    batches = model.modality.read(source, batch_size)
+    left_out: list[str] = []
+
+    def note(reason: str) -> None:
+        left_out.append(reason)
+        assert skipped is not None
+        skipped(reason)
+
+    batches = model.modality.read(source, batch_size, None if skipped is None else note)
     pending: list[Tensor] = []
     index: dict[str, Any] = {}
     folder, done = None, 0
@@ -67,7 +76,8 @@ def encode_to_shards(
                 _flush(outputs, index, pending, shard_size, last=True)
                 raise
     if folder is None:
-        raise ValueError(f"{source}: has no samples to encode; give a folder with data of the model's modality")
+        reason = f"the first: {left_out[0]}" if left_out else "give data of the modality of the model"
+        raise ValueError(f"{source}: has no sample that can be encoded; {reason}")
     _flush(outputs, index, pending, shard_size, last=True)
     return count, done
 

@@ -84,8 +84,9 @@ class ModelConfig(Config):
             kind = find("conditions", name)
             argument = kind.argument
             if argument not in facts:
+                hint = f"; {hint}" if (hint := splits.train.hints.get(argument)) else ""
                 raise ConfigError(
-                    f"conditions.{name}: the data under data.path has no {argument} ({kind.given_by}); "
+                    f"conditions.{name}: the data under data.path has no {argument} ({kind.given_by}){hint}; "
                     "give data that has, or train without the condition: conditions={}"
                 )
             filled[name] = condition.with_data(**facts[argument])

@@ -22,6 +22,7 @@ from .config import ConfigError
 from .devices import pick_device
 from .files import expanded, read_json, room, write_json
 from .model_config import ModelConfig
+from .outputs import refuse_foreign
 from .registry import find
 
 FORMAT_VERSION = 1
@@ -62,8 +63,14 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
         )
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write a model folder; as in `ModelHubMixin`, with ~ for the home folder."""
-        return super().save_pretrained(expanded(save_directory), **options)
+        """Write a model folder; as in `ModelHubMixin`, with ~ for the home folder.
+
+        An earlier model of this package is replaced, and what else is in its folder stays. ValueError names the files
+        of a folder that holds others, and no such model.
+        """
+        folder = expanded(save_directory)
+        _refuse_files_of_others(folder)
+        return super().save_pretrained(folder, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
@@ -167,6 +174,18 @@ def _finished(path: Path) -> Path:
             f"{path / 'checkpoints'}"
         )
     raise ValueError(f"{path}: neither a run nor a model folder (no {CONFIG}, model/ or checkpoints/ in it)")
+
+
+def _refuse_files_of_others(folder: Path) -> None:
+    """ValueError if a model must not be written to a folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"save_directory: {folder} is a file; give a folder")
+    if (folder / EMA).is_file():
+        raise ValueError(f"save_directory: {folder} is a checkpoint of a run; give another folder")
+    try:
+        read_config(folder)
+    except ValueError:
+        refuse_foreign(folder, "a model of this package", lambda name: False, field="save_directory:")
 
 
 def write_config(config: ModelConfig, path: Path) -> None:

@@ -16,7 +16,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -25,11 +29,17 @@ from typing import Any
 from .files import SMALLEST, check_writable, expanded, is_alive, room, write_text
 
 RECORD = ".unilatent-outputs.jsonl"
-STAGING = re.compile(r"\.unilatent-partial-(\d+)")
+STAGING = re.compile(r"\.unilatent-partial-(\d+)(?:@(.+))?")
+"""A folder of files that are not finished: the number of its process, and the name of its machine (older versions left
+that out)."""
+STALE_HOURS = 24.0
+"""After so many hours without a change, unfinished files of another machine are of a command that was killed."""
 HARMLESS = ("Thumbs.db", "desktop.ini")
 """Files of file managers. Like hidden files, they may lie in any folder; no command removes them."""
 NAMED = 3
 """So many files of others are named in a message."""
+NOTES = (".txt", ".log", ".out", ".err", ".md", ".rst", ".sh", ".py", ".yaml", ".yml")
+"""Endings of notes, scripts and logs, which people keep beside a run, an evaluation or a model."""
 
 
 class Outputs:
@@ -61,14 +71,12 @@ class Outputs:
         """ValueError if the folder holds files that this command did not write, and must hold none."""
         if self.shared or not self.folder.is_dir():
             return
-        files, recorded = _files(self.folder), self._recorded()
+        files, recorded = visible_files(self.folder), self._recorded()
         others = (name for name in files if not self._is_ours(name, recorded))
-        first = list(islice(others, NAMED + 1))
-        if first:
-            more = ", ..." if len(first) > NAMED else ""
+        if first := _first_names(others):
             raise ValueError(
                 f"{self.field} {self.folder}: holds files that `unilatent {self.command}` did not write there "
-                f"({', '.join(first[:NAMED])}{more}); give a new or empty folder, or move them away"
+                f"({first}); give a new or empty folder, or move them away"
             )
 
     def check(self, *names: str) -> None:
@@ -107,7 +115,7 @@ class Outputs:
         if not self._begun:
             self.begin()
         self._count += 1
-        parent = self.folder / f".unilatent-partial-{os.getpid()}"
+        parent = self.folder / f".unilatent-partial-{os.getpid()}@{_host()}"
         staging = parent / str(self._count)
         try:
             with room(self.folder, needed):
@@ -121,7 +129,7 @@ class Outputs:
 
     def _publish(self, staging: Path) -> None:
         """Note the files of a folder in the record, then move them."""
-        names = list(_files(staging))
+        names = list(visible_files(staging))
         self.check(*names)
         _append(self.folder / RECORD, [{"command": self.command, "file": n, **_describe(staging / n)} for n in names])
         for name in names:
@@ -160,6 +168,34 @@ class Outputs:
                 (self.folder / parent).rmdir()
 
 
+def refuse_foreign(
+    folder: Path, what: str, is_ours: Callable[[str], bool], commands: Sequence[str] = (), field: str = "--out"
+) -> None:
+    """ValueError if a folder holds files of others, which are named, beside NOTES at its top and `what`.
+
+    is_ours: whether a file, by its name in the folder, belongs to `what`; those in the record of `commands` do.
+    """
+    folder = expanded(folder)
+    if not folder.is_dir():
+        return
+    recorded = {line.get("file") for line in _lines(folder / RECORD) if line.get("command") in commands}
+    others = (
+        name for name in visible_files(folder)
+        if not ("/" not in name and name.lower().endswith(NOTES)) and name not in recorded and not is_ours(name)
+    )  # fmt: skip
+    if first := _first_names(others):
+        raise ValueError(
+            f"{field} {folder}: holds files that are not of {what} ({first}); give a new or empty folder, or move them "
+            "away"
+        )
+
+
+def _first_names(names: Iterable[str]) -> str:
+    """The first NAMED names, with "..." if there are more; "" if there are none."""
+    first = list(islice(names, NAMED + 1))
+    return ", ".join([*first[:NAMED], *(["..."] if len(first) > NAMED else [])])
+
+
 def refuse_overlap(
     folder: Path, inputs: Iterable[str | Path | None], field: str = "--out", around: bool = False
 ) -> None:
@@ -195,7 +231,7 @@ def single_file(
     return outputs
 
 
-def _files(folder: Path) -> Iterator[str]:
+def visible_files(folder: Path) -> Iterator[str]:
     """Names of all files below a folder, sorted within each; those of file managers and hidden ones are left out."""
     for place, subfolders, files in os.walk(folder):
         links = [name for name in subfolders if Path(place, name).is_symlink()]
@@ -246,17 +282,67 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what a killed command had not moved to its name."""
+    """Remove what a killed command had not moved to its name. On a shared file system it may be of another machine, of
+    whose processes nothing is known here: that is removed after STALE_HOURS, and named before."""
     for path in folder.iterdir():
         match = STAGING.fullmatch(path.name)
-        if match and not path.is_symlink() and not _is_another(int(match[1])):
+        if not match or path.is_symlink():
+            continue
+        if match[2] in (None, _host()):
+            is_over = not _is_another(int(match[1]))
+        else:
+            is_over = (age := _idle_hours(path)) > STALE_HOURS
+            if not is_over:
+                warnings.warn(
+                    f"{path}: unfinished files of process {match[1]} on {match[2]}, last changed {max(age, 0):.1f} "
+                    f"hours ago; they are removed {STALE_HOURS:g} hours after the last change. Delete them before if "
+                    "no command writes there any more",
+                    stacklevel=4,
+                )
+        if is_over:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _host() -> str:
+    """The name of this machine, as a part of a file name."""
+    return re.sub(r"[^\w.-]", "_", socket.gethostname())[:64] or "unknown"
+
+
+def _idle_hours(folder: Path) -> float:
+    """Hours since the last change in a folder, by the clock of its file system where that can be read."""
+    newest = 0.0
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):
+            newest = max(newest, path.lstat().st_mtime)
+    now = time.time()
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder.parent) as file:
+        now = os.fstat(file.fileno()).st_mtime
+    return (now - newest) / 3600
 
 
 def _is_another(pid: int) -> bool:
     """Whether another process of this number runs. What is left under this one's number is of an earlier process, since
     leftovers are removed before anything is written: in containers, numbers repeat."""
     return pid != os.getpid() and is_alive(pid)
+
+
+def in_shared_folder(folder: Path, command: str) -> Outputs:
+    """Return the outputs of a command whose files lie beside others, as in RUN/eval.
+
+    Earlier versions kept no record there: a JSON file with a `format_version` and no line in the record, and an image
+    of the same name, are the command's.
+    """
+
+    def known(name: str) -> bool:
+        if any(line.get("command") == command and line.get("file") == name for line in _lines(folder / RECORD)):
+            return False
+        try:
+            content = json.loads((folder / name).with_suffix(".json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(content, dict) and "format_version" in content
+
+    return Outputs(folder, command, shared=True, known=known)
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -10,7 +10,9 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 DELIMITERS = (",", ";", "\t")
 LINE_END = re.compile("\r\n|\n|\r")
@@ -64,6 +66,29 @@ def decode_leniently(raw: bytes) -> str:
         return "\n".join(map(_line, content.split(b"\n")))
 
 
+def composed(text: str) -> str:
+    """Return a text with its accents composed: systems store one name in different ways (macOS apart, others not)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> dict[str, str] | None:
+    """Return which of `others` each name is, as it is or else with its accents composed.
+
+    None unless both are the same names, each once, in any order.
+    """
+    if set(names) == set(others):
+        return {name: name for name in names} if len(set(names)) == len(names) == len(others) else None
+    by_composed = {composed(other): other for other in others}
+    if len(by_composed) < len(others) or sorted(by_composed) != sorted(map(composed, names)):
+        return None
+    return {name: by_composed[composed(name)] for name in names}
+
+
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 shard", "1,200 shards", "2 classes". plural: of words that take no s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + ('es' if noun.endswith('ss') else 's')}"
+
+
 def split_lines(text: str) -> list[str]:
     """The lines of a text, without their ends; none for an empty text, and none after a final line end."""
     lines = LINE_END.split(text)
@@ -115,22 +140,53 @@ def _split_mark(raw: bytes) -> tuple[str | None, bytes]:
 
 
 def _without_mark(raw: bytes) -> str | None:
-    """Return UTF-16's or UTF-32's name if the NUL bytes of a text alternate as theirs do; None for other text.
+    """Return UTF-16's or UTF-32's name if a text is that; None for other text.
 
-    One NUL byte, as after a string of C, is no sign of it.
+    It is if its NUL bytes alternate as theirs do (one NUL byte, as after a string of C, is no sign of it), or if it has
+    few letters of ASCII, but reads as another script with wide spaces or line ends. Without any of these, UTF-16 cannot
+    be told from older encodings of the same scripts.
     """
     seen = raw[: min(SEEN, len(raw)) // 4 * 4] or raw
-    if seen.count(0) < 2:
+    if seen.count(0) >= 2:
+        places = [seen[start::4].count(0) * 4 for start in range(4)]  # of the 4 bytes of a UTF-32 character
+        if min(places[2:]) >= len(seen) > places[0] * 2:
+            return "utf-32-le"
+        if min(places[:2]) >= len(seen) > places[3] * 2:
+            return "utf-32-be"
+        even, odd = seen[::2].count(0), seen[1::2].count(0)
+        if not min(even, odd) and max(even, odd) * 8 >= len(seen):
+            return "utf-16-le" if odd else "utf-16-be"
+    if 0 not in seen or len(raw) % 2:
         return None
-    places = [seen[start::4].count(0) * 4 for start in range(4)]  # of the 4 bytes of a UTF-32 character
-    if min(places[2:]) >= len(seen) > places[0] * 2:
-        return "utf-32-le"
-    if min(places[:2]) >= len(seen) > places[3] * 2:
-        return "utf-32-be"
-    even, odd = seen[::2].count(0), seen[1::2].count(0)
-    if min(even, odd) or max(even, odd) * 8 < len(seen):
-        return None
-    return "utf-16-le" if odd else "utf-16-be"
+    return next((encoding for encoding in ("utf-16-le", "utf-16-be") if _reads_as(raw[:SEEN], encoding)), None)
+
+
+def _reads_as(raw: bytes, encoding: str) -> bool:
+    """Whether bytes are a text in one script in this encoding of UTF-16, with wide line ends and spaces."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(raw)
+    except UnicodeDecodeError:
+        return False
+    plain = sum(character < "\x7f" and (character.isprintable() or character in "\t\r\n") for character in text)
+    scripts = Counter(map(_script, (c for c in text if c > "\x7f" and unicodedata.category(c)[0] in "LM")))
+    other = sum(unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs") for character in text) - sum(
+        map(text.count, "\t\r\n")
+    )
+    ends = text.count("\n")
+    if other or not plain or not scripts or scripts.most_common(1)[0][1] < 0.9 * scripts.total():
+        return False
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.end < len(raw):  # not only a character that SEEN cuts
+            return 2 * (ends + text.count(" ")) >= raw.count(b"\n") + raw.count(b" ")
+    return ends >= 2 and ends == raw.count(b"\n")  # UTF-8 too: hiragana may be
+
+
+def _script(character: str) -> str:
+    """The script of a letter, by the first word of its name; the scripts of Japanese and Chinese count as one."""
+    word = unicodedata.name(character, "?").partition(" ")[0]
+    return "CJK" if word in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "FULLWIDTH") else word
 
 
 def _line(raw: bytes) -> str:

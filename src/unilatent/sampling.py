@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .conditions.base import NEGATIVE
 from .config import ConfigError
 from .maths import times
 from .maths.guidance import Denoise, classifier_free
@@ -19,6 +21,7 @@ from .maths.solvers import find_solver
 from .maths.streams import Streams
 from .methods.base import LatentModel
 from .model_config import SamplingConfig
+from .registry import available, find
 from .types import Conditioning, Layout, count, move, take
 
 
@@ -49,24 +52,30 @@ def sample(
 
     progress: called after each batch with its number of samples.
     settings:
-        condition values by keyword (`labels=[3]`), cycled up to `num`; default: spread evenly over all values;
+        condition values by keyword (`labels=[3]`), at most `num`, fewer are cycled; default: spread evenly over all;
         negative conditions of guidance (`negative_prompts="..."`); default: no condition;
         any field of SamplingConfig (`num_inference_steps`, `guidance_scale`, ...); default: the model's own setting;
         for systems of atoms `num_atoms`, a number or a range; default: drawn from the sizes of training systems.
 
-    Sample i is a function of (model, seed, i, its condition): neither `num` nor `batch_size` changes it.
+    Sample i is a function of (model, seed, i, its condition): neither `num` nor `batch_size` changes it. Of a model in
+    another type (`model.half()`, `dtype=torch.bfloat16`), samples are float32 all the same.
+    ValueError names a keyword that is none, and the nearest one.
     """
-    parts = list(sample_batches(model, num, seed=seed, batch_size=batch_size, progress=progress, **settings))
+    batches = sample_batches(
+        model, num, seed=seed, batch_size=batch_size, progress=progress, all_used=True, **settings
+    )  # fmt: skip
+    parts = list(batches)
     return model.modality.join([part.data for part in parts])
 
 
 @torch.no_grad()
 def sample_batches(
     model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0, stop: int | None = None,
-    progress: Callable[[int], None] | None = None, **settings: Any,
+    progress: Callable[[int], None] | None = None, all_used: bool = False, **settings: Any,
 ) -> Iterator[SampleBatch]:  # fmt: skip
     """Yield samples as `sample` does, in batches from sample `start` up to `stop` (None: `num`).
 
+    all_used: refuse more condition values than samples; else the first ones are used.
     Memory does not grow with `num`.
     """
     _check_weights(model)
@@ -74,7 +83,8 @@ def sample_batches(
     batch_size, seed = checked_int("batch_size", batch_size, 1), checked_int("seed", seed, 0)
     sampling, arguments = split_settings(model.config.sampling, settings)
     layout_arguments = {key: arguments.pop(key) for key in list(arguments) if key in model.modality.layout_arguments}
-    all_values = model.conditions.parse(num, arguments)
+    _refuse_unknown(model, [key for key, value in arguments.items() if value is not None])
+    all_values = model.conditions.parse(num, arguments, all_used)
     all_layout_values = model.modality.parse_layout(num, layout_arguments)
     stop = num if stop is None else min(stop, num)
     for first in range(start, stop, batch_size):
@@ -163,7 +173,7 @@ def reconstruct(
     model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0,
     decoder_solver: str | None = None, decoder_steps: int | None = None,
 ) -> Any:  # fmt: skip
-    """Encode and decode data with its own layout, on the CPU.
+    """Encode and decode data with its own layout; float32 on the CPU, whatever type the model has.
 
     start: index of the first sample, which its noise depends on.
     decoder_solver, decoder_steps: of a diffusion decoder; None takes the model's own.
@@ -182,7 +192,7 @@ def reconstruct(
 
 
 def encode(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64) -> Tensor:
-    """Encode data to latents (B, K, D) in batches, on the CPU."""
+    """Encode data to latents (B, K, D) in batches; float32 on the CPU, whatever type the model has."""
     _check_weights(model)
     data, seed = model.modality.check(data), checked_int("seed", seed, 0)
     starts = range(0, count(data), checked_int("batch_size", batch_size, 1))
@@ -193,7 +203,10 @@ def decode(
     model: LatentModel, latents: Tensor, *, seed: int = 0, batch_size: int = 64, decoder_solver: str | None = None,
     decoder_steps: int | None = None,
 ) -> Any:  # fmt: skip
-    """Decode latents (B, K, D) to data in batches, on the CPU; decoder settings as in `reconstruct`."""
+    """Decode latents (B, K, D) to data in batches; float32 on the CPU, whatever type the model has.
+
+    Decoder settings as in `reconstruct`.
+    """
     _check_weights(model)
     settings = _decoder_settings(model, decoder_solver, decoder_steps)
     seed, size = checked_int("seed", seed, 0), checked_int("batch_size", batch_size, 1)
@@ -202,6 +215,36 @@ def decode(
     starts = range(0, len(latents), size)
     parts = (model.decode(latents[i : i + size], seed=seed, start=i, settings=settings) for i in starts)
     return model.modality.join([move(part, "cpu") for part in parts])
+
+
+OTHER_NAMES = {
+    "n": "num", "num_samples": "num", "num_images": "num", "num_images_per_prompt": "num", "count": "num",
+    "steps": "num_inference_steps", "num_steps": "num_inference_steps", "sampling_steps": "num_inference_steps",
+    "guidance": "guidance_scale", "cfg": "guidance_scale", "cfg_scale": "guidance_scale", "scale": "guidance_scale",
+    "interval": "guidance_interval", "sampler": "solver", "scheduler": "solver", "generator": "seed",
+    "label": "labels", "classes": "labels", "class_labels": "labels", "y": "labels",
+    "prompt": "prompts", "captions": "prompts", "negative_prompt": "negative_prompts",
+    "property": "properties", "atoms": "num_atoms", "shift": "time_shift",
+}  # fmt: skip
+"""Keywords of other libraries and of the command line -> ours."""
+
+
+def _refuse_unknown(model: LatentModel, keywords: list[str]) -> None:
+    """ValueError names a keyword of `sample` that is none, and the nearest one; others are left to
+    `Conditions.parse`."""
+    of_conditions = {find("conditions", name).argument for name in available("conditions")}
+    of_conditions |= {NEGATIVE + name for name in of_conditions}
+    own = set(model.conditions.arguments)
+    names = [
+        "num", "seed", "batch_size", *SamplingConfig.model_fields, *model.modality.layout_arguments, *sorted(own),
+        *(NEGATIVE + name for name in sorted(own)),
+    ]  # fmt: skip
+    for key in keywords:
+        if key in names or key in of_conditions:
+            continue
+        close = [OTHER_NAMES[key]] if key in OTHER_NAMES else difflib.get_close_matches(key, names, 1)
+        if close and close[0] in names:
+            raise ValueError(f"{key}: is no keyword of sample; did you mean {close[0]}?")
 
 
 def _check_weights(model: LatentModel) -> None:

@@ -7,6 +7,7 @@ once, and where it is ignored (nohup) it stays ignored.
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -37,6 +38,17 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a process that was stopped before its work was done: 128 + the number of the signal.
+
+        0 below torchrun, which takes any other code of a process for a failure: it would kill the other processes, and
+        start all of them again with --max-restarts.
+        """
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            return 0
+        return 128 + (self.received or signal.SIGTERM)  # another process may have got the signal
 
     def between_batches(self, _: int = 0) -> None:
         """Progress callback of interruptible work: raise Stopped if a stop was requested."""

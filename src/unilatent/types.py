@@ -147,6 +147,15 @@ def join_values(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
+def refuse_unused(argument: str, given: int, num: int) -> None:
+    """ValueError if more values are given for an argument than samples are requested."""
+    if given > num:
+        raise ValueError(
+            f"{argument}: {given:,} values are given, but num is {num:,}, so {given - num:,} would not be used; "
+            f"give num={given} (--num {given}), or fewer values"
+        )
+
+
 def take(data: Any, rows: slice | Tensor) -> Any:
     """Return some rows of data: of a tensor, or of every tensor of a (nested) dict."""
     return {key: take(value, rows) for key, value in data.items()} if isinstance(data, dict) else data[rows]

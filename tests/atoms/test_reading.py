@@ -193,7 +193,7 @@ def test_frames_follow_each_other_until_one_is_none() -> None:
     one = ["1", "", "He 0 0 0"]
     assert list(frames("\n".join([*one, "", *one]))) == [one, one]
     assert list(frames("\n".join([*one, "x"]))) == [one, "line 4: 'x' is no number of atoms"]
-    assert list(frames("\n".join(["2", *one[1:]]))) == ["2 atoms announced, 1 lines follow"]
+    assert list(frames("\n".join(["2", *one[1:]]))) == ["2 atoms announced, 1 line follows"]
 
 
 def test_systems_are_iterated_as_they_are_counted() -> None:

@@ -269,15 +269,17 @@ def test_many_files_at_rest_become_one(tmp_path: Path):
 
     for i in range(12):
         EmbeddingCache(tmp_path, 16).add({f"text {i}": rows_of(i)})
+    for name in ("mine.rows", "mine.index", "1-backup.rows", "merged-old.rows"):
+        (tmp_path / name).write_bytes(b"x" * 640)
     living = EmbeddingCache(tmp_path, 16)  # a process that writes, rests, and writes again
     living.add({"text 12": rows_of(12)})
-    assert len(list(tmp_path.glob("*.rows"))) == 13 and len(EmbeddingCache(tmp_path, 16).entries) == 13, (
+    assert len(list(tmp_path.glob("*.rows"))) == 13 + 3 and len(EmbeddingCache(tmp_path, 16).entries) == 13, (
         "young files stay"
     )
     for path in tmp_path.iterdir():
         os.utime(path, (0, 0))
     merged = EmbeddingCache(tmp_path, 16)
-    assert len(list(tmp_path.iterdir())) == 2 and len(merged.entries) == 13
+    assert len(list(tmp_path.iterdir())) == 2 + 4 and len(merged.entries) == 13, "files of others stay"
     for kept in (merged, EmbeddingCache(tmp_path, 16)):
         for i in range(13):
             found = kept.get(f"text {i}")

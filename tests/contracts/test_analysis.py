@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from building import batch_of, model_of
 from unilatent.analysis.analyze import analyze
 from unilatent.analysis.comparison import ComparedRun, sample_distance, settings_of
 from unilatent.analysis.latents import interpolations
-from unilatent.analysis.rates import RateReport, by_level, rate_report
+from unilatent.analysis.plots import draw_levels
+from unilatent.analysis.rates import MeanWithError, RateReport, by_level, rate_report
 from unilatent.evaluation.evaluate import EvaluatedMetric
 from unilatent.evaluation.protocol import Protocol
 from unilatent.maths.coding import histogram_entropy
@@ -216,6 +219,17 @@ def test_levels_hold_their_own_values():
     assert by_level(torch.ones(5), torch.ones(5)).mean == [1.0]
 
 
+def test_a_single_value_has_no_standard_error(tmp_path: Path):
+    curve = by_level(torch.tensor([0.0, 10, 10]), torch.tensor([1.0, 2, 4]), levels=2)
+    assert curve.mean == [1.0, 3.0] and curve.error == [None, pytest.approx(1.0)] and curve.count == [1, 2]
+    assert str(MeanWithError(1.25, None)) == "1.25" and str(MeanWithError(1.25, 0.5)) == "1.25 ± 0.5"
+    found = rate_report(rated(), batch_of("image", 2), 1)
+    assert found is not None and found.nats.error is not None
+    draw_levels(replace(found, data=curve, data_shuffled=None), tmp_path / "levels.png")
+    assert (tmp_path / "levels.png").stat().st_size > 1000
+    assert json.loads(json.dumps(asdict(curve)))["error"][0] is None
+
+
 def compared(name: str, **numbers: float) -> ComparedRun:
     model = rated(awake=False)
     protocol = Protocol(
@@ -228,11 +242,15 @@ def compared(name: str, **numbers: float) -> ComparedRun:
     return ComparedRun(name, analyze(model, batch_of("image", 2), draws=1), rows, settings_of(model))
 
 
+def results(*runs: ComparedRun) -> dict[str, list[EvaluatedMetric]]:
+    return {run.name: run.numbers for run in runs}
+
+
 def test_a_curve_of_distances_needs_the_same_number_measured_the_same_way():
     a, b = compared("a", fid=3.0, kid=1.0), compared("b", kid=2.0)
-    assert sample_distance([a, b], None) == "kid" and sample_distance([a, b], "kid") == "kid"
-    assert sample_distance([a, compared("c")], None) is None
+    assert sample_distance(results(a, b), None) == "kid" and sample_distance(results(a, b), "kid") == "kid"
+    assert sample_distance(results(a, compared("c")), None) is None
     with pytest.raises(ValueError, match="--distance fid: b has no such number"):
-        sample_distance([a, b], "fid")
+        sample_distance(results(a, b), "fid")
     with pytest.raises(ValueError, match="num_samples is 100 in a and 50 in d"):
-        sample_distance([a, compared("d", kid=1.0, num=50)], "kid")
+        sample_distance(results(a, compared("d", kid=1.0, num=50)), "kid")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import math
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -256,6 +254,51 @@ def test_labels_name_elements_where_no_symbols_are() -> None:
     assert READERS["cif"](text).types.tolist() == [29, 8]
 
 
+@pytest.mark.parametrize(
+    ("labels", "formula", "numbers"),
+    [
+        ("HO1 O1", "", [1, 8]), ("Ho1 O1", "", [67, 8]), ("HO1 Ho1 O1", "", [1, 67, 8]), ("HO1 OW1", "", [1, 8]),
+        ("HF1 F1", "", [1, 9]), ("HO1 N1", "H N", [1, 7]), ("HO1 O1", "Ho2 O3", [67, 8]), ("HG1 S1", "Hg S", [80, 16]),
+        ("CA1 CB1 Cl1", "", [6, 6, 17]), ("Ca1 F1", "", [20, 9]), ("CA1 F1", "Ca F2", [20, 9]),
+        ("CA1 O1", "C2 O", [6, 8]), ("Ca1 O1", "C2 O", [6, 8]), ("Ca1 C1", "C2 Ca", [20, 6]), ("Co1 O1", "", [27, 8]),
+        ("CO1 O1", "Co O", [27, 8]), ("CO1 O1", "C O", [6, 8]), ("NA1 CL1", "Na Cl", [11, 17]),
+        ("NA1 CL1", "NA1CL1", [11, 17]), ("NA1 CL1", "NaCl", [11, 17]), ("cl1 na1", "Na Cl", [17, 11]),
+        ("ZN1 LI1", "", [30, 3]), ("TI1 O1", "", [22, 8]), ("DY1 D1", "", [66, 1]), ("OW1 Ox2", "", [8, 8]),
+        ("FE1 O1", "Fe2 O3", [26, 8]), ("FE1 Fe2", "", [9, 26]), ("Cu1+ O2-", "", [29, 8]), ("CuA c1", "", [29, 6]),
+    ],
+)  # fmt: skip
+def test_elements_by_labels_and_formula(labels: str, formula: str, numbers: list[int]) -> None:
+    assert READERS["cif"](labelled(labels, formula)).types.tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    ("labels", "formula", "words"),
+    [
+        ("HO1 N1", "", "site HO1 may be H or Ho; add _atom_site_type_symbol, or _chemical_formula_sum"),
+        ("CA1 O1", "", "site CA1 may be C or Ca"), ("N1 CO1", "", "site CO1 may be C or Co"),
+        ("O1 CL1", "?", "site CL1 may be C or Cl"), ("CA1 C1", "C2 Ca", "site CA1 may be C or Ca"),
+        ("ca1 O1", "", "site ca1 may be C or Ca"), ("HG1 O1", "", "site HG1 may be H or Hg"),
+        ("O1 Jx1", "", "unknown element 'Jx1'"),
+    ],
+)  # fmt: skip
+def test_labels_of_either_element_are_refused(labels: str, formula: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        READERS["cif"](labelled(labels, formula))
+
+
+def labelled(labels: str, formula: str) -> str:
+    """A CIF whose sites have labels only."""
+    sites = "".join(f"{label} 0.{2 + 5 * i} 0 0\n" for i, label in enumerate(labels.split()[:2]))
+    sites += "".join(f"{label} 0.4 0.5 0.5\n" for label in labels.split()[2:])
+    text = f"_chemical_formula_sum '{formula}'\n" if formula else ""
+    return cif(sites, named("P 1") + "\n" + text).replace("_atom_site_type_symbol\n", "")
+
+
+def test_a_symbol_is_not_a_label() -> None:
+    """The element is what _atom_site_type_symbol says, in any case."""
+    assert READERS["cif"](cif("HO1 HO 0 0 0\nCa1 C 0.5 0 0\n", named("P 1"))).types.tolist() == [67, 6]
+
+
 # ---- slabs, relaxations, POSCAR --------------------------------------------------------------------------------------
 
 FRAME = '2\nLattice="4 0 0 0 4 0 0 0 4" {}\nCs 0 0 0\nCl 2 2 2\n'
@@ -384,7 +427,7 @@ def test_geometries_with_their_hydrogens_are_read(smiles: str, tmp_path: Path) -
 )  # fmt: skip
 def test_missing_hydrogens_are_counted(smiles: str, missing: int, tmp_path: Path) -> None:
     count, [fault] = read(tmp_path, sdf(smiles, hydrogens=False))
-    assert count == 0 and f"record 1: its bonds leave room for {missing} more hydrogens" in fault
+    assert count == 0 and f"record 1: its bonds leave room for {missing} more hydrogen" in fault
 
 
 def test_a_zwitterion_without_charges_lacks_no_hydrogen(tmp_path: Path) -> None:
@@ -429,6 +472,92 @@ def test_real_molecules_in_a_plane_are_read(tmp_path: Path) -> None:
 def test_an_xyz_of_a_drawing_is_refused(tmp_path: Path) -> None:
     methane = "5\n\nC 0 0 0\nH 1.09 0 0\nH -1.09 0 0\nH 0 1.09 0\nH 0 -1.09 0\n"
     assert "a drawing" in read(tmp_path, methane, "a.xyz")[1][0]
+
+
+# ---- .mol2 -----------------------------------------------------------------------------------------------------------
+
+SYBYL = {"SP3": ".3", "SP2": ".2", "SP": ".1"}
+
+
+def mol2(smiles: str, hydrogens: bool = True, flat: bool = False, aromatic: bool = True, charge: float = 0) -> str:
+    """A record as other programs write it; carboxylates have the type O.co2 and aromatic bonds."""
+    from rdkit import Chem
+
+    mol = Chem.MolFromMolBlock(sdf(smiles, hydrogens, flat), removeHs=False)
+    if not aromatic:
+        Chem.Kekulize(mol, clearAromaticFlags=True)
+    places = mol.GetConformer().GetPositions()
+    carboxylate = Chem.MolFromSmarts("[OX1]=[#6][O-]")
+    shared = {i for match in mol.GetSubstructMatches(carboxylate) for i in (match[0], match[2])} if aromatic else set()
+    lines = ["@<TRIPOS>MOLECULE", smiles, f" {mol.GetNumAtoms()} {mol.GetNumBonds()} 0 0 0", "SMALL", "USER_CHARGES"]
+    lines += ["", "@<TRIPOS>ATOM"]
+    for i, (atom, (x, y, z)) in enumerate(zip(mol.GetAtoms(), places, strict=True)):
+        kind = ".co2" if i in shared else ".ar" if atom.GetIsAromatic() else SYBYL.get(str(atom.GetHybridization()), "")
+        kind = kind if atom.GetSymbol() in "CNOSP" else ""
+        lines.append(f"{i + 1} {atom.GetSymbol()}{i} {x:.4f} {y:.4f} {z:.4f} {atom.GetSymbol()}{kind} 1 UNL "
+                     f"{charge / mol.GetNumAtoms():.4f}")  # fmt: skip
+    lines.append("@<TRIPOS>BOND")
+    for i, bond in enumerate(mol.GetBonds()):
+        ends = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        order = "ar" if bond.GetIsAromatic() or shared & set(ends) else str(int(bond.GetBondTypeAsDouble()))
+        lines.append(f"{i + 1} {ends[0] + 1} {ends[1] + 1} {order}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("aromatic", [True, False])
+@pytest.mark.parametrize(
+    ("smiles", "charge"),
+    [("CCO", 0), ("c1ccccc1", 0), ("CC(=O)[O-]", -1), ("[NH3+]CC(=O)[O-]", 0), ("C[N+](=O)[O-]", 0), ("CS(C)=O", 0),
+     ("OS(=O)(=O)O", 0), ("C1=CC=CN1", 0), ("c1cnc[nH]1", 0), ("c1ccc2ccccc2c1", 0), ("CC(=O)NC", 0), ("CBr", 0),
+     ("Cn1cnc2c1c(=O)n(C)c(=O)n2C", 0), ("C[NH3+]", 1), ("NC(=[NH2+])N", 1), ("C[Si](C)(C)C", 0), ("O", 0)],
+)  # fmt: skip
+def test_molecules_of_a_mol2_are_read(smiles: str, charge: float, aromatic: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.sdf").write_text(sdf(smiles))
+    (tmp_path / "b.mol2").write_text(mol2(smiles, aromatic=aromatic, charge=charge))
+    first, second = (molecules.read(tmp_path / name) for name in ("a.sdf", "b.mol2"))
+    assert second.bad == () and second.systems.names == (smiles,)
+    assert np.array_equal(first.systems.types, second.systems.types)
+    assert np.allclose(first.systems.coordinates, second.systems.coordinates, atol=1e-4)
+
+
+@pytest.mark.parametrize(("smiles", "missing"), [("CCO", 6), ("c1ccncc1", 5), ("CC(=O)[O-]", 3), ("O", 2), ("CBr", 3)])
+def test_missing_hydrogens_and_drawings_of_a_mol2(smiles: str, missing: int, tmp_path: Path) -> None:
+    count, [fault] = read(tmp_path, mol2(smiles, hydrogens=False), "a.mol2")
+    assert count == 0 and f"record 1: its bonds leave room for {missing} more hydrogen" in fault
+    assert "record 1: a drawing" in read(tmp_path, mol2(smiles, flat=True), "a.mol2")[1][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: text.index("@<TRIPOS>BOND") - 40], lambda text: text.replace(" C.3 ", " Qq.3 ", 1),
+        lambda text: text.replace(" C.3 ", " Du ", 1), lambda text: text.replace(" 9 8 ", " 19 8 "),
+        lambda text: text.replace("C0 ", "C0 nan ", 1), lambda text: text.replace("1 1 2 1", "1 1 20 1"),
+        lambda text: text.replace("@<TRIPOS>ATOM", "@<TRIPOS>ATOMS"),
+        lambda text: text[: text.index("SMALL")], lambda text: text.replace(" C.3 ", " ca ", 1),
+        lambda text: text.replace(" C.3 ", " CA ", 1), lambda text: text.replace("1 1 2 1", "1 1 1 1"),
+        lambda text: text.replace("1 1 2 1", "1 1 2 x"), lambda text: text.replace("1 1 2 1\n", ""),
+        lambda text: text.replace("@<TRIPOS>MOLECULE", "MOLECULE"), lambda text: text.replace("MOLECULE\n", "MOL\n"),
+    ],
+)  # fmt: skip
+def test_damage_to_a_mol2_costs_one_record(change: Callable[[str], str], tmp_path: Path) -> None:
+    parts = ["# made elsewhere\n" + mol2("CC"), mol2("CCO"), mol2("CC=O")]
+    assert change(parts[1]) != parts[1]
+    count, [fault] = read(tmp_path, parts[0] + change(parts[1]) + parts[2], "a.mol2")
+    assert count == 2 and "a.mol2, record 2: " in fault
+    assert read(tmp_path, "".join(parts), "b.mol2") == (3, ())
+
+
+@pytest.mark.parametrize("way", ["mol2", "mol2.gz", "zip"])
+def test_ways_to_store_a_mol2(way: str, tmp_path: Path) -> None:
+    text = (mol2("CCO") + mol2("CC")).replace("\n", "\r\n").replace("CCO", "caf\xe9").encode("latin-1")
+    path = tmp_path / f"a.{way}"
+    if way == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("in/a.MOL2", text)
+    else:
+        path.write_bytes(gzip.compress(text) if way.endswith("gz") else text)
+    assert molecules.read(path).systems.names == ("caf\xe9", "CC")
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
@@ -575,12 +704,12 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     for i in range(3):
         (folder / f"{i}.xyz").write_text(trajectory()[i])
         (folder / f"{i}.pdb").write_text("none")
-    for name in ("a.mol2", "b.PDB.gz", "notes.txt", ".hidden.pdb", "metrics.json"):
+    for name in ("a.cml", "b.PDB.gz", "notes.txt", ".hidden.pdb", "metrics.json"):
         (folder / name).write_bytes(gzip.compress(b"none"))
     for _ in range(2):  # also from the cache
-        with pytest.warns(UserWarning, match=r"set: not read: 4 \.pdb, 1 \.mol2$"):
+        with pytest.warns(UserWarning, match=r"set: not read: 4 \.pdb, 1 \.cml$"):
             molecules.load(MoleculeData(path=str(folder)))
-    with pytest.raises(ValueError, match=r"holds no crystals; accepted .*\(not read: 4 \.pdb, 1 \.mol2\)"):
+    with pytest.raises(ValueError, match=r"holds no crystals; accepted .*\(not read: 4 \.pdb, 1 \.cml\)"):
         for path in folder.glob("*.xyz"):
             path.unlink()
         crystals.load(CrystalData(path=str(folder)))
@@ -634,42 +763,17 @@ def test_archives_that_cannot_be_opened_are_one_line(
 # ---- bonds in a process of its own -----------------------------------------------------------------------------------
 
 
-def water_by_child(monkeypatch: pytest.MonkeyPatch) -> str | None:
+def test_a_long_search_in_a_process_of_its_own_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     search = bond_orders.search
     monkeypatch.setattr(
         bond_orders,
         "search",
         lambda mol, steps: bond_orders.GAVE_UP if steps == bond_orders.QUICK_STEPS else search(mol, steps),
     )
-    mol, fault = bond_orders.find([8, 1, 1], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
-    return fault or f"{mol.GetNumBonds()} bonds"
-
-
-@pytest.mark.parametrize("way", ["own", "path of the parent"])
-def test_the_child_imports_rdkit_from_where_its_parent_does(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "path of the parent":  # -S: no site-packages, so that RDKit is only where the parent says
-        popen = subprocess.Popen
-        monkeypatch.setattr(subprocess, "Popen", lambda command, **k: popen([command[0], "-S", *command[1:]], **k))
     monkeypatch.setattr(bond_orders, "SECONDS", 60)
-    assert water_by_child(monkeypatch) == "2 bonds"
-
-
-@pytest.mark.parametrize(
-    ("program", "words"), [("import rdkit_of_nobody", "exit code 1 .*No module named"), ("", "exit code 0")]
-)
-def test_a_child_that_fails_has_not_given_up(program: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda _, **k: popen([sys.executable, "-c", program], **k))
-    with pytest.raises(RuntimeError, match=words):
-        water_by_child(monkeypatch)
-
-
-def test_the_time_limit_begins_when_the_child_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = "import time; time.sleep(1.5); print('ready', flush=True); print('{\"fault\": \"rejected\"}')"
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda _, **k: popen([sys.executable, "-c", slow], **k))
-    monkeypatch.setattr(bond_orders, "SECONDS", 1.0)
-    assert water_by_child(monkeypatch) == bond_orders.REJECTED
+    mol, fault = bond_orders.find([8, 1, 1], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    assert fault is None and mol.GetNumBonds() == 2
+    assert bond_orders.find([6, 8], [[0, 0, 0], [9, 0, 0]])[1] == bond_orders.REJECTED
 
 
 # ---- POSCAR ----------------------------------------------------------------------------------------------------------

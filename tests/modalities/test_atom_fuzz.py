@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("rdkit")
 pytest.importorskip("pymatgen.core")
 
-from test_atom_files import CUBE, GENERAL, POSCAR, SALT, cif, listed, named, sdf
+from test_atom_files import CUBE, GENERAL, POSCAR, SALT, cif, listed, mol2, named, sdf
 
 from unilatent.modalities._atoms.reading import LoadedSystems
 from unilatent.modalities._atoms.systems import System, Systems
@@ -100,6 +100,7 @@ GROUP = listed("x,y,z", "-x,1/2+y,1/2-z", "-x,-y,-z", "x,1/2-y,1/2+z")
 KINDS: dict[str, tuple[Callable[[Path], LoadedSystems], str, int]] = {
     "a.xyz": (read_molecules, xyz(), 6),
     "a.sdf": (read_molecules, sdf("CCO") + sdf("C[N+](=O)[O-]") + sdf("c1ccccc1"), 3),
+    "a.mol2": (read_molecules, mol2("CCO") + mol2("C[N+](=O)[O-]") + mol2("c1ccccc1"), 3),
     "a.cif": (read_crystals, cif(GENERAL, named("P 21/c") + "\n" + GROUP, (6, 7, 8, 90, 95, 90)), 1),
     "named.cif": (read_crystals, cif(SALT, named("F m 3 m"), CUBE), 1),
     "POSCAR": (read_crystals, POSCAR.format(4), 1),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
 from test_image_data import encoded, noise, splits
 from test_shards import sample, tar
 
+from unilatent.conditions.class_label import ClassLabelConfig
 from unilatent.config import ConfigError
 from unilatent.modalities._media.class_names import read_class_names
 from unilatent.modalities.image import ImageData
@@ -83,7 +85,7 @@ def test_class_names_of_shards(tmp_path: Path):
 def test_errors_in_the_file_are_named(tmp_path: Path):
     for lines, message in (
         (["a", "b"], r"2 names, but the data has 3 classes, n01440764 the first"),
-        (["n01440764 a", "n01443537 b"], "no name for 1 classes, for example n01484850"),
+        (["n01440764 a", "n01443537 b"], "no name for 1 class, for example n01484850"),
         (["a", "", "b", "a"], "line 4: 'a', as in line 1; give the two classes"),
         (["n01440764 a", "n01440764 b"], "line 2: n01440764 has a name already, in line 1"),
         (["n01440764 a", "n01443537"], "line 2: n01443537 has no name"),
@@ -102,3 +104,35 @@ def test_errors_in_the_file_are_named(tmp_path: Path):
         read_class_names(path, ())
     with pytest.raises(ConfigError, match="has no classes"):
         ImageData.parse({"path": "scenes", "class_names_file": "x"})
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_file", ["NFC", "NFD"])
+@pytest.mark.parametrize("mark", [" ", "\t"])
+def test_accents_are_the_same_in_the_file_and_on_the_disk(tmp_path: Path, on_disk: str, in_file: str, mark: str):
+    classes = tuple(sorted(unicodedata.normalize(on_disk, name) for name in ("Café", "zoé", "über", "가방")))
+    lines = {"Café": "coffee", "zoé": "a name", "über": "above", "가방": "bag"}
+    path = written(tmp_path / "names.txt", [unicodedata.normalize(in_file, k) + mark + v for k, v in lines.items()])
+    expected = tuple(lines[unicodedata.normalize("NFC", name)] for name in classes)
+    assert read_class_names(path, classes) == expected
+
+
+def test_two_folders_that_differ_only_in_accents_keep_their_own_lines(tmp_path: Path):
+    classes = tuple(sorted(unicodedata.normalize(form, "é") for form in ("NFC", "NFD")))
+    path = written(tmp_path / "names.txt", [f"{classes[1]} two", f"{classes[0]} one"])
+    assert read_class_names(path, classes) == ("one", "two")
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_a_stored_order_holds_for_folders_with_accents_written_otherwise(tmp_path: Path, stored: str):
+    other = "NFD" if stored == "NFC" else "NFC"
+    names = tuple(unicodedata.normalize(stored, name) for name in ("zoé", "Café", "b"))
+    found = splits(imagenet(tmp_path / "in", tuple(unicodedata.normalize(other, name) for name in names))).train
+    before = {found.facts["labels"]["class_names"][int(found[i][1]["labels"])] for i in range(3)}
+    config = ClassLabelConfig().with_data(class_names=found.facts["labels"]["class_names"])
+    kept = config.keeping({"class_names": list(names)})
+    assert kept.class_names == names
+    found.adopt("labels", {"class_names": kept.class_names})
+    after = [found.facts["labels"]["class_names"][int(found[i][1]["labels"])] for i in range(3)]
+    assert {unicodedata.normalize(other, name) for name in after} == before and set(after) == set(names)
+    assert kept.with_data(class_names=found.facts["labels"]["class_names"]).class_names == names

@@ -238,7 +238,7 @@ def test_paths_that_hold_no_crystals_are_named(tmp_path: Path) -> None:
     refused("a.csv.gz", r"a\.csv\.gz cannot be read \(Not a gzipped file", b"no gzip")
     refused("POSCAR", r"POSCAR: line 6 names no elements", b"x\n1\n4 0 0\n0 4 0\n0 0 4\n1 1\nDirect\n0 0 0\n.5 .5 .5\n")
     refused("a.xyz", r"no lattice \(Lattice=", b"1\nwater\nO 0 0 0\n")
-    refused("b.xyz", r"3 atoms announced, 1 lines follow", b"3\nwater\nO 0 0 0\n")
+    refused("b.xyz", r"3 atoms announced, 1 line follows", b"3\nwater\nO 0 0 0\n")
     Systems.of([System(np.array([8]), np.zeros((1, 3)), None, "O")]).save(tmp_path / "m.npz")
     refused("m.npz", r"m\.npz holds systems without a lattice, not crystals")
     (tmp_path / "empty").mkdir()

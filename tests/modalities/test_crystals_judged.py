@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -196,6 +198,69 @@ def test_cells_that_are_too_long_to_reduce_match_nothing() -> None:
     assert matching.reduced(types, places, thin) is None and matching.reduced(types, places, cube) is not None
     made, truth = (matching.structure(types, places, lattice) for lattice in (thin, cube))
     assert np.isnan(matching.distance(made, truth)) and matching.distance(truth, truth) < 1e-6
+
+
+def cells(*, seed: int = 0, count: int = 1, atoms: int = 24) -> metrics.Arrays:
+    """Crystals of one element at random places, 15 cubic Angstrom per atom."""
+    places = np.random.default_rng(seed).random((count, atoms, 3))
+    side = (15 * atoms) ** (1 / 3)
+    return np.full((count, atoms), 14), places, np.array([[side, side, side, 90, 90, 90]] * count)
+
+
+def test_comparisons_in_a_process_of_their_own_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cells(count=2, atoms=6)
+    moved = metrics.with_noise(real, 0.01, 0.01)
+    both = [np.concatenate(arrays) for arrays in zip(real, moved, strict=True)]
+    expected = metrics.match(moved, real), metrics.match(cells(count=2, atoms=6, seed=5), real)
+    assert np.isfinite(expected[0]).all()
+    pieces = [matching.reduced(*(array[row] for array in real)) for row in range(2)]
+    shares = metrics.novelty(tuple(both), np.ones(4, bool), matching.KnownCrystals(*(a[:1] for a in real)))
+    asked: list[str] = []
+    ask = matching.ask
+    monkeypatch.setattr(matching, "ask", lambda *a: (asked.append(a[1]["operation"]), ask(*a))[1])
+    monkeypatch.setattr(matching, "FEW_ATOMS", 0)
+    assert np.array_equal(metrics.match(moved, real), expected[0], equal_nan=True)
+    assert np.array_equal(metrics.match(cells(count=2, atoms=6, seed=5), real), expected[1], equal_nan=True)
+    for row, piece in enumerate(pieces):
+        found = matching.reduced(*(array[row] for array in real))
+        assert found == piece and (found.frac_coords == piece.frac_coords).all()
+    assert shares == metrics.novelty(tuple(both), np.ones(4, bool), matching.KnownCrystals(*(a[:1] for a in real)))
+    assert set(asked) == {"distance", "reduced", "fits"}
+
+
+@pytest.mark.parametrize("operation", ["distance", "reduced", "fits"])
+def test_comparisons_without_end_are_given_up_and_named(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three crystals, the first two are large and of one composition; nothing is known of them."""
+    ask = matching.ask
+
+    def slow(file: str, request: dict[str, Any], seconds: float) -> Any:
+        return None if request["operation"] == operation else ask(file, request, seconds)
+
+    monkeypatch.setattr(matching, "ask", slow)
+    types, places, lattice = cells(count=3)
+    types[2, 20:] = 0
+    types[2, :20] = 32
+    crystals = types, places, lattice
+    found = metrics.match(crystals, crystals)
+    assert found[2] < 1e-3 and np.isinf(found[:2]).all() == (operation == "distance")
+    tensors = metrics.Structures()(dict(zip(("types", "fractional", "lattice"), map(torch.from_numpy, crystals),
+                                            strict=True)))  # fmt: skip
+    valid = {"valid": torch.ones(3, dtype=torch.uint8)}
+    samples, train = MemoryRows({**tensors, **valid}), MemoryRows({k: v[2:] for k, v in {**tensors, **valid}.items()})
+    shares = {row.key: row for row in metrics.Novelty()(Evidence(train, None, samples, None))}
+    if operation == "distance":
+        made = MemoryRows({**tensors, **valid, "match_rms": torch.from_numpy(found)})
+        rows = {row.key: row for row in metrics.Matches()(Evidence(None, samples, None, made))}
+        assert rows["match_rate_any"].value == pytest.approx(100 / 3)
+        words = "; 2 crystals whose comparisons took longer than 60 s counted as no match"
+        assert rows["match_rate"].name.endswith(words)
+        assert shares["unique"].value == 100 and "took longer" not in shares["unique"].name
+    else:
+        count = {"reduced": 2, "fits": 1}[operation]
+        assert shares["unique"].value == pytest.approx(100 * (3 - count) / 3)
+        assert shares["novel"].value == pytest.approx(100 * (2 - count) / 3)
+        words = ["crystal whose comparison", "crystals whose comparisons"][count - 1]
+        assert shares["novel"].name.endswith(f"; {count} {words} took longer than 60 s counted as neither")
 
 
 def test_copies_are_neither_unique_nor_novel(real: Data) -> None:

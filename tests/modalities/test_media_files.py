@@ -221,10 +221,12 @@ def primaries(*places: int) -> bytes:
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (described(GAMMA), "a gAMA chunk"),
-        (described(chunk(b"gAMA", struct.pack(">I", 55556))), "a gAMA chunk"),
-        (described(USUAL, primaries(31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)), "a cHRM chunk"),
-        (described(chunk(b"cICP", b"\x0c\x0d\0\x01")), "a cICP chunk"),
+        (described(chunk(b"gAMA", struct.pack(">I", 3))), "a gAMA chunk"),
+        (described(USUAL, primaries(34567, 35850, 68000, 32000, 26500, 69000, 15000, 6000)), "a cHRM chunk"),
+        (described(USUAL, primaries(31270, 32900, 68000, 32000, 68000, 32000, 15000, 6000)), "a cHRM chunk"),
+        (described(USUAL, primaries(31270, 32900, 68000, 32000, 26500, 0, 15000, 6000)), "a cHRM chunk"),
+        (described(chunk(b"cICP", b"\x0c\x10\0\x01")), "a cICP chunk"),
+        (described(chunk(b"cICP", b"\x0c")), "a cICP chunk"),
         (described(SRGB, chunk(b"cICP", b"\x09\x10\0\x01")), "a cICP chunk"),
         (adobe_rgb(0xFFFF, "R03"), "EXIF as Adobe RGB"),
         (adobe_rgb(2, "R98"), "EXIF as Adobe RGB"),
@@ -242,6 +244,61 @@ def test_colours_described_without_a_profile_are_told_of_once(
     (tmp_path / "in/a.png").write_bytes(raw)
     stored = ImagesToStore(tmp_path / "in", Encoding((8, 8), "png", 95))
     assert stored.check(0) == f"colours described by {words}, read as sRGB"
+
+
+P3 = (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+ADOBE = (31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "name", "gamma"),
+    [
+        ((chunk(b"gAMA", struct.pack(">I", 100000)),), "srgb", 1.0),
+        ((chunk(b"gAMA", struct.pack(">I", 55556)),), "srgb", 1.8),
+        ((chunk(b"gAMA", struct.pack(">I", 200000)),), "srgb", 0.5),
+        ((chunk(b"gAMA", struct.pack(">I", 45455)), primaries(*ADOBE)), "adobe", 2.2),
+        ((chunk(b"gAMA", struct.pack(">I", 100000)), primaries(*P3)), "p3", 1.0),
+        ((primaries(*P3),), "p3", None),
+        ((chunk(b"cICP", b"\x0c\x0d\0\x01"),), "p3", None),
+        ((SRGB, chunk(b"gAMA", struct.pack(">I", 100000)), chunk(b"cICP", b"\x0c\x0d\0\x01")), "p3", None),
+    ],
+)
+def test_colours_that_a_png_file_describes_become_srgb(
+    chunks: tuple[bytes, ...], name: str, gamma: float | None, tmp_path: Path
+):
+    values = colours() / 255
+    light = linear(values) if gamma is None else values**gamma
+    to_xyz, srgb = (np.array(COLORANTS[key]).T for key in (name, "srgb"))
+    expected = 255 * encoded_srgb(light @ (np.linalg.inv(srgb) @ to_xyz).T)
+    raw = described(*chunks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decode(raw, FRAME, "x").numpy().transpose(1, 2, 0)
+    assert np.abs(found - expected).max() < 1.6 and np.abs(found - colours().astype(float)).max() > 5
+    assert pixels.colour_fault(raw) == ""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(raw)
+    stored = ImagesToStore(tmp_path / "in", Encoding(None, "png", 95)).encode(0)[1]
+    with PIL.open(io.BytesIO(stored)) as image:
+        assert not {"gamma", "chromaticity", "icc_profile"} & image.info.keys()
+        assert (np.asarray(image) == found).all(), "prepared once, it is not converted again"
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16"])
+def test_a_gamma_keeps_grey_transparency_and_depth(mode: str):
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    picture = PIL.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else PIL.fromarray(grey)
+    picture = picture if mode in ("L", "I;16") else picture.convert(mode)
+    if mode in ("LA", "RGBA"):
+        picture.putalpha(PIL.new("L", (8, 8), 255))
+        picture.putpixel((0, 0), (0, 0) if mode == "LA" else (0, 0, 0, 0))
+    plain = saved(picture)
+    raw = plain[:33] + GAMMA + plain[33:]
+    expected = np.rint(255 * encoded_srgb(grey / 255))
+    expected[0, 0] = 255 if mode in ("LA", "RGBA") else expected[0, 0]
+    found = decode(raw, FRAME, "x").numpy()
+    assert np.abs(found - expected).max() <= 0
+    assert (decode(raw, Frame(8, 8, 1, 2), "x").numpy()[0] == expected).all()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 pytest.importorskip("rdkit")
 
+from unilatent.modalities._atoms import bounded
 from unilatent.modalities._atoms.grid import paste_grid
 from unilatent.modalities._atoms.systems import System, Systems
 from unilatent.modalities.molecule import Molecule, bond_orders, chemistry, data, generator, metrics, render
@@ -181,6 +182,7 @@ def test_signals_are_obeyed_while_bonds_are_searched(monkeypatch: pytest.MonkeyP
     """An exception of a handler, such as KeyboardInterrupt, ends the search and its process at once."""
     monkeypatch.setattr(bond_orders, "SECONDS", 300)
     monkeypatch.setattr(chemistry, "_long", {})
+    bounded.stop()
     started: list[subprocess.Popen[str]] = []
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])

@@ -212,11 +212,11 @@ def test_f21_the_default_budget_stops_a_run_that_can_go_on_with_a_larger_one(
     done = cli("train", "digits", *settings(images), "--out", run)
     assert done.code == 2
     message = done.err.strip().splitlines()[-1]
-    assert "training.bad_samples: 0.001 allows 1 bad samples, but 2 cannot be used" in message
+    assert "training.bad_samples: 0.001 allows 1 bad sample, but 2 cannot be used" in message
     assert f"{run}/bad_samples.rank*.jsonl" in message and "unilatent data verify" in message
     assert sum(name in message for name in broken()) == 2
     again = cli("train", "digits", *settings(images), "--out", run, "--resume", "auto")
-    assert again.code == 2 and "allows 1 bad samples, but 2" in again.err
+    assert again.code == 2 and "allows 1 bad sample, but 2" in again.err
     assert (
         cli("train", "digits", *settings(images, "training.bad_samples=0.02"), "--out", run, "--resume", "auto").code
         == 0
@@ -380,7 +380,7 @@ def torchrun(out: Path, *overrides: str) -> tuple[int, str]:
 @pytest.mark.faults
 def test_f21_two_processes_stop_together(tmp_path: Path, images: Path) -> None:
     code, out = torchrun(tmp_path / "run", *settings(images))
-    assert code != 0 and "allows 1 bad samples, but 2 cannot be used" in out, out[-3000:]
+    assert code != 0 and "allows 1 bad sample, but 2 cannot be used" in out, out[-3000:]
     assert "Connection" not in out
     saved_at = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert saved_at, "the step it stopped at is saved"

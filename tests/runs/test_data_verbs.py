@@ -46,7 +46,7 @@ def test_prepare_and_verify(cli: Command, tmp_path: Path) -> None:
     options = ("--size", 8, "--format", "png", "--shard-size", 4)
     done = cli("data", "prepare", source, "--out", tmp_path / "out", *options, "--workers", 2)
     assert done.code == 0, done.err
-    assert "10 samples, 2 classes in 3 shards in" in done.out and "1 bad samples left out" in done.out
+    assert "10 samples, 2 classes in 3 shards in" in done.out and "1 bad sample left out" in done.out
     assert "class1/broken.png" in (tmp_path / "out" / "bad_samples.jsonl").read_text()
     again = cli("data", "prepare", source, "--out", tmp_path / "out", *options)
     assert again.code == 0 and "(3 of them already written)" in again.out

@@ -24,6 +24,7 @@ from unilatent.cli import main
 from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
 from unilatent.evaluation.reference import splits_of
 from unilatent.modalities.base import BadSample, Dataset, Splits
+from unilatent.outputs import RECORD
 from unilatent.training.trainer import Trainer
 
 FAST = ("--num-samples", 150, "--steps", 2, "--num-held-out", 70, "--num-reference", 300)
@@ -86,6 +87,21 @@ def test_it_prints_distances_accuracy_and_psnr_and_stores_how_they_were_made(
     assert distance["protocol"]["balance"] == {"labels": {"values": 10, "smallest": 15, "largest": 15, "of": 10}}
     assert distance["value"] > distance["beside"]["held-out real"] > 0
     assert found["psnr"]["protocol"]["num_samples"] == 70 and 0 < found["psnr"]["value"] < 20
+
+
+def test_an_evaluation_that_was_edited_is_not_replaced(cli: Command, run_folder: Path, tmp_path: Path) -> None:
+    line = ("evaluate", run_folder, "--num", 40, "--steps", 1, "--metrics", "frechet_pixels", "--out", tmp_path)
+    for _ in range(2):
+        assert cli(*line).code == 0
+    [path] = tmp_path.glob("evaluation-*.json")
+    edited = path.read_text().replace('"seconds"', '"note": "mine", "seconds"')
+    path.write_text(edited)
+    refused = cli(*line)
+    assert refused.code == 2 and "`unilatent evaluate` did not write it, or it was changed since" in refused.err
+    assert path.read_text() == edited
+    (tmp_path / RECORD).unlink()
+    assert cli(*line).code == 0, "earlier versions kept no record"
+    assert "mine" not in path.read_text()
 
 
 def test_the_numbers_are_those_of_the_python_surface(run_folder: Path, evaluated: Path) -> None:

@@ -154,7 +154,7 @@ def test_f38_killed_in_two_processes_it_is_completed_by_one(run_folder: Path, tm
 
 @pytest.mark.faults
 def test_f08_sigterm_ends_an_evaluation_within_a_batch(run_folder: Path, tmp_path: Path, whole: Path) -> None:
-    """An evaluation of a hundred thousand samples: exit code 130, and no result file."""
+    """An evaluation of a hundred thousand samples: exit code 143, and no result file."""
     line = [*command(run_folder, tmp_path), "--num-samples", "100000", "--steps", "50"]
     process = subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 90
@@ -163,7 +163,7 @@ def test_f08_sigterm_ends_an_evaluation_within_a_batch(run_folder: Path, tmp_pat
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped: samples are unfinished, completed shards are stored" in err, err
+    assert process.returncode == 143 and "stopped: samples are unfinished, completed shards are stored" in err, err
     assert time.monotonic() - asked < 20 and not list(tmp_path.glob("*.json"))
 
 

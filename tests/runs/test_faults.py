@@ -214,7 +214,7 @@ def test_f07_sigterm_to_the_whole_group_saves_the_current_step(tmp_path: Path, w
     wait_for_step(tmp_path / "run", 8)
     os.killpg(process.pid, signal.SIGTERM)
     code, out = finish(process, within=30)
-    assert code == 0 and "SIGTERM: saved step" in out.replace("\n", " "), out
+    assert code == 143 and "SIGTERM: saved step" in out.replace("\n", " "), out
     step = int(out.replace("\n", " ").split("saved step ")[1].split(";")[0])
     ckpt.verify(tmp_path / "run" / "checkpoints" / f"step_{step:08d}")
     assert group_is_gone(process.pid)

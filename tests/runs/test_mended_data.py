@@ -238,7 +238,7 @@ def test_f08_encoding_stops_after_a_batch_and_goes_on(
     assert encode("whole").code == 0
     stop_in_batch(run_folder, "encode", 2)
     stopped = encode("parts")
-    assert stopped.code == 130 and "6 latents are in" in stopped.err and "resumes from there" in stopped.err, stopped
+    assert stopped.code == 143 and "6 latents are in" in stopped.err and "resumes from there" in stopped.err, stopped
     assert len(json.loads((tmp_path / "parts" / "index.json").read_text())["names"]) == 6
     monkeypatch.undo()
     assert "10 latents" in (on := encode("parts").out) and "6 of them already encoded" in on
@@ -258,7 +258,7 @@ def test_f08_encoding_stops_after_a_batch_and_goes_on(
 def test_f08_verbs_stop_after_a_batch_and_keep_it(
     tmp_path: Path, run_folder: Path, cli: Command, stop_in_batch, verb: str
 ) -> None:
-    """SIGTERM in the second batch of five: two batches are there whole, exit code 130."""
+    """SIGTERM in the second batch of five: two batches are there whole, exit code 143."""
     source, out = images(tmp_path / "in", each=5, size=8), tmp_path / "out"
     if verb == "decode":
         assert cli("encode", run_folder, source, "--out", tmp_path / "latents").code == 0
@@ -267,7 +267,7 @@ def test_f08_verbs_stop_after_a_batch_and_keep_it(
     }[verb]  # fmt: skip
     stop_in_batch(run_folder, "decode", 2)
     done = cli(verb, run_folder, *arguments, "--batch-size", 2, "--out", out)
-    assert done.code == 130 and "stopped: 4" in done.err and "the same command" in done.err, done
+    assert done.code == 143 and "stopped: 4" in done.err and "the same command" in done.err, done
     assert len(list(out.glob("00000?.png"))) == 4
     if verb == "sample":
         import numpy as np

@@ -94,7 +94,7 @@ def test_stopped_in_either_stage_the_same_command_goes_on_bitwise(
         return original(self, micro)
 
     monkeypatch.setattr(Trainer, "_one_step", interrupted)
-    assert cli(*command).code == 0
+    assert cli(*command).code == 143
     assert (run / "tokenizer" / "model").is_dir() == (stage == SECOND)
     assert not (run / "model").exists()
     monkeypatch.setattr(Trainer, "_one_step", original)

@@ -257,7 +257,7 @@ def test_a_run_whose_terminal_is_closed_is_saved(tmp_path: Path) -> None:
             except BlockingIOError:
                 time.sleep(0.1)
         os.close(leader)
-        assert process.wait(120) == 0
+        assert process.wait(120) == 129
     finally:
         process.kill()
     log = (tmp_path / "run" / "log.txt").read_text()

@@ -105,16 +105,12 @@ def analysis_table(analysis: Analysis, title: str) -> Table:
     for name, cost in rate.bits.items():
         out.add_row(
             name.replace("_", " "),
-            f"{cost.mean:.4g} ± {cost.error:.2g}",
+            str(cost),
             "upper bound on the information in the latents",
         )
     for name, cost in (rate.base_bits or {}).items():
-        out.add_row(
-            f"{name.replace('_', ' ')}, base", f"{cost.mean:.4g} ± {cost.error:.2g}", "under the second stage's prior"
-        )
-    out.add_row(
-        "decoder's loss", f"{rate.decoder.mean:.4g} ± {rate.decoder.error:.2g}", "nats, without the loss factor"
-    )
+        out.add_row(f"{name.replace('_', ' ')}, base", str(cost), "under the second stage's prior")
+    out.add_row("decoder's loss", str(rate.decoder), "nats, without the loss factor")
     out.add_row(
         "use of the latents", f"{rate.use:.3g} x", "decoder's loss with another sample's latents / with the right ones"
     )

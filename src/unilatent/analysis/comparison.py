@@ -14,6 +14,11 @@ from ..methods.base import LatentModel
 from .analyze import Analysis
 from .plots import draw_scatter
 
+NO_RATE = (
+    "its latents have no rate, which the curve is drawn over; analyse it without --compare, and compare with "
+    "`unilatent evaluate --compare A.json B.json`"
+)
+
 
 @dataclass(frozen=True)
 class ComparedRun:
@@ -39,29 +44,38 @@ def settings_of(model: LatentModel) -> dict[str, Any]:
     return _flat(tokenizer.config.plain()["method"], "method.")
 
 
-def sample_distance(runs: list[ComparedRun], key: str | None) -> str | None:
+def refuse_no_rate(model: LatentModel, name: str) -> None:
+    """ValueError if the latents of a model have no rate."""
+    if type(model).costs is LatentModel.costs:
+        raise ValueError(f"--compare: {name}: {NO_RATE}")
+
+
+def sample_distance(runs: dict[str, list[EvaluatedMetric]], key: str | None) -> str | None:
     """Return the metric that all runs use as distance of samples from the data: `key`, or the first they all have.
 
-    None if no key is given and they have none in common. ValueError if a run lacks the metric, or the protocols differ.
+    runs: name -> results of the last evaluation. None if no key is given and they have none in common. ValueError if a
+    run lacks the metric, or the protocols differ.
     """
+    names = list(runs)
     distances = [
-        [m for m in run.numbers if m.protocol.track == "generation" and m.row.better == "lower"] for run in runs
+        [m for m in numbers if m.protocol.track == "generation" and m.row.better == "lower"]
+        for numbers in runs.values()
     ]
     if key is None:
         first_keys = [m.row.key for m in distances[0] if "distance" in m.row.name.lower() or "fid" in m.row.key.lower()]
         key = next((k for k in first_keys if all(k in [m.row.key for m in results] for results in distances)), None)
         if key is None:
             return None
-    for run, results in zip(runs, distances, strict=True):
+    for name, results in zip(names, distances, strict=True):
         if key not in [m.row.key for m in results]:
-            raise ValueError(f"--distance {key}: {run.name} has no such number in its eval folder; evaluate it first")
+            raise ValueError(f"--distance {key}: {name} has no such number in its eval folder; evaluate it first")
     first = next(m for m in distances[0] if m.row.key == key)
-    for run, results in zip(runs[1:], distances[1:], strict=True):
+    for name, results in zip(names[1:], distances[1:], strict=True):
         differing = first.protocol.differences(next(m for m in results if m.row.key == key).protocol)
         if differing:
             field, a, b = differing[0]
             raise ValueError(
-                f"--distance {key}: {field} is {a!r} in {runs[0].name} and {b!r} in {run.name}; evaluate all the same "
+                f"--distance {key}: {field} is {a!r} in {names[0]} and {b!r} in {name}; evaluate all the same "
                 "way, or choose another metric"
             )
     return key
@@ -71,8 +85,8 @@ def compare_runs(runs: list[ComparedRun], distance: str | None, path: Path) -> t
     """Draw the curve, and return the table and its rows by increasing rate; ValueError if a run has no rate."""
     for run in runs:
         if run.analysis.rate is None:
-            raise ValueError(f"--compare {run.name}: its latents have no rate, which the curve is drawn over")
-    key = sample_distance(runs, distance)
+            raise ValueError(f"--compare: {run.name}: {NO_RATE}")
+    key = sample_distance({run.name: run.numbers for run in runs}, distance)
     differing = _differing(runs)
     error = next(iter(runs[0].analysis.errors))
     rows: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,7 @@ def draw_scatter(points: Sequence[tuple[str, float, dict[str, float]]], x: str, 
 
 def _with_errors(panel: Axes, name: str, curve: Curve) -> None:
     panel.plot(curve.logsnr, curve.mean, linewidth=1.3, label=name)
-    low = [mean - error for mean, error in zip(curve.mean, curve.error, strict=True)]
-    high = [mean + error for mean, error in zip(curve.mean, curve.error, strict=True)]
+    errors = [math.nan if error is None else error for error in curve.error]  # no band at a single value
+    low = [mean - error for mean, error in zip(curve.mean, errors, strict=True)]
+    high = [mean + error for mean, error in zip(curve.mean, errors, strict=True)]
     panel.fill_between(curve.logsnr, low, high, alpha=0.2)

@@ -24,19 +24,25 @@ sample's latents and with the right ones. (The paper's collapsed ablation, Table
 
 @dataclass(frozen=True)
 class MeanWithError:
-    """A mean over samples and its standard error."""
+    """A mean over samples and its standard error, None of a single value."""
 
     mean: float
-    error: float
+    error: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g}" if self.error is None else f"{self.mean:.4g} ± {self.error:.2g}"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss in nats per unit of log-SNR, in bins of log-SNR. logsnr, mean, error, count: one per non-empty bin."""
+    """Loss in nats per unit of log-SNR, in bins of log-SNR.
+
+    logsnr, mean, error, count: one per non-empty bin. error: of the mean, None in a bin with a single value.
+    """
 
     logsnr: list[float]
     mean: list[float]
-    error: list[float]
+    error: list[float | None]
     count: list[int]
 
 
@@ -137,7 +143,10 @@ def by_level(logsnr: Tensor, values: Tensor, levels: int = LEVELS) -> Curve:
     low, high = float(logsnr.min()), float(logsnr.max())
     width = (high - low) / levels or 1.0
     place = ((logsnr - low) / width).floor().long().clamp(0, levels - 1)
-    middles, means, errors, counts = [], [], [], []
+    middles: list[float] = []
+    means: list[float] = []
+    errors: list[float | None] = []
+    counts: list[int] = []
     for level in range(levels):
         in_bin = values[place == level].double()
         if len(in_bin):
@@ -163,5 +172,5 @@ def _bits(nats: Tensor, kinds: dict[str, int]) -> dict[str, MeanWithError]:
 
 
 def _mean(values: Tensor) -> MeanWithError:
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
     return MeanWithError(float(values.mean()), error)

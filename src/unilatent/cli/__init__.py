@@ -36,7 +36,6 @@ from . import (
     train,
 )
 from .options import with_home
-from .running import STOPPED
 
 ClickException: Any = typer.BadParameter.__mro__[2]
 """Of the click that typer uses: its own copy in some versions, the installed package in others."""
@@ -60,6 +59,8 @@ for name, group in {"config": config.app, "ckpt": ckpt.app, "data": data.app}.it
         assert entry.callback is not None
         entry.callback = with_home(entry.callback)
     app.add_typer(group, name=name)
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
 PRINTING = ("config", "presets", "runs", "doctor", "ckpt")
 """Commands whose work is what they print."""
 
@@ -93,7 +94,7 @@ def _run(arguments: list[str]) -> None:
     except ClickException as error:
         _refuse(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _refuse("stopped", STOPPED)
+        _refuse("stopped", INTERRUPTED)
     except (ValueError, FloatingPointError, MemoryError) as error:
         if os.environ.get("UNILATENT_DEBUG") or not _is_ours(error):
             raise

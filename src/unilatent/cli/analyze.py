@@ -9,15 +9,13 @@ import typer
 
 from ..outputs import Outputs
 from .options import MODEL_HELP, BatchSize, Data, Device, Precision, Seed
-from .running import autocast, find_run_folder, load, wide
+from .running import autocast, data_of, find_run_folder, load, wide
 
 if TYPE_CHECKING:
     from ..analysis.analyze import Analysis
+    from ..evaluation.evaluate import EvaluatedMetric
     from ..methods.base import LatentModel
 
-FILES = ("analysis.json", "latents.png", "noise_levels.png", "interpolation.png")
-COMPARED = ("rate_distortion.png", "comparison.json")
-"""Names of the files that are written."""
 PICTURES = 2**20
 """Bytes of an analysis, about."""
 
@@ -55,21 +53,33 @@ def run(
     if compare and len(models) < 2:
         raise ValueError("--compare: needs at least two runs")
     from ..analysis.analyze import analysis_table
-    from ..analysis.comparison import ComparedRun, compare_runs, last_evaluation, settings_of
+    from ..analysis.comparison import (
+        ComparedRun,
+        compare_runs,
+        last_evaluation,
+        refuse_no_rate,
+        sample_distance,
+        settings_of,
+    )
     from ..files import write_json
 
     console = wide(Console())
     runs = []
     names = _names(models)
-    outputs = Outputs(out, "analyze", [data], shared=True)
-    outputs.check(*([*COMPARED, *(f"{name}/{file}" for name in names for file in FILES)] if compare else FILES))
+    outputs = Outputs(out, "analyze", [data, *(path for model in models for path in data_of(model))])
+    numbers: dict[str, list[EvaluatedMetric]] = {}
+    if compare:  # what can be refused before any work is
+        for source, name in zip(models, names, strict=True):
+            refuse_no_rate(load(source, device), name)
+            numbers[name] = last_evaluation(Path(source))
+        sample_distance(numbers, distance)
     for source, name in zip(models, names, strict=True):
         network = load(source, device)
         with autocast(network.device, precision):
             folder = name if compare else ""
             analysis, paths = _analyse(network, source, outputs, folder, num, draws, data, seed, batch_size)
         if compare:
-            runs.append(ComparedRun(name, analysis, last_evaluation(Path(source)), settings_of(network)))
+            runs.append(ComparedRun(name, analysis, numbers[name], settings_of(network)))
         else:
             console.print(analysis_table(analysis, f"{name}, {analysis.latents.samples} samples"))
             print(f"written: {', '.join(path.name for path in paths)} in {out}")

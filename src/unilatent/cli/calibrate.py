@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..outputs import Outputs
+from ..files import expanded
+from ..outputs import Outputs, refuse_foreign
 from .options import Overrides, Preset
 from .running import RESUMES, leave_stopped, wide
 from .train import read_run, refuse_data_around
@@ -65,6 +66,9 @@ def run(
         tolerance = 0.25 if metric == "psnr" else 0.05 * target
     whole_numbers = isinstance(start, int)
     refuse_data_around(out, first)
+    refuse_foreign(
+        out, "a calibration", lambda name: name == "config.yaml" or _is_trial(expanded(out), name), ("calibrate",)
+    )
     outputs = Outputs(out, "calibrate", shared=True)
     outputs.check("calibration.json", "calibration.png", "override.txt")
     folder = outputs.begin()
@@ -96,6 +100,11 @@ def run(
     print(f"train with: unilatent train {preset} {about['override']}")
 
 
+def _is_trial(out: Path, name: str) -> bool:
+    """Whether a file is below the run of a trial."""
+    return "/" in name and (out / name.split("/")[0] / "config.yaml").is_file()
+
+
 def _trial(
     first: RunConfig, over: str, setting: float, steps: int | None, folder: Path, metric: str, num: int
 ) -> Trial:
@@ -116,10 +125,10 @@ def _trial(
         trainer = Trainer(config, folder, resume="auto")
         if not len(trainer.splits.held_out):
             raise ValueError(
-                "data.held_out: no samples are held out, but a calibration is measured on them; set it above 0"
+                "data.held_out: no samples are held out, but a calibration is measured on them; set data.held_out=0.1"
             )
         if trainer.fit() == folder:
-            leave_stopped(f"the trial in {folder} is unfinished", RESUMES)
+            leave_stopped(trainer.stop, f"the trial in {folder} is unfinished", RESUMES)
     model = load(folder, device=config.training.device)
     samples = load_all(model.modality.splits(config.data).held_out, model.modality, limit=num)
     analysis = analyze(model, samples, draws=DRAWS)

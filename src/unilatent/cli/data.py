@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..outputs import refuse_overlap, single_file
+from ..plain_text import count_of
 from .running import make_folder, progress, progress_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..modalities.base import Raw
+    from ..modalities.base import CheckedRecords, Raw
 
 HELP = "Prepare, verify and generate training data."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
@@ -53,7 +55,7 @@ def prepare(
     from ..shards.writing import BAD, write
 
     refuse_overlap(out, [source], around=True)
-    raw = _raw(source, _size(size), format, quality)
+    raw = _raw_to_prepare(source, _size(size), format, quality)
     _print(f"note: {line}" for line in raw.notes)
     folder = make_folder(out)
     done = 0
@@ -65,11 +67,11 @@ def prepare(
             done = count
 
         summary = write(raw, folder, shard_size, seed if shuffle else None, workers, report)
-    classes = f", {len(raw.class_names)} classes" if raw.class_names else ""
+    classes = f", {count_of(len(raw.class_names), 'class')}" if raw.class_names else ""
     earlier = f" ({summary.reused} of them already written)" if summary.reused else ""
-    print(f"{summary.total:,} samples{classes} in {summary.shards:,} shards{earlier} in {out}")
+    print(f"{count_of(summary.total, 'sample')}{classes} in {count_of(summary.shards, 'shard')}{earlier} in {out}")
     if summary.bad:
-        print(f"{summary.bad:,} bad samples left out; they are listed in {out / BAD}")
+        print(f"{count_of(summary.bad, 'bad sample')} left out; listed in {out / BAD}")
 
 
 @app.command()
@@ -77,16 +79,15 @@ def verify(
     source: Annotated[str, typer.Argument(help="Shards (a folder, pattern or URL), or a folder or zip of samples.")],
     workers: Workers = CORES,
 ) -> None:
-    """Check shards against their manifest, or decode every file.
+    """Check shards against their manifest, or read every image, molecule and crystal.
 
     Exit code 1 if anything is bad.
     """
     from ..shards.places import is_shards
 
     shards = is_shards(source, _suffixes())
-    checked, bad = _verify_shards(source) if shards else _verify_files(Path(source), workers)
-    what = "shards" if shards else "samples"
-    print(f"{checked:,} {what} checked, {bad:,} bad" if bad else f"{checked:,} {what} checked, all valid")
+    checked, bad = _verify_shards(source) if shards else _verify_samples(Path(source).expanduser(), workers)
+    print(f"{count_of(checked, 'shard' if shards else 'sample')} checked, {f'{bad:,} bad' if bad else 'all valid'}")
     if bad:
         raise typer.Exit(1)
 
@@ -117,7 +118,7 @@ def _maker(folder: str) -> Callable[..., None]:
             systems = generator.make(num or generator.NUM, seed=seed, workers=workers, progress=advance)
         with outputs.writing(SYSTEM_SIZE * len(systems)) as new:
             systems.save(new / out.name)
-        print(f"{len(systems):,} samples in {out}")
+        print(f"{count_of(len(systems), 'sample')} in {out}")
 
     return make
 
@@ -142,10 +143,47 @@ def _verify_shards(source: str) -> tuple[int, int]:
     return len(shards), bad
 
 
-def _verify_files(source: Path, workers: int) -> tuple[int, int]:
+def _verify_samples(source: Path, workers: int) -> tuple[int, int]:
+    """Check the files of a modality whose samples are files, or else the records that the other ones read."""
+    try:
+        raw = _raw(source, None, None, 95)
+    except ValueError as refusal:
+        records = _records(source) if source.exists() else None
+        if records is None:
+            raise refusal from None
+        return _verify_records(records)
+    return _verify_files(raw, workers)
+
+
+def _records(source: Path) -> list[CheckedRecords] | None:
+    """What each modality reads from a path; None if none reads anything. ValueError names a file that is damaged."""
+    from ..registry import available, find
+
+    found, errors = [], []
+    for name in available("modalities"):
+        try:
+            found.append(find("modalities", name).verify(source))
+        except ValueError as error:
+            errors.append(error)
+    records = [checked for checked in found if checked is not None]
+    is_npz = source.suffix.lower() == ".npz"  # of one modality alone
+    if errors and (is_npz if not records else not is_npz):
+        raise errors[0]
+    return records or None
+
+
+def _verify_records(records: list[CheckedRecords]) -> tuple[int, int]:
+    unread = frozenset.intersection(*(checked.unread for checked in records))
+    _print([f"note: {count_of(len(unread), 'file')} not read: {', '.join(sorted(unread))}"] if unread else [])
+    for checked in records:
+        _print(f"note: {line}" for line in checked.notes)
+        _print(checked.bad)
+    return sum(checked.total for checked in records), sum(len(checked.bad) for checked in records)
+
+
+def _verify_files(raw: Raw, workers: int) -> tuple[int, int]:
     from ..shards.writing import check_all
 
-    raw = _raw(source, None, None, 95)
     _print(f"note: {line}" for line in raw.notes)
     bad, remarks = 0, Counter[str]()
     with progress("verifying", len(raw.names)) as advance:
@@ -154,7 +192,7 @@ def _verify_files(source: Path, workers: int) -> tuple[int, int]:
             bad += bool(reason)
             remarks.update([remark] if remark else [])
             advance(1)
-    _print(f"note: {count:,} sample{'s have' if count > 1 else ' has'} {remark}" for remark, count in remarks.items())
+    _print(f"note: {count_of(count, 'sample has', 'samples have')} {remark}" for remark, count in remarks.items())
     return len(raw.names), bad
 
 
@@ -177,6 +215,22 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not sides:
         raise ValueError(f"--size: {text!r} is not a size in pixels; write 256, or 192x256 for height x width")
     return int(sides[1]), int(sides[2] or sides[1])
+
+
+def _raw_to_prepare(source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
+    """The samples at a path; ValueError says so if they are records that need no preparing."""
+    try:
+        return _raw(source, size, format, quality)
+    except ValueError as error:
+        refusal, found = error, None
+        with suppress(ValueError):
+            found = _records(source.expanduser()) if source.expanduser().exists() else None
+        if found:
+            refusal = ValueError(
+                f"source: {source} holds records that are read as they are, and cached: there is nothing to prepare; "
+                f"give it as data.path={source}"
+            )
+        raise refusal from None
 
 
 def _modalities() -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..outputs import Outputs
+from ..plain_text import count_of
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -18,7 +19,7 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, autocast, disk_space, leave_stopped, load, progress
+from .running import STARTS_AGAIN, autocast, data_of, disk_space, leave_stopped, load, progress
 
 
 def run(
@@ -37,7 +38,7 @@ def run(
     from ..signals import StopRequest
     from ..types import count as count_rows
 
-    outputs = Outputs(out, "decode", [source])
+    outputs = Outputs(out, "decode", [source, *data_of(model)])
     network = load(model, device)
     settings = sampling_settings(decoder_solver=decoder_solver, decoder_steps=decoder_steps)
     check_decoder_settings(network, settings)
@@ -51,5 +52,5 @@ def run(
             count += len(written)
             advance(len(written))
             if stop.received is not None:
-                leave_stopped(f"{count} samples are in {out}", STARTS_AGAIN)
-    print(f"{count} samples in {out}")
+                leave_stopped(stop, f"{count_of(count, 'sample is', 'samples are')} in {out}", STARTS_AGAIN)
+    print(f"{count_of(count, 'sample')} in {out}")

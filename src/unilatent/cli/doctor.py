@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import size_text
+from ..plain_text import count_of
 
 LIBRARIES = {
     "core": (
@@ -160,7 +161,7 @@ def _size(folder: Path) -> str:
                 except OSError:
                     continue
                 files += 1
-    return f"{size_text(size)} in {files:,} files"
+    return f"{size_text(size)} in {count_of(files, 'file')}"
 
 
 def _hub_cache() -> str:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ..outputs import Outputs
-from .running import load
+from ..plain_text import count_of
+from .running import data_of, load
 
 LARGE = 0.05
 """Relative error of the EMA profile above which a warning is printed."""
@@ -30,14 +31,14 @@ def run(
     """
     from ..runs.snapshots import EMASnapshots
 
-    outputs = Outputs(out, "ema")
+    outputs = Outputs(out, "ema", data_of(str(run)))
     snapshots = EMASnapshots(run, step)
     model = load(str(run), "cpu")
     error = snapshots.apply(model, sigma_rel)
     with outputs.writing(4 * model.num_parameters) as new:
         model.save_pretrained(new)
     steps = sorted({stored.path.name for stored in snapshots.stored})
-    print(f"{out}: step {snapshots.step}, sigma_rel {sigma_rel:g}, from {len(steps)} snapshots; "
+    print(f"{out}: step {snapshots.step}, sigma_rel {sigma_rel:g}, from {count_of(len(steps), 'snapshot')}; "
           f"profile error {100 * error:.2g} %")  # fmt: skip
     if error > LARGE:
         print(

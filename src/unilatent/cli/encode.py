@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ..outputs import refuse_overlap
+from ..plain_text import count_of
 from .options import BatchSize, Device, Input, Model, Precision, Seed
-from .running import RESUMES, autocast, leave_stopped, load, print_notes, progress
+from .running import RESUMES, LeftOut, autocast, data_of, leave_stopped, load, print_notes, progress
 
 
 def run(
@@ -23,15 +25,17 @@ def run(
 ) -> None:
     """Encode data to latents on disk.
 
-    Writes sharded safetensors that carry the model's fingerprint. After a stop, the same command resumes.
+    Writes sharded safetensors that carry the model's fingerprint. Samples that cannot be read are left out, named and
+    counted. After a stop, the same command resumes.
     """
     from ..latents import encode_to_shards, encoded_outputs
     from ..signals import Stopped, StopRequest
 
+    refuse_overlap(out, data_of(model))
     encoded_outputs(out, source)  # refuses a folder of others before the model is loaded
     network = load(model, device)
     print_notes(network.modality.notes(source))
-    encoded = 0
+    encoded, left_out = 0, LeftOut()
     with progress("encoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
 
         def after_batch(count: int) -> None:
@@ -43,9 +47,11 @@ def run(
         try:
             count, skipped = encode_to_shards(
                 network, source, out, seed=seed, batch_size=batch_size, shard_size=shard_size,
-                precision=precision, progress=after_batch,
+                precision=precision, progress=after_batch, skipped=left_out,
             )  # fmt: skip
         except Stopped:
-            leave_stopped(f"{encoded} latents are in {out}", RESUMES)
+            left_out.show()
+            leave_stopped(stop, f"{count_of(encoded, 'latent is', 'latents are')} in {out}", RESUMES)
+    left_out.show()
     already = f", {skipped} of them already encoded" if skipped else ""
-    print(f"{count} latents in {out}{already}")
+    print(f"{count_of(count, 'latent')} in {out}{already}{left_out}")

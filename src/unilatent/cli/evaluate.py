@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..outputs import Outputs, refuse_overlap, single_file
+from ..outputs import Outputs, in_shared_folder, refuse_overlap, single_file
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -38,6 +38,7 @@ from .running import (
     RESUMES,
     autocast,
     check_precision,
+    data_of,
     evaluation_folder,
     find_run_folder,
     join_processes,
@@ -135,7 +136,7 @@ def run(
     modality = with_weights(modality, {"inception_weights": inception_weights, "perceptual_weights": lpips_weights})
     run_folder = find_run_folder(model)
     folder = evaluation_folder(out, run_folder)
-    refuse_overlap(folder, [samples, reference, data])
+    refuse_overlap(folder, [samples, reference, data, *data_of(model)])
     request = EvaluationRequest(
         metrics=tuple(key.strip() for key in metrics.split(",")) if metrics else (),
         num_samples=num, num_reference=num_reference, num_held_out=num_held_out, seed=seed, batch_size=batch_size,
@@ -163,14 +164,18 @@ def run(
         if processes.is_main:
             sets = filter(None, (evaluator.external_samples, evaluator.reference))
             print_notes(line for compared in sets for line in compared.notes)
-        processes.on_main(lambda: make_folder(folder))
+        processes.on_main(lambda: in_shared_folder(make_folder(folder), "evaluate").check(_file_name(evaluator)))
         try:
             evaluation = evaluator.run()
         except Interrupted as unfinished:
-            leave_stopped(f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
+            leave_stopped(stop, f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
     seconds = time.perf_counter() - started
     processes.on_main(lambda: _finish(evaluator, evaluation, folder, model or str(samples), report, reports, seconds))
     processes.leave()
+
+
+def _file_name(evaluator: Evaluator) -> str:
+    return f"evaluation-{evaluator.fingerprint[:12]}-{evaluator.identity[:8]}.json"
 
 
 def _finish(
@@ -194,8 +199,10 @@ def _finish(
             "precision and classifiers need samples in the reference, all but one need at least two samples"
         )
     name = f"{Path(source).resolve().name}, {evaluator.fingerprint[:12]}"
-    path = folder / f"evaluation-{evaluator.fingerprint[:12]}-{evaluator.identity[:8]}.json"
-    write_evaluation(evaluation, path, {"model": source, "fingerprint": evaluator.fingerprint}, seconds)
+    path = folder / _file_name(evaluator)
+    with in_shared_folder(folder, "evaluate").writing() as new:
+        about = {"model": source, "fingerprint": evaluator.fingerprint}
+        write_evaluation(evaluation, new / path.name, about, seconds)
     Console().print(table(evaluation.numbers, name))
     if evaluation.missing:
         print(f"not measured, the data do not allow it: {', '.join(evaluation.missing)}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def run() -> None:
-    """List the presets, with their number of parameters."""
+    """List the presets, with their number of trainable parameters."""
     import torch
     from rich.console import Console
     from rich.markup import escape
@@ -16,8 +16,11 @@ def run() -> None:
     table = Table("preset", "parameters", "what it is", show_lines=False)
     for name in presets():
         config = preset(name)
-        with torch.device("meta"):
-            model = LatentModel.build(config.example().model())
-        table.add_row(name, f"{model.num_trainable / 1e6:.2f} M", escape(summary(name)))
+        sizes = []
+        for stage in filter(None, (config.first, config)):
+            with torch.device("meta"):
+                sizes.append(f"{LatentModel.build(stage.example().model()).num_trainable / 1e6:.2f}")
+        table.add_row(name, f"{' + '.join(sizes)} M", escape(summary(name)))
     Console().print(table)
+    print("A + B: the two stages of Unified Latents, both trained by one command.")
     print("All settings of a preset: unilatent config show PRESET")

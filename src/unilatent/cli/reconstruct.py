@@ -10,6 +10,7 @@ import typer
 
 from ..files import write_json
 from ..outputs import Outputs
+from ..plain_text import count_of
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -22,7 +23,7 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, autocast, disk_space, leave_stopped, load, print_notes, progress
+from .running import STARTS_AGAIN, LeftOut, autocast, data_of, disk_space, leave_stopped, load, print_notes, progress
 
 SHOWN = 8
 """Pairs in side_by_side.png."""
@@ -44,18 +45,19 @@ def run(
 ) -> None:
     """Encode and decode your own data.
 
-    Also measures the reconstruction error of each sample.
+    Also measures the reconstruction error of each sample. Samples that cannot be read are left out, named and counted.
     """
     from ..sampling import reconstruct, split_settings
     from ..signals import StopRequest
     from ..types import take
 
-    outputs = Outputs(out, "reconstruct", [source])
+    outputs = Outputs(out, "reconstruct", [source, *data_of(model)])
     network = load(model, device)
     settings = sampling_settings(decoder_solver=decoder_solver, decoder_steps=decoder_steps)
     check_decoder_settings(network, settings)
     sampling, _ = split_settings(network.config.sampling, settings)
-    batches = network.modality.read(source, batch_size)
+    left_out = LeftOut()
+    batches = network.modality.read(source, batch_size, left_out)
     print_notes(network.modality.notes(source))
     files: list[dict[str, Any]] = []
     shown: list[Any] = []
@@ -88,17 +90,24 @@ def run(
             if (num is not None and len(files) >= num) or stop.received is not None:
                 break
         if folder is None:
-            raise ValueError(f"{source}: nothing to reconstruct in it")
+            raise left_out.none_left(source, "reconstruct")
         keys = [key for key in files[0] if key not in ("input", "output")]
         means = {key: sum(file[key] for file in files) / len(files) for key in keys}
         speed = {"samples_per_second": len(files) / seconds}
         has_steps = network.stepped_decoder is not None
         decoding = {key: getattr(sampling, key) for key in settings} if has_steps else {}
-        record = {"model": model, "num": len(files), "seed": seed, **decoding, "mean": means, **speed, "files": files}
+        record = {"model": model, "num": len(files), "left_out": left_out.reasons, "seed": seed, **decoding,
+                  "mean": means, **speed, "files": files}  # fmt: skip
         with outputs.writing(disk_space(network.modality.arrays(shown[0]), SHOWN)) as new:
             network.modality.draw_grid(shown, new / "side_by_side.png")
             write_json(new / "metrics.json", record)
+    left_out.show()
     if stop.received is not None and len(files) != num:
-        leave_stopped(f"{len(files)} reconstructions are in {folder}", STARTS_AGAIN)
+        leave_stopped(
+            stop, f"{count_of(len(files), 'reconstruction is', 'reconstructions are')} in {folder}", STARTS_AGAIN
+        )
     summary = ", ".join(f"{key} {value:.4g}" for key, value in means.items())
-    print(f"{len(files)} reconstructions in {folder}: mean {summary}; {speed['samples_per_second']:.3g} per second")
+    print(
+        f"{count_of(len(files), 'reconstruction')} in {folder}: mean {summary}; "
+        f"{speed['samples_per_second']:.3g} per second{left_out}"
+    )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..outputs import single_file
+from ..plain_text import count_of
 from .options import BatchSize, Device, InceptionWeights
 from .running import leave_stopped, print_notes, progress_of, with_weights
 
@@ -46,5 +47,5 @@ def run(
                     chosen, lambda more, all: progress(source, more, all), lambda: stop.received is not None,
                 )  # fmt: skip
         except Interrupted:
-            leave_stopped("nothing is written", "the same command starts again")
-    print(f"statistics of {count:,} samples: {out}")
+            leave_stopped(stop, "nothing is written", "the same command starts again")
+    print(f"statistics of {count_of(count, 'sample')}: {out}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from ..files import SMALLEST, check_writable
+from ..outputs import refuse_foreign
+from ..plain_text import count_of
 from ..progress import progress_of
 
 if TYPE_CHECKING:
@@ -21,11 +24,12 @@ if TYPE_CHECKING:
     from ..methods.base import LatentModel
     from ..modalities.base import Modality
     from ..processes import Processes
+    from ..signals import StopRequest
 
-STOPPED = 130
-"""Exit code after SIGINT or SIGTERM."""
 RESUMES = "the same command resumes from there"
 STARTS_AGAIN = "the same command starts again from the first sample"
+NAMED = 10
+"""So many samples that are left out are printed."""
 WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
 
@@ -102,6 +106,35 @@ def print_notes(lines: Iterable[str]) -> None:
         print(f"note: {' '.join(line.split())}", file=sys.stderr)
 
 
+class LeftOut:
+    """Samples of the input that cannot be used, in order."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def __call__(self, reason: str) -> None:
+        self.reasons.append(" ".join(reason.split()))
+
+    def show(self) -> None:
+        """Print the first ones, and how many others there are."""
+        for reason in self.reasons[:NAMED]:
+            print(f"left out: {reason}", file=sys.stderr)
+        if (others := len(self.reasons) - NAMED) > 0:
+            print(f"left out: {count_of(others, 'more sample')}", file=sys.stderr)
+
+    def __str__(self) -> str:
+        """For the last line of a command; empty if nothing was left out."""
+        return f"; {count_of(len(self.reasons), 'sample')} left out" if self.reasons else ""
+
+    def none_left(self, source: object, work: str) -> ValueError:
+        """Return the error of an input without a usable sample."""
+        if not self.reasons:
+            return ValueError(f"{source}: nothing to {work} in it")
+        total = len(self.reasons)
+        first = f"all {total:,} samples cannot be used, the first" if total > 1 else "its only sample cannot be used"
+        return ValueError(f"{source}: {first}: {self.reasons[0]}")
+
+
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """One progress bar; call it with the number of items that were finished since the last call."""
@@ -110,13 +143,13 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda count: advance(label, count, total or 0)
 
 
-def leave_stopped(done: str, further: str, processes: Processes | None = None) -> NoReturn:
-    """Exit after SIGINT or SIGTERM; the first process prints what is there and how to continue."""
+def leave_stopped(stop: StopRequest, done: str, further: str, processes: Processes | None = None) -> NoReturn:
+    """Exit before the work is done, after a signal; the first process prints what is there and how to continue."""
     if processes is None or processes.is_main:
         print(f"stopped: {done}; {further}", file=sys.stderr)
     if processes is not None:
-        processes.leave(STOPPED)
-    raise typer.Exit(STOPPED)
+        processes.leave(stop.exit_code)
+    raise typer.Exit(stop.exit_code)
 
 
 def find_run_folder(source: str | None) -> Path | None:
@@ -124,9 +157,43 @@ def find_run_folder(source: str | None) -> Path | None:
     return Path(source) if source is not None and (Path(source) / "config.yaml").is_file() else None
 
 
+EVALUATED = re.compile(r"(records|search-records)/.*|(evaluation-|search|step_)[^/]*\.(json|png)")
+"""What evaluations and searches write."""
+
+
 def evaluation_folder(out: Path | None, run_folder: Path | None) -> Path:
-    """Return --out, by default RUN/eval or ./evaluation."""
-    return out or (run_folder / "eval" if run_folder else Path("evaluation"))
+    """Return --out, by default RUN/eval or ./evaluation; ValueError if --out holds files of others, but is no run."""
+    folder = out or (run_folder / "eval" if run_folder else Path("evaluation"))
+    if not any(find_run_folder(str(place)) for place in (folder, folder.parent)):
+        ours = ("evaluate", "search")
+        refuse_foreign(folder, "an evaluation", lambda name: EVALUATED.fullmatch(name) is not None, ours)
+    return folder
+
+
+def data_of(source: str | None) -> list[str]:
+    """Return the paths of the data that a run was trained on, which no output may lie in; none for other sources."""
+    from ..config import ConfigError, read_yaml
+
+    run = find_run_folder(source)
+    try:
+        paths = [] if run is None else data_paths(read_yaml(run / "config.yaml").get("data"))
+    except ConfigError:
+        return []
+    return [path for path in paths if set(Path(path).parts) - {".."}]  # "." is another folder where we are now
+
+
+def data_paths(settings: object) -> list[str]:
+    """Return the values of `path` among plain settings of data, without the words for generated data."""
+    from ..config import flat
+    from ..presets import preset, presets
+
+    def paths(tree: dict[str, Any]) -> list[str]:
+        return [
+            value for key, value in flat(tree).items() if key.rpartition(".")[2] == "path" and isinstance(value, str)
+        ]
+
+    words = {value for name in presets() for value in paths(preset(name).data.plain())}
+    return [path for path in paths(settings) if path not in words] if isinstance(settings, dict) else []
 
 
 def make_folder(path: Path) -> Path:

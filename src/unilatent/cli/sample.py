@@ -5,13 +5,14 @@ from __future__ import annotations
 import zipfile
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
 from ..files import write_json
 from ..outputs import Outputs
+from ..plain_text import count_of
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -34,7 +35,12 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, autocast, disk_space, leave_stopped, load, progress
+from .running import STARTS_AGAIN, autocast, data_of, disk_space, leave_stopped, load, progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..methods.base import LatentModel
 
 NUM = 16
 GRID = 100
@@ -72,7 +78,7 @@ def run(
     from ..signals import StopRequest
     from ..types import join, take
 
-    outputs = Outputs(out, "sample", [prompts])
+    outputs = Outputs(out, "sample", [prompts, *data_of(model)])
     network = load(model, device)
     settings = sampling_settings(
         labels=labels, prompt=prompt, prompts=prompts, negative_prompt=negative_prompt, property=property,
@@ -87,16 +93,20 @@ def run(
     texts = settings["prompts"]
     num = (len(texts) if texts and len(texts) > 1 else NUM) if num is None else num
     with progress("sampling", num) as advance, autocast(network.device, precision), StopRequest() as stop:
-        batches = sample_batches(network, num, seed=seed, batch_size=batch_size, progress=advance, **settings)
+        batches = sample_batches(
+            network, num, seed=seed, batch_size=batch_size, progress=advance, all_used=True, **settings
+        )
         first = next(batches)  # nothing is written if this fails
         folder = outputs.begin()
         shown, shown_values, generated, needed = [], [], 0, 0
+        resolved: dict[str, dict[str, list[Any]]] = {}
         with outputs.writing(lambda: needed) as whole, NpzWriter(whole / "samples.npz") as arrays:
             for part in chain([first], batches):
                 rows = network.modality.arrays(part.data)
                 needed = 2 * disk_space(rows, part.count) * (num - part.start) // part.count
                 with outputs.writing(needed) as new:
                     network.modality.write(part.data, new, start=part.start)
+                _add_values(resolved, network, part.values)
                 values = {key: value.numpy() for key, value in part.values.items()}
                 arrays.add({**rows, **values})
                 if part.start < GRID:
@@ -108,13 +118,23 @@ def run(
         captions = network.conditions.grid_captions(join(shown_values)) if shown_values[0] else None
         grid = network.modality.join(shown)
         record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "made": generated, "seed": seed,
-                  **conditions, "precision": precision, **sampling.plain()}  # fmt: skip
+                  **conditions, "precision": precision, **sampling.plain(), "resolved": resolved}  # fmt: skip
         with outputs.writing(disk_space(network.modality.arrays(grid), 2)) as new:
             network.modality.draw_grid([grid], new / "grid.png", columns=network.conditions.columns, captions=captions)
             write_json(new / "sampling.json", record)
     if generated < num:
-        leave_stopped(f"{generated} of {num} samples are in {folder}", STARTS_AGAIN)
-    print(f"{num} samples in {folder}: grid.png, samples.npz and one file per sample")
+        leave_stopped(stop, f"{generated} of {count_of(num, 'sample')} are in {folder}", STARTS_AGAIN)
+    print(f"{count_of(num, 'sample')} in {folder}: grid.png, samples.npz and one file per sample")
+
+
+def _add_values(resolved: dict[str, dict[str, list[Any]]], network: LatentModel, values: dict[str, Tensor]) -> None:
+    """Append what each sample is conditioned on: the names of its values, and the indices of classes."""
+    for condition in network.conditions.all:
+        rows = values[condition.argument]
+        lists = resolved.setdefault(condition.argument, {})
+        lists.setdefault("names", []).extend(condition.describe(rows))
+        if rows.ndim == 1 and not rows.is_floating_point():
+            lists.setdefault("indices", []).extend(rows.tolist())
 
 
 class NpzWriter:

@@ -33,6 +33,7 @@ from .options import (
 from .running import (
     RESUMES,
     autocast,
+    data_of,
     evaluation_folder,
     find_run_folder,
     join_processes,
@@ -139,7 +140,7 @@ def run(
         raise ValueError(f"{model}: not a run folder; only a run stores EMA snapshots")
     snapshots = EMASnapshots(run_folder) if over == "ema" and run_folder else None
     folder = evaluation_folder(out, run_folder)
-    refuse_overlap(folder, [reference, data])
+    refuse_overlap(folder, [reference, data, *data_of(model)])
     splits = splits_of(network.modality, run_folder, data)
     request = EvaluationRequest(
         metrics=(metric,), num_samples=num, num_reference=num_reference, seed=seed, batch_size=batch_size,
@@ -184,7 +185,7 @@ def run(
         try:
             find_best(search)
         except Interrupted as unfinished:
-            leave_stopped(f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
+            leave_stopped(stop, f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
     processes.on_main(lambda: _finish(search, model, network.stepped_decoder is not None))
     processes.leave()
 
@@ -281,7 +282,8 @@ def _finish(search: Search, model: str, stepped: bool) -> None:
     if search.at_the_end:
         print("the best value is at the end of the searched range: there may be a better one beyond it")
     image = search.path.with_suffix(".png")
-    draw_search(search, image)
+    with search.outputs.writing() as new:
+        draw_search(search, new / image.name)
     print(f"all values: {search.path}; curve: {image}")
     source = shlex.quote(model)
     if search.over == "ema":

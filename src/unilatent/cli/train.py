@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..outputs import refuse_overlap
+from ..plain_text import count_of
 from .options import Overrides, Preset
+from .running import data_paths
 
 if TYPE_CHECKING:
     from ..training.config import RunConfig
@@ -35,10 +38,15 @@ def run(
         bool, typer.Option("--allow-data-change", help="Resume although samples were added, removed or changed.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print what would run, write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check the settings and a few samples, print what would run, write nothing."),
     ] = False,
 ) -> None:
-    """Train a tokenizer and a latent generator together."""
+    """Train a tokenizer and a latent generator together.
+
+    After Ctrl-C, SIGTERM or SIGHUP the step is finished and saved, and the exit code is 130, 143 or 129 (128 + the
+    signal; 0 below torchrun); it is 0 if the run is complete.
+    """
     from ..training.trainer import Trainer
 
     config = read_run(preset, overrides)
@@ -55,33 +63,31 @@ def run(
             if dry_run:
                 print(describe(trainer))
                 print(f"then       {config.preset} in {folder}, on its latents")
-            if dry_run or trainer.fit() == first:
                 trainer.processes.leave()
                 return
+            _train(trainer)
         config = config.override(f"method.tokenizer={first}")
     trainer = Trainer(config, folder, resume=resume, allow_data_change=allow_data_change)
     if dry_run:
         print(describe(trainer))
     else:
-        trainer.fit()
+        _train(trainer)
     trainer.processes.leave()
+
+
+def _train(trainer: Trainer) -> None:
+    """Train to the end; exit if the run was stopped before."""
+    if trainer.fit() == trainer.out:
+        trainer.processes.leave(trainer.stop.exit_code)
+        raise typer.Exit(trainer.stop.exit_code)
 
 
 def refuse_data_around(folder: Path, config: RunConfig) -> None:
     """ValueError if a new run would write into its own data, and read what it wrote there."""
-    from ..config import flat
-    from ..presets import preset, presets
-
     if (folder / "config.yaml").exists():
         return
-    made = {value for name in presets() for value in _paths(flat(preset(name).data.plain()))}  # words, not folders
     for stage in filter(None, (config, config.first)):
-        refuse_overlap(folder, [path for path in _paths(flat(stage.data.plain())) if path not in made])
-
-
-def _paths(settings: dict[str, Any]) -> list[str]:
-    """The values of `path` among flat settings."""
-    return [value for key, value in settings.items() if key.rpartition(".")[2] == "path" and isinstance(value, str)]
+        refuse_overlap(folder, data_paths(stage.data.plain()))
 
 
 def build_on_meta(config: RunConfig) -> None:
@@ -139,6 +145,16 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {**base, **over, **both}
 
 
+def _all_checked(trainer: Trainer) -> str:
+    """What reads all samples, where these are files."""
+    paths = data_paths(trainer.config.data.plain())
+    return (
+        f"; `unilatent data verify {shlex.quote(paths[0])}` checks all"
+        if len(paths) == 1 and "hf:" not in paths[0]
+        else ""
+    )
+
+
 def describe(trainer: Trainer) -> str:
     """Summarise in a few lines what a run would do."""
     t, model = trainer.training, trainer.model
@@ -147,8 +163,9 @@ def describe(trainer: Trainer) -> str:
         [
             f"run        {trainer.config.preset} in {trainer.out} ({at})",
             f"data       {trainer.amount} training samples, {len(trainer.splits.held_out):,} held out",
+            f"checked    {count_of(len(trainer.examples), 'sample')} loaded{_all_checked(trainer)}",
             f"parameters {model.num_trainable:,} trainable",
-            f"length     {trainer.steps:,} steps of {t.batch_size} samples, "
+            f"length     {count_of(trainer.steps, 'step')} of {count_of(t.batch_size, 'sample')}, "
             f"{trainer.steps * t.batch_size / trainer.samples:.1f} epochs",
             f"memory     {trainer.memory}",
             f"device     {trainer.device}, {t.precision}",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import Config as Settings
 from ..registry import available, find
-from ..types import Conditioning
+from ..types import Conditioning, refuse_unused
 
 MAX_COLUMNS = 16
 NEGATIVE = "negative_"
@@ -188,8 +188,10 @@ class Conditions(nn.ModuleDict):
         """Return n rows of example values."""
         return {condition.argument: condition.example(n, generator) for condition in self.all}
 
-    def parse(self, n: int, given: dict[str, Any]) -> dict[str, Tensor]:
+    def parse(self, n: int, given: dict[str, Any], all_used: bool = False) -> dict[str, Tensor]:
         """Convert user input, by each condition's `argument`, to n rows of values; shorter lists are cycled.
+
+        all_used: refuse more than n values; else the first n are used.
 
         Conditions without input get `example` values. Input for `negative_` + argument is returned under that key.
         ValueError on a keyword that belongs to no condition.
@@ -206,10 +208,14 @@ class Conditions(nn.ModuleDict):
         for condition in self.all:
             value = given.get(condition.argument)
             rows = condition.example(n) if value is None else condition.parse(value)
+            if all_used and value is not None:
+                refuse_unused(condition.argument, len(rows), n)
             values[condition.argument] = rows[torch.arange(n) % len(rows)]
             negative = given.get(NEGATIVE + condition.argument)
             if negative is not None:
                 rows = condition.parse(negative)
+                if all_used:
+                    refuse_unused(NEGATIVE + condition.argument, len(rows), n)
                 values[NEGATIVE + condition.argument] = rows[torch.arange(n) % len(rows)]
         return values
 

@@ -8,7 +8,6 @@ numbers; all other numbers count classes from 0. An `int` in Python always count
 from __future__ import annotations
 
 import re
-import unicodedata
 import warnings
 from functools import lru_cache
 from typing import Any, Literal, Self
@@ -18,16 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..nets.layers import use_muon
+from ..plain_text import composed, count_of, same_names
 from ..types import Conditioning
 from .base import Condition, ConditionConfig, as_list
 
 _NUMBER = re.compile("[0-9]+")
 _FIRST = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-
-
-def _same(text: str) -> str:
-    """Text with its accents composed: systems store one name in different ways."""
-    return unicodedata.normalize("NFC", text)
 
 
 @lru_cache(maxsize=8)
@@ -36,7 +31,7 @@ def _lookup(names: tuple[str, ...]) -> tuple[dict[str, int], dict[int, list[int]
     by_name = {name: i for i, name in enumerate(names)}
     by_value: dict[int, list[int]] = {}
     for i, name in enumerate(names):
-        by_name.setdefault(_same(name), i)
+        by_name.setdefault(composed(name), i)
         if _NUMBER.fullmatch(name):
             by_value.setdefault(int(name), []).append(i)
     return by_name, by_value
@@ -75,7 +70,8 @@ class ClassLabelConfig(ConditionConfig):
         class_names = facts["class_names"]
         if self.num_classes is not None and self.num_classes != len(class_names):
             raise ValueError(
-                f"conditions.class_label.num_classes: {self.num_classes}, but the data has {len(class_names)} classes; "
+                f"conditions.class_label.num_classes: {self.num_classes}, but the data has "
+                f"{count_of(len(class_names), 'class')}; "
                 "leave it null to use the data's"
             )
         if self.class_names is not None and tuple(self.class_names) != tuple(class_names):
@@ -85,8 +81,8 @@ class ClassLabelConfig(ConditionConfig):
     def keeping(self, stored: dict[str, Any]) -> Self:
         """Return a copy with the stored order of the class names, if they are the same names."""
         names = tuple(stored.get("class_names") or ())
-        same = sorted(names) == sorted(self.class_names or ())
-        return self.model_copy(update={"class_names": names}) if same and names else self
+        same = same_names(names, self.class_names or ())
+        return self.model_copy(update={"class_names": names}) if same else self
 
 
 class ClassLabel(Condition):
@@ -164,7 +160,7 @@ class ClassLabel(Condition):
     def _called(self, text: str) -> list[int]:
         """Return the class of this name; of a number that is no name, all classes whose names have its value."""
         by_name, by_value = _lookup(self._names)
-        for name in (text, _same(text)):
+        for name in (text, composed(text)):
             if name in by_name:
                 return [by_name[name]]
         return by_value.get(int(text), []) if _NUMBER.fullmatch(text) else []
@@ -222,7 +218,12 @@ class ClassLabel(Condition):
 
     def _in_range(self, label: int) -> int:
         if not 0 <= label < self.num_classes:
-            raise ValueError(f"labels: {label} is out of range; this model has classes 0 to {self.num_classes - 1}")
+            names = self._names
+            known = f", called {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}" if names else ""
+            rule = "; what equals a class name is that class, other numbers count from 0" if names else ""
+            raise ValueError(
+                f"labels: {label} is out of range; this model has classes 0 to {self.num_classes - 1}{known}{rule}"
+            )
         return label
 
     def describe(self, values: Tensor) -> list[str]:

@@ -93,7 +93,9 @@ class Scalar(Condition):
     def __init__(self, config: ScalarConfig, dim: int):
         super().__init__(config, dim)
         if config.mean is None or config.std is None:
-            raise ValueError("conditions.scalar.mean: unknown; set it, or train on data with data.property_column")
+            raise ValueError(
+                "conditions.scalar.mean: unknown; set conditions.scalar.mean and .std, or name data.property_column"
+            )
         self.mean, self.std = config.mean, config.std
         self.embedding = TimeEmbedding(dim, config.num_frequencies)
         self.null_row = nn.Parameter(torch.randn(dim) * 0.02)

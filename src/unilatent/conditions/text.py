@@ -97,6 +97,9 @@ class Text(Condition):
 
     Config = TextConfig
     argument = "prompts"
+    given_by = (
+        "for images: a .txt beside each, or a table metadata.csv, .tsv or .jsonl with the columns file_name and text"
+    )
 
     def __init__(self, config: TextConfig, dim: int):
         super().__init__(config, dim)

@@ -151,7 +151,8 @@ class Evaluator:
         if model is not None:
             if splits is not None:
                 follow(model.config.conditions, splits)
-            model.conditions.parse(1, self.condition_arguments)
+            num = 0 if samples is not None else request.num_samples
+            model.conditions.parse(max(num, 1), self.condition_arguments, all_used=num > 0)
             if samples is None:
                 self.settings = {**settings, **self._condition_values()}
         self.metrics = choose_metrics(self.modality, request.metrics)
@@ -286,7 +287,9 @@ class Evaluator:
         """
         size = dataset.size or limit if isinstance(dataset, Stream) else len(dataset)
         if size is None:
-            raise ValueError("data.num_samples: not set, and the stream does not say how many it has; set it")
+            raise ValueError(
+                "data.num_samples: not set, and the stream does not say how many it has; give data.num_samples=NUMBER"
+            )
         count = size if limit is None else min(limit, size)
         parts: list[Rows] = []
         for space in spaces:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from ..config import Config
+from ..plain_text import count_of
 
 ENOUGH = 10_000
 """With fewer samples, a distance between distributions depends mainly on their number."""
@@ -96,7 +97,9 @@ class Protocol(Config):
         if self.track == "generation" and self.sampling is None:
             lines.append("generated elsewhere, settings unknown")
         if self.replaced:
-            lines.append(f"{self.replaced:,} unusable real samples were replaced")
+            lines.append(
+                f"{count_of(self.replaced, 'unusable real sample was', 'unusable real samples were')} replaced"
+            )
         return lines
 
     def differences(self, other: Self) -> list[tuple[str, Any, Any]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import read_json, write_json
+from ..outputs import in_shared_folder
 from ..processes import Processes
 from .evaluate import EvaluatedMetric
 from .protocol import Protocol
@@ -140,6 +141,7 @@ class Search:
         say: Callable[[str], object] = print,
     ):  # fmt: skip
         """about: everything that determines a number, except the setting, as plain data; it names the file in `folder`.
+        ValueError if a file of that name is there that no search wrote, or that was changed since.
 
         evaluate: returns the result at a value, and further facts to store. processes: all call this together; the
         first one writes, and all use its results. ValueError if the file belongs to another search.
@@ -148,11 +150,13 @@ class Search:
         self.about = json.loads(json.dumps({"over": over, "metric": metric, **about}))
         name = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:12]
         self.path = folder / f"search-{name}.json"
+        self.outputs = in_shared_folder(folder, "search")
         self.points: list[SearchPoint] = []
         self.better = ""
         self.protocol: dict[str, Any] = {}
         if self.path.is_file():
             self._read()
+        self.outputs.check(self.path.name, self.path.with_suffix(".png").name)
         if processes is not None:
             processes.wait()  # nobody writes before everybody has read
 
@@ -212,13 +216,14 @@ class Search:
         return point
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, {
+        content = {
             "format_version": FORMAT, **self.about, "better": self.better, "protocol": self.protocol,
             "points": [self._plain(point) for point in self.points], "best": self._plain(self.best),
             "cautions": self._cautions,
             "seconds": round(sum(point.seconds for point in self.points), 2),
-        })  # fmt: skip
+        }  # fmt: skip
+        with self.outputs.writing() as new:
+            write_json(new / self.path.name, content)
 
     def _plain(self, point: SearchPoint) -> dict[str, Any]:
         return {
@@ -283,9 +288,7 @@ def draw_search(search: Search, path: Path) -> None:
     panel.grid(alpha=0.25)
     panel.set_ylabel(f"{search.metric} ({search.better} is better)")
     panel.set_title(search.title, fontsize=9, loc="left")
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    FigureCanvasAgg(figure).print_figure(temporary, dpi=110)
-    temporary.replace(path)
+    FigureCanvasAgg(figure).print_figure(path, dpi=110)
 
 
 def _curve(panel: Axes, points: list[tuple[float, SearchPoint]], label: str | None) -> None:

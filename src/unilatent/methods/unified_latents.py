@@ -120,7 +120,8 @@ class UnifiedLatentsConfig(MethodConfig):
             value, source_value = getattr(self, name), getattr(source, name)
             if value != source_value:
                 raise ConfigError(
-                    f"method.{name}: {value!r}, but {self.encoder_run} has {source_value!r}; set it to that"
+                    f"method.{name}: {value!r}, but {self.encoder_run} has {source_value!r}; set it to that: "
+                    f"method.{name}={source_value}"
                 )
         return self.model_copy(update={"encoder_run": None, "train_encoder": False})
 

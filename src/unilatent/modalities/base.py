@@ -19,7 +19,7 @@ modality without the feature. `tests/contracts/test_modality.py` checks each pro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,10 @@ class BadSample(ValueError):
     """A sample that cannot be used. The message has its path and the reason; training counts and replaces it."""
 
 
+Skipped = Callable[[str], object]
+"""Called with what is wrong with a sample that is left out."""
+
+
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, size: int) -> list[int]:
     """Return a uniformly random order of the samples of an epoch."""
@@ -54,6 +58,9 @@ class Dataset(ABC):
     facts: dict[str, dict[str, Any]]
     """What the data knows about each condition it has values for: argument (e.g. "labels") -> keyword arguments of
     `ConditionConfig.with_data` (e.g. `class_names`)."""
+
+    hints: Mapping[str, str] = {}
+    """Why the data may have no values for a condition although their owner thinks so: argument -> what was found."""
 
     columns: tuple[str, ...] = ()
     """Names of the numbers that `numbers_of` returns, whether or not a model is conditioned on them."""
@@ -133,7 +140,8 @@ class Stream(Dataset):
     def __len__(self) -> int:
         if self.size is None:
             raise ValueError(
-                "data.num_samples: not set, and the stream does not say how many samples an epoch has; set it, or "
+                "data.num_samples: not set, and the stream does not say how many samples an epoch has; give "
+                "data.num_samples=NUMBER, or "
                 "count in steps (training.steps, training.schedule.unit=steps)"
             )
         return self.size
@@ -152,6 +160,17 @@ class Splits:
 
     train: Dataset
     held_out: Dataset
+
+
+@dataclass(frozen=True)
+class CheckedRecords:
+    """What `Modality.verify` found: the number of records, what is wrong with each bad one, remarks on others, and the
+    files that may hold samples of this or another modality and were not read."""
+
+    total: int
+    bad: Sequence[str]
+    notes: Sequence[str]
+    unread: frozenset[str]
 
 
 class Raw(ABC):
@@ -417,8 +436,11 @@ class Modality(ABC):
     """Suffixes, without the dot, of files that hold one sample, for `unilatent data`. Default: none."""
 
     @abstractmethod
-    def read(self, path: Path, batch_size: int) -> Iterator[tuple[Any, list[str]]]:
-        """Read a folder, archive or file in order: batches of Data and the names of their samples."""
+    def read(self, path: Path, batch_size: int, skipped: Skipped | None = None) -> Iterator[tuple[Any, list[str]]]:
+        """Read a folder, archive or file in order: batches of Data and the names of their samples.
+
+        skipped: called with the reason for each sample that cannot be used, which is left out; None: ValueError.
+        """
 
     def notes(self, path: Path) -> list[str]:
         """Return what lies at a path and is not read by `read` (files of other kinds), one line each. Default: none."""
@@ -445,6 +467,14 @@ class Modality(ABC):
     def raw(cls, source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
         """Open a folder or archive of sample files for `unilatent data`. Only called if there are `suffixes`."""
         raise AssertionError(f"{cls.__name__} has no suffixes")
+
+    @classmethod
+    def verify(cls, source: Path) -> CheckedRecords | None:
+        """Read every record of a file, folder or archive for `unilatent data verify`; None if it holds none.
+
+        Default: None, for modalities with `suffixes`, whose files are checked one by one (`raw`).
+        """
+        return None
 
     # ---- evaluation
 

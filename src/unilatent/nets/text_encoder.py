@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 import time
 import uuid
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..plain_text import count_of
 from ..pretrained import cache_folder, offline
 from ..types import decode_texts, move
 
@@ -43,6 +45,8 @@ IDLE_SECONDS = 3600.0
 """Seconds without a new row after which the process that wrote a file is assumed to have ended."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The weight file, or the index of its shards."""
+ROWS_FILE = re.compile(r"(\d+-[0-9a-f]{8}|merged-[0-9a-f]{32})\.rows")
+"""Names of the cache's own files; others in its folder are neither read nor merged."""
 ENTRY = struct.Struct("<16sQI")
 """An index entry: hash of the text, first row, number of rows."""
 
@@ -185,16 +189,19 @@ class EmbeddingCache:
         self.files: dict[Path, BinaryIO] = {}
         self.rows, self.full = 0, False
         self._read_indices()
-        idle = [path for path in sorted(folder.glob("*.rows")) if _is_idle(path)]
+        idle = [path for path in self._own_files() if _is_idle(path)]
         if len(idle) > MANY and self._merge(idle):
             self._read_indices()
 
     def _new_path(self) -> Path:
         return self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows"
 
+    def _own_files(self) -> list[Path]:
+        return [path for path in sorted(self.folder.glob("*.rows")) if ROWS_FILE.fullmatch(path.name)]
+
     def _read_indices(self) -> None:
         self.entries = {}
-        for path in sorted(self.folder.glob("*.rows")):
+        for path in self._own_files():
             try:
                 size = path.stat().st_size // (4 * self.width)
                 for key, first, count in _entries(path.with_suffix(".index")):
@@ -364,5 +371,5 @@ def _load(what: str, source: str, revision: str | None) -> Any:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{problem} cannot be loaded ({reason}); {WAY_OUT}") from None
     if missing := sorted(report["missing_keys"]) + [str(key) for key in report.get("mismatched_keys", ())]:
-        raise ValueError(f"{problem} lacks {len(missing)} tensors, for example {missing[0]}; {WAY_OUT}")
+        raise ValueError(f"{problem} lacks {count_of(len(missing), 'tensor')}, for example {missing[0]}; {WAY_OUT}")
     return network

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from ..plain_text import count_of
 from .index import NO_DATA, Index, index
 from .places import Manifest, Shard, cache_folder, fetch
 
@@ -166,7 +167,7 @@ class ShardSet:
     def _fault(self, content: Index, place: int) -> str:
         if place >= len(content.keys):
             reason = f" ({content.end})" if content.end else ""
-            return f"missing, the shard contains only {len(content.keys):,} samples{reason}"
+            return f"missing, the shard contains only {count_of(len(content.keys), 'sample')}{reason}"
         if self.labelled and not content.faults[place] and not 0 <= content.labels[place] < len(self.class_names):
             return f"no class (a number below {len(self.class_names):,} in .cls, or label in .json)"
         return content.faults[place]
@@ -199,7 +200,10 @@ class ShardSet:
         if not sum(counts):
             looked = ", ".join(f".{suffix}" for suffix in sorted(self.suffixes))
             reason = f" ({end})" if (end := self.index_of(0).end) else ""
-            raise ValueError(f"shard {self.shards[0].place}: it contains no samples{reason}; looked for {looked}")
+            raise ValueError(
+                f"shard {self.shards[0].place}: it contains no samples{reason}; looked for {looked} "
+                "(`unilatent data verify` names what is wrong with each shard)"
+            )
         if highest >= 1_000_000:
             raise ValueError(
                 f"shard {self.shards[0].place}: labels up to {highest:,}; give class numbers below a million"

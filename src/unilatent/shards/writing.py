@@ -29,6 +29,7 @@ from ..faults import reach
 from ..files import room, write_json, write_text
 from ..maths.streams import generator
 from ..outputs import Outputs
+from ..plain_text import count_of
 from .index import index
 from .places import MANIFEST, Manifest, Shard, fetch
 
@@ -321,7 +322,9 @@ def _close(plan: _Plan, seed: int | None, records: list[dict[str, Any]], reused:
     total = sum(shard["count"] for shard in shards)
     bad = [line for record in records for line in record["bad"]]
     if not total:
-        raise ValueError(f"{plan.folder}: not one of {len(bad):,} samples could be read; the first: {bad[0]['reason']}")
+        raise ValueError(
+            f"{plan.folder}: not one of {count_of(len(bad), 'sample')} could be read; the first: {bad[0]['reason']}"
+        )
     if bad:
         write_text(plan.folder / BAD, "".join(json.dumps(line) + "\n" for line in bad))
     settings = {**plan.samples.settings, "shard_size": plan.shard_size, "seed": seed, "plan": plan.sha256}
@@ -384,7 +387,7 @@ def _faults(shard: Shard, labelled: bool, suffixes: frozenset[str]) -> list[str]
     if shard.bytes not in (None, size):
         faults.append(f"{size:,} bytes, the manifest says {shard.bytes:,}")
     if shard.count not in (None, len(content.keys)):
-        faults.append(f"{len(content.keys):,} samples, the manifest says {shard.count:,}")
+        faults.append(f"{count_of(len(content.keys), 'sample')}, the manifest says {shard.count:,}")
     faults += [content.end] if content.end else []
     faults += content.refused
     faults += [fault for fault in dict.fromkeys(content.faults) if fault and fault not in content.refused]

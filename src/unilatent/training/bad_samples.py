@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batches import SkippedSample
+from ..plain_text import count_of
 from ..processes import Processes
 from ..runs.journal import Lines
 from ..types import Batch
@@ -70,9 +71,9 @@ class BadSamples:
             return None
         examples = "; ".join(self.examples)
         return (
-            f"training.bad_samples: {self.share:g} allows {allowed:,} bad samples, but {len(self.indices):,} cannot be "
-            f"used, listed in {self.files}: {examples}. Repair or remove them (`unilatent data verify` finds all), or "
-            "raise training.bad_samples, then --resume auto"
+            f"training.bad_samples: {self.share:g} allows {count_of(allowed, 'bad sample')}, but "
+            f"{len(self.indices):,} cannot be used, listed in {self.files}: {examples}. Repair or remove "
+            "them (`unilatent data verify` finds all), or raise training.bad_samples, then --resume auto"
         )
 
     def allowed(self, seen: int) -> int:
@@ -85,7 +86,8 @@ class BadSamples:
         return str(self.folder / "bad_samples.rank*.jsonl")
 
     def summary(self) -> str:
-        return f"{len(self.indices):,} bad samples were replaced; they are listed in {self.files}"
+        replaced = count_of(len(self.indices), "bad sample was", "bad samples were")
+        return f"{replaced} replaced; they are listed in {self.files}"
 
     def state(self) -> dict[str, Any]:
         return {"indices": sorted(self.indices), "examples": self.examples}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError, read_yaml
+from ..config import ConfigError, flat, read_yaml
 from ..files import check_writable, expanded, read_json
 from ..modalities.base import Splits
 from ..model_config import follow
 from ..model_folder import CONFIG, WEIGHTS
+from ..outputs import refuse_foreign
+from ..plain_text import count_of
 from ..processes import Processes
 from ..runs import checkpoint as ckpt
 from ..runs import lock
@@ -100,11 +103,11 @@ def refuse_fewer_steps(checkpoint: Path, done: int, steps: int, training: Traini
         return
     field = f"training.steps: {steps:,}"
     if training.epochs is not None:
-        field = f"training.epochs: {training.epochs:g}, which are {steps:,} steps"
+        field = f"training.epochs: {training.epochs:g}, which {'is' if steps == 1 else 'are'} {count_of(steps, 'step')}"
     run = checkpoint.parent.parent
     is_last = ckpt.newest_complete(checkpoint.parent) == checkpoint and (run / "model").is_dir()
     raise ConfigError(
-        f"{field}, but {checkpoint} has {done:,} steps: nothing is left to train; its model is in "
+        f"{field}, but {checkpoint} has {count_of(done, 'step')}: nothing is left to train; its model is in "
         f"{run / 'model' if is_last else checkpoint}. To train on, give more than {done:,} steps; to train again with "
         "fewer, choose another --out without --resume"
     )
@@ -132,6 +135,31 @@ def changed_settings(checkpoint: Path, training: TrainingConfig) -> list[str]:
     return lines
 
 
+AT_THE_END = re.compile(
+    r"sampling\..+|training\.(evaluate_samples|best|sample_every|num_samples|precision|device|threads|loggers|wandb_\w+)"
+)
+"""Settings that what is done after the last step depends on."""
+UNCOMPARED = ("training.steps", "training.epochs", "preset", "method.tokenizer")
+"""Settings that may be written in several ways."""
+
+
+def settings_without_effect(run: Path, config: RunConfig) -> list[str]:
+    """Return a line for each setting that differs from those of a complete run, whose config.yaml stays."""
+    try:
+        stored = flat(read_yaml(run / "config.yaml"))
+    except ConfigError:  # there is none, or it is damaged
+        return []
+    return [
+        f"{key}: {_shown(stored[key])} in the run, {_shown(value)} now: "
+        + (
+            "used from now on, config.yaml keeps the first" if AT_THE_END.fullmatch(key) else
+            "no effect, since the run is complete; to train with it, choose another --out, or give more training.steps"
+        )
+        for key, value in flat(config.plain()).items()
+        if key in stored and stored[key] != value and key not in UNCOMPARED
+    ]  # fmt: skip
+
+
 MISSING = object()
 
 
@@ -154,16 +182,25 @@ WRITTEN = ("config.yaml", "env.json", "metrics.jsonl", "alarms.jsonl", "best.jso
 
 
 def _refuse_files_of_others(out: Path) -> None:
-    """ConfigError if files that a run would replace or remove are in a folder that holds no run."""
+    """ValueError if a folder that holds no run has files of others, first of all those that a run would replace."""
+    if _is_run(out):
+        return
     found = [
         name for name in WRITTEN
         if (path := out / name).is_file() or any(inside.is_file() for inside in path.rglob("*"))
     ]  # fmt: skip
-    if found and not _is_run(out):
+    if found:
         raise ConfigError(
             f"--out {out}: holds {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}, which no run wrote there; "
             "choose another folder, or move them away"
         )
+    first = out / "tokenizer"  # the first of two stages
+    own = (
+        *WRITTEN,
+        lock.LOCK,
+        *(["tokenizer"] if _is_run(first) else []),
+    )  # of these only devices and folders are left
+    refuse_foreign(out, "a run", lambda name: name.partition("/")[0] in own)
 
 
 def _is_run(out: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..faults import reach
+from ..files import nearest, size_text
 from ..model_folder import write_config
+from ..plain_text import count_of
 from ..processes import Processes
 from ..runs import checkpoint as ckpt
 from ..runs.crash import first_line
@@ -147,6 +150,26 @@ class Checkpoints:
                 warn("ema", f"EMA snapshot of step {self.state.step} not written: {first_line(error)}")
 
         self.processes.on_main(write)
+
+    def space_note(self, steps: int) -> str | None:
+        """Return a line if the disk has less space than a run of so many steps will need; None otherwise."""
+        training, left = self.config.training, steps - self.state.step
+        saves = -(-left // (training.checkpoint_every or left)) if left else 0
+        most = training.keep_checkpoints + 1  # an old one is removed after a new one is written
+        count = min(saves, max(1, most - len(ckpt.published(self.folder))))
+        one, model = self.state.checkpoint_bytes, sum(t.nbytes for t in self.state.model.state_dict().values())
+        snapshot = sum(weights.nbytes for weights in self.state.power_emas.weights.values())
+        every = training.ema_snapshot_every or training.checkpoint_every or max(left, 1)
+        needed = count * one + (1 + (training.best is not None)) * model + -(-left // every) * snapshot
+        free = shutil.disk_usage(nearest(self.folder)).free
+        if not left or needed <= free:
+            return None
+        fewer = ", or set training.keep_checkpoints=2" if training.keep_checkpoints > 2 else ""
+        return (
+            f"{self.folder.parent}: the run will need about {size_text(needed)} ({count_of(count, 'checkpoint')} of "
+            f"{size_text(one)}, and the model), but {size_text(free)} are free there; free some space, give another "
+            f"--out{fewer}"
+        )
 
     def _copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """Unsharded copies on the first process, which later steps do not change."""

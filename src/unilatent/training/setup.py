@@ -45,7 +45,7 @@ def count_samples(splits: Splits, training: TrainingConfig) -> float:
     in_steps = training.epochs is None and training.schedule.unit == "steps"
     samples = math.inf if in_steps and isinstance(train, Stream) and train.size is None else len(train)
     if not samples:
-        raise ConfigError("data.held_out leaves nothing to train on; make it smaller")
+        raise ConfigError("data.held_out: leaves nothing to train on; hold out fewer, e.g. data.held_out=0")
     return samples
 
 
@@ -66,7 +66,8 @@ def check_processes(training: TrainingConfig, world: int) -> None:
     if training.shard and len(passes) > 1:
         raise ConfigError(
             f"training.batch_size: {training.batch_size} gives the {world} processes {min(passes)} to {max(passes)} "
-            f"micro-batches, training.shard needs as many in each; make it a multiple of {world}"
+            f"micro-batches, training.shard needs as many in each; make it a multiple of {world}: "
+            f"training.batch_size={-(-training.batch_size // world) * world}"
         )
 
 
@@ -105,14 +106,18 @@ def build_model(
     return model
 
 
-def open_run_folder(out: Path, step: int, config: RunConfig, env: dict[str, Any]) -> None:
-    """Take the run folder's lock, write configuration and environment, and drop what later steps wrote."""
+def open_run_folder(out: Path, step: int, config: RunConfig, env: dict[str, Any], trains: bool = True) -> None:
+    """Take the run folder's lock, write configuration and environment, and drop what later steps wrote.
+
+    trains: whether steps are left; else a configuration that is there stays, which is that of the steps that were done.
+    """
     for sub in ("samples", "recon", "checkpoints"):
         (out / sub).mkdir(parents=True, exist_ok=True)
     lock.take(out)
     ckpt.clean(out / "checkpoints", step)
-    write_text(out / "config.yaml", config.to_yaml())
-    write_json(out / "env.json", env)
+    if trains or not (out / "config.yaml").is_file():
+        write_text(out / "config.yaml", config.to_yaml())
+        write_json(out / "env.json", env)
     for path in (out / "metrics.jsonl", out / "alarms.jsonl", *out.glob("bad_samples.rank*.jsonl")):
         trim(path, step)
     trim_snapshots(out, step)

@@ -43,6 +43,13 @@ class TrainingState:
             files["ema_profiles"] = self.power_emas.weights
         return files
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint after the first step."""
+        files = {**self.tensors(), "optimizer": {}}
+        stored = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+        return stored + self.optimizers.state_bytes
+
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Restore everything but the model's weights, which are loaded before it is sharded.
 

@@ -23,6 +23,7 @@ from ..config import ConfigError
 from ..faults import reach
 from ..methods.base import LatentModel
 from ..modalities.base import Modality, Splits
+from ..plain_text import count_of
 from ..processes import Processes
 from ..registry import find
 from ..runs import checkpoint as ckpt
@@ -38,7 +39,14 @@ from .config import RunConfig
 from .loggers import LoggedRun, Logger, Loggers, check_loggers, open_logger
 from .memory import Memory, estimate, is_out_of_memory, micro_batch
 from .monitoring import Monitor, refuse_unknown_best
-from .resuming import changed_settings, find_checkpoint, keep_order, refuse_fewer_steps, refuse_other_run
+from .resuming import (
+    changed_settings,
+    find_checkpoint,
+    keep_order,
+    refuse_fewer_steps,
+    refuse_other_run,
+    settings_without_effect,
+)
 from .saving import Checkpoints
 from .schedule import factor
 from .state import TrainingState, refuse_non_finite
@@ -102,7 +110,10 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> None:
         facts = self.state.load(checkpoint)
         refuse_fewer_steps(checkpoint, self.step, self.steps, self.training)
-        self.changed = changed_settings(checkpoint, self.training)
+        if self.step < self.steps:
+            self.changed = changed_settings(checkpoint, self.training)
+        else:
+            self.changed = settings_without_effect(self.out, self.config)
         if not self.data_changed:
             self.bad.load(facts.get("bad_samples"))
         if checkpoint.parent.resolve() == (self.out / "checkpoints").resolve():
@@ -206,7 +217,7 @@ class Trainer:
     # Opening and closing.
 
     def _open_folder(self) -> None:
-        setup.open_run_folder(self.out, self.step, self.config, self._environment)
+        setup.open_run_folder(self.out, self.step, self.config, self._environment, trains=self.step < self.steps)
         self.checkpoints.fingerprint = self.splits.train.fingerprint  # of the data as they are now
 
     @contextlib.contextmanager
@@ -359,7 +370,7 @@ class Trainer:
         t, say = self.training, self.journal.say
         say(
             f"{self.config.preset}: {self.model.num_trainable:,} parameters, {self.amount} training samples, "
-            f"{len(self.splits.held_out):,} held out, {self.steps:,} steps of {t.batch_size}, {self.device}, "
+            f"{len(self.splits.held_out):,} held out, {count_of(self.steps, 'step')} of {t.batch_size}, {self.device}, "
             f"{t.precision}"
         )
         if self.checkpoint is not None:
@@ -383,6 +394,8 @@ class Trainer:
             lines += [f"note: {line}" for line in setup.slow(self.training, self.device)]
         if self.processes.is_main and (warning := self.memory.warning()):
             lines.append(f"note: {warning}")
+        if self.processes.is_main and (scarce := self.checkpoints.space_note(self.steps)):
+            lines.append(f"note: {scarce}")
         return lines
 
     @property

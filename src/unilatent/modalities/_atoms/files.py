@@ -7,13 +7,17 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ...plain_text import decode_leniently, split_lines
+import numpy as np
+
+from ...plain_text import count_of, decode_leniently, split_lines
 from ...zip_names import OPENING_FAILS, members
+from . import grouping
 from .elements import NUMBERS
+from .systems import System
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """CPU cores available to this process."""
@@ -21,6 +25,8 @@ MEMBER_BYTES = 2**30
 """The largest unpacked size of one file in an archive."""
 SHOWN = 5
 """Files that a message lists."""
+SAME = 1e-3
+"""Largest difference between coordinates that two files give for the same atom."""
 ProgressCallback = Callable[[str, int, int], None]
 """Called with a description, how many more items are done, and the total (0: unknown)."""
 
@@ -44,8 +50,8 @@ class SystemKind:
     accepted files, for messages. form_of: maps a file name without .gz to its form, or to None if it is no such file;
     the form "frame" is .xyz. preferred: forms; of files with the same stem, which hold the same system, those of the
     first form are read, and those of the later forms are skipped. periodic: whether these systems have a lattice.
-    max_atoms: larger systems are never read. groups: maps names of systems to those of groups that are held out as a
-    whole.
+    max_atoms: larger systems are never read. alike: whether two systems with the same elements in the same order are
+    geometries of one molecule or crystal.
     """
 
     plural: str
@@ -55,7 +61,7 @@ class SystemKind:
     preferred: tuple[str, ...]
     periodic: bool
     max_atoms: int
-    groups: Callable[[Sequence[str]], Sequence[str]] = tuple
+    alike: grouping.Alike
 
 
 @dataclass(frozen=True)
@@ -103,14 +109,10 @@ def source_files(path: Path, kind: SystemKind, mixed: bool = False) -> list[Sour
     Hidden files and the metadata that macOS adds to archives are skipped. mixed: the path may hold files of the other
     kind. Then .xyz files of the other kind are skipped as well, and an empty list is no error.
     """
-    files = [
-        SourceFile(bare, where, form, _unpacking(content) if bare != name else content)
-        for name, where, content in _visible(path)
-        if (form := kind.form_of(bare := _unpacked_name(name)))
-    ]
+    files = _recognised(path, kind)
     if mixed:
         files = [file for file in files if file.form != "frame" or _may_be(file, kind)]
-    skipped = _skipped({file.name: file.form for file in files}, kind)
+    skipped = _skipped(files, kind)
     files = [file for file in files if file.name not in skipped]
     if not files and not mixed:
         unread = unread_files(path, kind)
@@ -121,31 +123,76 @@ def source_files(path: Path, kind: SystemKind, mixed: bool = False) -> list[Sour
     return files
 
 
-def unread_files(path: Path, kind: SystemKind) -> str:
-    """Describe the files at a path that may hold systems and are not read: "not read: 3 .pdb, 1 .mol2"; "" if none.
+def _recognised(path: Path, kind: SystemKind) -> list[SourceFile]:
+    return [
+        SourceFile(bare, where, form, _unpacking(content) if bare != name else content)
+        for name, where, content in _visible(path)
+        if (form := kind.form_of(bare := _unpacked_name(name)))
+    ]
 
-    Files that are skipped for one of the same name are listed too.
+
+def unread_files(path: Path, kind: SystemKind, parse: Callable[[SourceFile], Sequence[System]] | None = None) -> str:
+    """Describe the files at a path that may hold systems and are not read: "not read: 3 .pdb, 1 .cml"; "" if none.
+
+    Files that are skipped for one of the same name are listed too, unless `parse` finds the same systems in both.
     """
-    names = [PurePosixPath(_unpacked_name(name)).name for name, *_ in _visible(path)]
-    suffixes = [name.lower().rpartition(".")[2] for name in names if "." in name and kind.form_of(name) is None]
-    counts = Counter(suffix for suffix in suffixes if suffix not in NO_SYSTEMS)
-    texts = ["not read: " + ", ".join(f"{n} .{suffix}" for suffix, n in counts.most_common())] if counts else []
-    bare = [_unpacked_name(name) for name, *_ in _visible(path)]
-    if skipped := sorted(_skipped({name: form for name in bare if (form := kind.form_of(name))}, kind)):
+    texts = [f"not read: {counted}"] if (counted := counted_files(unread_names(path, kind))) else []
+    files = {file.name: file for file in _recognised(path, kind)}
+    skipped = sorted(
+        name
+        for name, other in _skipped(list(files.values()), kind).items()
+        if parse is None or not _equal(files[name], files[other], parse)
+    )
+    if skipped:
         others = f"{len(skipped)} file{'s' * (len(skipped) > 1)} next to another form of the same name"
         texts.append(f"not read: {others}: {', '.join(skipped[:SHOWN])}{', ...' * (len(skipped) > SHOWN)}")
     return "; ".join(texts)
 
 
-def _skipped(forms: dict[str, str], kind: SystemKind) -> set[str]:
-    """Return the files (name -> form) that are not read, because one of a preferred form has the same stem."""
-    found = {(_stem(name), form) for name, form in forms.items()}
-    return {
-        name
-        for name, form in forms.items()
-        if form in kind.preferred
-        and any((_stem(name), other) in found for other in kind.preferred[: kind.preferred.index(form)])
-    }
+def unread_names(path: Path, kind: SystemKind) -> list[str]:
+    """Return the names of the files at a path that may hold systems of any kind, and none of this one."""
+    return [name for name, *_ in _visible(path) if kind.form_of(bare := _unpacked_name(name)) is None and _ending(bare)]
+
+
+def _ending(name: str) -> str:
+    """Return what tells the format of a file: ".cif", or "POSCAR"; "" for files that nobody takes for systems."""
+    base = PurePosixPath(name).name
+    if "." in base:
+        suffix = base.lower().rpartition(".")[2]
+        return "" if suffix in NO_SYSTEMS else f".{suffix}"
+    return next((word for word in ("POSCAR", "CONTCAR") if base.upper().startswith(word)), "")
+
+
+def counted_files(names: Iterable[str]) -> str:
+    """Return counts of files by ending, in words: "4 .pdb, 1 POSCAR"."""
+    counts = Counter(_ending(_unpacked_name(name)) for name in names)
+    return ", ".join(f"{count} {ending}" for ending, count in counts.most_common())
+
+
+def _skipped(files: Sequence[SourceFile], kind: SystemKind) -> dict[str, str]:
+    """Return the names of files that are not read, each with that of the file of a preferred form and the same stem."""
+    preferred: dict[str, SourceFile] = {}
+    ranked = [file for file in files if file.form in kind.preferred]
+    for file in sorted(ranked, key=lambda file: kind.preferred.index(file.form)):
+        preferred.setdefault(file.stem, file)
+    return {file.name: preferred[file.stem].name for file in ranked if file.form != preferred[file.stem].form}
+
+
+def _equal(file: SourceFile, other: SourceFile, parse: Callable[[SourceFile], Sequence[System]]) -> bool:
+    """Whether two files hold the same systems, but for the digits that they write."""
+    try:
+        pairs = list(zip(parse(file), parse(other), strict=True))
+    except Exception:  # a damaged file, or one with more systems
+        return False
+    return all(np.array_equal(a.types, b.types) and _close(a, b) for a, b in pairs)
+
+
+def _close(a: System, b: System) -> bool:
+    apart = np.asarray(a.coordinates, np.float64) - b.coordinates
+    if a.lattice is None or b.lattice is None:
+        return a.lattice is b.lattice and bool((np.abs(apart) < SAME).all())
+    same_cell = np.allclose(a.lattice, b.lattice, rtol=0, atol=10 * SAME)
+    return same_cell and bool((np.abs(apart - np.round(apart)) < SAME).all())
 
 
 def _stem(name: str) -> str:
@@ -239,7 +286,7 @@ def frames(text: str) -> Iterator[list[str] | str]:
             # Other frames that are lost in between: a number of atoms, a comment, and at least one atom.
             begin = at + 1 if _count(lines[at]) is None else at + 2
             lost = [i for i in range(begin, end - 2) if _count(lines[i]) and _is_atom(lines[i + 2])]
-            yield from (f"line {i + 1}: the frame of {int(lines[i])} atoms is damaged" for i in lost)
+            yield from (f"line {i + 1}: the frame of {count_of(int(lines[i]), 'atom')} is damaged" for i in lost)
         at = _filled(lines, end)
 
 
@@ -250,7 +297,8 @@ def _frame_fault(lines: Sequence[str], at: int) -> str | None:
         return f"line {at + 1}: {lines[at].strip()[:20]!r} is no number of atoms"
     end = at + 2 + atoms
     if len(lines) < end:
-        return f"{atoms} atoms announced, {max(len(lines) - at - 2, 0)} lines follow"
+        left = count_of(max(len(lines) - at - 2, 0), "line follows", "lines follow")
+        return f"{count_of(atoms, 'atom')} announced, {left}"
     table, after = lines[at + 2 : end], _filled(lines, end)
     short = next((i for i, row in enumerate(table) if len(row.split()) < 4), None)
     if short is not None and any(_is_frame(lines, start) for start in range(at + 1, end)):
@@ -258,7 +306,7 @@ def _frame_fault(lines: Sequence[str], at: int) -> str | None:
     if after == len(lines) or (short is None and _count(lines[after])) or _is_frame(lines, after):
         return None
     if after == end and _is_atom(lines[after]):
-        return f"{atoms} atoms announced, and line {after + 1} is one more"
+        return f"{count_of(atoms, 'atom')} announced, and line {after + 1} is one more"
     return None
 
 

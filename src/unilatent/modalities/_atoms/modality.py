@@ -30,11 +30,13 @@ from ...config import Config
 from ...maths.geometry import centre, rotation_of, wrap
 from ...maths.streams import Streams
 from ...nets.fields import TokenField
-from ...types import Layout, Tokens
-from ..base import Metric, Modality, Space, Splits
+from ...types import Layout, Tokens, refuse_unused
+from ..base import BadSample, CheckedRecords, Metric, Modality, Skipped, Space, Splits
 from . import losses
 from .dataset import SystemsDataset, classes_of, property_of
+from .files import SystemKind, existing, unread_names
 from .grid import paste_grid
+from .reading import LoadedSystems
 from .systems import HEAVIEST, Systems
 from .tokens import SURE, TokenFormat
 
@@ -248,6 +250,7 @@ class AtomModality(Modality):
         if given.get("num_atoms") is None:
             return {}
         sizes = _parsed_sizes(given["num_atoms"], self.config.max_atoms)
+        refuse_unused("num_atoms", len(sizes), n)
         counts = self._size_counts
         if counts and (unseen := sorted({size for size in sizes if size >= len(counts) or not counts[size]})):
             shown = ", ".join(map(str, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
@@ -321,12 +324,25 @@ class AtomModality(Modality):
         """Return systems as a data set, without labels; reading one that this modality cannot hold raises BadSample."""
         return SystemsDataset(systems, self.config.max_atoms, self.token_format.elements)
 
-    def in_batches(self, systems: Systems, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        """Yield batches of data with the systems' names, in order; ValueError names one this modality cannot hold."""
+    def in_batches(
+        self, systems: Systems, batch_size: int, skipped: Skipped | None = None
+    ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        """Yield batches of data with the systems' names, in order.
+
+        A system that this modality cannot hold is a ValueError, or is left out (`skipped`, as in `read`).
+        """
         dataset = self.as_dataset(systems)
         for start in range(0, len(dataset), batch_size):
-            rows = range(start, min(start + batch_size, len(dataset)))
-            yield self.collate([dataset[row][0] for row in rows]), [systems.names[row] for row in rows]
+            batch: list[tuple[Any, str]] = []
+            for row in range(start, min(start + batch_size, len(dataset))):
+                try:
+                    batch.append((dataset[row][0], systems.names[row]))
+                except BadSample as error:
+                    if skipped is None:
+                        raise
+                    skipped(str(error))
+            if batch:
+                yield self.collate([sample for sample, _ in batch]), [name for _, name in batch]
 
     def arrays(self, data: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """The data as numpy arrays."""
@@ -390,7 +406,8 @@ def draw_sizes(uniform: Tensor, counts: Sequence[int] | None, most: int) -> Tens
 class SingleKindModality(AtomModality):
     """A modality whose samples are all free or all periodic; what depends on the kind is in three modules.
 
-    files_module: `read_files(path, mixed)`. metrics_module: `spaces()`, `metrics()`, `errors(made, data)`.
+    files_module: KIND, `read_files(path, mixed, skipped)`, `read_all(path)`. metrics_module: `spaces()`, `metrics()`,
+    `errors(made, data)`.
     render_module: `cells(data)`, `write(data, folder, start)`.
     """
 
@@ -404,12 +421,27 @@ class SingleKindModality(AtomModality):
             dataset[index]  # raises now if a system cannot be held
         return dataset
 
-    def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        return self.in_batches(self.files_module.read_files(path), batch_size)
+    @classmethod
+    def verify(cls, source: Path) -> CheckedRecords | None:
+        kind: SystemKind = cls.files_module.KIND
+        loaded: LoadedSystems = cls.files_module.read_all(source := existing(source, kind))
+        total = len(loaded.systems) + len(loaded.bad) + len(loaded.large)
+        if not total:
+            return None
+        unread = frozenset(unread_names(source, kind))
+        large = [f"left out: {line}" for line in loaded.large]
+        return CheckedRecords(total, loaded.bad, (*loaded.notes, *large), unread)
 
-    def read_mixed(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        """Like `read`, from a path that may also hold files of the other kind: these are skipped."""
-        return self.in_batches(self.files_module.read_files(path, mixed=True), batch_size)
+    def read(
+        self, path: Path, batch_size: int, skipped: Skipped | None = None
+    ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        return self.in_batches(self.files_module.read_files(path, skipped=skipped), batch_size, skipped)
+
+    def read_mixed(
+        self, path: Path, batch_size: int, skipped: Skipped | None = None
+    ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        """Like `read`, from a path that may also hold files of the other kind, which are not read."""
+        return self.in_batches(self.files_module.read_files(path, mixed=True, skipped=skipped), batch_size, skipped)
 
     def spaces(self) -> list[Space]:
         return self.metrics_module.spaces()

@@ -21,8 +21,9 @@ from pydantic import Field
 from ...config import Config
 from ...files import read_json, write_json
 from ...maths.streams import seed_of
+from ...plain_text import count_of
 from ...pretrained import cache_folder
-from . import foreign
+from . import foreign, grouping
 from .files import ProgressCallback, SystemKind, existing
 from .systems import System, Systems
 
@@ -32,6 +33,8 @@ SHOWN = 5
 """Records that a message lists."""
 REPORT_EVERY = 64
 """Records between two progress reports."""
+LEAST_MOVE = 2
+"""By how many systems their number may always change to keep a group on one side; a tenth, if that is more."""
 
 
 class AtomData(Config):
@@ -68,7 +71,7 @@ class TooLarge(ValueError):
 
     @classmethod
     def of(cls, atoms: int, most: int) -> Self:
-        return cls(f"{atoms} atoms, more than {most}")
+        return cls(f"{count_of(atoms, 'atom')}, more than {most}")
 
 
 @dataclass(frozen=True)
@@ -189,13 +192,18 @@ def usable(loaded: LoadedSystems, data: AtomData, max_atoms: int | None, also: S
         raise ValueError(f"{where}: no record can be used: {_listing(bad + large) or 'there is none'}; give other data")
     if len(bad) > max(1, int(data.bad_share * records)):
         raise ValueError(
-            f"{where}: {len(bad)} of {records} records cannot be used, more than data.bad_share={data.bad_share:g} "
-            f"allows: {_listing(bad)}; repair or remove them, or raise data.bad_share"
+            f"{where}: {len(bad)} of {count_of(records, 'record')} cannot be used, more than "
+            f"data.bad_share={data.bad_share:g} allows: {_listing(bad)}; repair or remove them, or raise data.bad_share"
         )
     if bad:
-        warnings.warn(f"{where}: left out {len(bad)} of {records} records that cannot be used: {_listing(bad)}")
+        warnings.warn(
+            f"{where}: left out {len(bad)} of {count_of(records, 'record')} that cannot be used: {_listing(bad)}"
+        )
     if large:
-        warnings.warn(f"{where}: left out {len(large)} {plural} of more than {most} atoms ({field}): {_listing(large)}")
+        warnings.warn(
+            f"{where}: left out {count_of(len(large), plural[:-1])} of more than {most} atoms ({field}): "
+            f"{_listing(large)}"
+        )
     for note in loaded.notes:
         warnings.warn(f"{where}: {note}")
     selected = _with_columns(loaded, data, also)
@@ -239,7 +247,7 @@ def _with_columns(loaded: LoadedSystems, data: AtomData, also: Sequence[str]) ->
         parts[part] = selection if whole.all() else selection.take(np.flatnonzero(whole))
         lacking += int((~whole).sum())
     if lacking:
-        warnings.warn(f"data.columns: left out {lacking} {data.kind.plural} without {', '.join(needed)}")
+        warnings.warn(f"data.columns: left out {count_of(lacking, data.kind.plural[:-1])} without {', '.join(needed)}")
     return replace(loaded, parts=parts)
 
 
@@ -249,23 +257,51 @@ def _with_columns(loaded: LoadedSystems, data: AtomData, also: Sequence[str]) ->
 def split_by_hash(systems: Systems, data: AtomData) -> tuple[Systems, Systems]:
     """Return training and held-out systems; those with the smallest hashes of their names are held out.
 
-    Adding systems to the data therefore moves few others between the two. Systems of one group, such as the first and
-    the last step of a relaxation, are on the same side.
+    Adding systems to the data therefore moves few others between the two. The steps of a relaxation, and the frames of
+    a trajectory, have one hash and are on one side. A trajectory too long for that is divided once: its last frames are
+    held out. A warning says so.
     """
     require_training(systems, data)
-    groups = data.kind.groups(systems.names)
-    order, total = hash_order(groups), len(systems)
+    groups, runs = grouping.relaxations(systems), grouping.trajectories(systems, data.kind.alike)
+    for run in runs:
+        groups[run.start : run.stop] = [groups[run.start]] * len(run)
+    frames = {row for run in runs for row in run}
+    hashes = {group: seed_of("held_out", group) for group in set(groups)}
+    total = len(systems)
+    order = sorted(range(total), key=lambda row: (hashes[groups[row]], -row if row in frames else row))
     count = _held_out_count(HELD_OUT if data.held_out is None else data.held_out, total, total - 1, data)
 
-    def separates(a: int, b: int) -> bool:
-        """Whether a cut between two systems splits a group. Equal names (conformers, say) make no group."""
+    def divides(cut: int) -> bool:
+        """Whether a cut before this place of the order divides a group. Equal names (conformers, say) make no group."""
+        a, b = order[cut - 1], order[cut]
         return groups[a] == groups[b] and systems.names[a] != systems.names[b]
 
-    for cut in (*range(count, 0, -1), *range(count + 1, total)):
-        if count and not separates(order[cut - 1], order[cut]):
-            count = cut
-            break
+    lower = next((cut for cut in range(count, 0, -1) if not divides(cut)), None)
+    upper = next((cut for cut in range(count + 1, total) if not divides(cut)), None)
+    near = [cut for cut in (lower, upper) if cut and abs(cut - count) <= max(LEAST_MOVE, count // 10)]
+    if count:
+        count = near[0] if near else count
+        _warn_of_trajectories(runs, systems, set(order[:count]), data)
     return systems.take(sorted(order[count:])), systems.take(sorted(order[:count]))
+
+
+def _warn_of_trajectories(runs: Sequence[range], systems: Systems, held_out: set[int], data: AtomData) -> None:
+    if not runs:
+        return
+    frames = sum(map(len, runs))
+    divided = [(run, last) for run in runs if 0 < (last := sum(row in held_out for row in run)) < len(run)]
+    if frames == len(systems) and len(runs) == 1 and divided:
+        text = (
+            f"{frames} frames of one {data.kind.plural[:-1]}; successive ones are alike, so the last {divided[0][1]} "
+            "are held out"
+        )
+    else:
+        several = f"{len(runs)} trajectories" if len(runs) > 1 else "one trajectory"
+        text = f"{frames} of {len(systems)} records are frames of {several}; all frames of one are on one side"
+        for run, last in divided:
+            name = systems.names[run.start].rpartition("#" if data.kind.periodic else ":")[0]
+            text += f", but the last {last} of {len(run)} of {name} are held out"
+    warnings.warn(f"data.path: {data.path}: {text}")
 
 
 def limit_held_out(part: Systems, data: AtomData) -> Systems:
@@ -291,7 +327,9 @@ def _held_out_count(held_out: float, total: int, most: int, data: AtomData) -> i
     """Return how many of `total` systems to hold out, given a count, or a share if below 1; ValueError above `most`."""
     count = round(held_out * total) if held_out < 1 else int(held_out)
     if count > most:
-        raise ValueError(f"data.held_out: {held_out:g}, but there are only {total} {data.kind.plural}; hold out fewer")
+        only = f"{'is' if total == 1 else 'are'} only {count_of(total, data.kind.plural[:-1])}"
+        way_out = "data.held_out=0.1" if total > 9 else "data.held_out=0"
+        raise ValueError(f"data.held_out: {held_out:g}, but there {only}; hold out fewer: {way_out}")
     return count
 
 

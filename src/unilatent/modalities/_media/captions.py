@@ -20,6 +20,10 @@ COLUMNS = re.compile("text|captions?|prompt")
 """Default names of caption columns."""
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 """File names of caption tables, in lower case."""
+OTHER_TABLE = re.compile(
+    r"[^/]*\.(csv|tsv|jsonl|parquet|xlsx?)|(captions?|prompts?|texts?|labels?|metadata|annotations?|train|index)\.(txt|json)"
+)
+"""Names, in lower case, of files that look like tables of captions or labels."""
 SIDECARS = ("txt", "json")
 """Suffixes of caption files next to a sample, in order of precedence."""
 FILE_NAME = "file_name"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...plain_text import decode, split_lines
+from ...plain_text import composed, count_of, decode, split_lines
 
 SYNSET = re.compile(r"n\d{8}")
 """A class folder of ImageNet: the number of a noun in WordNet 3.0."""
@@ -43,15 +43,19 @@ def read_class_names(path: str | Path, classes: Sequence[str]) -> tuple[str, ...
         raise ValueError(f"{field}: {error.strerror or 'cannot be read'}; give a text file") from None
     text = decode(raw, field)
     lines = [(number, line.strip()) for number, line in enumerate(split_lines(text), 1) if line.strip()]
-    pairs = [(number, *_pair(line)) for number, line in lines]
     known = set(classes)
+    by_composed = {composed(name): name for name in sorted(classes)}
+    pairs = []
+    for number, key, name in ((number, *_pair(line)) for number, line in lines):
+        pairs.append((number, key if key in known else by_composed.get(composed(key), key), name))
     if any(name and key in known for _, key, name in pairs):
         names = _names_by_class(pairs, classes, field)
     elif len(lines) == len(classes):
         names = lines
     else:
         raise ValueError(
-            f"{field}: {len(lines)} names, but the data has {len(classes)} classes, {classes[0]} the first; write one "
+            f"{field}: {count_of(len(lines), 'name')}, but the data has "
+            f"{count_of(len(classes), 'class')}, {classes[0]} the first; write one "
             f"line per class, or `{classes[0]} name`"
         )
     first: dict[str, int] = {}
@@ -84,6 +88,6 @@ def _names_by_class(pairs: Sequence[tuple[int, str, str]], classes: Sequence[str
     missing = [key for key in classes if key not in names]
     if missing:
         raise ValueError(
-            f"{field}: no name for {len(missing)} classes, for example {missing[0]}; add `{missing[0]} name`"
+            f"{field}: no name for {count_of(len(missing), 'class')}, for example {missing[0]}; add `{missing[0]} name`"
         )
     return [names[key] for key in classes]

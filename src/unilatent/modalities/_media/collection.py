@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...maths.streams import seed_of
-from ..base import BadSample, Dataset, Splits
+from ...plain_text import count_of, same_names
+from ..base import BadSample, Dataset, Skipped, Splits
 from . import captions as texts
 from .captions import ARGUMENT, Captions
 from .class_names import read_class_names, refuse_codes
@@ -41,6 +42,8 @@ class Collection(ABC):
     captions: Captions | None = None
     notes: Sequence[str] = ()
     """What was found with the samples and is not used, one line each."""
+    hints: Mapping[str, str] = {}
+    """As in `Dataset`."""
     numbers_are_names: bool = False
     """Whether the numbers are proper class names because samples show them (digits)."""
     numbered_anew: bool = False
@@ -97,6 +100,7 @@ class FileCollection(CachedCollection):
         super().__init__(len(listing.names), frame, cache)
         self.root, self.names, self.captions = listing.root, listing.names, listing.captions
         self.class_names, self.labels, self.notes = listing.class_names, listing.labels, listing.notes
+        self.hints = listing.hints
         places = {name: place for place, name in enumerate(sorted(self.class_names))}
         order = [places[name] for name in self.class_names]
         self.places = None if order == sorted(order) else [order[label] for label in self.labels or ()]
@@ -127,15 +131,16 @@ class CollectionDataset(Dataset):
             self.facts["labels"] = {"class_names": collection.class_names}
         if collection.captions is not None:
             self.facts[ARGUMENT] = texts.facts(collection.captions, self._examples(texts.SHOWN))
-        self.notes = tuple(collection.notes)
+        self.notes, self.hints = tuple(collection.notes), collection.hints
 
     def adopt(self, argument: str, stored: dict[str, Any]) -> None:
         """Number the classes as `stored["class_names"]`, if these are the same classes in another order."""
         names, collection = tuple(stored.get("class_names") or ()), self.collection
         if argument != "labels" or collection.labels is None or len(set(names)) != len(names):
             return
-        if set(names) == set(collection.class_names) and names != collection.class_names:
-            places = [names.index(name) for name in collection.class_names]
+        same = same_names(collection.class_names, names)
+        if same and names != collection.class_names:
+            places = [names.index(same[name]) for name in collection.class_names]
             collection.labels, collection.class_names = _Renumbered(collection.labels, places), names
         self.facts["labels"] = {"class_names": collection.class_names}
 
@@ -249,7 +254,10 @@ def held_out_count(held_out: float, total: int) -> int:
     """Return how many of `total` samples are held out; ValueError if none is left to train on."""
     count = round(held_out * total) if held_out < 1 else int(held_out)
     if count >= total:
-        raise ValueError(f"data.held_out: {held_out:g}, but there are only {total} samples; hold out fewer")
+        raise ValueError(
+            f"data.held_out: {held_out:g}, but there {'is' if total == 1 else 'are'} only {count_of(total, 'sample')}; "
+            f"hold out fewer: {'data.held_out=0.1' if total > 9 else 'data.held_out=0'}"
+        )
     return count
 
 
@@ -271,19 +279,37 @@ def held_out_indices(names: Sequence[str], labels: Sequence[int], count: int) ->
 # ---- reading in order ----------------------------------------------------------------------------------------------
 
 
-def in_batches(names: Sequence[str], load: Callable[[int], Tensor], size: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """Yield all samples in order: batches (B, ...) and their names. load: returns a sample by index."""
+def in_batches(
+    names: Sequence[str], load: Callable[[int], Tensor], size: int, skipped: Skipped | None = None
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Yield all samples in order: batches (B, ...) and their names.
+
+    load: returns a sample by index. skipped: as in `Modality.read`.
+    """
     for start in range(0, len(names), size):
-        batch = range(start, min(start + size, len(names)))
-        yield torch.stack([load(i) for i in batch]), [names[i] for i in batch]
+        batch: list[tuple[Tensor, str]] = []
+        for i in range(start, min(start + size, len(names))):
+            try:
+                batch.append((load(i), names[i]))
+            except BadSample as error:
+                if skipped is None:
+                    raise
+                skipped(str(error))
+        if batch:
+            yield torch.stack([sample for sample, _ in batch]), [name for _, name in batch]
 
 
 def files_in_batches(
-    source: FileSource, names: Sequence[str], decoder: FileDecoder, frame: Frame, size: int
+    source: FileSource,
+    names: Sequence[str],
+    decoder: FileDecoder,
+    frame: Frame,
+    size: int,
+    skipped: Skipped | None = None,
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Yield named files of a source: batches (B, ...) in [0, 1] and the names."""
 
     def load(index: int) -> Tensor:
         return decoder(source.read(names[index]), frame, source.where(names[index])).float() / 255
 
-    return in_batches(names, load, size)
+    return in_batches(names, load, size, skipped)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...maths.streams import generator
+from ...plain_text import count_of
 from ..base import BadSample, Dataset, Splits, Stream
 from . import captions as texts
 from .captions import ARGUMENT, Captions, TemplateCaptions
@@ -347,7 +348,10 @@ class HubStream(Stream):
         self.chunks = min(shards, CHUNKS)
         self.lanes = config.lanes or 1 << (min(self.chunks, LANES).bit_length() - 1)
         if self.lanes > self.chunks:
-            raise ValueError(f"data.lanes: {self.lanes}, but {config.path} has only {self.chunks} files; set fewer")
+            raise ValueError(
+                f"data.lanes: {self.lanes}, but {config.path} has only {count_of(self.chunks, 'file')}; set fewer: "
+                f"data.lanes={self.chunks}"
+            )
         self.block = max(1, config.shuffle_buffer // self.lanes)
         """Rows of a lane that are shuffled together."""
         self.by_file = source.counted and shards == self.chunks == len(source.files)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 
+from ...plain_text import composed
 from . import captions as texts
 from .captions import Captions
 from .files import FileSource, at_least_one, class_folders, class_root, lone_class, one_line
@@ -15,7 +15,7 @@ class Listing:
 
     root: the folder that contains all samples. names: paths below it, sorted; they include missing files that a caption
     table lists, which are bad samples. labels: None without classes. captions: None without captions, or if not
-    requested. notes: what was found and is not used, one line each.
+    requested. notes: what was found and is not used, one line each. hints: as in `Dataset`.
     """
 
     def __init__(self, source: FileSource, field: str, captions: bool = True, column: str | None = None):
@@ -23,6 +23,7 @@ class Listing:
         present = set(source.files())
         samples = {name for name in present if source.kind.holds(name)}
         tables = _caption_tables(source, present, column) if captions else {}
+        self.hints = {} if tables else _hints(source, present, captions)
         cells = {name: row for rows in tables.values() for name, row in rows.items()}
         paths = at_least_one(sorted(samples | cells.keys()), source, field)
         self.notes = source.kind.note(source.kind.unread(present), source.path)
@@ -62,8 +63,31 @@ def _caption_tables(source: FileSource, present: set[str], column: str | None) -
                     _found(sample, folder, above, present, alike): cells for sample, cells in rows.items()
                 }  # fmt: skip
     if column is not None and not tables:
-        raise ValueError(f"data.caption_column: {column!r}, but {source.path} has no {' or '.join(texts.TABLES)}")
+        found = _hints(source, present, captions=True).get(texts.ARGUMENT)
+        raise ValueError(
+            f"data.caption_column: {column!r}, but {source.path} has no {' or '.join(texts.TABLES)}"
+            + (f"; {found}" if found else "; add one, or leave data.caption_column out")
+        )
     return tables
+
+
+def _hints(source: FileSource, present: set[str], captions: bool) -> dict[str, str]:
+    """Name a file that looks like a table of captions or labels and is not read as one, as `Dataset.hints`."""
+    others = (
+        name for name in sorted(present)
+        if not source.kind.holds(name) and texts.OTHER_TABLE.fullmatch(name.rpartition("/")[2].lower())
+    )  # fmt: skip
+    name = next(others, None)
+    if name is None:
+        return {} if captions else {texts.ARGUMENT: "data.captions is false"}
+    where = source.where(name)
+    if not captions:
+        hint = "data.captions is false"
+    elif name.rpartition("/")[2].lower() in texts.TABLES:
+        hint = f"{where} has no column of captions: call it text, or name it in data.caption_column"
+    else:
+        hint = f"{where} is not read: call it {', '.join(texts.TABLES[:-1])} or {texts.TABLES[-1]}, by what it holds"
+    return {texts.ARGUMENT: hint, "labels": f"{where} is not read for classes"}
 
 
 def _found(sample: str, folder: str, above: Sequence[str], present: set[str], alike: dict[str, str]) -> str:
@@ -84,7 +108,7 @@ def _found(sample: str, folder: str, above: Sequence[str], present: set[str], al
 
 def _key(name: str) -> str:
     """Return what is equal for names that Windows and macOS take for the same."""
-    return unicodedata.normalize("NFC", name).casefold()
+    return composed(name).casefold()
 
 
 def _differences(source: FileSource, tables: list[str], samples: set[str], listed: Iterable[str]) -> list[str]:

@@ -29,6 +29,15 @@ PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 """sRGB's white, red, green and blue as a PNG file gives them: x and y of each."""
 SRGB_CODE = b"\x01\x0d\x00\x01"
 """sRGB in a PNG file's cICP chunk."""
+CODED = {
+    b"\x0c\x0d\x00\x01": (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+    b"\x09\x0d\x00\x01": (0.3127, 0.329, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
+}
+"""Primaries of other colours with sRGB's curve: Display P3, and those of BT.2020."""
+GAMMAS = (0.1, 10.0)
+"""Smallest and largest gamma that is believed."""
+ROWS = 64
+"""Rows of an image that are converted at a time."""
 _WARNED: set[str] = set()
 """Faults of colour profiles, and other descriptions of colours, that this process has warned of."""
 
@@ -103,8 +112,11 @@ def _open(raw: bytes, channels: int, where: str) -> Image.Image:
         image = _eight_bits(image)
     if profile := opened.info.get("icc_profile"):
         image = _in_srgb(image, bytes(profile), where)
-    elif description := _description(opened, raw):
-        _warn_once(f"its colours are described by {description}", description, where)
+    elif described := _described(opened, raw):
+        if described.to_srgb is not None:
+            image = _keeping_alpha(image, _profiled_mode(image), described.to_srgb)
+        else:
+            _warn_once(f"its colours are described by {described.words}", described.words, where)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -117,31 +129,89 @@ def colour_fault(raw: bytes) -> str:
         if profile := opened.info.get("icc_profile"):
             fault = _transform(bytes(profile), _profiled_mode(opened)).fault
             return f"a colour profile that {fault}" if fault else ""
-        description = _description(opened, raw)
-        return f"colours described by {description}" if description else ""
+        described = _described(opened, raw)
+        return f"colours described by {described.words}" if described and described.to_srgb is None else ""
 
 
-def _description(image: Image.Image, raw: bytes) -> str:
-    """Return what says, in an opened file without a colour profile, that its colours are not sRGB; "" if nothing."""
+@dataclass(frozen=True)
+class _Described:
+    """Colours that are not sRGB, described without a profile. words: by what. to_srgb: converts an image without
+    transparency; None if that is not supported."""
+
+    words: str
+    to_srgb: Callable[[Image.Image], Image.Image] | None = None
+
+
+def _described(image: Image.Image, raw: bytes) -> _Described | None:
+    """Return how an opened file without a colour profile says that its colours are not sRGB; None if it does not."""
     if image.format == "PNG":
-        code = _cicp(raw)
+        mode, code = _profiled_mode(image), _cicp(raw)
         if code is not None:
-            return "" if code == SRGB_CODE else "a cICP chunk"
+            to_srgb = _from_light(None, CODED[code], mode) if code in CODED else None
+            return None if code == SRGB_CODE else _Described("a cICP chunk", to_srgb)
         if "srgb" in image.info:
-            return ""
-        gamma, primaries = image.info.get("gamma") or 1 / 2.2, image.info.get("chromaticity") or PRIMARIES
-        if abs(gamma - 1 / 2.2) > 0.01:
-            return "a gAMA chunk"
-        coloured = _profiled_mode(image) == "RGB"
-        if coloured and max(abs(a - b) for a, b in zip(primaries, PRIMARIES, strict=True)) > 0.005:
-            return "a cHRM chunk"
+            return None
+        gamma, primaries = image.info.get("gamma") or None, tuple(image.info.get("chromaticity") or PRIMARIES)
+        if mode == "L" or max(abs(a - b) for a, b in zip(primaries, PRIMARIES, strict=True)) <= 0.005:
+            primaries = PRIMARIES
+        usual = gamma is None or abs(gamma - 1 / 2.2) <= 0.01
+        if not usual or primaries != PRIMARIES:
+            return _Described("a cHRM chunk" if usual else "a gAMA chunk", _from_light(gamma, primaries, mode))
     try:
         exif = image.getexif()
         space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
         interop = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex) if space == 0xFFFF else ""
     except Exception:  # damaged EXIF data describe nothing
-        return ""
-    return "EXIF as Adobe RGB" if space == 2 or str(interop).startswith("R03") else ""
+        return None
+    return _Described("EXIF as Adobe RGB") if space == 2 or str(interop).startswith("R03") else None
+
+
+@lru_cache(maxsize=32)
+def _from_light(
+    gamma: float | None, primaries: tuple[float, ...], mode: str
+) -> Callable[[Image.Image], Image.Image] | None:
+    """Return how pixels (L or RGB) become sRGB that are the `gamma`-th power of light (None: sRGB's curve) in these
+    primaries; None if the values make no sense, or white is not sRGB's, D65.
+
+    PNG specification (third edition), 11.3.2 and 13.
+    """
+    if gamma is not None and not GAMMAS[0] <= gamma <= GAMMAS[1]:
+        return None
+    levels = np.arange(256) / 255
+    curve = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    light = curve if gamma is None else levels ** (1 / gamma)
+    if primaries == PRIMARIES or mode == "L":
+        table = _encoded(light).tolist()
+        return lambda image: image.convert(mode).point(table * len(mode))
+    if max(abs(a - b) for a, b in zip(primaries[:2], PRIMARIES[:2], strict=True)) > 0.005 or min(primaries[1::2]) <= 0:
+        return None
+    to_xyz, srgb_to_xyz = _to_xyz(primaries), _to_xyz(PRIMARIES)
+    if to_xyz is None or srgb_to_xyz is None:
+        return None
+    matrix = (np.linalg.inv(srgb_to_xyz) @ to_xyz).T  # (3, 3), for rows of colours
+
+    def convert(image: Image.Image) -> Image.Image:
+        pixels = np.array(image.convert("RGB"))  # (H, W, 3)
+        for start in range(0, len(pixels), ROWS):
+            pixels[start : start + ROWS] = _encoded(light[pixels[start : start + ROWS]] @ matrix)
+        return Image.fromarray(pixels)
+
+    return convert
+
+
+def _to_xyz(primaries: tuple[float, ...]) -> np.ndarray | None:
+    """Return the matrix (3, 3) from light in these primaries to XYZ, with white at Y = 1; None if there is none."""
+    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in zip(primaries[::2], primaries[1::2], strict=True)]).T
+    if abs(np.linalg.det(columns[:, 1:])) < 1e-3:
+        return None
+    return columns[:, 1:] * np.linalg.solve(columns[:, 1:], columns[:, 0])
+
+
+def _encoded(light: np.ndarray) -> np.ndarray:
+    """Return light in [0, 1], clipped, as 8-bit sRGB values."""
+    light = light.clip(0, 1)
+    values = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.rint(255 * values).astype(np.uint8)
 
 
 def _cicp(raw: bytes) -> bytes | None:
@@ -165,10 +235,12 @@ def _warn_once(what: str, kind: str, where: str) -> None:
         )
 
 
-def is_srgb(image: Image.Image) -> bool:
-    """Whether the pixels of an opened file are sRGB: no colour profile changes them."""
-    profile = image.info.get("icc_profile")
-    return not profile or _transform(bytes(profile), _profiled_mode(image)).to_srgb is None
+def is_srgb(image: Image.Image, raw: bytes) -> bool:
+    """Whether the pixels of an opened file are read as sRGB: neither a profile nor another description changes them."""
+    if profile := image.info.get("icc_profile"):
+        return _transform(bytes(profile), _profiled_mode(image)).to_srgb is None
+    described = _described(image, raw)
+    return described is None or described.to_srgb is None
 
 
 @dataclass(frozen=True)
@@ -198,11 +270,16 @@ def _in_srgb(image: Image.Image, profile: bytes, where: str) -> Image.Image:
         _warn_once(f"its colour profile {transform.fault}", transform.fault, where)
     if transform.to_srgb is None:
         return image
+    return _keeping_alpha(image, mode, transform.to_srgb)
+
+
+def _keeping_alpha(image: Image.Image, mode: str, to_srgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert the colours of an image; grey (mode L) stays grey, and transparency stays."""
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    converted = transform.to_srgb(image)
+    converted = to_srgb(image)
     converted = converted.convert("L") if mode == "L" else converted
     if alpha is not None:
         converted.putalpha(alpha)

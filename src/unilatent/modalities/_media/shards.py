@@ -16,7 +16,7 @@ from ...progress import progress_of
 from ...shards import places
 from ...shards.order import Order
 from ...shards.reading import SampleError, ShardSet
-from ..base import BadSample, Splits
+from ..base import BadSample, Skipped, Splits
 from . import captions as texts
 from .collection import (
     CachedCollection,
@@ -171,7 +171,10 @@ def _notes(shards: ShardSet, kind: FileKind) -> list[str]:
     lines = kind.note(unread, shards.shards[0].place if len(shards.shards) == 1 else f"{len(shards.shards)} shards")
     if shards.damaged:
         more = f" ({len(shards.damaged)} shards are damaged)" if len(shards.damaged) > 1 else ""
-        lines.append(f"{shards.damaged[0]}{more}; {kind.noun}s after that may be missing: copy it again")
+        lines.append(
+            f"{shards.damaged[0]}{more}, `unilatent data verify` checks all shards; {kind.noun}s after that may be "
+            "missing: copy it again"
+        )
     return lines
 
 
@@ -190,12 +193,16 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def read(
-    path: Path, kind: FileKind, decoder: FileDecoder, frame: Frame, batch_size: int
+    path: Path, kind: FileKind, decoder: FileDecoder, frame: Frame, batch_size: int, skipped: Skipped | None = None
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Read all samples of shards in order: batches (B, ...) in [0, 1] and their keys."""
     shards = open_shards(str(path), "input", kind)
 
     def load(index: int) -> Tensor:
-        return decoder(shards.read(index), frame, shards.where(index)).float() / 255
+        try:
+            raw = shards.read(index)
+        except SampleError as error:
+            raise BadSample(str(error)) from error
+        return decoder(raw, frame, shards.where(index)).float() / 255
 
-    return in_batches(_LazySequence(len(shards), shards.key), load, batch_size)
+    return in_batches(_LazySequence(len(shards), shards.key), load, batch_size, skipped)

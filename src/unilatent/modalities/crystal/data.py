@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -27,15 +27,17 @@ from .._atoms.files import (
     source_files,
     unread_files,
 )
+from .._atoms.grouping import changed
 from .._atoms.reading import AtomData, LoadedSystems
 from .._atoms.systems import System, Systems
+from ..base import Skipped
 from . import generator
-from .lattices import require
+from .lattices import cell_matrix, distances_of, require
 from .records import READERS, complete, prepared
 
 OFFLINE = "prototypes"
 """The value of `data.path` that requests the generated set."""
-VERSION = 5
+VERSION = 6
 """Version of the parsing rules, part of the name of a cache entry; raised when the same file gives other crystals."""
 SPLITS = ("train", "val", "test")
 """Names of the tables of a split."""
@@ -58,22 +60,28 @@ FORMS = {"csv": "csv", "cif": "cif", "vasp": "poscar", "xyz": "frame", "extxyz":
 def _form(name: str) -> str | None:
     """Return how a file is parsed, by its name; None if it is not read."""
     base = PurePosixPath(name).name
-    if base.upper().startswith(("POSCAR", "CONTCAR")):
+    if base.upper().startswith(("POSCAR", "CONTCAR")) or POSCAR_END.search(base):
         return "poscar"
     return FORMS.get(base.lower().rpartition(".")[2]) if "." in base else None
 
 
-def _groups(names: Sequence[str]) -> list[str]:
-    """Return the names, where a CONTCAR has that of the POSCAR in its folder: two steps of one relaxation."""
-    first = {name.lower(): name for name in names if RELAXED.search(name)}
-    return [first.get(RELAXED.sub(r"\1poscar", name).lower(), name) for name in names]
+def _alike(a: System, b: System) -> bool:
+    """Whether two crystals of the same elements in the same order are the same but for a step of a relaxation."""
+    assert a.lattice is not None and b.lattice is not None
+    first = distances_of(cell_matrix(a.lattice), a.coordinates.astype(np.float64))
+    second = distances_of(cell_matrix(b.lattice), b.coordinates.astype(np.float64))
+    return changed(first, second) < ALIKE
 
 
-RELAXED = re.compile(r"(^|/)(?:POSCAR|CONTCAR)(?=[^/]*$)", re.IGNORECASE)
+POSCAR_END = re.compile(r"[._\- ](?:poscar|contcar)$", re.IGNORECASE)
+"""How names of POSCARs end that do not begin with this word: Si.poscar, Si_CONTCAR."""
+ALIKE = 0.1
+"""Mean relative change of interatomic distances up to which successive crystals of one file are one crystal."""
 KIND = SystemKind(
     "crystals", OFFLINE,
-    ".csv with a column cif, .cif, POSCAR or .vasp, .extxyz and .xyz, each also .gz, a folder or .zip of them, .npz",
-    _form, ("cif", "frame"), periodic=True, max_atoms=MOST_ATOMS, groups=_groups,
+    ".csv with a column cif, .cif, POSCAR, CONTCAR or .vasp, .extxyz and .xyz, each also .gz, a folder or .zip of "
+    "them, .npz",
+    _form, ("cif", "frame"), periodic=True, max_atoms=MOST_ATOMS, alike=_alike,
 )  # fmt: skip
 
 
@@ -148,8 +156,13 @@ def load(
 
 
 def _source_files(path: Path, mixed: bool = False) -> list[SourceFile]:
-    """Return the tables of a split if there are any, else `all.csv`, else every file of crystals."""
+    """Return the tables of a split if there are any, else `all.csv`, else every file of crystals.
+
+    mixed: as for `source_files`; tables without a column of crystals are then those of others.
+    """
     files = source_files(path, KIND, mixed)
+    if mixed:
+        files = [file for file in files if file.form != "csv" or _has_crystals(file)]
     tables = {
         name: [file for file in files if file.form == "csv" and _table(file.name) == name] for name in (*SPLITS, "all")
     }
@@ -157,19 +170,44 @@ def _source_files(path: Path, mixed: bool = False) -> list[SourceFile]:
     return split_tables or tables["all"] or files
 
 
+def _has_crystals(table: SourceFile) -> bool:
+    """Whether a table has a column cif; one that cannot be read counts, so that parsing reports it."""
+    try:
+        header, _ = read_table(decode_leniently(table.read()), table.where)
+    except ValueError:
+        return True
+    return any(column.lower() == "cif" for column in header)
+
+
 def _table(name: str) -> str:
     """Return the name of a table without folders and suffixes, in lower case."""
     return PurePosixPath(name).name.lower().split(".")[0]
 
 
+def _name(file: SourceFile, names: set[str]) -> str:
+    """Return the name of a file's crystal: without the suffix, unless only that tells apart the two of a relaxation.
+
+    These are Si.poscar and Si.contcar, or POSCAR.1 and CONTCAR.1. names: of all files, in lower case.
+    """
+    suffix = file.name.lower().rpartition(".")[2]
+    numbered = file.form == "poscar" and suffix not in FORMS and bool(names & _partners(file.name.lower()))
+    return file.name if numbered or suffix in ("poscar", "contcar") else file.stem
+
+
+def _partners(name: str) -> set[str]:
+    return {re.sub("poscar|contcar", other, name) for other in ("poscar", "contcar")} - {name}
+
+
 def _records(files: list[SourceFile]) -> Iterator[_Record]:
+    names = {file.name.lower() for file in files}
     for file in files:
+        name = _name(file, names)
         try:
             text = decode_leniently(file.read())
         except ValueError as error:
             if file.form == "csv":
                 raise ValueError(f"data.path: {file.where} {error}; give a table with a column cif") from None
-            yield _Record(file.where, "broken", str(error), file.stem)
+            yield _Record(file.where, "broken", str(error), name)
             continue
         if file.form == "csv":
             yield from _rows(text, file.where, _table(file.name))
@@ -186,7 +224,7 @@ def _records(files: list[SourceFile]) -> Iterator[_Record]:
         for i, (form, record_text) in enumerate(texts):
             several = len(texts) > 1
             where = f"{file.where}, record {i + 1}" if several else file.where
-            yield _Record(where, form, record_text, f"{file.stem}#{i}" if several else file.stem)
+            yield _Record(where, form, record_text, f"{name}#{i}" if several else name)
 
 
 def _rows(text: str, where: str, stem: str) -> Iterator[_Record]:
@@ -223,14 +261,16 @@ def _blocks(text: str) -> list[str]:
     return structures or [text]
 
 
-def _parsed(path: Path, most: int, spacegroup: bool, progress: ProgressCallback | None) -> LoadedSystems:
-    """Parse every crystal with at most `most` atoms, on all cores."""
+def _parsed(
+    path: Path, most: int, spacegroup: bool, progress: ProgressCallback | None, mixed: bool = False
+) -> LoadedSystems:
+    """Parse every crystal with at most `most` atoms, on all cores. mixed: as for `read_files`."""
     if path.suffix.lower() == ".npz":
-        systems = reading.load_npz(path, KIND)
+        systems = reading.load_npz(path, KIND, mixed)
         parsed = ((f"{path}, record {i + 1} ({one.name})", "", _checked(one, most)) for i, one in enumerate(systems))
         return reading.gather(parsed, path, progress, len(systems))
-    records = list(_records(_source_files(path)))
-    total, unread = len(records), unread_files(path, KIND)
+    records = list(_records(_source_files(path, mixed)))
+    total, unread = len(records), "" if mixed else _unread(path)
     workers = min(CORES, 1 + total // RECORDS_PER_WORKER)
     tasks = (records, itertools.repeat(most), itertools.repeat(spacegroup))
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
@@ -244,6 +284,10 @@ def _parsed(path: Path, most: int, spacegroup: bool, progress: ProgressCallback 
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+
+
+def _unread(path: Path) -> str:
+    return unread_files(path, KIND, lambda file: [_read(one) for one in _records([file])])
 
 
 def _checked(one: System, most: int) -> System | ValueError:
@@ -298,23 +342,34 @@ def _spacegroup(one: System) -> int:
         raise ValueError(f"no space group can be found ({error})") from None
 
 
-def read_files(path: Path, mixed: bool = False) -> Systems:
+def read_all(path: Path) -> LoadedSystems:
+    """Read every crystal of a path that may hold other files; there may be none."""
+    if path.suffix.lower() != ".npz" and _source_files(path, mixed=True):
+        require()
+    return _parsed(path, MOST_ATOMS, spacegroup=False, progress=None, mixed=True)
+
+
+def read_files(path: Path, mixed: bool = False, skipped: Skipped | None = None) -> Systems:
     """Read the crystals of a file, folder or zip without changing them: neither reduced nor sorted.
 
-    Invalid structures are read too. ValueError names the first record that is not a complete crystal. mixed: skip files
-    of free systems; finding no crystal is then no error.
+    Invalid structures are read too. ValueError names the first record that is not a complete crystal, unless `skipped`
+    takes them. mixed: skip files of free systems; finding no crystal is then no error.
     """
     path = existing(path, KIND)
     if path.suffix.lower() == ".npz":
         return reading.load_npz(path, KIND, mixed)
+    if not mixed and (unread := _unread(path)):
+        warnings.warn(f"{path}: {unread}")
     crystals = []
     for record in _records(_source_files(path, mixed)):
         try:
             crystal = complete(_read(record))
-        except ValueError as error:
-            raise ValueError(f"{record.where}: {error}; repair or remove it") from None
         except Exception as error:
-            raise ValueError(f"{record.where}: it cannot be read ({_named(error)}); repair or remove it") from None
+            reason = error if isinstance(error, ValueError) else f"it cannot be read ({_named(error)})"
+            if skipped is None:
+                raise ValueError(f"{record.where}: {reason}; repair or remove it") from None
+            skipped(f"{record.where}: {reason}")
+            continue
         if crystal.note:
             warnings.warn(f"{record.where}: no symmetry in the file; read as P 1")
         crystals.append(replace(crystal, name=record.name, columns=record.columns | crystal.columns))

@@ -65,7 +65,7 @@ class Structures(Space):
 
     `types` (B, N) uint8, `fractional` (B, N, 3), `lattice` (B, 6); `constructed`, `struct_valid`, `comp_valid`, `valid`
     (B,) uint8; `own_image` (B,), the distance in Angstrom from an atom to its own image. For reconstructions also
-    `match_rms` (B,), NaN where they do not match the original.
+    `match_rms` (B,), NaN where they do not match the original, infinite where the comparison was given up.
     """
 
     name = "structures"
@@ -125,7 +125,8 @@ class Novelty(Metric):
             return []
         assert samples is not None
         known = matching.KnownCrystals(*_arrays(train)) if train is not None and _has(train) else None
-        shares = novelty(_arrays(samples), samples["valid"].numpy() > 0, known)
+        undecided: list[int] = []
+        shares = novelty(_arrays(samples), samples["valid"].numpy() > 0, known, undecided)
         baselines: dict[str, dict[str, float]] = {}
         if held_out is not None and _has(held_out):
             valid = held_out.first("valid", NOVEL_CONTROLS).numpy() > 0
@@ -135,6 +136,8 @@ class Novelty(Metric):
             "novel": f"distinct of the valid, and not among {evidence.describe_train('crystals')}",
             "valid_unique_novel": "valid, distinct and novel, of all",
         }  # fmt: skip
+        if undecided:
+            names = {key: f"{name}; {given_up(len(undecided))} as neither" for key, name in names.items()}
         return [
             Row(key, names[key], value, "%", "higher", _column(baselines, key)) for key, value in shares.items()
         ]  # fmt: skip
@@ -188,10 +191,12 @@ class Matches(Metric):
             NOISY: match_rates(with_noise(real, NOISE, NOISE), real, valid),
         }
         reference = {"originals that are valid": 100 * float(originals["valid"].double().mean())}
+        stopped = int(rms.isinf().sum())
+        remark = f"; {given_up(stopped)} as no match" if stopped else ""
         rows = [
-            Row("match_rate", "matches its original, both valid", 100 * float(both_valid.double().mean()), "%",
+            Row("match_rate", f"matches its original, both valid{remark}", 100 * float(both_valid.double().mean()), "%",
                 "higher", {**reference, **_column(baselines, "match_rate")}),
-            Row("match_rate_any", "matches its original", 100 * float(matched.double().mean()), "%", "higher",
+            Row("match_rate_any", f"matches its original{remark}", 100 * float(matched.double().mean()), "%", "higher",
                 _column(baselines, "match_rate_any")),
         ]  # fmt: skip
         if matched.any():
@@ -234,24 +239,39 @@ def errors(made: Any, data: Any) -> dict[str, list[float]]:
 
 
 def match(made: Arrays, truth: Arrays) -> np.ndarray:
-    """Return `matching.distance` (S,) of each pair; NaN where they do not match or a cell cannot be built."""
+    """Return `matching.distance` (S,) of each pair.
+
+    NaN where they do not match or a cell cannot be built, infinity where the comparison was given up.
+    """
     distances = np.full(len(made[0]), np.nan)
     built = validate(*made).constructed
     for row in np.flatnonzero(built):
         if composition(made[0][row]) == composition(truth[0][row]):
             pair = [matching.structure(*(array[row] for array in side)) for side in (made, truth)]
-            distances[row] = matching.distance(*pair)
+            try:
+                distances[row] = matching.distance(*pair)
+            except matching.GaveUpError:
+                distances[row] = np.inf
     return distances
 
 
-def novelty(samples: Arrays, valid: np.ndarray, known: matching.KnownCrystals | None) -> dict[str, float]:
+def given_up(count: int) -> str:
+    """Return how many crystals were given up, for the name of a number; what they count as follows."""
+    crystals = "crystal whose comparison" if count == 1 else "crystals whose comparisons"
+    return f"{count:,} {crystals} took longer than {matching.SECONDS:g} s counted"
+
+
+def novelty(
+    samples: Arrays, valid: np.ndarray, known: matching.KnownCrystals | None, undecided: list[int] | None = None
+) -> dict[str, float]:
     """Return shares of distinct and novel crystals in percent; {} without a valid sample.
 
     `unique`: distinct crystals, divided by valid ones. `novel`: distinct crystals that are not known, divided by valid
     ones. `valid_unique_novel`: the same, divided by all samples. The last two need `known`. Only crystals whose
     composition occurs twice or is known are matched; the others are distinct and novel.
+    undecided: the rows whose comparison was given up are appended; they count as neither distinct nor novel.
     """
-    rows = np.flatnonzero(valid)
+    rows = np.flatnonzero(valid).tolist()
     if not len(rows):
         return {}
     compositions = {row: composition(samples[0][row]) for row in rows}
@@ -261,14 +281,25 @@ def novelty(samples: Arrays, valid: np.ndarray, known: matching.KnownCrystals | 
         for row, its_composition in compositions.items()
         if count[its_composition] > 1 or (known is not None and its_composition in known.rows)
     ]
-    structures = {row: matching.reduced(*(array[row] for array in samples)) for row in ambiguous}
-    usable = [row for row in ambiguous if structures[row] is not None]
-    firsts = matching.distinct([structures[row] for row in usable], [compositions[row] for row in usable])
+    undecided = [] if undecided is None else undecided
+    structures: dict[int, Any] = {}
+    for row in ambiguous:
+        try:
+            structures[row] = matching.reduced(*(array[row] for array in samples))
+        except matching.GaveUpError:
+            undecided.append(row)
+    usable = [row for row, one in structures.items() if one is not None]
+    firsts, stopped = matching.distinct([structures[row] for row in usable], [compositions[row] for row in usable])
+    undecided += [usable[place] for place in stopped]
     unambiguous = len(rows) - len(ambiguous)
     shares = {"unique": 100 * (unambiguous + len(firsts)) / len(rows)}
     if known is not None:
-        candidates = [usable[first] for first in firsts]
-        novel = unambiguous + sum(not known.has(structures[row], compositions[row]) for row in candidates)
+        novel = unambiguous
+        for row in (usable[first] for first in firsts):
+            try:
+                novel += not known.has(structures[row], compositions[row])
+            except matching.GaveUpError:
+                undecided.append(row)
         shares |= {"novel": 100 * novel / len(rows), "valid_unique_novel": 100 * novel / len(valid)}
     return shares
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...plain_text import split_lines
+from ...plain_text import count_of, split_lines
 from .._atoms.elements import NUMBERS, SYMBOLS
 from .._atoms.files import number, periodic_axes
 from .._atoms.reading import TooLarge
@@ -129,10 +129,11 @@ def _sites(values: dict[str, str], loops: list[Loop]) -> tuple[np.ndarray, np.nd
         raise ValueError("its sites have neither _atom_site_type_symbol nor _atom_site_label")
     flags, occupancies = column("_atom_site_calc_flag"), column("_atom_site_occupancy")
     attached = column("_atom_site_attached_hydrogens")
+    names = LabelNames.within(values, labels)
     types, coordinates, tolerances = [], [], []
     axes = [header.index(tag) for tag in COORDINATES]
     for i, row in enumerate(rows):
-        name = "" if flags[i].lower() == "dum" else _site_symbol(symbols[i], labels[i])
+        name = "" if flags[i].lower() == "dum" else _site_symbol(symbols[i], labels[i], names)
         if not name:
             continue
         types.append(_element(name))
@@ -145,22 +146,76 @@ def _sites(values: dict[str, str], loops: list[Loop]) -> tuple[np.ndarray, np.nd
     return np.array(types, np.int64), np.array(coordinates).reshape(-1, 3), np.array(tolerances)
 
 
-def _site_symbol(symbol: str, label: str) -> str:
+def _site_symbol(symbol: str, label: str, names: LabelNames) -> str:
     """Return the symbol of a site's element; "" if the site is no atom. ValueError if the file does not say which."""
     if symbol and symbol not in UNKNOWN:
         return "" if DUMMIES.fullmatch(symbol) else symbol
     if DUMMY_LABELS.fullmatch(label):
         return ""
-    letters = re.match(r"[A-Za-z]*", label)
-    names = [letters[0][:length].capitalize() for length in (len(letters[0]), 2, 1)] if letters else []
-    name = next((name for name in names if name in NUMBERS), "")
     if symbol:
-        if name:
+        if _candidates(label):
             raise ValueError(f"its site {label} has no element (_atom_site_type_symbol {symbol})")
         return ""
-    if not name:
-        raise ValueError(f"unknown element {label!r}")
-    return name
+    return names.of(label)
+
+
+def _candidates(label: str) -> list[str]:
+    """Return the symbols with which a label may begin, the longer one first; T and D only where no longer one does."""
+    letters = re.match(r"[A-Za-z]{0,2}", label)
+    assert letters is not None
+    found = [name for length in (2, 1) if (name := letters[0][:length].capitalize()) in NUMBERS]
+    found = list(dict.fromkeys(found))
+    return found[:1] if found[1:] in (["T"], ["D"]) else found
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """Elements by labels of sites, where no symbols are given. formula: atomic numbers in _chemical_formula_sum.
+
+    By convention Ho1 is holmium and HO1 hydrogen. Some programs write all in capitals, though, and CL1 is chlorine.
+    labels: of all sites, which show how this file writes.
+    """
+
+    labels: Sequence[str]
+    formula: frozenset[int]
+
+    @classmethod
+    def within(cls, values: dict[str, str], labels: Sequence[str]) -> LabelNames:
+        words = re.findall(r"[A-Za-z]+", values.get("_chemical_formula_sum", ""))
+        pieces = [
+            piece
+            for word in words
+            for piece in ([word] if word.capitalize() in NUMBERS else re.findall("[A-Z][a-z]?", word))
+        ]
+        return cls(labels, frozenset(NUMBERS.get(piece.capitalize(), 0) for piece in pieces) - {0})
+
+    def of(self, label: str) -> str:
+        """Return the symbol; ValueError names a label that may be either of two elements."""
+        names = _candidates(label)
+        if not names:
+            raise ValueError(f"unknown element {label!r}")
+        if len(names) == 1:
+            return names[0]
+        known = [name for name in names if NUMBERS[name] in self.formula]
+        if len(known) == 1:
+            return known[0]
+        two, one = names
+        if label.startswith(two):
+            return two
+        if label[:2].isupper() and (self._writes_lower_case or self._is_attached(label)):
+            return one
+        raise ValueError(
+            f"its site {label} may be {one} or {two}; add _atom_site_type_symbol, or _chemical_formula_sum"
+        )
+
+    @property
+    def _writes_lower_case(self) -> bool:
+        """Whether a label of this file begins with a symbol of two letters in the usual case."""
+        return any(label.startswith(name) for label in self.labels for name in _candidates(label)[:1] if len(name) > 1)
+
+    def _is_attached(self, label: str) -> bool:
+        """Whether a label is that of a hydrogen, followed by that of its neighbour: HO1 beside O1."""
+        return label[0] == "H" and any(_candidates(other) == [label[1]] for other in self.labels)
 
 
 def _tolerance(words: list[str]) -> float:
@@ -200,12 +255,12 @@ def read_poscar(text: str) -> System:
 
     lines = split_lines(SEPARATORS.sub(" ", text))
     if len(lines) < 8:
-        raise ValueError(f"{len(lines)} lines are no POSCAR")
+        raise ValueError(f"a POSCAR has 8 lines or more, this has {len(lines)}")
     if re.fullmatch(r"[\d\s]+", lines[5]):
         raise ValueError("line 6 names no elements (VASP 4); add a line with them before their numbers")
     counts = [int(word) for line in lines[6:18] if re.fullmatch(r"[\d\s]+", line, re.ASCII) for word in line.split()]
     if sum(counts) > len(lines):
-        raise ValueError(f"{sum(counts)} atoms announced in {len(lines)} lines")
+        raise ValueError(f"{count_of(sum(counts), 'atom')} announced in {count_of(len(lines), 'line')}")
     mode = _mode_line(lines)
     lines[mode] = lines[mode].strip(" \t'\"")  # in quotes, pymatgen reads "Cartesian" as Direct
     with warnings.catch_warnings(record=True) as caught:

@@ -17,10 +17,10 @@ from ...types import Layout, Tokens, grid_layout
 from .._media import render
 from .._media.pixels import Frame
 from .._media.shards import suffixes_in_shards
-from ..base import Dataset, Metric, Modality, Raw, Space, Splits
+from ..base import CheckedRecords, Dataset, Metric, Modality, Raw, Skipped, Space, Splits
 from . import clip_score, fidelity, generated, losses, scene_metrics, spaces, storing
 from . import tokens as patches
-from .data import KIND, ImageData
+from .data import KIND, ImageData, verify_arrays
 from .data import notes as notes_on_images
 from .data import read as read_images
 from .data import splits as load_splits
@@ -202,6 +202,10 @@ class Image(Modality):
             raise ValueError(f"--format: {chosen!r} is unknown; use {', '.join(storing.FORMATS)}")
         return storing.ImagesToStore(source, storing.Encoding(size, chosen, quality))
 
+    @classmethod
+    def verify(cls, source: Path) -> CheckedRecords | None:
+        return verify_arrays(source.expanduser())
+
     def spaces(self) -> list[Space]:
         """Return all feature extractors, with the weight files that the configuration names."""
         c = self.config
@@ -261,10 +265,10 @@ class Image(Modality):
         """Return ADM's layout: `arr_0`, uint8 (B, H, W, C)."""
         return {"arr_0": render.to_uint8(data)}
 
-    def read(self, path: Path, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    def read(self, path: Path, batch_size: int, skipped: Skipped | None = None) -> Iterator[tuple[Tensor, list[str]]]:
         """Read all images of a folder, zip archive or file in batches, sorted by name; shards are read in their
         order."""
-        return read_images(path, self.frame, batch_size)
+        return read_images(path, self.frame, batch_size, skipped)
 
     def notes(self, path: Path) -> list[str]:
         return notes_on_images(path)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...plain_text import count_of
 from ...pretrained import offline
 from ...types import decode_texts
 from .._media.captions import ARGUMENT
@@ -75,7 +76,8 @@ class _TextEncoder:
             raise ValueError(f"the text encoder of {source} cannot be loaded ({reason}); {way_out}") from None
         if missing := sorted(map(str, report["missing_keys"])):
             raise ValueError(
-                f"the text encoder of {source} lacks {len(missing)} tensors, for example {missing[0]}; {way_out}"
+                f"the text encoder of {source} lacks {count_of(len(missing), 'tensor')}, for example {missing[0]}; "
+                f"{way_out}"
             )
         self.network.eval().requires_grad_(False)
         self.length = int(self.network.config.max_position_embeddings)

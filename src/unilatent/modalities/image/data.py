@@ -15,9 +15,9 @@ from .._media.collection import Collection, FileCollection, divide, files_in_bat
 from .._media.config import HUB, MediaData
 from .._media.files import FileKind, Folder, at_least_one, locate
 from .._media.pixels import EXTENSIONS, Frame, decode
-from ..base import Splits
+from ..base import BadSample, CheckedRecords, Skipped, Splits
 from . import scenes
-from .arrays import ImageArrays
+from .arrays import ImageArrays, resolution_of
 from .digits import DIGITS, Digits
 from .scenes import SCENES
 
@@ -77,23 +77,39 @@ def _collection(config: ImageData, path: str, frame: Frame) -> Collection:
     return FileCollection(source, decode, frame, config.cache, captions, config.caption_column)
 
 
-def read(path: Path, frame: Frame, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
+def read(
+    path: Path, frame: Frame, batch_size: int, skipped: Skipped | None = None
+) -> Iterator[tuple[Tensor, list[str]]]:
     """Read all images of a folder, zip, .npz, shards or a single file: batches (B, C, H, W) in [0, 1] and their names.
 
     Files are sorted by name; shards are read in their order. ValueError immediately if there are no images, and during
-    iteration if one cannot be read.
+    iteration if one cannot be read, unless `skipped` takes it.
     """
     assert batch_size >= 1, batch_size
     path = path.expanduser()
     if shards.is_shards(str(path), KIND):
-        return shards.read(path, KIND, decode, frame, batch_size)
+        return shards.read(path, KIND, decode, frame, batch_size, skipped)
     if is_npz(path):
         images = ImageArrays(path, frame, "input")
-        return in_batches(images.names, images.load, batch_size)
+        return in_batches(images.names, images.load, batch_size, skipped)
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
-        return files_in_batches(Folder(path.parent, KIND), [path.name], decode, frame, batch_size)
+        return files_in_batches(Folder(path.parent, KIND), [path.name], decode, frame, batch_size, skipped)
     source = locate(path, "input", KIND)
-    return files_in_batches(source, at_least_one(source.names(), source, "input"), decode, frame, batch_size)
+    names = at_least_one(source.names(), source, "input")
+    return files_in_batches(source, names, decode, frame, batch_size, skipped)
+
+
+def verify_arrays(path: Path) -> CheckedRecords | None:
+    """Read all images of a .npz; None for other files, and for a .npz without images."""
+    if not is_npz(path) or (size := resolution_of(path, "source")) is None:
+        return None
+    images = ImageArrays(path, Frame(*size, 1), "source")
+    bad = []
+    try:
+        images.load(0)
+    except BadSample as error:
+        bad.append(str(error))
+    return CheckedRecords(len(images.names), bad, (), frozenset())
 
 
 def notes(path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...maths.streams import generator
 from ...nets.inception import PUBLISHED, InceptionV3
+from ...plain_text import count_of
 from ...pretrained import fetch, offline
 from ...records import Rows
 from .._media.render import to_uint8
@@ -125,7 +126,7 @@ class PretrainedTransformer(Space):
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{problem} cannot be loaded ({reason}); {way_out}") from None
         if missing := sorted(report["missing_keys"]) + [str(key) for key in report.get("mismatched_keys", ())]:
-            raise ValueError(f"{problem} lacks {len(missing)} tensors, for example {missing[0]}; {way_out}")
+            raise ValueError(f"{problem} lacks {count_of(len(missing), 'tensor')}, for example {missing[0]}; {way_out}")
         return network
 
     @torch.no_grad()

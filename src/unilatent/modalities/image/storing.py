@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ...plain_text import same_names
 from .._media.files import locate
 from .._media.listing import Listing
 from .._media.pixels import Frame, colour_fault, decode, fit, is_srgb, open_image
@@ -54,8 +55,9 @@ class ImagesToStore(Raw):
             return
         if not class_names and len(names) == 1:
             self.class_names, self.labels = (), None
-        elif sorted(class_names) == sorted(names):
-            self.class_names, self.labels = tuple(class_names), [class_names.index(names[label]) for label in labels]
+        elif same := same_names(names, class_names):
+            self.class_names = tuple(class_names)
+            self.labels = [class_names.index(same[names[label]]) for label in labels]
 
     def check(self, number: int) -> str:
         name = self.root + self.names[number]
@@ -90,7 +92,7 @@ def _has_format(raw: bytes, format: str) -> bool:
     """Whether an image file has this format and needs no conversion: grey or RGB, in sRGB, and upright."""
     with Image.open(io.BytesIO(raw)) as opened:
         upright = ImageOps.exif_transpose(opened).size == opened.size and opened.getexif().get(0x0112, 1) == 1
-        return opened.format == FORMATS[format] and opened.mode in ("L", "RGB") and upright and is_srgb(opened)
+        return opened.format == FORMATS[format] and opened.mode in ("L", "RGB") and upright and is_srgb(opened, raw)
 
 
 def _is_grey(raw: bytes) -> bool:

@@ -29,7 +29,7 @@ from .._atoms import modality as atoms
 from .._atoms.dataset import Property, SystemsDataset, property_from
 from .._atoms.grid import paste_grid
 from .._atoms.metrics import type_accuracy
-from ..base import Dataset, Metric, Space, Splits
+from ..base import Dataset, Metric, Skipped, Space, Splits
 from . import metrics
 
 
@@ -243,16 +243,18 @@ class Joint(atoms.AtomModality):
             written += part.write(metrics.narrowed(sample, part), folder / part.config.name, start + i)
         return written
 
-    def read(self, path: Path, batch_size: int) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    def read(
+        self, path: Path, batch_size: int, skipped: Skipped | None = None
+    ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
         """Samples of both kinds, sorted by name.
 
         Each part reads the subfolder of `path` named after it, or `path` itself if there is none. ValueError names a
-        file of either kind that cannot be used.
+        file of either kind that cannot be used, unless `skipped` takes it.
         """
         samples: list[tuple[str, dict[str, Tensor]]] = []
         for part in self.parts:
             subfolder = path / part.config.name
-            for data, names in part.read_mixed(subfolder if subfolder.is_dir() else path, batch_size):
+            for data, names in part.read_mixed(subfolder if subfolder.is_dir() else path, batch_size, skipped):
                 rows = [take(data, slice(i, i + 1)) for i in range(len(names))]
                 wide = [_widened(row, self.config.max_atoms, 1) for row in rows]
                 samples += zip(names, wide, strict=True)

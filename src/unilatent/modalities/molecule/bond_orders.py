@@ -1,21 +1,14 @@
-"""RDKit's search for bond orders, also as a program: `python bond_orders.py` reads atoms from stdin and writes what it
-finds to stdout.
+"""RDKit's search for bond orders, also in a process of its own (`_atoms.bounded`).
 
 The search tries combinations of valences, of which some molecules have too many: seven nitrate groups take hours. So it
-is limited in steps, and as a program of its own it can be stopped at any time, unlike RDKit in this process. This file
-imports nothing of the package, so that the program starts quickly.
+is limited in steps, and in a process of its own it can be stopped at any time, unlike RDKit in this one. This file
+imports nothing of the package when it is loaded, so that such a process starts quickly.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 QUICK_STEPS = 10_000
@@ -23,9 +16,7 @@ QUICK_STEPS = 10_000
 STEPS = 600_000
 """Steps of a search in a process of its own: about 3 s for 40 atoms."""
 SECONDS = 6.0
-"""Time limit of such a process, from when it has imported RDKit."""
-START_SECONDS = 120
-"""Time limit of its imports."""
+"""Time limit of a search in a process of its own, from when that has imported RDKit."""
 
 GAVE_UP, REJECTED = "gave up", "rejected"
 """Why a search has no result: the limit of steps or time; or RDKit finds charges that do not add up to 0, or a number
@@ -70,37 +61,12 @@ def find(numbers: Sequence[int], positions: Any) -> tuple[Any, str | None]:
     fault = search(mol, QUICK_STEPS)
     if fault != GAVE_UP:
         return mol, fault
-    request = {
-        "path": sys.path,
-        "numbers": list(map(int, numbers)),
-        "positions": [[float(x) for x in row] for row in positions],
-    }
-    # -I: nothing is imported from the user's folder first; a session of its own: Ctrl-C in a terminal ends only this
-    # process. No buffers, so that `communicate` gets all that follows the first line.
-    command = [sys.executable, "-I", str(Path(__file__).resolve())]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-        start_new_session=True,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            unsent = memoryview(f"{json.dumps(request)}\n".encode())
-            with suppress(BrokenPipeError):  # the child has ended; its stderr says why
-                while unsent:
-                    unsent = unsent[process.stdin.write(unsent) :]
-            process.stdout.readline()
-            answer, errors = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return mol, GAVE_UP
-        finally:
-            process.kill()
-            process.wait()
-    if hasattr(signal, "SIGALRM") and process.returncode == -signal.SIGALRM:
+    from .._atoms.bounded import ask
+
+    places = [[float(x) for x in row] for row in positions]
+    found = ask(__file__, {"numbers": list(map(int, numbers)), "positions": places}, SECONDS)
+    if found is None:
         return mol, GAVE_UP
-    if process.returncode or not answer:
-        last = " ".join(errors.decode("utf-8", "replace").split())[-300:]
-        raise RuntimeError(f"the search for bond orders ended with exit code {process.returncode} ({last})")
-    found = json.loads(answer)
     if "fault" in found:
         return mol, found["fault"]
     from rdkit import Chem
@@ -109,28 +75,19 @@ def find(numbers: Sequence[int], positions: Any) -> tuple[Any, str | None]:
     return Chem.Mol(packed), None
 
 
-def main() -> None:
-    if hasattr(signal, "alarm"):
-        signal.alarm(START_SECONDS)  # ends this process even if nobody is left to stop it
-    request = json.loads(sys.stdin.readline())
-    sys.path += [folder for folder in request["path"] if folder and folder not in sys.path]
-    from rdkit import Chem, rdBase
+def prepare() -> None:
+    """Import what `answer` needs."""
     from rdkit.Chem import rdDetermineBonds as _  # noqa: F401
 
-    print("ready", flush=True)
-    if hasattr(signal, "alarm"):
-        signal.alarm(int(2 * SECONDS))
-    numbers, positions = request["numbers"], request["positions"]
-    mol = atoms_only(numbers, positions)
+
+def answer(request: dict[str, Any]) -> dict[str, str]:
+    """Search in a process of its own: numbers and positions of atoms -> the molecule, or why it has no bonds."""
+    from rdkit import Chem, rdBase
+
+    mol = atoms_only(request["numbers"], request["positions"])
     with rdBase.BlockLogs():
         fault = search(mol, STEPS)
-    if fault is None:
-        options = Chem.PropertyPickleOptions
-        packed = mol.ToBinary(int(options.AllProps) | int(options.CoordsAsDouble))
-        json.dump({"mol": base64.b64encode(packed).decode()}, sys.stdout)
-    else:
-        json.dump({"fault": fault}, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    if fault is not None:
+        return {"fault": fault}
+    options = Chem.PropertyPickleOptions
+    return {"mol": base64.b64encode(mol.ToBinary(int(options.AllProps) | int(options.CoordsAsDouble))).decode()}

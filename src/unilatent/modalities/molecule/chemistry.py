@@ -1,25 +1,27 @@
 """Bonds and validity of atoms in space: by distance tables, RDKit, Open Babel and PoseBusters; canonical SMILES.
 
 Batches have types (B, N), atomic numbers with 0 at padding, and positions (B, N, 3) in Angstrom. RDKit, Open Babel,
-PoseBusters and pymatgen's molecule matcher are imported at first use, and only here and in `bond_orders`.
+PoseBusters and pymatgen's molecule matcher are imported at first use, and only here, in `bond_orders` and in
+`pose_checks`.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import logging
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .._atoms.bounded import ask_all
+from .._atoms.files import CORES
 
 EXTRA = "pip install 'unilatent[atoms]'"
 EVALUATION_EXTRA = "pip install 'unilatent[atoms-eval]'"
@@ -394,31 +396,32 @@ def match(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) ->
 # ---- D: PoseBusters --------------------------------------------------------------------------------------------------
 
 
-@cache
-def posebusters(energy: bool) -> Any:
-    """Return PoseBusters with the checks of its "mol" configuration; ValueError names the extra to install.
+BUST_SECONDS = 60.0
+"""Time limit of PoseBusters' checks of one molecule."""
 
-    energy: include the check that compares the molecule's energy with that of other conformations. Version 0.6.5 lists
-    this check twice; it runs once here.
-    """
+
+@cache
+def posebusters() -> None:
+    """ValueError names the extra to install, if PoseBusters is missing."""
     try:
-        import posebusters as package
-        import yaml
+        import posebusters  # noqa: F401
+        import yaml  # noqa: F401
     except ImportError:
         raise ValueError(f"PoseBusters' checks need the package posebusters: {EVALUATION_EXTRA}") from None
-    logging.getLogger("posebusters").setLevel(logging.CRITICAL)  # failures are counted, not logged
-    config = yaml.safe_load((Path(package.__file__).parent / "config" / "mol.yml").read_text(encoding="utf-8"))
-    energy_checks = [module for module in config["modules"] if module["function"] == "energy_ratio"]
-    other_checks = [module for module in config["modules"] if module["function"] != "energy_ratio"]
-    return package.PoseBusters({**config, "modules": other_checks + (energy_checks[-1:] if energy else [])})
 
 
-def bust(molecules: list[Any], energy: bool) -> list[bool]:
-    """Return for each molecule whether it passes every check; False for None."""
+def bust(molecules: list[Any], energy: bool) -> list[bool | None]:
+    """Return for each molecule whether it passes every check, None if that took longer than BUST_SECONDS.
+
+    False for None. The molecules are shared among as many processes as there are cores.
+    """
+    from . import pose_checks
+
+    posebusters()
+    options = rdkit().Chem.PropertyPickleOptions
+    properties = int(options.AllProps) | int(options.CoordsAsDouble)
     perceived = [mol for mol in molecules if mol is not None]
-    if not perceived:
-        return [False] * len(molecules)
-    with rdkit().quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        passed = iter(posebusters(energy).bust(perceived, None, None).fillna(False).astype(bool).all(axis=1).tolist())
-    return [mol is not None and next(passed) for mol in molecules]
+    requests = [{"mol": base64.b64encode(mol.ToBinary(properties)).decode(), "energy": energy} for mol in perceived]
+    found = iter(ask_all(pose_checks.__file__, requests, BUST_SECONDS, at_once=CORES))
+    answers = [{"passes": False} if mol is None else next(found) for mol in molecules]
+    return [None if answer is None else answer["passes"] for answer in answers]

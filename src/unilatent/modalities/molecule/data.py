@@ -1,4 +1,4 @@
-"""Loading molecules: .sdf, .xyz, .extxyz and .npz files, folders and zips of these, QM9, or the generated set."""
+"""Loading molecules: .sdf, .mol2, .xyz and .npz files, folders and zips of these, QM9, or the generated set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
-from ...plain_text import decode_leniently, read_table, split_lines
+from ...plain_text import count_of, decode_leniently, read_table, split_lines
 from .._atoms import reading
 from .._atoms.elements import NUMBERS
 from .._atoms.files import (
@@ -28,36 +28,56 @@ from .._atoms.files import (
     source_files,
     unread_files,
 )
+from .._atoms.grouping import changed
 from .._atoms.reading import AtomData, LoadedSystems, TooLarge
 from .._atoms.systems import System, Systems
+from ..base import Skipped
 from . import generator
 from .chemistry import rdkit
 
 OFFLINE = "qm9-like"
 """The value of `data.path` that requests the generated set."""
-FORMS = {"sdf": "sdf", "sd": "sdf", "mol": "mol", "xyz": "frame", "extxyz": "frame"}
+FORMS = {"sdf": "sdf", "sd": "sdf", "mol": "mol", "mol2": "mol2", "xyz": "frame", "extxyz": "frame"}
 """Suffix of a file -> its form, one of READERS."""
+NEAR, STRETCHED = 1.75, 1.5
+"""Two atoms nearer than NEAR (Angstrom) are bonded to each other or to one atom; no bond grows beyond both NEAR and
+STRETCHED times its length."""
+ALIKE = 0.1
+"""Mean relative change of distances up to which successive molecules without such atoms are one molecule."""
+
+
+def _alike(a: System, b: System) -> bool:
+    """Whether two molecules of the same elements in the same order are geometries of one: no bond is another one."""
+    positions = [one.coordinates.astype(np.float64) for one in (a, b)]
+    first, second = (np.linalg.norm(places[:, None] - places, axis=-1) for places in positions)
+    near, far = np.minimum(first, second), np.maximum(first, second)
+    bonded = (near < NEAR) & (near > 0)
+    kept = far[bonded] < np.maximum(STRETCHED * near[bonded], NEAR)
+    return bool(kept.all()) and (len(kept) > 0 or changed(first, second) < ALIKE)
+
+
 KIND = SystemKind(
-    "molecules", OFFLINE, ".sdf, .mol, .xyz and .extxyz, each also .gz, a folder or .zip of them, .npz",
+    "molecules", OFFLINE, ".sdf, .mol, .mol2, .xyz and .extxyz, each also .gz, a folder or .zip of them, .npz",
     lambda name: FORMS.get(name.lower().rpartition(".")[2]),
-    ("frame", "sdf", "mol"), periodic=False, max_atoms=sys.maxsize,
+    ("frame", "sdf", "mol", "mol2"), periodic=False, max_atoms=sys.maxsize, alike=_alike,
 )  # fmt: skip
 GDB9, UNCHARACTERIZED = "gdb9.sdf", "uncharacterized.txt"
 CLASH = 0.4
 """Smallest distance between two nuclei in Angstrom; closer ones make a record invalid."""
-READING = 5
+READING = 6
 """Version of the parsing rules below, part of the name of a cache entry."""
 QM9_SPLIT = {"train": 100_000, "validation": 18_000, "test": 12_831}
 QM9_COLUMNS = ["A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
 """Columns of the second line of a dsgdb9nsd_*.xyz, after the name and number."""
+ADDED = ("it, with its", "them, with their")
 FLAT = 1e-4
 """Angstrom between the least and the largest z up to which a molecule is in a plane, as drawings are."""
 
 
 class MoleculeData(AtomData):
-    """path: an .sdf, .mol, .xyz, .extxyz (each also .gz) or .npz file of molecules, or a zip or folder of such files; a
-    folder with gdb9.sdf (QM9); or "qm9-like", a set of `num` molecules generated with RDKit and cached. null: not set,
-    which is an error.
+    """path: an .sdf, .mol, .mol2, .xyz, .extxyz (each also .gz) or .npz file of molecules, or a zip or folder of such
+    files; a folder with gdb9.sdf (QM9); or "qm9-like", a set of `num` molecules generated with RDKit and cached. null:
+    not set, which is an error.
     """
 
     kind = KIND
@@ -123,16 +143,26 @@ def read(
         records, total = _of_systems(systems, str(path)), len(systems)
     else:
         records = _qm9(path) if is_qm9(path) else _records(source_files(path, KIND, mixed))
-        unread = "" if mixed or is_qm9(path) else unread_files(path, KIND)
+        unread = "" if mixed or is_qm9(path) else unread_files(path, KIND, _systems)
     parsed = ((where, "", _checked(record, most)) for where, record in records)
     return reading.gather(parsed, path, progress, total, unread)
 
 
-def read_files(path: Path, mixed: bool = False) -> Systems:
-    """Read all molecules of a path; ValueError names the first invalid one. mixed: as for `read`."""
+def read_all(path: Path) -> LoadedSystems:
+    """Read every molecule of a path that may hold other files; there may be none."""
+    return read(path, mixed=True)
+
+
+def read_files(path: Path, mixed: bool = False, skipped: Skipped | None = None) -> Systems:
+    """Read all molecules of a path; ValueError names the first invalid one, unless `skipped` takes them.
+
+    mixed: as for `read`.
+    """
     loaded = read(path, mixed=mixed)
-    if loaded.bad:
-        raise ValueError(f"{loaded.bad[0]}; repair or remove it")
+    for fault in loaded.bad:
+        if skipped is None:
+            raise ValueError(f"{fault}; repair or remove it")
+        skipped(fault)
     for note in loaded.notes:
         warnings.warn(f"{path}: {note}")
     return loaded.systems
@@ -177,8 +207,18 @@ def _records(files: list[SourceFile]) -> Iterator[Record]:
         yield from READERS[file.form](content, file.stem, file.where)
 
 
+def _systems(file: SourceFile) -> list[System]:
+    """Return all molecules of a file; ValueError if one is invalid."""
+    records = [record for _, record in READERS[file.form](file.read(), file.stem, file.where)]
+    if faults := [record for record in records if isinstance(record, str)]:
+        raise ValueError(faults[0])
+    return [record for record in records if isinstance(record, System)]
+
+
 # ---- .sdf and .mol ---------------------------------------------------------------------------------------------------
 
+NET_CHARGE = "_NetCharge"
+"""Property of a molecule whose atoms have no charges of their own, as in a .mol2: the charge of the whole."""
 END = re.compile(r"^\$\$\$\$.*\n?", re.MULTILINE)
 COUNTS = re.compile(r"^[ \d]{6}.*V[23]000[ \t]*$", re.MULTILINE | re.IGNORECASE)
 
@@ -210,10 +250,20 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _of_block(block: str, name: str, checked: bool = True) -> System | str:
     """Parse one record of an .sdf. checked: refuse drawings, and molecules without their hydrogens."""
-    try:
+
+    def parse() -> Any:
         supplier = rdkit().Chem.SDMolSupplier()
         supplier.SetData(block + "$$$$\n", removeHs=False, sanitize=False)
-        mol = next(iter(supplier), None)
+        return next(iter(supplier), None)
+
+    code = split_lines(block)[1][20:22].upper() if block.count("\n") > 1 else ""
+    return _parsed(parse, name, checked, code == "2D")
+
+
+def _parsed(parse: Callable[[], Any], name: str, checked: bool, marked: bool = False) -> System | str:
+    """Return the molecule of an RDKit molecule. checked: as in `_of_block`. marked: as in `_is_drawing`."""
+    try:
+        mol = parse()
         if mol is None:
             return "not a molecule block"
         system = _of_mol(mol, name)
@@ -222,11 +272,10 @@ def _of_block(block: str, name: str, checked: bool = True) -> System | str:
         missing = _missing_hydrogens(mol)
     except (ValueError, RuntimeError, KeyError) as error:  # RDKit's errors on malformed blocks
         return f"not a molecule block ({' '.join(str(error).split())[:80]})"
-    code = split_lines(block)[1][20:22].upper() if block.count("\n") > 1 else ""
-    if _is_drawing(system, code == "2D"):
+    if _is_drawing(system, marked):
         return "a drawing (all z are equal), not a geometry; give 3D coordinates"
     if missing:
-        return f"its bonds leave room for {missing} more hydrogens; add them, with their coordinates"
+        return f"its bonds leave room for {count_of(missing, 'more hydrogen')}; add {ADDED[missing > 1]} coordinates"
     return system
 
 
@@ -266,7 +315,8 @@ def _missing_hydrogens(mol: Any) -> int:
         largest = max(table.GetValenceList(atom.GetAtomicNum()), default=-1)
         if largest > 0 and not atom.GetFormalCharge():
             count -= max(0, atom.GetTotalValence() - largest)
-    return max(0, count)
+    net = mol.GetIntProp(NET_CHARGE) if mol.HasProp(NET_CHARGE) else 0
+    return max(0, count + min(0, net))
 
 
 def _of_mol(mol: Any, name: str) -> System | str:
@@ -281,6 +331,99 @@ def _of_mol(mol: Any, name: str) -> System | str:
     columns = {tag: value for tag in mol.GetPropNames() if (value := number(mol.GetProp(tag).strip())) is not None}
     title = mol.GetProp("_Name") if mol.HasProp("_Name") else ""
     return System(np.array(numbers, np.uint8), positions, None, title or name, columns)
+
+
+# ---- .mol2 ----------------------------------------------------------------------------------------------------------
+
+MOLECULE = re.compile(r"^(?!#)(.*)@<TRIPOS>MOLECULE", re.MULTILINE | re.IGNORECASE)
+ATOMS = re.compile(r"^\s*@<TRIPOS>ATOM\b", re.MULTILINE | re.IGNORECASE)
+
+
+def mol2_records(content: bytes, stem: str, where: str) -> Iterator[Record]:
+    """Yield the molecules of a .mol2, with the checks of `sdf_records`.
+
+    Atoms without the line that begins a molecule are those of one that is lost.
+    """
+    text = "\n".join(split_lines(decode_leniently(content))) + "\n"
+    starts = [match.end(1) for match in MOLECULE.finditer(text)] or [0]
+    count = 0
+    with rdkit().quiet():
+        for begin, end in zip(starts, [*starts[1:], len(text)], strict=True):
+            lost = [match.start() for match in ATOMS.finditer(text, begin, end)][1:]
+            count += 1
+            name = f"{stem}:{count}"
+            yield f"{where}, record {count}", _of_mol2(text[begin : (lost or [end])[0]], name, bool(lost))
+            for place in lost:
+                count += 1
+                line = text.count("\n", 0, place) + 1
+                yield f"{where}, record {count}", f"line {line}: atoms without a line @<TRIPOS>MOLECULE before them"
+
+
+def _of_mol2(block: str, name: str, lost: bool) -> System | str:
+    """Parse one record of a .mol2. lost: the title of a lost molecule follows on its bonds."""
+    return _parsed(lambda: _mol_of_mol2(block, lost), name, checked=True)
+
+
+def _mol_of_mol2(block: str, lost: bool) -> Any:
+    """Return the RDKit molecule of a record; ValueError if it is damaged. RDKit's own parser may never return."""
+    sections = _sections(block)
+    title, counts = [*sections.get("MOLECULE", []), "", ""][:2]
+    atoms, bonds = ([line.split() for line in sections.get(key, [])] for key in ("ATOM", "BOND"))
+    announced = [int(word) for word in counts.split()[:2] if re.fullmatch(r"\d{1,9}", word, re.ASCII)]
+    bonds = bonds[: announced[1]] if lost and len(announced) > 1 else bonds
+    if not announced or announced != [len(atoms), len(bonds)][: len(announced)]:
+        raise ValueError(f"{counts.strip()[:20]!r} announced, {len(atoms)} atoms and {len(bonds)} bonds follow")
+    Chem = rdkit().Chem
+    mol, conformer = Chem.RWMol(), Chem.Conformer(len(atoms))
+    for i, words in enumerate(atoms):
+        element, position = _mol2_atom(words, i)
+        atom = Chem.Atom(element)
+        atom.SetNoImplicit(words[5].lower() == "o.co2")
+        mol.AddAtom(atom)
+        conformer.SetAtomPosition(i, position)
+    mol.AddConformer(conformer)
+    places = {words[0]: i for i, words in enumerate(atoms)}
+    for i, words in enumerate(bonds):
+        ends = [places.get(word, -1) for word in words[1:3]]
+        order = BONDS.get(words[3].lower()) if len(words) > 3 else None
+        if order is None or -1 in ends or ends[0] == ends[1] or mol.GetBondBetweenAtoms(*ends) is not None:
+            raise ValueError(f"bond {i + 1} is {' '.join(words)[:40]!r}")
+        if order != "ZERO":
+            mol.AddBond(*ends, getattr(Chem.BondType, order))
+    charges = [number(words[8]) if len(words) > 8 else None for words in atoms]
+    net = sum(charge for charge in charges if charge is not None)
+    if None not in charges and abs(net) < len(charges):
+        mol.SetIntProp(NET_CHARGE, round(net))
+    mol.SetProp("_Name", "" if set(title.strip()) <= {"*"} else title.strip())
+    return mol
+
+
+def _sections(block: str) -> dict[str, list[str]]:
+    """Return the lines below each @<TRIPOS>... of a record, without comments, and blank ones below MOLECULE only."""
+    sections: dict[str, list[str]] = {"": []}
+    section = ""
+    for line in block.split("\n"):
+        if line.lstrip().startswith("@<"):
+            section = line.strip().upper().removeprefix("@<TRIPOS>")
+            sections.setdefault(section, [])
+        elif not line.startswith("#") and (line.strip() or section == "MOLECULE"):
+            sections[section].append(line)
+    return sections
+
+
+def _mol2_atom(words: list[str], i: int) -> tuple[int, list[float]]:
+    """Return the atomic number and position of an atom: number, label, x, y, z and type of a line of a .mol2."""
+    position = [value for word in words[2:5] if (value := number(word)) is not None]
+    if len(words) < 6 or len(position) < 3:
+        raise ValueError(f"atom {i + 1} is {' '.join(words)[:40]!r}")
+    symbol = words[5].partition(".")[0]
+    if symbol not in NUMBERS and symbol not in ("CL", "BR"):  # types of force fields: CA is no calcium there
+        raise ValueError(f"atom {i + 1} has the type {words[5]!r}, which names no element")
+    return NUMBERS[symbol.capitalize()], position
+
+
+BONDS = {"1": "SINGLE", "2": "DOUBLE", "3": "TRIPLE", "am": "SINGLE", "ar": "AROMATIC", "un": "SINGLE", "nc": "ZERO"}
+"""Type of a bond in a .mol2 -> its order in RDKit."""
 
 
 # ---- .xyz and .extxyz ------------------------------------------------------------------------------------------------
@@ -360,7 +503,7 @@ def _table_columns(properties: str | None) -> tuple[int, int]:
 
 
 READERS: dict[str, Callable[[bytes, str, str], Iterator[Record]]] = {
-    "sdf": sdf_records, "mol": sdf_records, "frame": xyz_records
+    "sdf": sdf_records, "mol": sdf_records, "mol2": mol2_records, "frame": xyz_records
 }  # fmt: skip
 """Form of a file -> (content, file name without its suffix, place for messages) -> its records."""
 
