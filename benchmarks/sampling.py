@@ -58,7 +58,7 @@ def measure(model: LatentModel, options: argparse.Namespace, settings: dict) -> 
 
     hook = model.generative_encoder.register_forward_pre_hook(count)
     chosen = SamplingConfig.parse({"time_shift": 2.0, "guidance_scale": 4.0, **settings})
-    streams = Streams(("bench", i) for i in range(options.batch))
+    streams = Streams(("bench",), range(options.batch))
     values = {key: value.to(options.device) for key, value in model.conditions.example(options.batch).items()}
     layout = model.modality.sample_layout(streams).to(model.device)
     device = torch.device(options.device)

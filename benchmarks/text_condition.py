@@ -113,9 +113,10 @@ def make_case(options: argparse.Namespace, path: str, conditions: dict[str, Any]
 
     def step(batch: Batch, positions: range) -> None:
         batch = batch.to(options.device, staying=model.conditions.on_cpu)
-        streams = Streams([("train", 0, position) for position in positions], options.device)
+        streams = Streams(("train", 0), positions, options.device)
         for part in model.loss(batch, streams):
-            part.value.backward(retain_graph=part.retain)
+            part.value.backward()
+            part.close()
         optimizers.step()
         optimizers.zero_grad()
 

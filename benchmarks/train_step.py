@@ -3,6 +3,7 @@
 python benchmarks/train_step.py                                  imagenet256-unite-b, batch 2, fp32 and bf16
 python benchmarks/train_step.py --preset imagenet256-unite-l --batch 64 --device cuda --compile
 python benchmarks/train_step.py --grow tokens|draws|batch        how the time grows
+python benchmarks/train_step.py --against ../before --batch 1    another checkout in turn with this one, and the ratios
 python benchmarks/train_step.py --preset qm9-unite-s --batch 32 data.path=qm9-like data.num=200
 
 Images are random numbers; of anything else, the first training samples of data.path.
@@ -11,11 +12,15 @@ Images are random numbers; of anything else, the first training samples of data.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,8 +71,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--grow", choices=["tokens", "draws", "batch"])
+    parser.add_argument("--against", type=Path, help="another checkout, whose own benchmark is run in turn with this")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
+    if options.against:
+        print(side_by_side(options.against, options.repeat))
+        return
     device = torch.device(options.device)
     print(f"{options.preset}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n\n{HEADER}")
     for precision in options.precision:
@@ -76,6 +85,40 @@ def main() -> None:
             name = f"{label}, {precision}{', compiled' if options.compile else ''}"
             print(measure(name, config, batch, precision, speed, device, options).row(), flush=True)
         print(f"\nthe best large matmul in {precision}: {speed / 1e9:,.0f} GFLOP/s\n", flush=True)
+
+
+def side_by_side(before: Path, rounds: int) -> str:
+    """Run this benchmark of both checkouts in turn, in new processes; the shortest times, the least memory, ratios."""
+    arguments = [a for a in sys.argv[1:] if a not in ("--against", str(before))]
+    if "--repeat" in arguments:
+        arguments[arguments.index("--repeat") + 1] = "1"
+    else:
+        arguments = ["--repeat", "1", *arguments]
+    trees, found = {"before": before, "after": Path(__file__).parents[1]}, dict[str, dict[str, list[float]]]()
+    for _ in range(rounds):
+        for which, tree in trees.items():
+            script = str(tree / "benchmarks" / "train_step.py")
+            environment = {**os.environ, "PYTHONPATH": str((tree / "src").resolve())}
+            command = [sys.executable, script, *arguments]
+            said = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+            for label, seconds, _, _, _, update, _, memory in rows_of(said):
+                numbers = [float(seconds), float(update), float(memory)]
+                best = found.setdefault(label, {}).setdefault(which, numbers)
+                best[:] = map(min, best, numbers)
+    lines = [
+        "| before / after = ratio | forward + backward s | optimizer + EMA s | peak GiB |",
+        "| --- |" + 3 * " --- |",
+    ]
+    for label, times in found.items():
+        pairs = zip(times["before"], times["after"], strict=True)
+        lines.append(f"| {label} | " + " | ".join(f"{a:.3f} / {b:.3f} = {a / b:.2f}" for a, b in pairs) + " |")
+    return "\n".join(lines)
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of each case in what this benchmark prints."""
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return [row for row in rows if row[0] not in ("case", "---")]
 
 
 def cases(options: argparse.Namespace) -> list[tuple[str, RunConfig, int]]:
@@ -110,13 +153,15 @@ def measure(
     optimizers, ema = Optimizers(model, config.training.optimizer), EMA(model, 0.99)
 
     def forward_backward() -> None:
-        parts = iter(model.loss(batch, Streams((("bench", i) for i in range(batch_size)), device)))
-        while True:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                part = next(parts, None)
-            if part is None:
-                return
-            part.value.backward()
+        parts = iter(model.loss(batch, Streams(("bench",), range(batch_size), device)))
+        with torch.autocast(device.type, enabled=False):  # around all parts, as in training/step.py
+            while True:
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    part = next(parts, None)
+                if part is None:
+                    return
+                part.value.backward()
+                part.close()
 
     def update() -> None:
         clip_gradients(model, 3.0)
@@ -142,10 +187,11 @@ def measure(
 
 def count_flop(model: LatentModel, batch: Batch, n: int) -> float:
     """Floating-point operations of one forward and backward pass, from the shapes of its matrix products."""
-    streams = Streams((("flop", i) for i in range(n)), model.device)
+    streams = Streams(("flop",), range(n), model.device)
     with FlopCounterMode(display=False) as counter:
         for part in model.loss(batch, streams):
             part.value.backward()
+            part.close()
     model.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
 

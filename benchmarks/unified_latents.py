@@ -70,7 +70,7 @@ def measure(folder: Path) -> dict[str, float]:
     tokens = model._tokens(held_out.data)
     nats, true, shuffled = [], [], []
     for draw in range(8):
-        draws = model.draw(Streams(("judge", draw, i) for i in range(len(held_out.data))), tokens)
+        draws = model.draw(Streams(("judge", draw), range(len(held_out.data))), tokens)
         z, log_std, layout = model._encoded(tokens)
         z = model._sampled(z, log_std, draws.encoder_noise)
         rate = model.rate_nats(z, held_out, layout, draws)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
+
+PRECISIONS = ("auto", "fp32", "bf16")
+"""Names that `resolve_precision` takes."""
+PRODUCTS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+"""Precisions that matrix products are measured in, and the type of their matrices; tf32: of GPUs."""
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def pick_device(name: str | torch.device | None = None, field: str = "device") -> torch.device:
@@ -28,56 +37,144 @@ def available_devices() -> list[str]:
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
 
 
-def bf16_emulated(device: torch.device | str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+def resolve_precision(
+    name: str, device: torch.device | str, trained: str | None = None, field: str = "precision"
+) -> Literal["fp32", "bf16"]:  # fmt: skip
+    """Return "fp32" or "bf16" for a precision of that name on a device.
+
+    "auto" is bf16 where the hardware multiplies it (`has_bf16`), else fp32. trained: what a model was trained in;
+    "auto" then keeps fp32, and bf16 where the hardware multiplies it. ValueError names `field` if the name is unknown.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"{field}: {name!r} is unknown; use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    if name in ("fp32", "bf16"):
+        return cast(Literal["fp32", "bf16"], name)
+    return "bf16" if trained != "fp32" and has_bf16(device) else "fp32"
+
+
+def bf16_emulated(device: torch.device | str) -> str | None:
     """Return one line if a device has no bfloat16 instructions and emulates them, with a measured factor; else None.
 
     None too where the instructions are not known (`has_bf16`). Measuring takes 0.15 s.
     """
     device = torch.device(device)
-    if has_bf16(device, cpuinfo) is not False:
+    if has_bf16(device) is not False:
         return None
-    factor = _slowdown(device)
+    seconds = matmul_seconds(device, ("fp32", "bf16"))
+    factor = seconds["bf16"] / seconds["fp32"]
     return (
-        f"this {'GPU' if device.type == 'cuda' else 'CPU'} has no bf16 instructions and emulates them"
+        f"this {kind(device)} has no bf16 instructions and emulates them"
         f"{', which is slow' if factor > 1 else ''}: a matrix product takes {factor:.2g} times as long as in fp32"
     )
 
 
-def has_bf16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+def kind(device: torch.device | str) -> str:
+    """GPU or CPU."""
+    return "GPU" if torch.device(device).type == "cuda" else "CPU"
+
+
+def has_bf16(device: torch.device | str) -> bool | None:
     """Whether a device has bfloat16 instructions; None if that is not known (a CPU that is not described by Linux)."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8 or torch.version.hip is not None
+    known = instructions()
+    return None if known is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(known)
+
+
+def cpuinfo() -> dict[str, str]:
+    """Return the fields of the first processor as Linux describes it; {} where there is no such file."""
     try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:
-        return None
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)  # x86, ARM
-    return None if flags is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n"))
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _slowdown(device: torch.device, size: int = 256, seconds: float = 0.15) -> float:
-    """How many times longer a matrix product takes in bfloat16 than in float32, on one thread of a CPU.
+def instructions() -> list[str] | None:
+    """Return the names of the processor's instruction sets, as the kernel of x86 or ARM writes them; None: unknown."""
+    info = cpuinfo()
+    known = info.get("flags", info.get("Features"))
+    return None if known is None else known.split()
 
-    The shortest of all that fit into `seconds`, taken in turn, so that other load on the machine does not count.
+
+def matmul_seconds(
+    device: torch.device | str, precisions: Sequence[str], size: int = 256, seconds: float = 0.15
+) -> dict[str, float]:
+    """Return the seconds of a product of two (size, size) matrices in each of PRODUCTS that is asked for.
+
+    On one core of a CPU: several wait for each other where the machine has other work. The shortest of all that fit
+    into `seconds`, taken in turn, so that such work does not count; one of each if they do not fit.
     """
-    matrices = [torch.ones(size, size, device=device, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    shortest, threads = [float("inf")] * 2, torch.get_num_threads()
+    device = torch.device(device)
+    cuda = device.type == "cuda"
+    matrices = {name: torch.ones(size, size, device=device, dtype=PRODUCTS[name]) for name in precisions}
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    shortest, before = dict.fromkeys(precisions, float("inf")), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        for matrix in matrices.values() if cuda else ():
+            matrix @ matrix  # loads the library
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or float("inf") in shortest:
-            for i, matrix in enumerate(matrices):
-                wait()
-                begun = time.perf_counter()
-                matrix @ matrix
-                wait()
-                shortest[i] = min(shortest[i], time.perf_counter() - begun)
+        while time.perf_counter() < end or float("inf") in shortest.values():
+            for name, matrix in matrices.items():
+                with float32_products(tf32=name == "tf32") if cuda else nullcontext():
+                    wait()
+                    begun = time.perf_counter()
+                    matrix @ matrix
+                    wait()
+                    shortest[name] = min(shortest[name], time.perf_counter() - begun)
     finally:
-        torch.set_num_threads(threads)
-    return shortest[1] / shortest[0]
+        torch.set_num_threads(before)
+    return shortest
+
+
+def matmul_rates(device: torch.device | str, seconds: float = 0.3) -> dict[str, float]:
+    """Return the FLOP/s of large matrix products in each precision, on a GPU or one core of a CPU.
+
+    The best of sizes that double from 256 on, as long as the next one fits into about `seconds` for each precision:
+    emulated products can be 60 times slower.
+    """
+    cuda, rates = torch.device(device).type == "cuda", dict[str, float]()
+    for name in PRODUCTS if cuda else ("fp32", "bf16"):
+        size, rates[name] = 256, 0.0
+        while True:
+            taken = matmul_seconds(device, (name,), size, seconds / 4)[name]
+            rates[name] = max(rates[name], 2 * size**3 / taken)
+            if size >= (8192 if cuda else 1024) or 24 * taken > seconds:
+                break
+            size *= 2
+    return rates
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:
-    """Return a context: autocast to bfloat16 for precision "bf16", nothing for "fp32"."""
+    """Return a context: autocast to bfloat16 for precision "bf16", no autocast for "fp32"."""
+    assert precision in ("fp32", "bf16")
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def set_float32_products(device: torch.device | str, precision: str) -> None:
+    """Let the float32 products and convolutions of a GPU use TF32, unless the precision is "fp32".
+
+    It holds for the whole process, and is for those who own one: commands and training. Nothing changes on a CPU.
+    """
+    if torch.device(device).type == "cuda":
+        _set_tf32(precision != "fp32")
+
+
+@contextmanager
+def float32_products(tf32: bool = False) -> Iterator[None]:
+    """Compute float32 products and convolutions of GPUs in full float32, or in TF32, inside this context."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_tf32(tf32)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def _set_tf32(tf32: bool) -> None:
+    """In the older of torch's two interfaces: its compiler still reads that one, which fails once the newer is used."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32

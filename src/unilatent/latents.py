@@ -16,12 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .devices import resolve_precision
 from .files import expanded, read_json, write_json
 from .methods.base import LatentModel
 from .modalities.base import Skipped
 from .model_config import SamplingConfig
 from .model_folder import read_weights
 from .outputs import Outputs
+from .sampling import computing
 from .types import move, take
 
 INDEX = "index.json"
@@ -33,16 +35,17 @@ NAME_SIZE = 64
 
 def encode_to_shards(
     model: LatentModel, source: Path, out: Path, *, seed: int = 0, batch_size: int = 64, shard_size: int = 4096,
-    precision: str = "fp32", progress: Callable[[int], None] | None = None, skipped: Skipped | None = None,
+    precision: str = "auto", progress: Callable[[int], None] | None = None, skipped: Skipped | None = None,
 ) -> tuple[int, int]:  # fmt: skip
     """Encode all samples of `source` to shards in the folder `out`; latents already there are not encoded again.
 
-    progress: called after each batch; if it raises, all latents encoded so far are on disk. skipped: as in
-    `Modality.read`.
+    precision: as for `sample`. progress: called after each batch; if it raises, all latents encoded so far are on disk.
+    skipped: as in `Modality.read`.
     Returns the number of latents and how many of them were there before. ValueError if the folder has latents of
     another model, other settings or other data, or files of others.
     """
     outputs = encoded_outputs(out, source)
+    precision = resolve_precision(precision, model.device, model.precision)
     header = {"model": model.fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
     left_out: list[str] = []
 
@@ -66,7 +69,8 @@ def encode_to_shards(
         if index["names"][start : min(count, done)] != names[:fresh]:
             raise ValueError(f"{folder}: has latents of other data than {source}; choose another folder")
         if fresh < len(names):
-            pending.append(model.encode(take(data, slice(fresh, None)), seed=seed, start=start + fresh).cpu())
+            with computing(model, precision):
+                pending.append(model.encode(take(data, slice(fresh, None)), seed=seed, start=start + fresh).cpu())
             index["names"] += names[fresh:]
         pending = _flush(outputs, index, pending, shard_size, last=False)
         if progress:
@@ -94,11 +98,12 @@ def encoded_outputs(out: Path, source: Path) -> Outputs:
 
 
 def decode_shards(
-    model: LatentModel, folder: Path, batch_size: int = 64, settings: SamplingConfig | None = None
-) -> Iterator[Any]:
+    model: LatentModel, folder: Path, batch_size: int = 64, settings: SamplingConfig | None = None,
+    precision: str = "auto",
+) -> Iterator[Any]:  # fmt: skip
     """Yield batches of data from a folder of shards; ValueError if another model encoded them.
 
-    settings: of `LatentModel.decode`.
+    settings: of `LatentModel.decode`. precision: as for `sample`.
     """
     folder = expanded(folder)
     path = folder / INDEX
@@ -112,7 +117,8 @@ def decode_shards(
     start = 0
     for shard in index["shards"]:
         for batch in _read_shard(folder / shard).split(batch_size):
-            decoded = model.decode(batch.to(model.device), seed=index["seed"], start=start, settings=settings)
+            with computing(model, precision):
+                decoded = model.decode(batch.to(model.device), seed=index["seed"], start=start, settings=settings)
             yield move(decoded, "cpu")
             start += len(batch)
 

@@ -18,6 +18,8 @@ class SamplingConfig(Config):
 
     solver, num_inference_steps: integrate from noise (t = 1) to data (t = 0).
     time_shift: factor of `times.shift` on the time grid (UNITE: 2).
+    denoise_to_zero: the last step, to t = 0, returns the clean estimate itself. Not for models whose latents are noisy
+        at t = 0 (Unified Latents).
     decoder_solver, decoder_steps: of a diffusion decoder; a decoder in one pass has no steps.
     guidance_scale: of classifier-free guidance; 1 is the conditional estimate, 0 the unconditional one.
     guidance_interval: guidance applies where low < t < high (t = 0 clean, t = 1 noise); elsewhere every scale, 0 too,
@@ -28,6 +30,7 @@ class SamplingConfig(Config):
     solver: str = "heun"
     num_inference_steps: int = Field(default=50, ge=1)
     time_shift: float = Field(default=1.0, gt=0)
+    denoise_to_zero: bool = False
     decoder_solver: str = "ddim"
     decoder_steps: int = Field(default=50, ge=1)
     guidance_scale: float = Field(default=1.0, ge=0)

@@ -43,6 +43,8 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
 
     config: ModelConfig
     latent_channels: int
+    precision: str = "fp32"
+    """What its networks were trained in: "fp32" or "bf16"."""
 
     @property
     def num_parameters(self) -> int:
@@ -56,8 +58,8 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
         card_data = ModelCardData(library_name="unilatent", tags=["latent-generative-model", config.method.name])
         return ModelCard(
             f"---\n{card_data.to_yaml()}\n---\n\n# {config.method.name} on {config.modality.name}{conditions}\n\n"
-            f"{self.num_parameters / 1e6:.2f} M parameters, {self.latent_channels} latent channels. "
-            f"All settings are in `{CONFIG}`.\n\n"
+            f"{self.num_parameters / 1e6:.2f} M parameters, {self.latent_channels} latent channels"
+            f"{', trained in bf16' if self.precision == 'bf16' else ''}. All settings are in `{CONFIG}`.\n\n"
             '```python\nimport unilatent\n\nmodel = unilatent.load("FOLDER_OR_HUB_ID")\n'
             "samples = unilatent.sample(model, num=16)\nlatents = model.encode(data)\n```\n"
         )
@@ -74,7 +76,7 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
 
     def _save_pretrained(self, save_directory: Path) -> None:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        write_config(self.config, save_directory / CONFIG)
+        write_config(self.config, save_directory / CONFIG, self.precision)
         with room(save_directory, sum(tensor.nbytes for tensor in weights.values())):
             save_file(weights, save_directory / WEIGHTS)
 
@@ -188,25 +190,35 @@ def _refuse_files_of_others(folder: Path) -> None:
         refuse_foreign(folder, "a model of this package", lambda name: False, field="save_directory:")
 
 
-def write_config(config: ModelConfig, path: Path) -> None:
-    """Write a model's configuration as JSON."""
-    content = {"format_version": FORMAT_VERSION, **ModelConfig.model_validate(config).plain()}
-    write_json(path, content)
+def write_config(config: ModelConfig, path: Path, precision: str) -> None:
+    """Write a model's configuration as JSON, with the precision that it was trained in."""
+    settings = ModelConfig.model_validate(config).plain()
+    write_json(path, {"format_version": FORMAT_VERSION, "precision": precision, **settings})
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Read the configuration of a model folder; ValueError names the file and the fault."""
+    return _read_stored(folder)[0]
+
+
+def _read_stored(folder: Path) -> tuple[ModelConfig, str]:
+    """The configuration of a model folder, and the precision that the model was trained in.
+
+    Folders of earlier versions do not have the latter: fp32.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: no {CONFIG} in it; give a run or a model folder written by save_pretrained")
     content = read_json(path, "not a model configuration; was it edited?")
-    version = content.pop("format_version", None)
+    version, precision = content.pop("format_version", None), content.pop("precision", "fp32")
     if type(version) is not int:
         raise ValueError(f"{path}: not a model configuration (JSON with a format_version); was it edited?")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version {version}, this package reads {FORMAT_VERSION}; update unilatent")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"{path}: precision: {precision!r:.40} is unknown; use fp32 or bf16")
     try:
-        return ModelConfig.parse(content)
+        return ModelConfig.parse(content), precision
     except ConfigError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -300,11 +312,13 @@ def read_model(folder: Path, kind: type[M], device: str | torch.device = "cpu", 
 
     dtype: of the weights; None: float32. ValueError if it is not a `kind`.
     """
-    config, source, averages = read_config(folder), folder / WEIGHTS, folder / EMA
+    (config, precision), source, averages = _read_stored(folder), folder / WEIGHTS, folder / EMA
     weights = read_weights(source, device)
     if averages.is_file():
         weights, source = weights | read_weights(averages, device), folder
-    return assemble(config, kind, weights, source, device).to(dtype=dtype)
+    model = assemble(config, kind, weights, source, device).to(dtype=dtype)
+    model.precision = precision
+    return model
 
 
 def assemble(

@@ -6,7 +6,7 @@ import difflib
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .conditions.base import NEGATIVE
 from .config import ConfigError
+from .devices import autocast, resolve_precision
 from .maths import times
 from .maths.guidance import Denoise, classifier_free
-from .maths.solvers import find_solver
+from .maths.solvers import ending_clean, find_solver
 from .maths.streams import Streams
 from .methods.base import LatentModel
 from .model_config import SamplingConfig
@@ -45,11 +46,13 @@ class SampleBatch:
 
 
 def sample(
-    model: LatentModel, num: int = 16, *, seed: int = 0, batch_size: int = 64,
+    model: LatentModel, num: int = 16, *, seed: int = 0, batch_size: int = 64, precision: str = "auto",
     progress: Callable[[int], None] | None = None, **settings: Any,
 ) -> Any:  # fmt: skip
     """Return `num` new samples in the modality's format (images: (num, C, H, W) in [0, 1]), on the CPU.
 
+    precision: "fp32", "bf16" (autocast inside the networks), or "auto": what the model was trained in, or fp32 where
+        the hardware does not multiply bf16; autocast that is on already stays on.
     progress: called after each batch with its number of samples.
     settings:
         condition values by keyword (`labels=[3]`), at most `num`, fewer are cycled; default: spread evenly over all;
@@ -62,7 +65,7 @@ def sample(
     ValueError names a keyword that is none, and the nearest one.
     """
     batches = sample_batches(
-        model, num, seed=seed, batch_size=batch_size, progress=progress, all_used=True, **settings
+        model, num, seed=seed, batch_size=batch_size, precision=precision, progress=progress, all_used=True, **settings
     )  # fmt: skip
     parts = list(batches)
     return model.modality.join([part.data for part in parts])
@@ -71,7 +74,7 @@ def sample(
 @torch.no_grad()
 def sample_batches(
     model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0, stop: int | None = None,
-    progress: Callable[[int], None] | None = None, all_used: bool = False, **settings: Any,
+    precision: str = "auto", progress: Callable[[int], None] | None = None, all_used: bool = False, **settings: Any,
 ) -> Iterator[SampleBatch]:  # fmt: skip
     """Yield samples as `sample` does, in batches from sample `start` up to `stop` (None: `num`).
 
@@ -91,15 +94,25 @@ def sample_batches(
         rows = slice(first, min(first + batch_size, stop))
         values = move(take(all_values, rows), model.device)
         layout_values = move(take(all_layout_values, rows), model.device)
-        streams = Streams(("sample", seed, i) for i in range(rows.start, rows.stop))
+        streams = Streams(("sample", seed), range(rows.start, rows.stop), model.device)
         layout = model.modality.sample_layout(streams, {**values, **layout_values}).to(model.device)
-        latents, evaluations = sample_latents(model, values, layout, streams, sampling)
-        with decoder_rows(model) as decoded:
+        with computing(model, precision), decoder_rows(model) as decoded:
+            latents, evaluations = sample_latents(model, values, layout, streams, sampling)
             data = move(model.decode(latents, layout, seed=seed, start=first, settings=sampling), "cpu")
         evaluations += decoded["rows"] / len(latents)
         yield SampleBatch(first, data, move(values, "cpu"), latents.cpu(), evaluations)
         if progress:
             progress(len(latents))
+
+
+def computing(model: LatentModel, precision: str) -> AbstractContextManager[object]:
+    """Return the context that a model computes in; precision as for `sample`.
+
+    With "auto", a model whose weights were loaded in another type than float32 computes in that type.
+    """
+    if precision == "auto" and (model.dtype != torch.float32 or torch.is_autocast_enabled(model.device.type)):
+        return nullcontext()
+    return autocast(model.device, resolve_precision(precision, model.device, model.precision))
 
 
 def sample_latents(
@@ -121,7 +134,9 @@ def sample_latents(
     def noise() -> Tensor:
         return model.latent_noise(streams, latent_layout.num_tokens).to(model.device)
 
-    latents = find_solver(settings.solver)(denoise, noise(), grid, model.path, noise)
+    solver = find_solver(settings.solver)
+    solver = ending_clean(solver) if settings.denoise_to_zero else solver
+    latents = solver(denoise, noise(), grid, model.path, noise)
     return latent_layout.blank(latents), evaluated["rows"] / n
 
 
@@ -171,11 +186,11 @@ def decoder_rows(model: LatentModel) -> Iterator[Counter[str]]:
 @torch.no_grad()
 def reconstruct(
     model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, start: int = 0,
-    decoder_solver: str | None = None, decoder_steps: int | None = None,
+    precision: str = "auto", decoder_solver: str | None = None, decoder_steps: int | None = None,
 ) -> Any:  # fmt: skip
     """Encode and decode data with its own layout; float32 on the CPU, whatever type the model has.
 
-    start: index of the first sample, which its noise depends on.
+    start: index of the first sample, which its noise depends on. precision: as for `sample`.
     decoder_solver, decoder_steps: of a diffusion decoder; None takes the model's own.
     """
     _check_weights(model)
@@ -184,28 +199,36 @@ def reconstruct(
     parts = []
     for first in range(0, count(data), checked_int("batch_size", batch_size, 1)):
         batch = take(data, slice(first, first + batch_size))
-        latents = model.encode(batch, seed=seed, start=start + first)
-        layout = model.modality.pack(batch).layout
-        decoded = model.decode(latents, layout, seed=seed, start=start + first, settings=settings)
+        with computing(model, precision):
+            latents = model.encode(batch, seed=seed, start=start + first)
+            layout = model.modality.pack(batch).layout
+            decoded = model.decode(latents, layout, seed=seed, start=start + first, settings=settings)
         parts.append(move(decoded, "cpu"))
     return model.modality.join(parts)
 
 
-def encode(model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64) -> Tensor:
-    """Encode data to latents (B, K, D) in batches; float32 on the CPU, whatever type the model has."""
+def encode(
+    model: LatentModel, data: Any, *, seed: int = 0, batch_size: int = 64, precision: str = "auto"
+) -> Tensor:  # fmt: skip
+    """Encode data to latents (B, K, D) in batches; float32 on the CPU, whatever type the model has.
+
+    precision: as for `sample`.
+    """
     _check_weights(model)
     data, seed = model.modality.check(data), checked_int("seed", seed, 0)
     starts = range(0, count(data), checked_int("batch_size", batch_size, 1))
-    return torch.cat([model.encode(take(data, slice(i, i + batch_size)), seed=seed, start=i).cpu() for i in starts])
+    with computing(model, precision):
+        parts = [model.encode(take(data, slice(i, i + batch_size)), seed=seed, start=i).cpu() for i in starts]
+    return torch.cat(parts)
 
 
 def decode(
-    model: LatentModel, latents: Tensor, *, seed: int = 0, batch_size: int = 64, decoder_solver: str | None = None,
-    decoder_steps: int | None = None,
+    model: LatentModel, latents: Tensor, *, seed: int = 0, batch_size: int = 64, precision: str = "auto",
+    decoder_solver: str | None = None, decoder_steps: int | None = None,
 ) -> Any:  # fmt: skip
     """Decode latents (B, K, D) to data in batches; float32 on the CPU, whatever type the model has.
 
-    Decoder settings as in `reconstruct`.
+    precision and decoder settings as in `reconstruct`.
     """
     _check_weights(model)
     settings = _decoder_settings(model, decoder_solver, decoder_steps)
@@ -213,8 +236,11 @@ def decode(
     if not isinstance(latents, Tensor) or not latents.ndim or not len(latents):
         return model.decode(latents, seed=seed)  # raises the error that names the fault
     starts = range(0, len(latents), size)
-    parts = (model.decode(latents[i : i + size], seed=seed, start=i, settings=settings) for i in starts)
-    return model.modality.join([move(part, "cpu") for part in parts])
+    with computing(model, precision):
+        parts = [
+            move(model.decode(latents[i : i + size], seed=seed, start=i, settings=settings), "cpu") for i in starts
+        ]
+    return model.modality.join(parts)
 
 
 OTHER_NAMES = {

@@ -32,6 +32,11 @@ class Layout:
     def num_tokens(self) -> int:
         return self.positions.shape[1]
 
+    @property
+    def real_tokens(self) -> int | Tensor:
+        """How many tokens of each sample are real: (B,) int64; without padding N."""
+        return self.num_tokens if self.mask is None else self.mask.sum(1)
+
     def blank(self, values: Tensor) -> Tensor:
         """Return values (B, N, C) with zeros at padding."""
         return values if self.mask is None else torch.where(self.mask[..., None], values, 0.0)

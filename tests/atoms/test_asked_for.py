@@ -82,7 +82,7 @@ def test_a_column_becomes_a_condition(tmp_path: Path) -> None:
     batch = collate([splits.train[i] for i in range(len(splits.train))], model.modality)
     assert batch.values["properties"].dtype == torch.float32
     assert int(batch.values["properties"].isnan().sum()) == len(splits.train) - len(known)
-    parts = list(model.loss(batch, Streams(("test", i) for i in range(len(splits.train)))))
+    parts = list(model.loss(batch, Streams(("test",), range(len(splits.train)))))
     sum(part.value for part in parts).backward()
     grads = [p.grad for p in model.conditions.parameters() if p.grad is not None]
     assert grads and all(grad.isfinite().all() for grad in grads)
@@ -165,7 +165,7 @@ def test_each_kind_has_its_own_max_atoms_and_both_share_a_property() -> None:
     parts = ({"name": "molecule", "max_atoms": 6}, {"name": "crystal", "max_atoms": 4})
     joint = Joint(JointConfig.parse({"max_atoms": 6, "parts": parts}))
     labels = torch.tensor([0, 1])
-    streams = Streams(("test", i) for i in range(2))
+    streams = Streams(("test",), range(2))
     sizes = joint.parse_layout(2, {"num_atoms": "6,4"})
     assert joint.sample_layout(streams, {"labels": labels, **sizes}).mask[:, 1:].sum(1).tolist() == [6, 4]
     with pytest.raises(ValueError, match="num_atoms: 6 is out of range for a crystal; this model makes 1 to 4"):

@@ -37,7 +37,7 @@ def fitted() -> Joint:
 
 
 def keys(n: int) -> Streams:
-    return Streams(("test", i) for i in range(n))
+    return Streams(("test",), range(n))
 
 
 def test_elements_and_sizes_are_found_and_both_kinds_alternate() -> None:

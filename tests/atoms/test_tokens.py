@@ -21,7 +21,7 @@ kinds = pytest.mark.parametrize("kind", ["free", "bound", "both"])
 
 
 def keys(n: int, start: int = 0) -> Streams:
-    return Streams(("test", i) for i in range(start, start + n))
+    return Streams(("test",), range(start, start + n))
 
 
 def loss(modality, prediction: Tokens, data) -> dict[str, float]:

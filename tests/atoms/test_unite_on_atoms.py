@@ -45,7 +45,7 @@ def batch_of(kind: str, n: int = 5) -> Batch:
 
 
 def streams(n: int) -> Streams:
-    return Streams(("test", i) for i in range(n))
+    return Streams(("test",), range(n))
 
 
 def shortened(model: UNITE, batch: Batch, atoms: int) -> Batch:

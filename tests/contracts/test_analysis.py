@@ -50,7 +50,7 @@ def test_all_bits_are_the_same_nats():
 def test_the_rate_is_the_training_s_own_monitor():
     """Same samples, same streams, one draw: what `loss` logs."""
     model, data = rated(), batch_of("image", N)
-    logged = next(iter(model.loss(data, Streams(("costs", 0, i) for i in range(N))))).monitors
+    logged = next(iter(model.loss(data, Streams(("costs", 0), range(N))))).monitors
     found = report(model, size=N, draws=1)
     for name, value in logged.items():
         assert found.bits[name].mean == pytest.approx(value.item(), rel=1e-5)
@@ -176,7 +176,7 @@ def test_methods_without_a_rate_are_analysed_without_it():
 def test_latent_statistics_are_those_of_the_clean_latents():
     model, data = rated(), batch_of("image", N)
     found = analyze(model, data, draws=1, batch_size=20).latents
-    z = model.encode_clean(data.data, Streams(("latents", 0, i) for i in range(N)))
+    z = model.encode_clean(data.data, Streams(("latents", 0), range(N)))
     spread = Spread(16, 4)
     spread.add(z)
     numbers = spread.numbers()

@@ -19,7 +19,7 @@ B = 6
 
 
 def keys(n: int, start: int = 0) -> Streams:
-    return Streams(("test", i) for i in range(start, start + n))
+    return Streams(("test",), range(start, start + n))
 
 
 def noise(like: torch.Tensor, seed: int = 0) -> torch.Tensor:

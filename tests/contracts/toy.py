@@ -41,8 +41,9 @@ def train(model: LatentModel, data: Batch, steps: int, rate: float = 5e-3, size:
     count = len(tensors(data.data)[0])
     for step in range(steps):
         which = torch.randint(count, (size,), generator=generator("toy", step))
-        for part in model.loss(pick(data, which), Streams(("toy", step, i) for i in range(size))):
-            part.value.backward(retain_graph=part.retain)
+        for part in model.loss(pick(data, which), Streams(("toy", step), range(size))):
+            part.value.backward()
+            part.close()
         clip_gradients(model, 3.0)
         cooling = max(0.0, step / steps - 0.6) / 0.4
         optimizers.set_factor(min(1, (step + 1) / 30) * (0.525 + 0.475 * math.cos(math.pi * cooling)))
@@ -50,7 +51,8 @@ def train(model: LatentModel, data: Batch, steps: int, rate: float = 5e-3, size:
         optimizers.zero_grad()
         ema.update(model)
     for name, p in model.named_parameters():
-        p.data.copy_(ema.weights[name])
+        if p.requires_grad:
+            p.data.copy_(ema.weights[name])
     model.eval()
 
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from unilatent.evaluation.protocol import Protocol
 from unilatent.evaluation.reference import splits_of
 from unilatent.evaluation.report import write_report
 from unilatent.evaluation.search import Search, SettingValue, grid
-from unilatent.evaluation.table import ARROWS, format_number, table
+from unilatent.evaluation.table import ARROWS, HEADLINES, format_number, table
 from unilatent.modalities.base import Row
 from unilatent.runs.curves import Panel
 
@@ -192,7 +193,7 @@ def test_no_number_without_its_caution(made: Made, reader: Reader):
         assert len(lines) == 1 and shown in lines[0] and measured.key in lines[0]
         for caution in cautions:
             assert caution in rows[0] and caution in lines[0] and caution in terminal
-    assert sum(bool(measured.protocol.cautions()) for measured in made.evaluation.numbers) == terminal.count("n = 70, ")
+    assert any(f"[{i}] " in terminal for i in (1, 2)), "each row says which lines below it belong to it"
     assert any(measured.protocol.cautions() for measured in made.evaluation.numbers)
 
 
@@ -321,9 +322,21 @@ def test_the_table_fits_a_terminal_and_takes_names_as_they_are(made: Made):
         console.print(table(made.evaluation.numbers, HOSTILE[2]))
         text = console.file.getvalue()
         assert HOSTILE[2] in text and max(map(len, text.splitlines())) <= width
-        for measured in made.evaluation.numbers:
+        for measured in made.evaluation.numbers[:HEADLINES]:
             assert format_number(measured.row.value) in text and ARROWS[measured.row.better] in text
-        assert "[1] reconstruction: n = 20 against 20" in text and "[2] generation: n = 70" in text
+        assert "[1] reconstruction: n = 20 against 20" in text and "generation: n = 70" in text
+        words = " ".join(text.split())
+        assert words.count("fp32") == words.count("seed ") == 1, "what all share is there once"
+
+
+def test_the_table_has_a_dozen_rows_and_counts_the_others(made: Made):
+    few = made.evaluation.numbers[0]
+    many = [replace(few, row=replace(few.row, name=f"number {i}", headline=i != 3)) for i in range(20)]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(many, "run"))
+    text = console.file.getvalue()
+    shown = [i for i in range(20) if f"number {i} " in text]
+    assert shown == [i for i in range(HEADLINES + 1) if i != 3] and "8 more numbers are in the JSON file" in text
 
 
 def test_long_curves_keep_their_peaks():

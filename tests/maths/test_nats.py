@@ -92,7 +92,7 @@ def test_a_gaussian_costs_half_log_one_plus_e_to_the_five(path: LogSNRPath):
     independent ones. With data and noise of exactly unit moments only the times' error is left: below 5e-4.
     """
     n, d = 2**15, 32
-    t = stratified(range(n), 1234567 << 40).double()
+    t = stratified(torch.arange(n), 1234567 << 40).double()
     want = 0.5 * math.log1p(math.exp(5))
     assert want == pytest.approx(2.50336, abs=1e-5)
     unit = torch.ones(n, 1, 2, dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64).expand(n, 1, 2)
@@ -147,6 +147,15 @@ def test_rates_say_what_they_divide_by():
     got = rates(torch.tensor(math.log(2) * 96.0), pixel=16, subpixel=48, latent_dimension=32)
     assert got.keys() == {"bits_per_pixel", "bits_per_subpixel", "bits_per_latent_dimension"}
     assert [round(float(v), 5) for v in got.values()] == [6.0, 2.0, 3.0]
+
+
+def test_a_rate_of_samples_that_differ_in_size_is_that_of_all_together():
+    """60 bits in 20 atoms, whichever sample has them; not the mean of 2 and 4 bits per atom."""
+    nats = math.log(2) * torch.tensor([20.0, 40.0])
+    assert rates(nats, atom=torch.tensor([10, 10]))["bits_per_atom"].item() == pytest.approx(3.0)
+    assert rates(nats, atom=torch.tensor([5, 10]))["bits_per_atom"].item() == pytest.approx(4.0)
+    assert rates(nats, atom=torch.tensor([2, 18]))["bits_per_atom"].item() == pytest.approx(3.0)
+    assert rates(nats, pixel=10)["bits_per_pixel"].item() == pytest.approx(3.0)
 
 
 def test_histogram_entropy_of_known_laws():

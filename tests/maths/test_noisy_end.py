@@ -106,14 +106,14 @@ def test_ancestral_variance_converges_to_that_of_the_noisy_data(path: NoisePath,
 
 
 def test_ancestral_samples_come_from_their_own_streams():
-    path, keys = PATHS[0], [("sample", 0, i) for i in range(5)]
+    path = PATHS[0]
 
-    def made(keys: list) -> torch.Tensor:
-        streams = Streams(keys)
+    def made(rows: range) -> torch.Tensor:
+        streams = Streams(("sample", 0), rows)
         return ancestral(
             lambda z, t: torch.tanh(z), streams.normal(3, 2), times.grid(7), path, lambda: streams.normal(3, 2)
         )
 
-    whole = made(keys)
-    assert torch.equal(made(keys[3:]), whole[3:]) and torch.equal(made(keys), whole)
+    whole = made(range(5))
+    assert torch.equal(made(range(3, 5)), whole[3:]) and torch.equal(made(range(5)), whole)
     assert whole.dtype == torch.float32 and len(whole.unique(dim=0)) == 5

@@ -9,7 +9,7 @@ import torch
 
 from unilatent.maths import times
 from unilatent.maths.paths import LinearPath, LogSNRPath, NoisePath
-from unilatent.maths.solvers import SOLVERS, ddim, dopri5, euler, find_solver, heun
+from unilatent.maths.solvers import SOLVERS, ddim, dopri5, ending_clean, euler, find_solver, heun
 
 MEAN, STD = 0.7, 0.6
 PATHS = [LinearPath(), LogSNRPath(8.0, -8.0), LogSNRPath(6.0, -6.0, "linear")]
@@ -132,3 +132,52 @@ def test_find_solver():
     assert find_solver("heun") is heun
     with pytest.raises(ValueError, match=r"unknown; use one of .*heun"):
         find_solver("rk45")
+
+
+CLAMPED = LinearPath(min_time=0.05)
+LEFT = {"euler": 0.0144, "heun": 0.06 * 0.7 * 0.68 * 0.6, "dopri5": 0.05 / math.e}
+"""Shares of noise - x that a clamped velocity leaves after 50 steps; dopri5 meets the exact 0.05 / e to its tolerance.
+If both have unit variance, Heun leaves 2.4 % (0.0171 times the square root of 2)."""
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_a_clean_end_returns_a_point_mass_exactly(name: str, steps: int):
+    """With a perfect denoiser of a single point. Otherwise, up to 1.8 % of the way is left."""
+    x = torch.full_like(NOISE, 1.3)
+    arguments = (lambda z, t: x, NOISE, times.grid(steps), CLAMPED, lambda: NOISE)
+    assert torch.equal(ending_clean(SOLVERS[name])(*arguments), x)
+    if steps == 50:
+        left = (SOLVERS[name](*arguments) - x) / (NOISE - x)
+        want = torch.full_like(left, LEFT.get(name, 0.0))
+        torch.testing.assert_close(left, want, rtol=0, atol=2e-3 if name == "dopri5" else 1e-12)
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+def test_a_clean_end_keeps_the_order_of_convergence(name: str, order: int):
+    """Where nothing is clamped, these solvers end at the clean estimate anyway; a clamped one comes nearer."""
+    path, clean = LinearPath(), ending_clean(SOLVERS[name])
+    assert order - 0.3 < slope(clean, path, 1.0, 0.0) < order + 0.45
+    for steps in (1, 10, 50, 200):
+        grid = times.grid(steps)
+        assert error(clean, path, grid) == pytest.approx(error(SOLVERS[name], path, grid), rel=1e-9, abs=1e-12)
+        assert error(clean, CLAMPED, grid) <= error(SOLVERS[name], CLAMPED, grid) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("euler", 10), ("ddim", 10), ("dpmpp_2m", 10), ("ancestral", 10), ("heun", 19)]
+)
+def test_a_clean_end_evaluates_as_often(name: str, count: int):
+    seen: list[float] = []
+
+    def denoise(z: torch.Tensor, t: float) -> torch.Tensor:
+        seen.append(t)
+        return z * 0
+
+    ending_clean(SOLVERS[name])(denoise, NOISE, times.grid(10), CLAMPED, lambda: NOISE)
+    assert len(seen) == count and seen[-1] == pytest.approx(0.1)
+
+
+def test_a_clean_end_needs_a_path_that_is_clean():
+    with pytest.raises(ValueError, match=r"^denoise_to_zero: true, but this model's latents keep noise at t = 0"):
+        ending_clean(heun)(lambda z, t: z, NOISE, times.grid(4), LogSNRPath(5.0, -10.0))

@@ -57,32 +57,32 @@ def discrepancy(t: torch.Tensor) -> float:
 @pytest.mark.parametrize("size", [16, 64, 100, 1024])
 def test_stratified_times_cover_the_interval_evenly_wherever_a_batch_starts(draw: int, size: int):
     for start in (0, 17, 123_456_789, 10**12):
-        t = times.stratified(range(start, start + size), shift=2**63 + 12345, draw=draw)
+        t = times.stratified(torch.arange(start, start + size), shift=2**63 + 12345, draw=draw)
         assert t.min() >= 0 and t.max() < 1 and t.dtype == torch.float32
         assert discrepancy(t) < 3.5 / size, "chance gives about 0.87 / sqrt(size)"
 
 
 def test_stratified_times_of_one_process_among_several_are_even_too():
     for world in (2, 3, 8):
-        assert discrepancy(times.stratified(range(1, 1 + 64 * world, world), shift=99)) < 0.1
+        assert discrepancy(times.stratified(torch.arange(1, 1 + 64 * world, world), shift=99)) < 0.1
 
 
 def test_stratified_times_are_a_function_of_the_position_alone():
-    whole = times.stratified(range(20), shift=7)
-    assert torch.equal(times.stratified([13, 2], shift=7), whole[[13, 2]])
+    whole = times.stratified(torch.arange(20), shift=7)
+    assert torch.equal(times.stratified(torch.tensor([13, 2]), shift=7), whole[[13, 2]])
     golden = torch.tensor([(7 / 2**64 + i * (5**0.5 - 1) / 2) % 1 for i in range(20)], dtype=torch.float64)
     torch.testing.assert_close(whole.double(), golden, rtol=0, atol=1e-7)
 
 
 def test_stratified_times_are_uniform_when_the_shift_is():
     shifts = torch.randint(2**62, (4000,), generator=torch.Generator().manual_seed(2)).tolist()
-    first = torch.cat([times.stratified([5], 4 * shift) for shift in shifts])
+    first = torch.cat([times.stratified(torch.tensor([5]), 4 * shift) for shift in shifts])
     assert (torch.histc(first, bins=8, min=0, max=1) - 500).abs().max() < 5 * 500**0.5
 
 
 def test_two_stratified_draws_fill_the_square():
     """If their difference were constant, most of 16 x 16 cells would stay empty."""
-    a, b = (times.stratified(range(2560), 5 + draw, draw) for draw in (0, 1))
+    a, b = (times.stratified(torch.arange(2560), 5 + draw, draw) for draw in (0, 1))
     cells = torch.bincount((16 * a).long() * 16 + (16 * b).long(), minlength=256)
     assert cells.min() > 0 and cells.max() < 30
 

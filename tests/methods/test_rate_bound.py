@@ -96,7 +96,7 @@ def make(**fields: Any) -> UnifiedLatents:
 
 def batch(model: UnifiedLatents, z: Tensor) -> Batch:
     """Data that encode to z."""
-    layout = model.modality.sample_layout(Streams([("layout", 0)]))
+    layout = model.modality.sample_layout(Streams(("layout",), [0]))
     return Batch(model.modality.unpack(Tokens(model._natural(z), layout)), {})
 
 
@@ -105,7 +105,7 @@ def rate(model: UnifiedLatents, n: int = 16_384, size: int = 2048) -> Measured:
     bits = []
     with torch.no_grad():
         for start in range(0, n, size):
-            streams = Streams(("measure", i) for i in range(start, start + size))
+            streams = Streams(("measure",), range(start, start + size))
             part = next(iter(model.loss(batch(model, draw(size, "measure", start)), streams)))
             bits.append(part.monitors["bits_per_latent_dimension"].double())
     nats = torch.stack(bits) * TOKENS * CHANNELS * math.log(2)
@@ -118,7 +118,7 @@ def train(model: UnifiedLatents, steps: int, size: int) -> None:
     optimizers = Optimizers(model.prior, OptimizerConfig(learning_rate=1e-2))  # type: ignore[arg-type]
     ema_weights = [p.detach().clone() for p in weights]
     for step in range(steps):
-        streams = Streams(("train", 0, i) for i in range(step * size, (step + 1) * size))
+        streams = Streams(("train", 0), range(step * size, (step + 1) * size))
         next(iter(model.loss(batch(model, draw(size, step)), streams))).value.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizers.set_factor(min(1, (step + 1) / 30) * (1 + math.cos(math.pi * step / steps)) / 2)
@@ -155,9 +155,9 @@ def test_a_discounted_rate_is_no_bound(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_untrained_prior_has_a_higher_rate():
     truth, model = information(), make()
-    before = rate(model)
+    before = rate(model, 65_536)
     train(model, 60, size=64)
-    after = rate(model)
+    after = rate(model, 65_536)
     assert is_bound(before, truth) and is_bound(after, truth)
     assert truth.mean < after.mean < before.mean - 4 * before.error
 

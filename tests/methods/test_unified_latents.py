@@ -23,7 +23,9 @@ from unilatent.methods.unite import UNITE, UNITEConfig
 from unilatent.modalities.image import ImageConfig
 from unilatent.model_config import ModelConfig, SamplingConfig
 from unilatent.nets.backbones import ViTConfig
+from unilatent.processes import Processes
 from unilatent.sampling import sample_latents
+from unilatent.training.measuring import Measurement
 from unilatent.types import Batch, Tokens
 
 B = 4
@@ -70,7 +72,7 @@ def batch(n: int = B) -> Batch:
 
 
 def streams(n: int = B, kind: str = "train") -> Streams:
-    return Streams((kind, 0, i) for i in range(n))
+    return Streams((kind, 0), range(n))
 
 
 def parts_of(model: LatentModel, n: int = B) -> dict[str, LossPart]:
@@ -83,6 +85,8 @@ def nonzero_gradients(model: LatentModel, only: str) -> dict[str, torch.Tensor]:
     for part in model.loss(batch(), streams()):
         if part.title == only:
             part.value.backward()
+            if part.junction is not None:
+                part.junction.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
@@ -119,7 +123,7 @@ def test_encode_adds_exactly_the_fixed_noise_to_the_clean_latents(model: Callabl
     network, data = model(), images(256)
     clean, noisy = network.encode_clean(data, streams(256)), network.encode(data, seed=3)
     eps = (noisy - ALPHA * clean) / SIGMA
-    want = Streams(("encode", 3, i) for i in range(256)).normal(network.max_latents, network.latent_channels)
+    want = Streams(("encode", 3), range(256)).normal(network.max_latents, network.latent_channels)
     torch.testing.assert_close(eps, want, rtol=0, atol=1e-4)
     error = 1 / math.sqrt(2 * eps.numel())  # of a standard deviation
     assert abs(eps.std().item() - 1) < 4 * error
@@ -495,3 +499,56 @@ def test_parameter_counts_at_the_paper_s_sizes():
         "encoder": 30.6, "decoder": 197.7, "prior": 154.9, "base": 363.7,
     }  # fmt: skip
     assert model.num_trainable == sum(p.numel() for p in model.base.parameters())
+
+
+# ---- one backward pass through the encoder ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, {"learned_variance": True}, {"prior_gradient": False}, {"prior": "normal"}])
+def test_the_encoder_is_differentiated_once_and_gets_the_gradient_of_the_whole_loss(fields: dict[str, Any]):
+    model = make(**fields)
+    parameters = list(model.parameters())
+    tokens = model._tokens(images())
+    draws = model.draw(streams(), tokens)
+    # The whole loss in one graph: Algorithm 1.
+    z, log_std, layout = model._encoded(tokens)
+    z = model._sampled(z, log_std, draws.encoder_noise)
+    values = model.modality.max_tokens * model.modality.channels
+    rate = model.rate_nats(z, batch(), layout, draws)
+    rate = rate if log_std is None else rate + model.variance_nats(log_std, layout)
+    whole = rate.mean() + model.method.loss_factor * model.decoder_nats(z, tokens, draws).mean()
+    if not model.method.prior_gradient:
+        whole = whole + model.method.kl_weight * model._normal_nats(z, layout).mean()
+    want = torch.autograd.grad(whole / values, parameters, allow_unused=True)
+
+    passes = []
+    model.encoder.register_full_backward_hook(lambda *_: passes.append(1))
+    for part in model.loss(batch(), streams()):
+        part.value.backward()
+        part.close()
+    assert len(passes) == 1
+    for parameter, gradient in zip(parameters, want, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        if gradient is not None:
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_norms_of_parts_include_what_lies_before_the_junction():
+    """Measured beside each part differentiated alone; measuring changes no bit of the gradients."""
+    alone = {}
+    for only in ("prior", "decoder"):
+        alone[only] = torch.cat([g.flatten() for g in nonzero_gradients(make(), only).values()]).norm()
+    gradients = []
+    for wanted in (True, False):
+        model = make()
+        measurement = Measurement(model, wanted)
+        for part in model.loss(batch(), streams()):
+            with measurement.of(part):
+                part.value.backward()
+            part.close()
+        gradients.append([p.grad for p in model.parameters()])
+        norms = measurement.numbers(Processes("cpu"))
+        if wanted:
+            for name, norm in alone.items():
+                torch.testing.assert_close(norms[f"grad_norm/{name}"], norm, rtol=1e-4, atol=0)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(*gradients, strict=True))

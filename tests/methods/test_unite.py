@@ -49,7 +49,7 @@ def batch_for(model: UNITE, n: int = B) -> Batch:
 
 
 def streams(n: int = B) -> Streams:
-    return Streams(("train", 0, i) for i in range(n))
+    return Streams(("train", 0), range(n))
 
 
 def gradients(model: UNITE, only: str | None = None) -> dict[str, torch.Tensor]:
@@ -180,7 +180,7 @@ def test_registers_lie_in_the_last_hundredth_of_time():
 
 def test_draws_depend_on_their_sample_alone_and_differ_in_kind():
     model = make()
-    whole, alone = model.draw(streams(5), 4), model.draw(Streams([("train", 0, 3)]), 4)
+    whole, alone = model.draw(streams(5), 4), model.draw(Streams(("train", 0), [3]), 4)
     assert all(torch.equal(a[3:4], b) for a, b in zip(whole, alone, strict=True))
     assert not torch.equal(whole.registers, whole.noise) and not torch.equal(whole.noise, whole.flow_noise[:, 0])
     assert not torch.equal(whole.noisy, whole.noise_time) and not torch.equal(whole.noisy, whole.register_time)

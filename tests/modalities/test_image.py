@@ -56,7 +56,7 @@ def test_order_of_patches_and_of_values_in_a_patch():
 
 def test_a_new_sample_has_the_layout_of_pack():
     image = make(size=[4, 6])
-    drawn = image.sample_layout(Streams([("a",), ("b",)]))
+    drawn = image.sample_layout(Streams(("a",), range(2)))
     assert torch.equal(drawn.positions, image.pack(images(1, 3, 4, 6)).layout.positions)
     assert drawn.positions.dtype == torch.float32 and drawn.mask is None
 
@@ -154,7 +154,7 @@ class FakeLPIPS(nn.Module):
 
 def test_perceptual_term_in_float32_on_images_in_minus_one_to_one(monkeypatch):
     loaded = []
-    monkeypatch.setattr(losses, "lpips", lambda file, device: loaded.append((file, device.type)) or FakeLPIPS())
+    monkeypatch.setattr(losses, "lpips", lambda file, device, dtype: loaded.append((file, device.type)) or FakeLPIPS())
     image = make(size=32, l1_weight=0, perceptual_weight=0.5, perceptual_weights="vgg.pth")
     data = images(2, 3, 32, 32)
     values = (image.pack(data).values + 0.1).requires_grad_()
@@ -182,19 +182,19 @@ def test_no_network_is_loaded_without_a_perceptual_weight(monkeypatch):
 
 
 def test_each_image_is_flipped_by_its_own_stream():
-    image, keys = make(), [("augment", 0, i) for i in range(32)]
+    image = make()
     data = images(32)
-    mirror = Streams(keys).uniform() < 0.5
-    out = image.augment(data, Streams(keys))
+    mirror = Streams(("augment", 0), range(32)).uniform() < 0.5
+    out = image.augment(data, Streams(("augment", 0), range(32)))
     assert 0 < mirror.sum() < 32
     assert torch.equal(out[mirror], data[mirror].flip(-1)) and torch.equal(out[~mirror], data[~mirror])
-    alone = image.augment(data[5:6], Streams(keys[5:6]))  # independent of the batch
+    alone = image.augment(data[5:6], Streams(("augment", 0), [5]))  # independent of the batch
     assert torch.equal(alone[0], out[5])
 
 
 def test_flipping_can_be_disabled():
     data = images(8)
-    assert make(flip=False).augment(data, Streams([("a", i) for i in range(8)])) is data
+    assert make(flip=False).augment(data, Streams(("a",), range(8))) is data
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 import unilatent
 from unilatent.nets import branches
-from unilatent.nets.attention import attend
+from unilatent.nets.attention import Attention, attend
 from unilatent.nets.byte_encoder import ByteEncoder
 from unilatent.nets.convnet import UViT
-from unilatent.nets.embeddings import rotary, rotate, rotate_complex, rotate_real
-from unilatent.nets.layers import EagerRMSNorm, RMSNorm, fused_rms_norm
+from unilatent.nets.embeddings import halves, rotary, rotate_complex, rotate_halves, rotate_real
+from unilatent.nets.layers import EagerAffine, EagerRMSNorm, EagerSiLUTimes, LayerNorm, RMSNorm, fused_rms_norm
+from unilatent.nets.lpips import FewPassDistance, feature_distance, unit
 from unilatent.nets.transformer import PlainTransformer, Transformer
 from unilatent.types import Conditioning, Layout, encode_texts, grid_layout
 
@@ -104,8 +105,105 @@ def test_rms_norm_is_not_left_to_autocast(monkeypatch: pytest.MonkeyPatch, elsew
 def test_rotate(axes: int):
     """On queries as attention cuts them from a fused projection, with large angles."""
     qkv, rotation = normals(2, 5, 3, 4, 16), rotary(200 * normals(2, 5, axes, seed=1), 16)
-    functions = [lambda qkv, f=f: f(qkv.permute(2, 0, 3, 1, 4)[1], rotation) for f in (rotate_complex, rotate_real)]
-    assert_close(tuple(with_gradients(function, qkv) for function in functions), 1e-6)
+    formulas = (
+        lambda x: rotate_complex(x, rotation), lambda x: rotate_real(x, *rotation),
+        lambda x: rotate_halves(halves(x.unflatten(-1, (-1, 2))), rotation).unflatten(-1, (2, -1)).mT.flatten(-2),
+    )  # fmt: skip
+    first, *others = (with_gradients(lambda qkv, f=f: f(qkv.permute(2, 0, 3, 1, 4)[1]), qkv) for f in formulas)
+    for other in others:
+        assert_close((first, other), 1e-6)
+
+
+def test_rotate_turns_pairs_by_their_position():
+    """A closed form: the first pair turns by one radian per position."""
+    x, positions = normals(1, 1, 7, 8), torch.arange(7.0)
+    for formula in (rotate_complex, lambda x, rotation: rotate_real(x, *rotation)):
+        pairs = formula(x, rotary(positions[None, :, None], 8)).unflatten(-1, (-1, 2))[0, 0, :, 0]  # (7, 2)
+        want = torch.view_as_complex(x.unflatten(-1, (-1, 2)))[0, 0, :, 0] * torch.exp(1j * positions)
+        torch.testing.assert_close(torch.view_as_complex(pairs.contiguous()), want)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_attention_by_halves(axes: int, qk_norm: bool, elsewhere: Callable[[], None]):
+    """Attention weights do not depend on the order of channels; gradients of all weights too are equal."""
+    torch.manual_seed(0)
+    layer, x, rotation = Attention(D, 2, qk_norm, xavier=True), normals(2, 7, D), rotary(normals(2, 7, axes), D // 2)
+    if qk_norm:
+        layer.q_norm.weight.data, layer.k_norm.weight.data = 1 + 0.3 * normals(2, D // 2, seed=1)
+    names, weights = zip(*layer.named_parameters(), strict=True)
+    function = lambda x, *weights: torch.func.functional_call(  # noqa: E731
+        layer, dict(zip(names, weights, strict=True)), (x, rotation, torch.arange(7) < torch.tensor([[7], [4]]))
+    )
+    on_cpu = with_gradients(function, x, *weights)
+    elsewhere()
+    assert_close((on_cpu, with_gradients(function, x, *weights)), 5e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("whole", [False, True])
+def test_affine(whole: bool, dtype: torch.dtype):
+    """Modulation and gated residuals; the hand-written gradient is torch's."""
+    x, factor, offset = (normals(*shape, seed=i).to(dtype) for i, shape in enumerate(
+        [(3, 5, 8), (3, 1, 8), (3, 5, 8) if whole else (3, 1, 8)]
+    ))  # fmt: skip
+    pairs = tuple(
+        with_gradients(f, x, factor, offset) for f in (EagerAffine.apply, lambda x, f, o: torch.addcmul(o, x, f))
+    )
+    assert_close(pairs, 1e-6 if dtype == torch.float32 else 0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_silu_times(dtype: torch.dtype):
+    x = normals(3, 5, 8).to(dtype)
+    formulas = (EagerSiLUTimes.apply, lambda x: F.silu(x[..., :4]) * x[..., 4:])
+    assert_close(tuple(with_gradients(f, x) for f in formulas), 1e-6 if dtype == torch.float32 else 0.01)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_feature_distance(dtype: torch.dtype, tolerance: float, memory_format: torch.memory_format):
+    """Through the ReLU before, with a dead pixel. In bfloat16 the plain formula computes in float32."""
+    a = normals(2, 64, 6, 5)
+    b = a + 0.2 * normals(2, 64, 6, 5, seed=1)
+    a[0, :, 2, 3] = -1
+    weight, inputs = normals(64, seed=2).abs(), [x.to(dtype, memory_format=memory_format) for x in (a, b)]
+
+    def plain(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        return (unit(a) - unit(b)).square().mean(dim=(2, 3)) @ weight
+
+    pairs = tuple(
+        with_gradients(lambda a, b, f=f: f(a.relu(), b.relu(), weight), *inputs) for f in (plain, FewPassDistance.apply)
+    )
+    assert pairs[1][0].dtype == torch.float32 and all(t.isfinite().all() for t in pairs[1])
+    assert_close(pairs, tolerance)
+    assert_close((pairs[0][:1], pairs[1][:1]), 2e-3)
+    of_a = with_gradients(lambda a: FewPassDistance.apply(a.relu(), inputs[1].relu(), weight), inputs[0])
+    assert torch.equal(of_a[1], pairs[1][1])  # without a gradient of b, as in training
+
+
+def test_which_feature_distance_runs(monkeypatch: pytest.MonkeyPatch):
+    """Evaluation is in float32, so it keeps the plain formula."""
+    ran: list[torch.dtype] = []
+    monkeypatch.setattr(FewPassDistance, "apply", lambda a, b, weight: ran.append(a.dtype))
+    (a, b), weight = normals(2, 1, 8, 4, 4), torch.ones(8)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        feature_distance(a.to(dtype), b.to(dtype), weight)
+    assert ran == [torch.bfloat16]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert feature_distance(a.bfloat16(), b.bfloat16(), weight).dtype == torch.float32 and len(ran) == 1
+
+
+def test_layer_norm_keeps_the_type(elsewhere: Callable[[], None]):
+    """CUDA's autocast would convert to float32 and back, in two more passes over memory."""
+    norm = LayerNorm(32)
+    norm.weight.data, norm.bias.data = 1 + 0.3 * normals(32, seed=1), normals(32, seed=2)
+    x = (3 * normals(4, 32)).bfloat16()
+    on_cpu = with_gradients(norm, x, autocast=True)
+    elsewhere()
+    out = with_gradients(norm, x, autocast=True)
+    assert out[0].dtype == torch.bfloat16
+    assert_close((on_cpu, out), 0.02)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -122,21 +220,27 @@ def test_attend_in_bfloat16(autocast: bool, masked: bool, elsewhere: Callable[[]
 def test_which_branch_runs(monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[[], None]):
     """By `on_cpu`, by compilation, and by the type of x for the complex products."""
     ran: list[str] = []
-    for module, name in (("layers", "fused_rms_norm"), ("embeddings", "rotate_complex"), ("embeddings", "rotate_real")):
-        monkeypatch.setattr(f"unilatent.nets.{module}.{name}", lambda x, *args, name=name: ran.append(name) or x)
-    norm, x, rotation = RMSNorm(8), normals(1, 1, 3, 8), rotary(torch.arange(3.0)[None, :, None], 8)
+    for place in (
+        "layers.fused_rms_norm", "embeddings.rotate_complex", "embeddings.rotate_real", "attention.rotate_halves",
+    ):  # fmt: skip
+        name = place.partition(".")[2]
+        monkeypatch.setattr(f"unilatent.nets.{place}", lambda x, *args, name=name: ran.append(name) or x)
+    norm, x, rotation = RMSNorm(8), normals(1, 3, 8), rotary(torch.arange(3.0)[None, :, None], 4)
+    attentions = [Attention(8, 2, qk_norm=False, xavier=True).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
 
     def run() -> list[str]:
         ran.clear()
-        norm(x), rotate(x, rotation), rotate(x.bfloat16(), rotation)
+        norm(x)
+        for attention in attentions:
+            attention(x.to(attention.proj.weight.dtype), rotation)
         return list(ran)
 
-    assert run() == ["rotate_complex", "rotate_real"]
+    assert run() == 2 * ["rotate_complex"] + 2 * ["rotate_halves"]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert run() == ["fused_rms_norm", "rotate_real", "rotate_real"]
+    assert run() == ["fused_rms_norm"] + 4 * ["rotate_real"]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: False)
     elsewhere()
-    assert run() == ["fused_rms_norm", "rotate_real", "rotate_real"]
+    assert run() == ["fused_rms_norm"] + 4 * ["rotate_halves"]
     assert not branches.can_read(x)
 
 

@@ -73,7 +73,7 @@ def test_each_axis_has_its_own_channels():
 
 def test_rotary_shapes_and_a_shared_layout():
     cos, sin = rotary(torch.zeros(1, 7, 2), 16)
-    assert cos.shape == sin.shape == (1, 1, 7, 8)
+    assert cos.shape == sin.shape == (1, 1, 7, 16)
     assert rotate(normals(3, 2, 7, 16).bfloat16(), (cos, sin)).dtype == torch.bfloat16
 
 
@@ -89,8 +89,8 @@ def test_channels_that_axes_do_not_divide_encode_nothing(axes: int, width: int):
             rotary(positions[None], width)
         return
     cos, sin = rotary(positions[None], width)
-    assert cos.shape == sin.shape == (1, 1, 3, width // 2)
-    assert (cos[..., shared // 2 :] == 1).all() and (sin[..., shared // 2 :] == 0).all()
+    assert cos.shape == sin.shape == (1, 1, 3, width)
+    assert (cos[..., shared:] == 1).all() and (sin[..., shared:] == 0).all()
 
 
 def test_sincos_on_one_axis():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from unilatent.nets.layers import (
+    ExactLinear,
     Repeated,
     RMSNorm,
     SwiGLU,
     add_gated,
+    exact_products,
     linear,
     modulate,
     muon_parameters,
@@ -128,3 +131,43 @@ def test_recomputing_runs_forward_twice_only_with_gradients():
     with torch.no_grad():
         block(normals(2, 4))
     assert block.calls == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_exact_linear_is_a_linear_in_float32(dtype: torch.dtype):
+    """Same numbers, gradients and state keys, and of a model in float64 its type."""
+    exact, plain = ExactLinear(6, 5).to(dtype), nn.Linear(6, 5).to(dtype)
+    plain.load_state_dict(exact.state_dict())
+    found = []
+    for layer in (exact, plain):
+        x = normals(3, 6).to(dtype).requires_grad_()
+        layer(x).square().sum().backward()
+        found.append([layer(x), x.grad, layer.weight.grad, layer.bias.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and found[0][0].dtype == dtype
+
+
+def test_an_exact_linear_rounds_nothing():
+    layer, x = ExactLinear(6, 5), 5 + normals(3, 6)
+    want = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = layer(x)
+        made.sum().backward()
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(made, want) and layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+    low = ExactLinear(6, 5).bfloat16()
+    wide = ExactLinear(6, 5)
+    wide.load_state_dict(low.state_dict())
+    assert torch.equal(low(x), wide(x)) and not torch.equal(low(x), low(x.bfloat16()))
+
+
+def test_exact_products_use_no_tf32_on_a_gpu():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with FakeTensorMode():
+            x = torch.empty(2, device="cuda")
+        with exact_products(x):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

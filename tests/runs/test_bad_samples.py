@@ -78,7 +78,7 @@ def odd() -> dict[str, bytes]:
         "palette.png": saved(rgba.quantize(16)),
         "rotated.jpg": saved(PIL.fromarray(noise(5, 8, 12)), "JPEG", exif=exif),
         "moving.gif": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        "narrow.png": saved(PIL.fromarray(noise(6, 200, 2))),
+        "narrow.png": saved(PIL.fromarray(noise(6, 200, 4))),
     }
 
 

@@ -12,6 +12,7 @@ from conftest import QUICK, Command
 from test_cli import images
 
 import unilatent
+from unilatent import devices
 from unilatent.cli import doctor
 from unilatent.version import __version__
 
@@ -33,7 +34,7 @@ def test_doctor_says_what_is_asked_first(cli: Command, monkeypatch: pytest.Monke
     assert re.search(r"^cpu +\S.*: \d+ cores.*, torch uses \d+ threads$", done.out, re.M)
     assert re.search(r"^ +instructions: \S+", done.out, re.M)
     assert re.search(r"^memory +[\d.]+ GiB, [\d.]+ GiB available$", done.out, re.M)
-    assert f"cache       {tmp_path}: 3 MiB in 1 files" in lines
+    assert f"cache       {tmp_path}: 3 MiB in 1 file" in lines
     assert any(line.startswith("hub         offline, by HF_HUB_OFFLINE; token ") for line in lines)
     assert "variable    OMP_NUM_THREADS=3" in lines and "mps" not in done.out
 
@@ -49,11 +50,45 @@ def test_doctor_prints_no_secret(cli: Command, monkeypatch: pytest.MonkeyPatch) 
     assert "variable    HF_ENDPOINT=https://...@host/x" in done.out and "token set" in done.out
 
 
-def test_instruction_sets_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_cpuinfo", lambda: {"flags": "fpu avx2 avx512f amx_bf16 amx_tile", "model name": "A"})
-    assert doctor._instructions() == ["avx2", "avx512f", "amx_bf16"] and doctor._processor() == "A"
-    monkeypatch.setattr(doctor, "_cpuinfo", dict)
+def test_instruction_sets_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(devices, "CPUINFO", cpuinfo)
     assert doctor._instructions() == [] and doctor._processor()
+    first = "model name\t: A\nflags\t\t: fpu avx2 avx512f amx_bf16 amx_tile\n"
+    cpuinfo.write_text(f"{first}\nmodel name\t: B\nflags\t: bf16\n")
+    assert doctor._instructions() == ["avx2", "avx512f", "amx_bf16"] and doctor._processor() == "A"
+
+
+def test_doctor_measures_products_and_says_what_auto_is(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(devices, "CPUINFO", cpuinfo)
+    for flags, emulated, chosen in (("avx512_bf16", "", "bf16"), ("avx2", "(emulated) ", "fp32")):
+        cpuinfo.write_text(f"flags : {flags}\n")
+        found = re.search(
+            r"^ +matrix products, GFLOP/s of one core: fp32 ([\d.e+]+), bf16 (\D*)([\d.e+]+); precision=auto is (\w+)$",
+            cli("doctor").out, re.M,
+        )  # fmt: skip
+        assert found and (found[2], found[4]) == (emulated, chosen)
+        assert all(0.001 < float(found[i]) < 1e5 for i in (1, 3))
+
+
+def test_products_are_measured_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At sizes that a processor with instructions for them manages; only at the smallest where they are emulated."""
+    speed = {"fp32": 1e11, "bf16": 5e8}
+    spent, sizes = dict.fromkeys(speed, 0.0), dict[str, list[int]]()
+
+    def measured(device: str, precisions: tuple[str], size: int, seconds: float) -> dict[str, float]:
+        (name,) = precisions
+        taken = 2 * size**3 / speed[name]
+        spent[name] += max(taken, seconds)
+        sizes.setdefault(name, []).append(size)
+        return {name: taken}
+
+    monkeypatch.setattr(devices, "matmul_seconds", measured)
+    assert devices.matmul_rates("cpu") == pytest.approx(speed)
+    assert sizes == {"fp32": [256, 512, 1024], "bf16": [256]} and max(spent.values()) < 0.3
 
 
 def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_only_the_first_process_looks_at_the_lock(tmp_path: Path, monkeypatch: p
     (tmp_path / "lock.json").write_text('{"pid": 1, "host": "node-a"}')
     with pytest.raises(ConfigError, match="process 1 on node-a"):
         Trainer(digits(), tmp_path)
-    monkeypatch.setattr("unilatent.training.trainer.Processes", lambda *_: Second(None))
+    monkeypatch.setattr("unilatent.training.trainer.Processes", lambda *_: Second(None, "fp32"))
     assert Trainer(digits(), tmp_path).step == 0
 
 
@@ -283,7 +283,7 @@ def test_f04_files_that_really_cannot_grow_cost_no_checkpoint(tmp_path: Path) ->
     assert done.returncode == 1 and last.startswith("unilatent.files.DiskError") and match, done.stderr[-2000:]
     folder = tmp_path / "run" / "checkpoints"
     whole = sum(path.stat().st_size for path in (folder / "step_00000004").glob("*.safetensors"))
-    assert float(match[1]) == pytest.approx(whole / 2**20, rel=0.01) and "ckpt prune" in last
+    assert float(match[1]) == pytest.approx(whole / 2**20, rel=0.02) and "ckpt prune" in last
     assert [p.name for p in folder.iterdir()] == ["step_00000004"]
     ckpt.verify(folder / "step_00000004")
 

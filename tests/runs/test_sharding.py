@@ -87,8 +87,8 @@ def test_sharding_bears_recomputation_accumulation_and_other_gradients(
 
 
 @pytest.mark.faults
-def test_sharded_muon_agrees_to_bf16_noise(tmp_path: Path) -> None:
-    """Muon orthogonalises in bf16, so the order of sums matters: two unsharded processes differ by as much."""
+def test_sharded_muon_agrees_to_rounding(tmp_path: Path) -> None:
+    """Orthogonalising amplifies the rounding of gradients, whose sums have another order (equal ones: test_muon)."""
     one, two = alone(tmp_path / "one", *TWENTY), sharded(tmp_path / "two", *TWENTY)
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     assert farthest(one, two, 20) < 1e-2

@@ -148,8 +148,8 @@ def test_a_run_of_the_other_method_can_be_the_first_stage(cli: Command, tmp_path
     """As documented; its reconstruction loss has other weights."""
     short = ["training.steps=2", "training.checkpoint_every=0", "training.evaluate_samples=0", "training.batch_size=8"]
     assert cli("train", "digits", *short, "--out", tmp_path / "digits").code == 0
-    run = tmp_path / "run"
-    assert cli("train", "digits-ul", *short, f"method.tokenizer={tmp_path / 'digits'}", "--out", run).code == 0
+    run, tokens = tmp_path / "run", "modality.patch_size=4"
+    assert cli("train", "digits-ul", *short, tokens, f"method.tokenizer={tmp_path / 'digits'}", "--out", run).code == 0
     assert cli("sample", run, "--num", 2, "--steps", 2, "--out", tmp_path / "samples").code == 0
 
 

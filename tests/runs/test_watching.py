@@ -50,7 +50,7 @@ def test_gradient_norms_of_the_parts_are_those_of_their_gradients(tmp_path: Path
 
     for micro in (rows[:6], rows[6:12], rows[12:]):
         batch = collate([trainer.splits.train[index] for index, _ in micro], model.modality)
-        for part in model.loss(batch, Streams(("train", 0, i) for _, i in micro)):
+        for part in model.loss(batch, Streams(("train", 0), [i for _, i in micro])):
             parameters = [p for p in model.parameters() if p.requires_grad]
             got = torch.autograd.grad(part.value * len(micro) / 16, parameters, allow_unused=True)
             before = found.get(part.title, [0.0] * len(got))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..files import write_json
 from ..methods.base import LatentModel
-from ..sampling import reconstruct
+from ..sampling import computing, reconstruct
 from ..types import Batch, count, take
 from ..version import __version__
 from .latents import LatentStatistics, interpolations, latent_statistics
@@ -47,26 +47,30 @@ class Analysis:
         return warnings
 
 
-def analyze(model: LatentModel, data: Batch, *, draws: int = 4, seed: int = 0, batch_size: int = 64) -> Analysis:
-    """Analyse a model on samples that it was not trained on, at least two."""
+def analyze(
+    model: LatentModel, data: Batch, *, draws: int = 4, seed: int = 0, batch_size: int = 64, precision: str = "auto"
+) -> Analysis:
+    """Analyse a model on samples that it was not trained on, at least two; precision as for `sample`."""
     if count(data.data) < 2:
         raise ValueError(f"data: an analysis needs at least 2 samples, got {count(data.data)}; hold out more")
     parts = in_batches(count(data.data), batch_size)
     batches = [Batch(take(data.data, rows), {key: value[rows] for key, value in data.values.items()}) for rows in parts]
-    reconstructions = reconstruct(model, data.data, seed=seed, batch_size=batch_size)
+    reconstructions = reconstruct(model, data.data, seed=seed, batch_size=batch_size, precision=precision)
     errors = model.modality.errors(reconstructions, data.data)
-    return Analysis(
-        latents=latent_statistics(model, batches, seed),
-        errors={key: sum(values) / len(values) for key, values in errors.items()},
-        rate=rate_report(model, data, draws, seed, batch_size),
-        probes=tuple(probes(model, batches, seed)),
-    )
+    with computing(model, precision):
+        return Analysis(
+            latents=latent_statistics(model, batches, seed),
+            errors={key: sum(values) / len(values) for key, values in errors.items()},
+            rate=rate_report(model, data, draws, seed, batch_size),
+            probes=tuple(probes(model, batches, seed)),
+        )
 
 
 def write_analysis(
-    model: LatentModel, data: Batch, analysis: Analysis, folder: Path, about: dict[str, Any], seed: int = 0
-) -> list[Path]:
-    """Write analysis.json and its images; return their paths."""
+    model: LatentModel, data: Batch, analysis: Analysis, folder: Path, about: dict[str, Any], seed: int = 0,
+    precision: str = "auto",
+) -> list[Path]:  # fmt: skip
+    """Write analysis.json and its images; return their paths. precision: of interpolations, as for `sample`."""
     content = {"format_version": FORMAT, **about, "unilatent": __version__, "warnings": analysis.warnings()}
     write_json(folder / "analysis.json", {**content, **asdict(analysis)})
     paths = [folder / "analysis.json", folder / "latents.png"]
@@ -74,7 +78,8 @@ def write_analysis(
     if analysis.rate is not None and (analysis.rate.latents or analysis.rate.data):
         draw_levels(analysis.rate, folder / "noise_levels.png")
         paths.append(folder / "noise_levels.png")
-    rows = interpolations(model, data.data, seed=seed, most=PAIRS)
+    with computing(model, precision):
+        rows = interpolations(model, data.data, seed=seed, most=PAIRS)
     if rows:
         model.modality.draw_grid(rows, folder / "interpolation.png")
         paths.append(folder / "interpolation.png")

@@ -47,7 +47,7 @@ def latent_statistics(model: LatentModel, batches: Iterable[Batch], seed: int = 
     spread = Spread(model.max_latents, model.latent_channels, model.device)
     values_used, done, most = [], 0, 0
     for batch in batches:
-        streams = Streams((("latents", seed, done + i) for i in range(count(batch.data))), model.device)
+        streams = Streams(("latents", seed), range(done, done + count(batch.data)), model.device)
         z = model.encode_clean(batch.data, streams)
         mask = model.latent_layout(model.modality.pack(batch.data).layout.to(z.device)).mask
         spread.add(z, mask)
@@ -100,9 +100,9 @@ def interpolations(
         return []
     data = take(data, torch.tensor(indices).flatten())
     layout = model.modality.pack(take(data, slice(0, None, 2))).layout.to(model.device)
-    z = model.encode_clean(data, Streams((("latents", seed, i) for i in range(2 * pairs)), model.device))
+    z = model.encode_clean(data, Streams(("latents", seed), range(2 * pairs), model.device))
     a, b = z[::2], z[1::2]
-    eps = Streams((("line", seed, i) for i in range(pairs)), model.device).normal(*z.shape[1:])
+    eps = Streams(("line", seed), range(pairs), model.device).normal(*z.shape[1:])
     columns = []
     for w in torch.linspace(0, 1, steps).tolist():
         z_0 = model.path.add_noise(model.finish_latents(a + w * (b - a)), eps, 0.0)

@@ -78,7 +78,7 @@ def probes(model: LatentModel, batches: Iterable[Batch], seed: int = 0) -> list[
         wanted = _probed(batch.values)
         if not wanted:
             return []
-        streams = Streams((("latents", seed, done + i) for i in range(count(batch.data))), model.device)
+        streams = Streams(("latents", seed), range(done, done + count(batch.data)), model.device)
         packed = model.modality.pack(batch.data)
         z = model.encode_clean(batch.data, streams)
         latents.append(_pooled(z, model.latent_layout(packed.layout.to(z.device)).mask))

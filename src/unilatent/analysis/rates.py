@@ -50,10 +50,11 @@ class Curve:
 class RateReport:
     """The rate of a model's latents and the loss of its decoder.
 
-    draws: noise levels per sample. nats: rate per sample. bits: the rate per unit ("bits_per_pixel", ...). base_bits:
-    the same under the second stage's prior. decoder, shuffled: the decoder's loss in nats with the right latents, and
-    with another sample's. use: shuffled / decoder. latents, data, data_shuffled: loss by noise level of the prior, and
-    of the decoder with the right and with another sample's latents.
+    draws: noise levels per sample. nats: rate per sample. bits: the rate per unit ("bits_per_pixel", ...), all samples'
+    bits divided by all their units. base_bits: the same under the second stage's prior. decoder, shuffled: the
+    decoder's loss in nats with the right latents, and with another sample's. use: shuffled / decoder. latents, data,
+    data_shuffled: loss by noise level of the prior, and of the decoder with the right and with another sample's
+    latents.
     """
 
     samples: int
@@ -103,7 +104,7 @@ def rate_report(
         for rows in in_batches(n, batch_size):
             indices = order[rows]
             places.append(draw * n + indices)
-            streams = Streams((("costs", seed, i) for i in places[-1].tolist()), model.device)
+            streams = Streams(("costs", seed), places[-1].tolist(), model.device)
             batch = Batch(take(data.data, indices), {key: value[indices] for key, value in data.values.items()})
             costs = model.costs(batch.to(model.device), streams)
             if costs is None:
@@ -111,15 +112,15 @@ def rate_report(
             parts.append(costs)
     order = torch.cat(places).argsort()
     by_draw = {name: _joined(parts, name, order) for name in (field.name for field in fields(Costs))}
-    kinds = {**model.modality.units, "latent_dimension": model.max_latents * model.latent_channels}
+    counts = _unit_counts(model, data, batch_size)
     averaged = {name: value.reshape(draws, -1).mean(0) for name, value in by_draw.items() if value is not None}
     decoder, shuffled = _mean(averaged["decoder"]), _mean(averaged["shuffled"])
     return RateReport(
         samples=len(averaged["rate"]),
         draws=draws,
         nats=_mean(averaged["rate"]),
-        bits=_bits(averaged["rate"], kinds),
-        base_bits=_bits(averaged["base_rate"], kinds) if "base_rate" in averaged else None,
+        bits=_bits(averaged["rate"], counts),
+        base_bits=_bits(averaged["base_rate"], counts) if "base_rate" in averaged else None,
         decoder=decoder,
         shuffled=shuffled,
         use=shuffled.mean / decoder.mean if decoder.mean > 0 else math.inf,
@@ -167,8 +168,28 @@ def _joined(costs: list[Costs], name: str, order: Tensor) -> Tensor | None:
     return None if parts[0] is None else torch.cat([part.double().cpu() for part in parts])[order]
 
 
-def _bits(nats: Tensor, kinds: dict[str, int]) -> dict[str, MeanWithError]:
-    return {name: _mean(value) for name, value in rates(nats, **kinds).items()}
+def _unit_counts(model: LatentModel, data: Batch, batch_size: int) -> dict[str, Tensor]:
+    """How many units of a rate each sample has, by the unit's name: (n,) float64."""
+    parts: dict[str, list[Tensor]] = {}
+    for rows in in_batches(count(data.data), batch_size):
+        layout = model.modality.pack(take(data.data, rows)).layout
+        dimensions = model.latent_layout(layout).real_tokens * model.latent_channels
+        for name, value in {**model.modality.units(layout), "latent_dimension": dimensions}.items():
+            each = torch.as_tensor(value, dtype=torch.float64).cpu()
+            parts.setdefault(name, []).append(each.expand(rows.stop - rows.start))
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _bits(nats: Tensor, counts: dict[str, Tensor]) -> dict[str, MeanWithError]:
+    """The bits of all samples per unit of all samples, by the unit's name; nats and counts (n,).
+
+    The standard error is that of a ratio: of each sample's bits minus those that its units would have at the ratio.
+    """
+    bits = {}
+    for (name, rate), each in zip(rates(nats, **counts).items(), counts.values(), strict=True):
+        excess = nats / math.log(2) - rate * each
+        bits[name] = MeanWithError(float(rate), _mean(excess / each.mean()).error)
+    return bits
 
 
 def _mean(values: Tensor) -> MeanWithError:

@@ -9,7 +9,7 @@ import typer
 
 from ..outputs import Outputs
 from .options import MODEL_HELP, BatchSize, Data, Device, Precision, Seed
-from .running import autocast, data_of, find_run_folder, load, wide
+from .running import data_of, find_run_folder, load, precision_of, wide
 
 if TYPE_CHECKING:
     from ..analysis.analyze import Analysis
@@ -39,7 +39,7 @@ def run(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
 ) -> None:
     """Measure the latents: spread, rank, rate, use.
 
@@ -75,9 +75,8 @@ def run(
         sample_distance(numbers, distance)
     for source, name in zip(models, names, strict=True):
         network = load(source, device)
-        with autocast(network.device, precision):
-            folder = name if compare else ""
-            analysis, paths = _analyse(network, source, outputs, folder, num, draws, data, seed, batch_size)
+        folder, chosen = name if compare else "", precision_of(precision, network)
+        analysis, paths = _analyse(network, source, outputs, folder, num, draws, data, seed, batch_size, chosen)
         if compare:
             runs.append(ComparedRun(name, analysis, numbers[name], settings_of(network)))
         else:
@@ -95,7 +94,7 @@ def run(
 
 def _analyse(
     network: LatentModel, source: str, outputs: Outputs, folder: str, num: int, draws: int, data: str | None,
-    seed: int, batch_size: int,
+    seed: int, batch_size: int, precision: str,
 ) -> tuple[Analysis, list[Path]]:  # fmt: skip
     """Analyse a model; return the analysis and the files that it was written to, in a subfolder of the outputs."""
     from ..analysis.analyze import analyze, write_analysis
@@ -110,12 +109,12 @@ def _analyse(
     samples = load_all(with_columns(splits.held_out if held_out else splits.train), network.modality, limit=num)
     if not held_out:
         print("note: no samples are held out of this data, so training samples are analysed")
-    analysis = analyze(network, samples, draws=draws, seed=seed, batch_size=batch_size)
+    analysis = analyze(network, samples, draws=draws, seed=seed, batch_size=batch_size, precision=precision)
     about = {"model": source, "fingerprint": network.fingerprint(), "split": "held_out" if held_out else "train",
-             "num": num, "draws": draws, "seed": seed}  # fmt: skip
+             "num": num, "draws": draws, "seed": seed, "precision": precision}  # fmt: skip
     with outputs.writing(PICTURES) as new:
         (new / folder).mkdir(exist_ok=True)
-        return analysis, write_analysis(network, samples, analysis, new / folder, about, seed)
+        return analysis, write_analysis(network, samples, analysis, new / folder, about, seed, precision)
 
 
 def _names(models: list[str]) -> list[str]:

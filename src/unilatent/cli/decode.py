@@ -19,7 +19,7 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, autocast, data_of, disk_space, leave_stopped, load, progress
+from .running import STARTS_AGAIN, data_of, disk_space, leave_stopped, load, precision_of, progress
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
     decoder_steps: DecoderSteps = None,
     batch_size: BatchSize = 64,
     device: Device = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
 ) -> None:
     """Decode latents from disk to data."""
     from ..latents import decode_shards
@@ -43,9 +43,10 @@ def run(
     settings = sampling_settings(decoder_solver=decoder_solver, decoder_steps=decoder_steps)
     check_decoder_settings(network, settings)
     sampling, _ = split_settings(network.config.sampling, settings)
+    precision = precision_of(precision, network)
     count, folder = 0, None
-    with progress("decoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
-        for data in decode_shards(network, source, batch_size, sampling):
+    with progress("decoding", None) as advance, StopRequest() as stop:
+        for data in decode_shards(network, source, batch_size, sampling, precision):
             folder = folder or outputs.begin()
             with outputs.writing(disk_space(network.modality.arrays(data), count_rows(data))) as new:
                 written = network.modality.write(data, new, start=count)

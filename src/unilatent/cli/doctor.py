@@ -47,6 +47,7 @@ def run() -> None:
     """Show versions, devices, memory, settings and caches of this machine, for a report of a problem."""
     import torch
 
+    from ..devices import available_devices
     from ..pretrained import cache_folder
     from ..shards import places
     from ..version import __version__
@@ -58,10 +59,13 @@ def run() -> None:
             print(f"{part if not i else '':<12}{name:<18}{_version(name)}")
     print(f"cpu         {_processor()}: {_cores()}, torch uses {torch.get_num_threads()} threads")
     print(f"            instructions: {', '.join(_instructions()) or UNKNOWN}")
+    print(f"            {_precisions('cpu')}")
     total, free = _memory()
     print(f"memory      {_gib(total)}, {_gib(free)} available")
     for line in _gpus():
         print(f"gpu         {line}")
+    for device in available_devices()[1:]:
+        print(f"            {device}: {_precisions(device)}")
     for place in dict.fromkeys((cache_folder(), places.cache_folder(), Path(_hub_cache()))):
         print(f"cache       {place}: {_size(place)}")
     print(f"disk        {shutil.disk_usage('.').free / 2**30:.1f} GiB free here")
@@ -79,24 +83,27 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _cpuinfo() -> dict[str, str]:
-    """Fields of the first processor in /proc/cpuinfo; {} where there is no such file."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n"))
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
 def _processor() -> str:
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine() or UNKNOWN
+    from ..devices import cpuinfo
+
+    return cpuinfo().get("model name") or platform.processor() or platform.machine() or UNKNOWN
 
 
 def _instructions() -> list[str]:
-    info = _cpuinfo()
-    known = f"{info.get('flags', '')} {info.get('Features', '')}".split()
+    from ..devices import instructions
+
+    known = instructions() or ()
     return [name for name in INSTRUCTIONS if name in known]
+
+
+def _precisions(device: str) -> str:
+    """Speed of matrix products in each precision, measured, and what the precision "auto" is on a device."""
+    from ..devices import has_bf16, matmul_rates, resolve_precision
+
+    notes = {"bf16": "(emulated) " if has_bf16(device) is False else ""}
+    rates = ", ".join(f"{name} {notes.get(name, '')}{rate / 1e9:.3g}" for name, rate in matmul_rates(device).items())
+    of = " of one core" if device == "cpu" else ""
+    return f"matrix products, GFLOP/s{of}: {rates}; precision=auto is {resolve_precision('auto', device)}"
 
 
 def _cores() -> str:

@@ -10,7 +10,7 @@ import typer
 from ..outputs import refuse_overlap
 from ..plain_text import count_of
 from .options import BatchSize, Device, Input, Model, Precision, Seed
-from .running import RESUMES, LeftOut, autocast, data_of, leave_stopped, load, print_notes, progress
+from .running import RESUMES, LeftOut, data_of, leave_stopped, load, precision_of, print_notes, progress
 
 
 def run(
@@ -21,7 +21,7 @@ def run(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
 ) -> None:
     """Encode data to latents on disk.
 
@@ -35,8 +35,8 @@ def run(
     encoded_outputs(out, source)  # refuses a folder of others before the model is loaded
     network = load(model, device)
     print_notes(network.modality.notes(source))
-    encoded, left_out = 0, LeftOut()
-    with progress("encoding", None) as advance, autocast(network.device, precision), StopRequest() as stop:
+    precision, encoded, left_out = precision_of(precision, network), 0, LeftOut()
+    with progress("encoding", None) as advance, StopRequest() as stop:
 
         def after_batch(count: int) -> None:
             nonlocal encoded

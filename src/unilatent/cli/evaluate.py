@@ -14,6 +14,7 @@ from .options import (
     BatchSize,
     DecoderSolver,
     DecoderSteps,
+    DenoiseToZero,
     Device,
     EvaluationFolder,
     GuidanceInterval,
@@ -36,8 +37,6 @@ from .options import (
 )
 from .running import (
     RESUMES,
-    autocast,
-    check_precision,
     data_of,
     evaluation_folder,
     find_run_folder,
@@ -45,6 +44,7 @@ from .running import (
     leave_stopped,
     load,
     make_folder,
+    precision_of,
     print_notes,
     progress_of,
     with_weights,
@@ -90,6 +90,7 @@ def run(
     guidance_norm: GuidanceNorm = None,
     steps: Steps = None,
     solver: SolverOption = None,
+    denoise_to_zero: DenoiseToZero = None,
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
     inception_weights: InceptionWeights = None,
@@ -105,7 +106,7 @@ def run(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     out: EvaluationFolder = None,
 ) -> None:  # fmt: skip
     """Measure reconstruction and generation.
@@ -129,9 +130,9 @@ def run(
         check_report(report)
         reports = single_file(report, "evaluate", [samples, reference, data], field="--report")
         reports.check(*report_names(report))
-    check_precision(precision)
     network = None if model is None else load(model, device)
     processes = join_processes(network, device)
+    chosen = precision_of(precision, network, processes)
     modality = network.modality if network is not None else modality_for(samples or Path())
     modality = with_weights(modality, {"inception_weights": inception_weights, "perceptual_weights": lpips_weights})
     run_folder = find_run_folder(model)
@@ -140,12 +141,12 @@ def run(
     request = EvaluationRequest(
         metrics=tuple(key.strip() for key in metrics.split(",")) if metrics else (),
         num_samples=num, num_reference=num_reference, num_held_out=num_held_out, seed=seed, batch_size=batch_size,
-        precision=precision,
+        precision=chosen,
     )  # fmt: skip
     settings = sampling_settings(
         labels=labels, prompt=prompt, prompts=prompts, property=property, guidance_scale=guidance_scale,
         guidance_interval=guidance_interval, guidance_norm=guidance_norm, steps=steps, solver=solver,
-        decoder_solver=decoder_solver, decoder_steps=decoder_steps,
+        denoise_to_zero=denoise_to_zero, decoder_solver=decoder_solver, decoder_steps=decoder_steps,
     )  # fmt: skip
     check_decoder_settings(network, settings)
     started = time.perf_counter()
@@ -154,7 +155,7 @@ def run(
             network, splits_of(modality, run_folder, data) if network is not None else None, folder / "records",
             request, modality=modality, samples=None if samples is None else find_samples(modality, str(samples)),
             reference=None if reference is None else find_reference(modality, reference),
-            processes=processes, progress=progress, autocast=lambda: autocast(processes.device, precision),
+            processes=processes, progress=progress,
             stop=lambda: stop.received is not None,
             sources={
                 "--data": data, "--reference": reference, "--samples": None if samples is None else str(samples),

@@ -92,6 +92,13 @@ Steps = Annotated[
     int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps [default: the model's own].")
 ]
 SolverOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVERS)} [default: the model's own].")]
+DenoiseToZero = Annotated[
+    bool | None,
+    typer.Option(
+        "--denoise-to-zero/--no-denoise-to-zero",
+        help="Whether the last step returns the clean estimate itself [default: the model's own].",
+    ),
+]
 DecoderSolver = Annotated[
     str | None,
     typer.Option(help="Solver of a diffusion decoder (Unified Latents) [default: the model's own]."),
@@ -118,7 +125,13 @@ InceptionWeights = Annotated[
 Seed = Annotated[int, typer.Option(help="Random numbers are a function of (seed, sample index).", min=0)]
 BatchSize = Annotated[int, typer.Option(help="Samples per batch; changes only memory and speed.", min=1)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: a GPU if there is one].")]
-Precision = Annotated[str, typer.Option(help="fp32, or bf16 for bfloat16 autocast inside the networks.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="fp32, bf16 (bfloat16 autocast inside the networks), or auto: what the model was trained in, but bf16 "
+        "only where the hardware multiplies it."
+    ),
+]
 EvaluationFolder = Annotated[
     Path | None, typer.Option(help="Folder for the results [default: RUN/eval, or ./evaluation].")
 ]

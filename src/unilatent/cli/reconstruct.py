@@ -23,7 +23,17 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, LeftOut, autocast, data_of, disk_space, leave_stopped, load, print_notes, progress
+from .running import (
+    STARTS_AGAIN,
+    LeftOut,
+    data_of,
+    disk_space,
+    leave_stopped,
+    load,
+    precision_of,
+    print_notes,
+    progress,
+)
 
 SHOWN = 8
 """Pairs in side_by_side.png."""
@@ -41,7 +51,7 @@ def run(
     seed: Seed = 0,
     batch_size: BatchSize = 16,
     device: Device = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
 ) -> None:
     """Encode and decode your own data.
 
@@ -59,6 +69,7 @@ def run(
     left_out = LeftOut()
     batches = network.modality.read(source, batch_size, left_out)
     print_notes(network.modality.notes(source))
+    precision = precision_of(precision, network)
     files: list[dict[str, Any]] = []
     shown: list[Any] = []
     seconds = 0.0
@@ -68,8 +79,9 @@ def run(
             if num is not None:
                 data, names = take(data, slice(num - len(files))), names[: num - len(files)]
             started = time.perf_counter()
-            with autocast(network.device, precision):
-                output = reconstruct(network, data, seed=seed, batch_size=batch_size, start=len(files), **settings)
+            output = reconstruct(
+                network, data, seed=seed, batch_size=batch_size, start=len(files), precision=precision, **settings
+            )  # fmt: skip
             seconds += time.perf_counter() - started
             folder = folder or outputs.begin()
             if not shown:
@@ -96,8 +108,8 @@ def run(
         speed = {"samples_per_second": len(files) / seconds}
         has_steps = network.stepped_decoder is not None
         decoding = {key: getattr(sampling, key) for key in settings} if has_steps else {}
-        record = {"model": model, "num": len(files), "left_out": left_out.reasons, "seed": seed, **decoding,
-                  "mean": means, **speed, "files": files}  # fmt: skip
+        record = {"model": model, "num": len(files), "left_out": left_out.reasons, "seed": seed, "precision": precision,
+                  **decoding, "mean": means, **speed, "files": files}  # fmt: skip
         with outputs.writing(disk_space(network.modality.arrays(shown[0]), SHOWN)) as new:
             network.modality.draw_grid(shown, new / "side_by_side.png")
             write_json(new / "metrics.json", record)

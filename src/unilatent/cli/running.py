@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
@@ -19,6 +19,7 @@ from ..progress import progress_of
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from rich.console import Console
 
     from ..methods.base import LatentModel
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..processes import Processes
     from ..signals import StopRequest
 
+Computed = Literal["fp32", "bf16"]
 RESUMES = "the same command resumes from there"
 STARTS_AGAIN = "the same command starts again from the first sample"
 NAMED = 10
@@ -73,10 +75,39 @@ def with_weights(modality: Modality, files: dict[str, str | None]) -> Modality:
     return type(modality)(modality.config.model_copy(update=files))
 
 
-def check_precision(precision: str) -> None:
-    """ValueError unless it is "fp32" or "bf16"."""
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"--precision: {precision!r} is unknown; use fp32 or bf16")
+def precision_of(option: str, model: LatentModel | None, processes: Processes | None = None) -> Computed:
+    """Return what a command computes in, "fp32" or "bf16", the same in all processes; ValueError if it is unknown.
+
+    Says in a line where bf16 is emulated, or not used because it would be. Lets a GPU's float32 products use TF32,
+    unless it is "fp32".
+    """
+    from ..devices import set_float32_products
+
+    runs_on = processes if model is None else model
+    device = "cpu" if runs_on is None else runs_on.device
+    trained = "fp32" if model is None else model.precision
+    chosen = (
+        _precision(option, device, trained)
+        if processes is None
+        else processes.from_main(lambda: _precision(option, device, trained))
+    )
+    set_float32_products(device, chosen)
+    return chosen
+
+
+def _precision(option: str, device: torch.device | str, trained: str) -> Computed:
+    from ..devices import has_bf16, kind, resolve_precision
+
+    chosen = resolve_precision(option, device, trained, field="--precision")
+    if option == "bf16":
+        note_emulated(str(device))
+    elif option == "auto" and chosen != trained:
+        missing = "has no bf16 instructions" if has_bf16(device) is False else "is not known to have bf16 instructions"
+        print(
+            f"note: the model was trained in bf16, but this {kind(device)} {missing}: computing in fp32 "
+            "(--precision bf16 computes in bf16 all the same)", file=sys.stderr,
+        )  # fmt: skip
+    return chosen
 
 
 @cache
@@ -86,18 +117,6 @@ def note_emulated(device: str) -> None:
 
     if emulated := bf16_emulated(device):
         print(f"note: --precision bf16: {emulated}", file=sys.stderr)
-
-
-@contextmanager
-def autocast(device: object, precision: str) -> Iterator[None]:
-    """bfloat16 autocast if precision is "bf16"; ValueError if it is neither that nor "fp32"."""
-    from .. import devices
-
-    check_precision(precision)
-    if precision == "bf16":
-        note_emulated(str(device))
-    with devices.autocast(str(device), precision):
-        yield
 
 
 def print_notes(lines: Iterable[str]) -> None:

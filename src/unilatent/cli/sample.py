@@ -17,6 +17,7 @@ from .options import (
     BatchSize,
     DecoderSolver,
     DecoderSteps,
+    DenoiseToZero,
     Device,
     GuidanceInterval,
     GuidanceNorm,
@@ -35,7 +36,7 @@ from .options import (
     check_decoder_settings,
     sampling_settings,
 )
-from .running import STARTS_AGAIN, autocast, data_of, disk_space, leave_stopped, load, progress
+from .running import STARTS_AGAIN, data_of, disk_space, leave_stopped, load, precision_of, progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,12 +64,13 @@ def run(
     guidance_norm: GuidanceNorm = None,
     steps: Steps = None,
     solver: SolverOption = None,
+    denoise_to_zero: DenoiseToZero = None,
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     out: Annotated[
         Path, typer.Option(help="Folder for grid.png, samples.npz, sampling.json and one file per sample.")
     ] = Path("samples"),
@@ -83,8 +85,8 @@ def run(
     settings = sampling_settings(
         labels=labels, prompt=prompt, prompts=prompts, negative_prompt=negative_prompt, property=property,
         num_atoms=num_atoms, guidance_scale=guidance_scale, guidance_interval=guidance_interval,
-        guidance_norm=guidance_norm, steps=steps, solver=solver, decoder_solver=decoder_solver,
-        decoder_steps=decoder_steps,
+        guidance_norm=guidance_norm, steps=steps, solver=solver,
+        denoise_to_zero=denoise_to_zero, decoder_solver=decoder_solver, decoder_steps=decoder_steps,
     )  # fmt: skip
     check_decoder_settings(network, settings)
     sampling, conditions = split_settings(network.config.sampling, settings)
@@ -92,10 +94,12 @@ def run(
         raise ValueError("--num-atoms: samples of this model have no number of atoms; leave it out")
     texts = settings["prompts"]
     num = (len(texts) if texts and len(texts) > 1 else NUM) if num is None else num
-    with progress("sampling", num) as advance, autocast(network.device, precision), StopRequest() as stop:
+    precision = precision_of(precision, network)
+    with progress("sampling", num) as advance, StopRequest() as stop:
         batches = sample_batches(
-            network, num, seed=seed, batch_size=batch_size, progress=advance, all_used=True, **settings
-        )
+            network, num, seed=seed, batch_size=batch_size, precision=precision, progress=advance, all_used=True,
+            **settings,
+        )  # fmt: skip
         first = next(batches)  # nothing is written if this fails
         folder = outputs.begin()
         shown, shown_values, generated, needed = [], [], 0, 0

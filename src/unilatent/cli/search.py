@@ -32,7 +32,6 @@ from .options import (
 )
 from .running import (
     RESUMES,
-    autocast,
     data_of,
     evaluation_folder,
     find_run_folder,
@@ -40,6 +39,7 @@ from .running import (
     leave_stopped,
     load,
     make_folder,
+    precision_of,
     print_notes,
     progress_of,
 )
@@ -97,7 +97,7 @@ def run(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     out: EvaluationFolder = None,
 ) -> None:
     """Find the best sampling setting or EMA length.
@@ -142,9 +142,10 @@ def run(
     folder = evaluation_folder(out, run_folder)
     refuse_overlap(folder, [reference, data, *data_of(model)])
     splits = splits_of(network.modality, run_folder, data)
+    chosen = precision_of(precision, network, processes)
     request = EvaluationRequest(
         metrics=(metric,), num_samples=num, num_reference=num_reference, seed=seed, batch_size=batch_size,
-        precision=precision,
+        precision=chosen,
     )  # fmt: skip
     real = None if reference is None else find_reference(network.modality, reference)
     if processes.is_main and real is not None:
@@ -161,7 +162,7 @@ def run(
             evaluator = Evaluator(
                 network, splits, folder / "search-records", request, reference=real, processes=processes,
                 progress=lambda what, more, total: progress(f"{what} at {at}", more, total),
-                stop=lambda: stop.received is not None, autocast=lambda: autocast(network.device, precision),
+                stop=lambda: stop.received is not None,
                 **settings,
             )  # fmt: skip
             measured = evaluator.run().find(metric)

@@ -168,7 +168,7 @@ def describe(trainer: Trainer) -> str:
             f"length     {count_of(trainer.steps, 'step')} of {count_of(t.batch_size, 'sample')}, "
             f"{trainer.steps * t.batch_size / trainer.samples:.1f} epochs",
             f"memory     {trainer.memory}",
-            f"device     {trainer.device}, {t.precision}",
+            f"device     {trainer.device}, {trainer.precision}",
             *trainer.notes(),
         ]
     )

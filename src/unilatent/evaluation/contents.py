@@ -141,6 +141,7 @@ def command(evaluator: Evaluator, source: str | None) -> str:
         words += ["--solver", s.solver, "--steps", str(s.num_inference_steps)]
         words += ["--guidance-scale", str(s.guidance_scale)]
         words += ["--guidance-interval", *map(str, s.guidance_interval), "--guidance-norm", s.guidance_norm]
+        words += ["--denoise-to-zero" if s.denoise_to_zero else "--no-denoise-to-zero"]
     for key, value in (evaluator.decoding or {}).items():
         words += [f"--{key.replace('_', '-')}", str(value)]
     return shlex.join([*words, "--seed", str(request.seed), "--precision", request.precision])
@@ -153,15 +154,15 @@ def draw_samples(evaluator: Evaluator) -> SampleGrid:
     data: list[Any] = []
     values: list[dict[str, Tensor]] = []
     generated = 0
-    with evaluator.autocast():
-        for part in sample_batches(
-            model, request.num_samples, seed=request.seed, batch_size=request.batch_size, **evaluator.settings
-        ):
-            data.append(part.data)
-            values.append(part.values)
-            generated += part.count
-            if generated >= SAMPLES:
-                break
+    for part in sample_batches(
+        model, request.num_samples, seed=request.seed, batch_size=request.batch_size, precision=request.precision,
+        **evaluator.settings,
+    ):  # fmt: skip
+        data.append(part.data)
+        values.append(part.values)
+        generated += part.count
+        if generated >= SAMPLES:
+            break
     shown = take(model.modality.join(data), slice(SAMPLES))
     requested = {key: join_values([part[key] for part in values]) for key in (values[0] if values else {})}
     columns = model.conditions.columns
@@ -178,10 +179,10 @@ def draw_reconstructions(evaluator: Evaluator, evaluation: Evaluation) -> Sample
     dataset = evaluator.splits.held_out
     places = [i * len(dataset) // len(held_out) for i in range(min(PAIRS, len(held_out)))]
     batch = collate([dataset[place] for place in places], model.modality)
-    with evaluator.autocast():
-        reconstructions = reconstruct(
-            model, batch.data, seed=request.seed, batch_size=request.batch_size, **(evaluator.decoding or {})
-        )
+    reconstructions = reconstruct(
+        model, batch.data, seed=request.seed, batch_size=request.batch_size, precision=request.precision,
+        **(evaluator.decoding or {}),
+    )  # fmt: skip
     return _grid(model, [batch.data, reconstructions], captions(model, batch.values, len(places)), places, PAIRS // 2)
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..batches import collate, spread_evenly
 from ..config import Config
+from ..devices import float32_products
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
 from ..model_config import SamplingConfig, follow
@@ -50,6 +50,7 @@ class EvaluationRequest(Config):
     metrics: keys of rows ("fid", "psnr"); empty for all that need no download. num_samples: generated samples; 0 leaves
     out generation. num_reference: real training samples to compute distances to, spread evenly over the data.
     num_held_out: held-out samples to reconstruct; None for all. batch_size affects only memory and speed.
+    precision: what the model computes in; features and metrics are float32 and float64 in any case.
     """
 
     metrics: tuple[str, ...] = ()
@@ -58,7 +59,7 @@ class EvaluationRequest(Config):
     num_held_out: int | None = None
     seed: int = 0
     batch_size: int = 64
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,6 @@ class Evaluator:
         modality: Modality | None = None, samples: SampleSet | None = None, reference: SampleSet | None = None,
         processes: Processes | None = None, progress: EvaluationProgress = no_progress,
         stop: Callable[[], bool] = lambda: False,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         sources: Mapping[str, str | None] | None = None, **settings: Any,
     ):  # fmt: skip
         """splits: the data the model was trained on; None if unknown. settings: as for `sample`.
@@ -144,7 +144,7 @@ class Evaluator:
         self.processes, self.sources = processes, dict(sources or {})
         self.rank = processes.rank if processes else 0
         self.world = processes.world if processes else 1
-        self.stop, self.progress, self.autocast, self.settings = stop, progress, autocast, settings
+        self.stop, self.progress, self.settings = stop, progress, settings
         self.sampling, self.condition_arguments = split_settings(
             model.config.sampling if model else SamplingConfig(), settings
         )
@@ -304,7 +304,9 @@ class Evaluator:
             def extract(rows: range, done: Callable[[int], None], space: Space = space) -> dict[str, Tensor]:
                 batches = []
                 for batch, replaced in self._batches(dataset, rows, count):
-                    batches.append({**batch.values, "replaced": replaced, **space(batch.data)})
+                    with float32_products():
+                        features = space(batch.data)
+                    batches.append({**batch.values, "replaced": replaced, **features})
                     done(len(replaced))
                 return _concatenated(batches)
 
@@ -327,15 +329,16 @@ class Evaluator:
         def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
             batches, first = [], rows.start
             for batch, replaced in self._batches(dataset, rows, count):
-                with self.autocast(), decoder_rows(self.model) as decoded:
+                with decoder_rows(self.model) as decoded:
                     reconstructions = reconstruct(
                         self.model, batch.data, seed=self.request.seed, batch_size=self.request.batch_size,
-                        start=first, **decoding,
+                        start=first, precision=self.request.precision, **decoding,
                     )  # fmt: skip
                 errors = self.modality.errors(reconstructions, batch.data)
                 tensors = {key: torch.tensor(values) for key, values in errors.items()}
-                for space in spaces:
-                    tensors |= space(reconstructions) | space.against(reconstructions, batch.data)
+                with float32_products():
+                    for space in spaces:
+                        tensors |= space(reconstructions) | space.against(reconstructions, batch.data)
                 if decoding:
                     tensors["nfe"] = torch.full((len(replaced),), decoded["rows"] / len(replaced))
                 batches.append(tensors)
@@ -359,17 +362,17 @@ class Evaluator:
 
         def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
             batches = []
-            with self.autocast():
-                for batch in sample_batches(
-                    self.model, num, seed=self.request.seed, batch_size=self.request.batch_size, start=rows.start,
-                    stop=rows.stop, **self.settings,
-                ):  # fmt: skip
-                    tensors = {**batch.values, "nfe": torch.full((batch.count,), batch.evaluations)}
+            for batch in sample_batches(
+                self.model, num, seed=self.request.seed, batch_size=self.request.batch_size, start=rows.start,
+                stop=rows.stop, precision=self.request.precision, **self.settings,
+            ):  # fmt: skip
+                tensors = {**batch.values, "nfe": torch.full((batch.count,), batch.evaluations)}
+                with float32_products():
                     for space in spaces:
                         tensors |= space(batch.data)
-                    batches.append(tensors)
-                    done(batch.count)
-                    self._check_stop()
+                batches.append(tensors)
+                done(batch.count)
+                self._check_stop()
             return _concatenated(batches)
 
         self._complete("samples", records, make)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..config import Config
 from ..plain_text import count_of
@@ -39,7 +39,7 @@ class Protocol(Config):
     reference_preprocessing, reference_resolution: the same for the reference; None if unknown. sampling: solver, steps,
     guidance; None for reconstructions and external samples. decoding: solver and steps of a decoder with steps; else
     None. nfe: evaluations of the denoiser, and of a decoder with steps, per sample. replaced: number of unusable real
-    samples that were replaced by others.
+    samples that were replaced by others. precision: what the model computed in.
     """
 
     track: Track
@@ -60,6 +60,12 @@ class Protocol(Config):
     nfe: float | None = None
     seed: int = 0
     precision: str = "fp32"
+
+    @field_validator("sampling")
+    @classmethod
+    def _once_without(cls, sampling: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Files that lack `denoise_to_zero` are from when there was none."""
+        return None if sampling is None else {**sampling, "denoise_to_zero": sampling.get("denoise_to_zero", False)}
 
     def key(self, metric: str) -> str:
         """Return the metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; the interval has t = 1 at noise.

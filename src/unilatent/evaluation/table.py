@@ -21,25 +21,46 @@ from .protocol import Protocol
 
 FORMAT = 1
 ARROWS = {"higher": "↑", "lower": "↓", "same": "="}
+HEADLINES, BASELINES = 12, 3
+"""Rows of the table in the terminal, and baselines of a row."""
 LEGEND = "↑ higher is better, ↓ lower is better, = closer to the baselines is better"
 
 
 def table(numbers: list[EvaluatedMetric], title: str) -> Group:
-    """Return a table for the terminal: each number with its cautions, and below it each protocol once."""
-    rows = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    rows.add_column("metric")
+    """Return a table for the terminal, readable at 80 columns: at most `HEADLINES` rows, each marked with its protocol.
+
+    Below it: what all protocols share once, cautions first, then what is particular to each. The JSON file has the
+    other rows.
+    """
+    protocols = distinct_protocols(numbers)
+    shown = [result for result in numbers if result.row.headline][:HEADLINES]
+    rows = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    rows.add_column("", no_wrap=True, min_width=3 if len(protocols) > 1 else 0)
+    rows.add_column("metric", min_width=34)
     rows.add_column("value", justify="right", no_wrap=True)
     rows.add_column("baselines")
-    rows.add_column("protocol", no_wrap=True)
-    protocols = distinct_protocols(numbers)
-    for result in numbers:
+    for result in shown:
+        place = f"[{protocols.index(result.protocol) + 1}]" if len(protocols) > 1 else ""
         name = Text(f"{ARROWS[result.row.better]} {result.row.name}")
-        if cautions := result.protocol.cautions():
-            name.append("\n" + ", ".join(cautions), style="yellow")
-        place = Text(f"[{protocols.index(result.protocol) + 1}]")
-        rows.add_row(name, Text(format_value(result.row)), Text(format_baselines(result.row)), place)
-    below = [Text(f"[{i}] {outline(protocol)}") for i, protocol in enumerate(protocols, 1)]
-    return Group(rows, *below, Text(LEGEND, style="dim"))
+        rows.add_row(Text(place), name, Text(format_value(result.row)), Text(format_baselines(result.row, BASELINES)))
+    below = [Text(LEGEND, style="dim")]
+    if len(shown) < len(numbers):
+        below.append(Text(f"{len(numbers) - len(shown)} more numbers are in the JSON file", style="dim"))
+    return Group(rows, *footnotes(protocols), *below)
+
+
+def footnotes(protocols: list[Protocol]) -> list[Text]:
+    """Return the line of what several protocols share, and a line of its own parts for each."""
+    parts = [[*protocol.cautions(), *outline(protocol).split("; ")] for protocol in protocols]
+    shared = [part for part in parts[0] if all(part in others for others in parts)] if parts else []
+    lines = [Text("; ".join(shared))] if shared else []
+    if len(parts) > 1:
+        own = ["; ".join(part for part in each if part not in shared) for each in parts]
+        lines += [Text(f"[{i}] {line}") for i, line in enumerate(own, 1)]
+    cautions = {caution for protocol in protocols for caution in protocol.cautions()}
+    for line in lines:
+        line.highlight_words(sorted(cautions, key=len, reverse=True), style="yellow")
+    return lines
 
 
 def format_value(row: Row) -> str:
@@ -48,9 +69,10 @@ def format_value(row: Row) -> str:
     return f"{format_number(row.value)}{spread} {row.unit}".rstrip()
 
 
-def format_baselines(row: Row) -> str:
-    """Return the baselines to compare a number with."""
-    return ", ".join(f"{name} {format_number(value)}" for name, value in row.beside.items())
+def format_baselines(row: Row, most: int | None = None) -> str:
+    """Return the baselines to compare a number with: the first `most`, or all."""
+    shown = [f"{name} {format_number(value)}" for name, value in list(row.beside.items())[:most]]
+    return ", ".join([*shown, "..."] if len(shown) < len(row.beside) else shown)
 
 
 def distinct_protocols(numbers: list[EvaluatedMetric]) -> list[Protocol]:

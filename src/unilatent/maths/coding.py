@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 
-def rates(nats: Tensor, **counts: int) -> dict[str, Tensor]:
+def rates(nats: Tensor, **counts: int | Tensor) -> dict[str, Tensor]:
     """Convert nats per sample to bits per unit, by the unit's name: `rates(nats, pixel=H * W)["bits_per_pixel"]`.
+
+    nats: (B,), or the mean of samples of one size. counts: units per sample, (B,) where samples differ in size. The
+    rate is that of all samples together: the sum of their bits divided by the sum of their units, in which large
+    samples weigh more than in the mean of each sample's ratio.
 
     "Bits per dimension" has different meanings in papers, so a rate here always names what it was divided by: `pixel`
     (H W), `subpixel` (C H W), `latent_dimension` (K D).
     """
-    return {f"bits_per_{name}": nats / (math.log(2) * count) for name, count in counts.items()}
+    return {f"bits_per_{name}": nats.mean() / (math.log(2) * _mean(count)) for name, count in counts.items()}
 
 
 def histogram_entropy(values: Tensor, width: float) -> Tensor:
@@ -27,6 +31,10 @@ def histogram_entropy(values: Tensor, width: float) -> Tensor:
         raise ValueError(f"histogram_entropy: width {width} must be positive")
     bins = (values.double() / width).floor().long()
     return torch.stack([_entropy(channel.unique(return_counts=True)[1]) for channel in bins.unbind(1)])
+
+
+def _mean(count: int | Tensor) -> float | Tensor:
+    return count if isinstance(count, int) else count.double().mean()
 
 
 def _entropy(counts: Tensor) -> Tensor:

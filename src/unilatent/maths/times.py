@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -24,8 +23,10 @@ def logit_normal(normals: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor
     return torch.sigmoid(mean + std * normals.double()).float()
 
 
-def stratified(positions: Iterable[int], shift: int, draw: int = 0) -> Tensor:
+def stratified(positions: Tensor, shift: int, draw: int = 0) -> Tensor:
     """Return low-discrepancy times (B,) in [0, 1): (shift / 2^64 + position m) mod 1. Float32, 24 bits.
+
+    positions: int64 (B,).
 
     A time depends on its own position only. Consecutive positions cover [0, 1) evenly, whatever their number, and so
     does any batch, however it is divided among processes. Each time is U[0, 1) if shift is uniform below 2^64. m is a
@@ -34,7 +35,13 @@ def stratified(positions: Iterable[int], shift: int, draw: int = 0) -> Tensor:
     """
     metallic = (draw + 1 + math.sqrt((draw + 1) ** 2 + 4)) / 2
     step = int(metallic % 1 * 2**64)
-    return torch.tensor([((shift + position * step) % 2**64 >> 40) / 2**24 for position in positions])
+    place = positions * _signed(step) + _signed(shift)  # modulo 2^64
+    return (place >> 40 & 0xFFFFFF) / 2**24
+
+
+def _signed(number: int) -> int:
+    """The int64 that is congruent to a number modulo 2^64."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def grid(num_inference_steps: int, factor: float = 1.0) -> Tensor:

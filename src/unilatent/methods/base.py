@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditions.base import Conditions
+from ..config import ConfigError
 from ..maths.paths import NoisePath
 from ..maths.streams import Streams
 from ..modalities.base import Modality
@@ -114,8 +115,9 @@ class LatentModel(SavedModel, ABC):
     def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
         """Yield the parts of the training loss; their sum is the loss.
 
-        All noise comes from `streams`, one stream per sample. The caller runs the backward pass of each part before it
-        requests the next one: activations of one part are freed before those of the next exist, which bounds memory.
+        All noise comes from `streams`, one stream per sample. The caller runs the backward pass of each part, and its
+        `close`, before it requests the next one: activations of one part are freed before those of the next exist,
+        which bounds memory. What several parts read stands behind a `Junction`.
         """
 
     @abstractmethod
@@ -153,8 +155,14 @@ class LatentModel(SavedModel, ABC):
 
     @staticmethod
     def build(config: ModelConfig) -> LatentModel:
-        """Return a newly initialised model of the configured method."""
-        return find("methods", config.method.name)(config)
+        """Return a newly initialised model of the configured method; ConfigError if it cannot be sampled as set."""
+        model = find("methods", config.method.name)(config)
+        if config.sampling.denoise_to_zero and model.path.sigma(torch.tensor(0.0, device="cpu")) > 0:
+            raise ConfigError(
+                f"sampling.denoise_to_zero: true, but the latents of {config.method.name} keep noise at t = 0, which "
+                "its decoder expects; set it to false"
+            )
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -177,19 +185,16 @@ class LatentModel(SavedModel, ABC):
         return dtype
 
     def latent_noise(self, streams: Streams, k: int) -> Tensor:
-        """Draw N(0, 1) for k latents of each sample, (B, k, D).
-
-        It is drawn for the largest K and cut, so that padding does not change a sample's noise.
-        """
-        return streams.normal(self.max_latents, self.latent_channels)[:, :k]
+        """Draw N(0, 1) for k latents of each sample, (B, k, D); more latents would begin with the same numbers."""
+        return streams.normal(k, self.latent_channels)
 
     def example_latent_layout(self) -> Layout:
         """Return the latent layout of one drawn sample: the only one for data of constant layout, such as images."""
-        return self.latent_layout(self.modality.sample_layout(Streams([("layout", 0)])))
+        return self.latent_layout(self.modality.sample_layout(Streams(("layout",), [0])))
 
     def _constant_layout(self) -> Layout | None:
         """The layout of the data tokens if all samples share it, otherwise None."""
-        layout = self.modality.sample_layout(Streams([("layout", 0)]))
+        layout = self.modality.sample_layout(Streams(("layout",), [0]))
         return layout if layout.grid is not None and layout.mask is None else None
 
     def decoder_inputs(self, latents: Any, layout: Layout | None, seed: int, start: int) -> tuple[Tensor, Layout]:
@@ -212,7 +217,7 @@ class LatentModel(SavedModel, ABC):
             layout = self._constant_layout()  # an exported program takes batches of any size
         if layout is None:
             rows = range(start, start + len(latents))
-            layout = self.modality.sample_layout(Streams(("layout", seed, row) for row in rows))
+            layout = self.modality.sample_layout(Streams(("layout", seed), rows))
         expected = self.latent_layout(layout)
         k, d = expected.num_tokens, self.latent_channels
         if tuple(latents.shape[1:]) != (k, d):
@@ -239,6 +244,27 @@ class LatentModel(SavedModel, ABC):
         return digest.hexdigest()
 
 
+class Junction:
+    """A tensor that several parts of a loss read. Its own graph is differentiated once, and each part's graph is freed
+    with its own backward pass.
+
+    Parts read `leaf`, which collects their gradients; `backward` passes the sum on.
+    """
+
+    def __init__(self, output: Tensor):
+        self.output = output
+        self.leaf = output.detach().requires_grad_(output.requires_grad)
+
+    def backward(self) -> None:
+        if self.leaf.grad is not None:
+            self.output.backward(self.leaf.grad)
+            self.leaf.grad = None
+
+    def gradients(self, seed: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
+        """The gradient of each parameter for a gradient `seed` of the tensor, without changing anything."""
+        return torch.autograd.grad(self.output, parameters, seed, retain_graph=True, allow_unused=True)
+
+
 @dataclass(frozen=True)
 class LossPart:
     """A term of the loss with its own backward pass.
@@ -256,8 +282,10 @@ class LossPart:
     name: str | None = None
     latents: Tensor | None = None
     latent_mask: Tensor | None = None
-    retain: bool = False
-    """The next part uses activations of this one: they must survive its backward pass."""
+    junction: Junction | None = None
+    """Through which this part reads what other parts read too."""
+    closes: bool = False
+    """No later part reads the junction: after this part's backward pass comes that of the junction (`close`)."""
 
     @property
     def title(self) -> str:
@@ -267,6 +295,12 @@ class LossPart:
         """Detached values under their metric keys."""
         named = {"loss/total": self.value, **{f"loss/{key}": value for key, value in self.terms.items()}}
         return {key: value.detach() for key, value in {**named, **self.monitors}.items()}
+
+    def close(self) -> None:
+        """Differentiate what came before the junction, if this part was the last to read it. Call it after the part's
+        own backward pass."""
+        if self.closes and self.junction is not None:
+            self.junction.backward()
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..model_folder import find_model_folder, read_config, read_model, refuse_other_tokens
 from ..nets.backbones import Backbone, ConvEncoderConfig, Encoder, UViTConfig, ViTConfig, make_backbone, make_encoder
 from ..nets.denoiser import Denoiser
+from ..nets.fields import any_exact
 from ..types import Batch, Conditioning, Layout, Tokens
-from .base import Costs, LatentModel, LossPart, gradients_on_request
+from .base import Costs, Junction, LatentModel, LossPart, gradients_on_request
 
 
 class UnifiedLatentsConfig(MethodConfig):
@@ -161,7 +162,7 @@ class UnifiedLatents(LatentModel):
         self.latent_channels = method.latent_channels
         outputs = 2 * method.latent_channels if method.learned_variance else method.latent_channels
         self.encoder = make_encoder(method.encoder, channels, outputs, axes, self.modality.fields)
-        layout = self.modality.sample_layout(Streams([("layout", 0)]))
+        layout = self.modality.sample_layout(Streams(("layout",), [0]))
         self.max_latents = (
             self.modality.max_tokens if layout.grid is None else self.encoder.latent_layout(layout).num_tokens
         )
@@ -173,7 +174,8 @@ class UnifiedLatents(LatentModel):
             network = make_backbone(prior, method.latent_channels, axes, reads_tokens=reads_tokens)
             self.prior = Denoiser(network, self.path)
         one_pass = method.decoder_loss == "mse"
-        network = make_backbone(method.decoder, channels, axes, context_channels=method.latent_channels)
+        exact = any_exact(self.modality.fields)
+        network = make_backbone(method.decoder, channels, axes, context_channels=method.latent_channels, exact=exact)
         self.decoder_width = method.decoder.width
         self.decoder = Denoiser(network, self.data_path, "clean" if one_pass else "velocity")
         for module in self._encoder_and_prior:
@@ -218,7 +220,7 @@ class UnifiedLatents(LatentModel):
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         """Return the noisy z_0 (B, K, D)."""
         z, log_std, layout = self._encoded(self._tokens(self.modality.check(data)))
-        streams = Streams(("encode", seed, row) for row in range(start, start + len(z)))
+        streams = Streams(("encode", seed), range(start, start + len(z)), self.device)
         eps, encoder_eps = (self.latent_noise(streams, z.shape[1]).to(z) for _ in range(2))
         return layout.blank(self.add_encoder_noise(self._sampled(z, log_std, encoder_eps), eps))
 
@@ -236,10 +238,10 @@ class UnifiedLatents(LatentModel):
         def denoise(x: Tensor, t: Tensor | float, _: Conditioning | None = None) -> Tensor:
             return self.decoder(x, t, cond, layout, latents)
 
-        streams = Streams(("decode", seed, row) for row in rows)
+        streams = Streams(("decode", seed), rows, self.device)
 
         def noise() -> Tensor:
-            return streams.normal(self.modality.max_tokens, self.modality.channels)[:, : layout.num_tokens].to(latents)
+            return streams.normal(layout.num_tokens, self.modality.channels).to(latents)
 
         if self.method.decoder_loss == "mse":
             zeros = latents.new_zeros(len(latents), layout.num_tokens, self.modality.channels)
@@ -285,17 +287,16 @@ class UnifiedLatents(LatentModel):
         return self.path.add_noise(z, eps, 0.0)
 
     def draw(self, streams: Streams, tokens: Tokens) -> UnifiedLatentsDraws:
-        """Draw all random numbers of a step, for the largest K and N, so that they do not depend on padding."""
+        """Draw all random numbers of a step. Tokens are the first axis of a draw, so that padding changes no number."""
         k, n = self.latent_layout(tokens.layout).num_tokens, tokens.layout.num_tokens
-        most, d = self.max_latents, self.latent_channels
-        noise = streams.normal(3, most, d)[:, :, :k]
+        noise = streams.normal(k, 3, self.latent_channels).transpose(1, 2)  # (B, 3, K, D)
         return UnifiedLatentsDraws(
             prior_time=streams.stratified(),
             data_time=streams.stratified(),
             prior_noise=noise[:, 0],
             latent_noise=noise[:, 1],
             encoder_noise=noise[:, 2],
-            data_noise=streams.normal(self.modality.max_tokens, self.modality.channels)[:, :n],
+            data_noise=streams.normal(n, self.modality.channels),
             drop=streams.uniform(len(self.conditions)),
         )
 
@@ -304,30 +305,34 @@ class UnifiedLatents(LatentModel):
         sample."""
         trained = self.method.train_encoder
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            z, log_std, layout = self._encoded(tokens)  # (B, K, D)
-            z = self._sampled(z, log_std, draws.encoder_noise)
+            layout = self.latent_layout(tokens.layout)
+            encoded = Junction(self._encoder_output(tokens))
+            z, log_std = self._latents(encoded.leaf, draws)  # (B, K, D)
             nats = self.rate_nats(z, batch, layout, draws)  # (B,)
         num_values = self.modality.max_tokens * self.modality.channels
         rate = nats if log_std is None else nats + self.variance_nats(log_std, layout)
         value = rate.mean() / num_values
         if not self.method.prior_gradient:
             value = value + self.method.kl_weight * self._normal_nats(z, layout).mean() / num_values
-        counts = {**self.modality.units, "latent_dimension": z[0].numel()}
-        monitors = {name: rate.mean() for name, rate in rates(rate.detach(), **counts).items()}
+        counts = {**self.modality.units(tokens.layout), "latent_dimension": layout.real_tokens * self.latent_channels}
+        monitors = rates(rate.detach(), **counts)
         logged: dict[str, Any] = {"monitors": monitors, "latents": z.detach(), "latent_mask": layout.mask}
         if trained:
-            yield LossPart(value, {"prior": nats.mean() / num_values}, name="prior", retain=True, **logged)
+            yield LossPart(value, {"prior": nats.mean() / num_values}, name="prior", junction=encoded, **logged)
             logged = {}
+        z, _ = self._latents(encoded.leaf, draws)  # again, since the graph of the first is gone
         error = self.decoder_nats(z, tokens, draws).mean() / num_values
-        yield LossPart(self.method.loss_factor * error, {"decoder": error}, name="decoder", **logged)
+        yield LossPart(
+            self.method.loss_factor * error, {"decoder": error}, name="decoder", junction=encoded, closes=True, **logged
+        )
 
     @torch.no_grad()
     def costs(self, batch: Batch, streams: Streams) -> Costs:
         """L_z and L_x / c_lf as in Algorithm 1; L_x / c_lf also with the latents of the batch's previous sample."""
         tokens = self._tokens(batch.data)
         draws = self.draw(streams, tokens)
-        z, log_std, layout = self._encoded(tokens)
-        z = self._sampled(z, log_std, draws.encoder_noise)
+        layout = self.latent_layout(tokens.layout)
+        z, log_std = self._latents(self._encoder_output(tokens), draws)
         z = layout.blank(z)
         rate = self.rate_nats(z, batch, layout, draws)
         costs = Costs(rate, self.decoder_nats(z, tokens, draws), self.decoder_nats(z.roll(1, 0), tokens, draws))
@@ -383,13 +388,24 @@ class UnifiedLatents(LatentModel):
         return kl_to_normal(z, self.method.latent_logsnr, layout.mask)
 
     def _encoded(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Layout]:
-        """Clean latents (B, K, D), log s of a learned variance s^2 or None, and their layout."""
-        output = self.encoder(tokens.values, tokens.layout).float()
-        layout = self.latent_layout(tokens.layout)
+        """Mean latents (B, K, D), log s of a learned variance s^2 or None, and their layout."""
+        return *self._split(self._encoder_output(tokens)), self.latent_layout(tokens.layout)
+
+    def _encoder_output(self, tokens: Tokens) -> Tensor:
+        """(B, K, D), or (B, K, 2 D) with a learned variance."""
+        return self.encoder(tokens.values, tokens.layout).float()
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The encoder's output as mean latents (B, K, D) and log s of a learned variance s^2, or None."""
         if not self.method.learned_variance:
-            return output, None, layout
+            return output, None
         z, log_std = output.chunk(2, dim=-1)
-        return z, log_std.clamp(-10, 5), layout
+        return z, log_std.clamp(-10, 5)
+
+    def _latents(self, output: Tensor, draws: UnifiedLatentsDraws) -> tuple[Tensor, Tensor | None]:
+        """Clean latents z (B, K, D) of the encoder's output, and log s of a learned variance s^2, or None."""
+        z, log_std = self._split(output)
+        return self._sampled(z, log_std, draws.encoder_noise), log_std
 
     def _sampled(self, z: Tensor, log_std: Tensor | None, eps: Tensor) -> Tensor:
         """z + s eps with a learned variance s^2."""

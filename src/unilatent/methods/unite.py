@@ -40,7 +40,7 @@ from ..maths.streams import Streams
 from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..nets.attention import join_masks
 from ..nets.embeddings import sincos
-from ..nets.fields import TokenField, token_input
+from ..nets.fields import TokenField, any_exact, token_input
 from ..nets.layers import Float32LayerNorm, Float32RMSNorm, linear
 from ..nets.transformer import PlainTransformer, Transformer
 from ..types import Batch, Conditioning, Layout, Tokens
@@ -189,9 +189,11 @@ class Decoder(nn.Module):
 
     With one latent per data token, each latent has its token's position. Otherwise the sequence is the latents at their
     indices followed by a learned query at each data token's position; the output is that of the queries.
+
+    exact: compute the output layer in float32, inside autocast too.
     """
 
-    def __init__(self, config: UNITEConfig, channels: int):
+    def __init__(self, config: UNITEConfig, channels: int, exact: bool = False):
         super().__init__()
         sizes = config.decoder
         self.width = sizes.width
@@ -199,7 +201,7 @@ class Decoder(nn.Module):
         self.stem = linear(config.latent_channels, stem, xavier=False) if stem else nn.Identity()
         self.latent_in = linear(stem or config.latent_channels, sizes.width, xavier=False)
         self.transformer = PlainTransformer(sizes.width, sizes.depth, sizes.heads, sizes.mlp_width)
-        self.out = linear(sizes.width, channels, xavier=False)
+        self.out = linear(sizes.width, channels, xavier=False, exact=exact)
         self.query = None if config.num_latents is None else nn.Parameter(torch.randn(sizes.width) * 0.02)
 
     def forward(self, z: Tensor, layout: Layout) -> Tensor:
@@ -250,7 +252,7 @@ class UNITE(LatentModel):
         if self.denoiser is not None:
             self.denoiser.data_in.requires_grad_(False)  # this network never reads data
         self.latent_norm = _latent_norm(method)
-        self.decoder = Decoder(method, self.modality.channels)
+        self.decoder = Decoder(method, self.modality.channels, any_exact(fields))
 
     # ---- the core methods --------------------------------------------------------------------------------------------
 
@@ -258,7 +260,7 @@ class UNITE(LatentModel):
     def encode(self, data: Any, seed: int = 0, start: int = 0) -> Tensor:
         tokens = self._tokens(self.modality.check(data))
         rows = range(start, start + len(tokens.values))
-        return self._encoded(tokens, Streams(("encode", seed, row) for row in rows))
+        return self._encoded(tokens, Streams(("encode", seed), rows, self.device))
 
     @gradients_on_request
     def decode(
@@ -313,20 +315,16 @@ class UNITE(LatentModel):
         return self.latent_norm(latents)
 
     def draw(self, streams: Streams, k: int) -> UNITEDraws:
-        """Draw all random numbers of a step for K = k: one uniform and one normal tensor, split.
-
-        They are drawn for the largest K, so that they depend neither on padding nor on the other samples of the batch.
-        """
+        """Draw all random numbers of a step for K = k. Latents are the first axis of their draw, so that padding
+        changes no number."""
         f, c = self.method.flow_draws, len(self.conditions)
-        most, d = self.max_latents, self.latent_channels
         uniform = streams.uniform(3 + f * c).split([1, 1, 1, f * c], dim=1)
-        normal = streams.normal(f + (f + 2) * most * d).split([f, (f + 2) * most * d], dim=1)
-        noise = normal[1].unflatten(1, (f + 2, most, d))[:, :, :k]
+        noise = streams.normal(k, f + 2, self.latent_channels).transpose(1, 2)  # (B, F + 2, K, D)
         return UNITEDraws(
             registers=noise[:, 0],
             noise=noise[:, 1],
             flow_noise=noise[:, 2:],
-            flow_time=normal[0],
+            flow_time=streams.normal(f),
             register_time=uniform[0][:, 0],
             noisy=uniform[1][:, 0],
             noise_time=uniform[2][:, 0],

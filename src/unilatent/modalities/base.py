@@ -214,7 +214,8 @@ class Row:
 
     key: its short identifier ("fid"). name: its name in tables. better: "higher", "lower" or "same" (closer to the
     baselines is better). beside: baselines to compare it with, name -> number. spread: its standard error or, where the
-    metric is published so, a standard deviation; None if it is not known.
+    metric is published so, a standard deviation; None if it is not known. headline: whether the short table in the
+    terminal has it.
     """
 
     key: str
@@ -224,6 +225,7 @@ class Row:
     better: str = "higher"
     beside: dict[str, float] = field(default_factory=dict)
     spread: float | None = None
+    headline: bool = True
 
 
 class Space(ABC):
@@ -319,6 +321,9 @@ class Modality(ABC):
     Config: ClassVar[type[Settings]]
     DataConfig: ClassVar[type[Settings]]
 
+    compiles_losses = False
+    """Whether networks of the loss run compiled; training sets it."""
+
     def __init__(self, config: Any):
         self.config = config
 
@@ -394,10 +399,12 @@ class Modality(ABC):
         """What the C channels of a token mean, in order, for encoders that embed them. Default: one linear field."""
         return (TokenField(self.channels),)
 
-    @property
-    def units(self) -> dict[str, int]:
-        """Denominators of a bit rate: unit -> how many of them the largest sample has. Default: token values."""
-        return {"value": self.max_tokens * self.channels}
+    def units(self, layout: Layout) -> dict[str, int | Tensor]:
+        """Denominators of a bit rate: unit -> how many of them a sample of this layout has, (B,) where samples differ.
+
+        Padding does not count. Default: token values.
+        """
+        return {"value": layout.real_tokens * self.channels}
 
     layout_arguments: ClassVar[tuple[str, ...]] = ()
     """Keyword arguments of `sample` that set the layout of new samples (e.g. `num_atoms`). Default: none."""

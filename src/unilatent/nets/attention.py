@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..types import Conditioning
 from . import branches
-from .embeddings import frequencies, rotate
+from .embeddings import by_halves, frequencies, halves, rotate, rotate_halves
 from .layers import RMSNorm, linear
 
 FAINT = 0.1
@@ -46,11 +46,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, heads, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+        if rotation is not None and by_halves(qkv):
+            pairs = qkv.unflatten(-1, (-1, 2)).unbind(2)
+            q, k, v = (part.transpose(1, 2) for part in pairs)  # (B, heads, N, d / 2, 2) each
+            q, k = (self._half_rotated(x, norm, rotation) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
+            v = v.flatten(-2)
+        else:
+            q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, heads, N, d) each
+            q, k = self.q_norm(q), self.k_norm(k)
+            if rotation is not None:
+                q, k = rotate(q, rotation), rotate(k, rotation)
         return self.proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def _half_rotated(self, pairs: Tensor, norm: nn.Module, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Normalise and rotate pairs of channels (B, heads, N, d / 2, 2); (B, heads, N, d) in the order of `halves`."""
+        x = halves(pairs)  # contiguous, as a fused norm needs it
+        if isinstance(norm, RMSNorm):
+            x = norm(x, halves(norm.weight.unflatten(-1, (-1, 2)), x.dtype))
+        return rotate_halves(x, rotation)
 
     @torch.no_grad()
     def look_ahead(self, offset: int, reach: int) -> None:

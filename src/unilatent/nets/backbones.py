@@ -76,16 +76,17 @@ def per_axis(size: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 def make_backbone(
     config: ViTConfig | UViTConfig, channels: int, axes: int, context_channels: int | None = None,
-    reads_tokens: bool = False,
+    reads_tokens: bool = False, exact: bool = False,
 ) -> nn.Module:  # fmt: skip
     """Build a backbone over tokens of `channels` channels.
 
-    reads_tokens: whether it reads condition tokens too (`Conditions.give_tokens`).
+    reads_tokens: whether it reads condition tokens too (`Conditions.give_tokens`). exact: of a transformer, whether
+        values enter and leave in float32 (`nets.fields`).
     """
     if isinstance(config, ViTConfig):
         return ViT(
             channels, config.width, config.depth, config.heads, config.dropout, context_channels,
-            reads_tokens=reads_tokens,
+            reads_tokens=reads_tokens, exact=exact,
         )  # fmt: skip
     return UViT(
         channels, config.channels, config.blocks, config.transformers, per_axis(config.patch, axes),

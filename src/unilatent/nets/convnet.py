@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..types import Conditioning, Layout, grid_layout
 from .attention import join_masks, trim
 from .embeddings import TimeEmbedding, rotary
-from .layers import Repeated, RMSNorm, in_compute_dtype, linear, modulate, zero_init
+from .layers import Repeated, RMSNorm, affine, in_compute_dtype, linear, modulate, zero_init
 from .transformer import Block
 
 CONVS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -128,7 +128,7 @@ class ResBlock(Repeated):
             assert c is not None
             film = self.film(F.silu(c)).unflatten(1, (-1, *[1] * (h.ndim - 2)))  # (B, 2C, 1, ...)
             shift, scale = film.chunk(2, dim=1)
-            branch = torch.addcmul(shift, branch, 1 + scale)
+            branch = affine(branch, 1 + scale, shift)
         return h + self.conv2(F.silu(branch))
 
 
@@ -210,7 +210,7 @@ class TransformerLevel(nn.Module):
         """h (B, C, *grid), c (B, D), cond (only its tokens (B, L, D) are read) -> (B, C, *grid)."""
         grid = tuple(h.shape[2:])
         positions = grid_layout(grid, h.device).positions
-        tokens, c, mask, prefix = to_tokens(h), self.cond(c), None, 0
+        tokens, c, mask, prefix = to_tokens(h), F.silu(self.cond(c)), None, 0
         if self.reads_tokens and cond is not None:
             assert cond.tokens is not None
             prepended = in_compute_dtype(cond.tokens, tokens)  # (B, L, D)
@@ -219,7 +219,7 @@ class TransformerLevel(nn.Module):
             mask = join_masks(cond.mask, None, prefix, tokens.shape[1])
             tokens = torch.cat([prepended.to(tokens.dtype), tokens], dim=1)  # (B, L + N, C)
             positions = F.pad(positions, (0, 0, prefix, 0))
-        rotation = rotary(positions, self.head_dim)
+        rotation = rotary(positions, self.head_dim, tokens.dtype)
         for block in self.blocks:
             tokens = block(tokens, c, rotation, mask)
         return to_grid(tokens[:, prefix:], grid)

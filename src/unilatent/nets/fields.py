@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embeddings import sincos
-from .layers import CastLinear, linear
+from .layers import CastLinear, ExactLinear, linear
 
 WAVES = 4
 """Number of frequencies (1, 2, ...) of a periodic number."""
@@ -25,10 +25,16 @@ class TokenField:
     linear: Linear (for one-hot values: a table). smooth: for numbers whose small differences matter (coordinates);
     Linear without bias, SiLU, Linear. periodic: for numbers of period 1; sin and cos of 2 pi k x, k = 1 .. 4, then as
     smooth.
+
+    Smooth and periodic fields are exact: a network reads and returns them in float32, inside autocast too.
     """
 
     channels: int
     kind: Literal["linear", "smooth", "periodic"] = "linear"
+
+    @property
+    def exact(self) -> bool:
+        return self.kind != "linear"
 
 
 class LinearInput(CastLinear):
@@ -36,6 +42,14 @@ class LinearInput(CastLinear):
 
     def forward(self, values: Tensor, positions: Tensor | None = None) -> Tensor:
         """values (B, N, C) -> (B, N, D). positions: unused; attention rotates by them."""
+        return super().forward(values)
+
+
+class ExactLinearInput(ExactLinear):
+    """One Linear in float32, for tokens with exact channels that are not projected by meaning, such as noised data."""
+
+    def forward(self, values: Tensor, positions: Tensor | None = None) -> Tensor:
+        """values (B, N, C) -> (B, N, D), float32. positions: unused, as in `LinearInput`."""
         return super().forward(values)
 
 
@@ -69,8 +83,8 @@ class _Waves(nn.Module):
 class _Smooth(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
-        self.hidden = CastLinear(channels, width, bias=False)
-        self.out = linear(width, width)
+        self.hidden = ExactLinear(channels, width, bias=False)
+        self.out = linear(width, width, exact=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.silu(self.hidden(x)))
@@ -82,6 +96,11 @@ def _projection(field: TokenField, width: int) -> nn.Module:
     if field.kind == "smooth":
         return _Smooth(field.channels, width)
     return nn.Sequential(_Waves(), _Smooth(2 * WAVES * field.channels, width))
+
+
+def any_exact(fields: Sequence[TokenField]) -> bool:
+    """Return whether tokens of these fields have channels that enter and leave a network in float32."""
+    return any(field.exact for field in fields)
 
 
 def token_input(fields: Sequence[TokenField], width: int) -> LinearInput | FieldInput:

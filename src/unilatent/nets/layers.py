@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..devices import float32_products
 from . import branches
 
 M = TypeVar("M", bound=nn.Module)
@@ -41,6 +42,36 @@ class CastLinear(nn.Linear):
         return super().forward(in_compute_dtype(x, self.weight) if x.dtype != self.weight.dtype else x)
 
 
+class ExactLinear(nn.Linear):
+    """A Linear in float32, whatever autocast, the type of the input and that of the weights; float64 weights stay so.
+
+    For numbers whose small differences matter where they enter and leave a network: bfloat16 has steps of 0.03 at 5.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        with exact_products(x):
+            return F.linear(x.to(wide), self.weight.to(wide), None if self.bias is None else self.bias.to(wide))
+
+
+@contextmanager
+def exact_products(x: Tensor) -> Iterator[None]:
+    """Compute products on the device of x in their own type inside this context: neither in autocast's nor in TF32."""
+    with no_autocast(x), nullcontext() if branches.on_cpu(x) else float32_products():
+        yield
+
+
+class LayerNorm(nn.LayerNorm):
+    """Torch's layer norm, computed in float32; the output has the type of x, inside autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if branches.on_cpu(x):
+            return super().forward(x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with no_autocast(x):
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class Float32LayerNorm(nn.LayerNorm):
     """Layer norm in float32, whatever the type of the input and of the weights."""
 
@@ -56,9 +87,9 @@ class Float32RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps)
 
 
-def linear(in_features: int, out_features: int, xavier: bool = True) -> nn.Linear:
+def linear(in_features: int, out_features: int, xavier: bool = True, exact: bool = False) -> nn.Linear:
     """Return a Linear trained by Muon: Xavier-uniform weight and zero bias, or torch's default initialisation."""
-    layer = use_muon(CastLinear(in_features, out_features))
+    layer = use_muon((ExactLinear if exact else CastLinear)(in_features, out_features))
     if xavier:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -84,10 +115,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """weight: used instead of the learned one, for channels of x in another order."""
+        weight = self.weight if weight is None else weight
         if branches.on_eager_cpu(x):
-            return EagerRMSNorm.apply(x, self.weight, self.eps)
-        return fused_rms_norm(x, self.weight, self.eps)
+            return EagerRMSNorm.apply(x, weight, self.eps)
+        return fused_rms_norm(x, weight, self.eps)
 
 
 def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -96,7 +129,7 @@ def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Autocast on CUDA would convert x to float32 and return float32. A weight of another type than x would disable the
     fused kernel.
     """
-    with torch.autocast(x.device.type, enabled=False) if in_autocast(x) else nullcontext():
+    with no_autocast(x):
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
@@ -140,14 +173,47 @@ def in_autocast(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast for the device of x."""
+    return torch.autocast(x.device.type, enabled=False) if in_autocast(x) else nullcontext()
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Return x (1 + scale) + shift; x (B, N, D), shift and scale (B, D)."""
-    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+    return affine(x, 1 + scale[:, None], shift[:, None])
 
 
 def add_gated(residual: Tensor, x: Tensor, gate: Tensor) -> Tensor:
     """Return residual + gate x; residual and x (B, N, D), gate (B, D)."""
-    return torch.addcmul(residual, gate[:, None], x)
+    return affine(x, gate[:, None], residual)
+
+
+def affine(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Return x factor + offset; factor and offset are broadcast to the shape of x."""
+    if branches.on_eager():
+        return EagerAffine.apply(x, factor, offset)
+    return torch.addcmul(offset, x, factor)
+
+
+class EagerAffine(torch.autograd.Function):
+    """`affine` with a hand-written backward pass: torch's multiplies the whole of x by one first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+        ctx.save_for_backward(x, factor)
+        ctx.offset_shape = offset.shape
+        return torch.addcmul(offset, x, factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, factor = ctx.saved_tensors
+        of_x, of_factor, of_offset = ctx.needs_input_grad
+        return (
+            grad * factor if of_x else None,
+            (grad * x).sum_to_size(factor.shape) if of_factor else None,
+            grad.sum_to_size(ctx.offset_shape) if of_offset else None,
+        )
 
 
 class SwiGLU(nn.Module):
@@ -159,8 +225,37 @@ class SwiGLU(nn.Module):
         self.w3 = linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(a) * b)
+        return self.w3(silu_times(self.w12(x)))
+
+
+def silu_times(x: Tensor) -> Tensor:
+    """Return silu(a) b of the halves a, b of the last axis of x."""
+    if branches.on_eager():
+        return EagerSiLUTimes.apply(x)
+    a, b = x.chunk(2, dim=-1)
+    return F.silu(a) * b
+
+
+class EagerSiLUTimes(torch.autograd.Function):
+    """`silu_times` with a hand-written backward pass, which writes both halves of the gradient in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        activated = F.silu(a)
+        ctx.save_for_backward(x, activated)
+        return activated * b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, activated = ctx.saved_tensors
+        a, b = x.chunk(2, dim=-1)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        of_a, of_b = out.chunk(2, dim=-1)
+        torch.mul(grad, activated, out=of_b)
+        torch.ops.aten.silu_backward.grad_input(grad * b, a, grad_input=of_a)
+        return out
 
 
 class Repeated(nn.Module):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..pretrained import WeightFile, check_layout, fetch, read
+from . import branches
 
 VGG16 = WeightFile(
     name="VGG16 weights for LPIPS",
@@ -43,7 +46,8 @@ MIN_SIZE = 2 ** (len(STAGES) - 1)
 class LPIPS(nn.Module):
     """The LPIPS distance: frozen, always in eval mode (v0.1 uses dropout only to train its linear weights).
 
-    It needs published weights: see `load`.
+    It needs published weights: see `load`. Its convolutions compute in the type of their weights (`in_16_bits`). The
+    distance of their features is float32; eager code computes that of bfloat16 features by `FewPassDistance`.
     """
 
     shift: Tensor
@@ -76,6 +80,14 @@ class LPIPS(nn.Module):
         except ValueError as error:
             raise ValueError(f"{VGG16.name}: {path}: {error}; the original is {VGG16.url}; {VGG16.way_out}") from None
 
+    def in_16_bits(self, dtype: torch.dtype) -> LPIPS:
+        """Convert the convolutions to a type of 16 bits, channels last, as tensor cores take them; return self."""
+        self.features.to(dtype)
+        for parameter in self.features.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return self
+
     def train(self, mode: bool = True) -> LPIPS:
         """Do nothing: the network stays in eval mode."""
         return super().train(False)
@@ -84,19 +96,19 @@ class LPIPS(nn.Module):
         """Return the distances (B,), float32, >= 0, between two batches (B, 3, H, W) in [-1, 1], H and W at least 16.
 
         The sum over feature maps of the spatial mean of sum_c w_c (a_c - b_c)^2, with features normalised over channels
-        (eq. 1). Differentiable in both inputs; float32 inside autocast too. ValueError on other shapes.
+        (eq. 1). Differentiable in both inputs; the same inside autocast. ValueError on other shapes.
         """
         _check_images(a, b)
         with torch.autocast(a.device.type, enabled=False):
             distances = [
-                (unit(fa) - unit(fb)).square().mean(dim=(2, 3)) @ weight  # (B, C) @ (C,) -> (B,)
+                feature_distance(fa, fb, weight)  # (B,)
                 for fa, fb, weight in zip(self.taps(a), self.taps(b), self.linear, strict=True)
             ]
             return torch.stack(distances).sum(0)  # (B,)
 
     def taps(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1] to five feature maps (B, C, h, w), each half the size of the one before."""
-        h = (x.float() - self.shift) / self.scale  # (B, 3, H, W)
+        h = ((x.float() - self.shift) / self.scale).to(next(self.features.parameters()).dtype)  # (B, 3, H, W)
         taps = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -105,9 +117,54 @@ class LPIPS(nn.Module):
         return [*taps, h]
 
 
+def feature_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """Return sum_c w_c mean_hw (unit(a) - unit(b))^2, (B,) float32, of features a and b (B, C, h, w), weight (C,)."""
+    if a.dtype == torch.bfloat16 and branches.on_eager():
+        return FewPassDistance.apply(a, b, weight)
+    return (unit(a) - unit(b)).square().mean(dim=(2, 3)) @ weight  # (B, C) @ (C,)
+
+
 def unit(features: Tensor) -> Tensor:
-    """Divide (B, C, h, w) by its norm over C plus 1e-10; zeros stay zero and have a finite gradient."""
+    """Divide (B, C, h, w) by its norm over C plus 1e-10, in float32; zeros stay zero and have a finite gradient."""
+    features = features.float()
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + NORM_EPS)
+
+
+class FewPassDistance(torch.autograd.Function):
+    """`feature_distance` with maps in the type of the features, sums in float32 and a hand-written backward pass.
+
+    It stores one map, in the type of the features. Norms stay float32: products with them are rounded when written.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        norm_a, norm_b = (torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32) for x in (a, b))
+        inverse_a, inverse_b = ((norm + NORM_EPS).reciprocal_() for norm in (norm_a, norm_b))  # (B, 1, h, w)
+        difference = torch.mul(a, inverse_a, out=torch.empty_like(a)).addcmul_(b, inverse_b, value=-1)
+        of_a, of_b, _ = ctx.needs_input_grad
+        kept = [*((a, norm_a) if of_a else (None, None)), *((b, norm_b) if of_b else (None, None))]
+        ctx.save_for_backward(weight, difference, *kept)
+        size = torch.linalg.vector_norm(difference, dim=(2, 3), dtype=torch.float32)  # (B, C)
+        return size.square_() @ weight / difference[0, 0].numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weight, difference, a, norm_a, b, norm_b = ctx.saved_tensors
+        slope = torch.mul(difference, weight.view(-1, 1, 1), out=torch.empty_like(difference))
+        grad = grad.view(-1, 1, 1, 1) * (2 / difference[0, 0].numel())  # (B, 1, 1, 1)
+        return (
+            None if a is None else _through_unit(slope, a, norm_a, grad),
+            None if b is None else _through_unit(slope, b, norm_b, -grad),
+            None,
+        )
+
+
+def _through_unit(slope: Tensor, x: Tensor, norm: Tensor, factor: Tensor) -> Tensor:
+    """Return factor times the gradient of (unit(x) slope).sum() by x (B, C, h, w); norm (B, 1, h, w)."""
+    length = norm + NORM_EPS
+    radial = (slope * x).sum(1, keepdim=True, dtype=torch.float32) / (length * norm).clamp_min_(NORM_EPS**2)
+    return torch.addcmul(slope, x, radial, value=-1, out=torch.empty_like(x)).mul_(factor / length)
 
 
 def vgg_features() -> nn.Sequential:

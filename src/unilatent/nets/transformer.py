@@ -9,7 +9,18 @@ from torch.nn import functional as F
 from ..types import Conditioning, Layout
 from .attention import Attention, join_masks, trim
 from .embeddings import TimeEmbedding, rotary
-from .layers import Repeated, RMSNorm, SwiGLU, add_gated, in_compute_dtype, linear, modulate, zero_init
+from .layers import (
+    ExactLinear,
+    LayerNorm,
+    Repeated,
+    RMSNorm,
+    SwiGLU,
+    add_gated,
+    in_compute_dtype,
+    linear,
+    modulate,
+    zero_init,
+)
 
 
 class Block(Repeated):
@@ -30,8 +41,8 @@ class Block(Repeated):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, h: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """h (B, N, D), c (B, D), mask (B, N)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, dim=-1)  # (B, D) each
+        """h (B, N, D), c (B, D) the condition after SiLU, mask (B, N)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)  # (B, D) each
         attended = self.attn(modulate(self.norm1(h), shift1, scale1), rotation, mask)  # (B, N, D)
         h = add_gated(h, self.dropout(attended), gate1)
         h = add_gated(h, self.dropout(self.mlp(modulate(self.norm2(h), shift2, scale2))), gate2)
@@ -45,7 +56,7 @@ class Transformer(nn.Module):
         `in_context_start` and removed after the last one. Their rotary position is 0; other positions do not change.
     reads_tokens: condition tokens, D wide, are prepended and removed in the same way, at position 0 too (the condition
         encodes their order); otherwise a condition must have no tokens.
-    out_channels: width of the modulated, linear output.
+    out_channels: width of the modulated, linear output. exact: compute that layer in float32, inside autocast too.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         reads_tokens: bool = False,
         time_frequencies: int = 256,
+        exact: bool = False,
     ):
         super().__init__()
         self.joins = bool(in_context_tokens) or reads_tokens
@@ -72,7 +84,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList([Block(dim, heads, block_norm, dropout) for _ in range(depth)])
         self.out_norm = RMSNorm(dim)
         self.out_modulation = zero_init(nn.Linear(dim, 2 * dim))
-        self.out = zero_init(nn.Linear(dim, out_channels))
+        self.out = zero_init((ExactLinear if exact else nn.Linear)(dim, out_channels))
         if in_context_tokens:
             self.in_context = nn.Parameter(torch.randn(1, in_context_tokens, dim) * 0.02)
 
@@ -82,17 +94,18 @@ class Transformer(nn.Module):
         cond = trim(cond)
         weight = self.out.weight
         h, c = (in_compute_dtype(x, weight) for x in (h, self.time(time) + cond.vector))  # (B, N, D), (B, D)
+        c = F.silu(c)  # once for all modulations
         positions, mask, prefix = layout.positions, layout.mask, 0
-        rotation = rotary(positions, self.head_dim)
+        rotation = rotary(positions, self.head_dim, h.dtype)
         for i, block in enumerate(self.blocks):
             if self.joins and i == self.in_context_start:
                 prepended, prepended_mask = self._prepended(cond)  # (B, P, D)
                 prefix = prepended.shape[1]
                 mask = join_masks(prepended_mask, mask, prefix, h.shape[1])
                 h = torch.cat([prepended.to(h.dtype), h], dim=1)  # (B, P + N, D)
-                rotation = rotary(F.pad(positions, (0, 0, prefix, 0)), self.head_dim)
+                rotation = rotary(F.pad(positions, (0, 0, prefix, 0)), self.head_dim, h.dtype)
             h = block(h, c, rotation, mask)
-        shift, scale = self.out_modulation(F.silu(c)).chunk(2, dim=-1)
+        shift, scale = self.out_modulation(c).chunk(2, dim=-1)
         return self.out(modulate(self.out_norm(h[:, prefix:]), shift, scale))
 
     def look_ahead(self, offset: int, reach: int) -> None:
@@ -118,9 +131,9 @@ class PlainBlock(Repeated):
 
     def __init__(self, dim: int, heads: int, mlp_width: int, eps: float = 1e-12):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, qk_norm=False, xavier=False)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = LayerNorm(dim, eps=eps)
         self.up = linear(dim, mlp_width, xavier=False)
         self.down = linear(mlp_width, dim, xavier=False)
 
@@ -136,7 +149,7 @@ class PlainTransformer(nn.Module):
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(dim))
         self.blocks = nn.ModuleList([PlainBlock(dim, heads, mlp_width, eps) for _ in range(depth)])
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.norm = LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, N, D), positions already added -> (B, N, D)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..types import Conditioning, Layout
-from .fields import TokenField, token_input
+from .fields import ExactLinearInput, TokenField, token_input
 from .layers import linear
 from .transformer import Transformer
 
@@ -20,6 +20,7 @@ class ViT(nn.Module):
     them in attention and MLPs, and takes 120 G multiply-adds.
 
     fields: what the channels mean (`nets.fields`); None: all the same.
+    exact: without fields, read and return values in float32, inside autocast too.
     context_channels: D' of context tokens (B, N, D'), one per token, added to the input; None: no context.
     out_channels: default in_channels. reads_tokens: see `Transformer`.
     """
@@ -27,15 +28,19 @@ class ViT(nn.Module):
     def __init__(
         self, in_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
         context_channels: int | None = None, out_channels: int | None = None,
-        fields: Sequence[TokenField] | None = None, reads_tokens: bool = False,
+        fields: Sequence[TokenField] | None = None, reads_tokens: bool = False, exact: bool = False,
     ):  # fmt: skip
         super().__init__()
-        self.values_in = token_input(fields or [TokenField(in_channels)], width)
+        assert not (fields and exact), "fields say which of them are exact"
+        self.values_in: nn.Module = (
+            ExactLinearInput(in_channels, width) if exact else token_input(fields or [TokenField(in_channels)], width)
+        )
         self.context_in = None if context_channels is None else linear(context_channels, width)
         out_channels = in_channels if out_channels is None else out_channels
         self.transformer = Transformer(
-            width, depth, heads, out_channels, block_norm=False, dropout=dropout, reads_tokens=reads_tokens
-        )
+            width, depth, heads, out_channels, block_norm=False, dropout=dropout, reads_tokens=reads_tokens,
+            exact=exact,
+        )  # fmt: skip
 
     def forward(
         self, values: Tensor, layout: Layout, time: Tensor, cond: Conditioning, context: Tensor | None = None

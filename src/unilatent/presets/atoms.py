@@ -10,6 +10,7 @@ from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..modalities.crystal import CrystalConfig, CrystalData
 from ..modalities.joint import JointConfig, JointData
 from ..modalities.molecule import MoleculeConfig, MoleculeData
+from ..model_config import SamplingConfig
 from ..training.config import Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
 from ._shared import decaying, small_unite
 
@@ -25,6 +26,8 @@ UNITE_S = UNITEConfig(
 Its 33.00 M parameters include all inputs of a crystal's atom. For molecules alone, 0.30 M of them (fractional
 coordinates and cells) would be unused and are left out.
 """
+TO_ZERO = SamplingConfig(denoise_to_zero=True)
+"""The clamped velocity of UNITE leaves 2.4 % of noise in 50 steps of Heun's method, which coordinates would show."""
 KINDS = (MoleculeConfig(max_atoms=29), CrystalConfig(max_atoms=20))
 
 
@@ -32,6 +35,7 @@ def small(modality: Config, data: Config) -> RunConfig:
     """A quarter of an hour on two CPU cores."""
     return RunConfig(
         modality=modality,
+        sampling=TO_ZERO,
         method=small_unite(
             width=128,
             depth=4,
@@ -61,6 +65,7 @@ def published(modality: Config, data: Config, epochs: int) -> RunConfig:
     """UNITE-S with the paper's optimiser, batch size and length."""
     return RunConfig(
         modality=modality,
+        sampling=TO_ZERO,
         method=UNITE_S,
         data=data,
         training=TrainingConfig(
@@ -69,7 +74,6 @@ def published(modality: Config, data: Config, epochs: int) -> RunConfig:
             optimizer=OptimizerConfig(learning_rate=1e-4, muon=False),
             schedule=ScheduleConfig(warmup=1000),
             ema_decay=0.9999,
-            precision="bf16",
             log_every=100,
             sample_every=10_000,
             checkpoint_every=5_000,

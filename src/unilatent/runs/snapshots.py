@@ -104,10 +104,14 @@ class EMASnapshots:
         return {name: tensor.float() for name, tensor in total.items()}, error
 
     def apply(self, model: LatentModel, sigma_rel: float) -> float:
-        """Give the run's model the EMA weights of a relative length; return the error of their profile."""
+        """Give the run's model the EMA weights of a relative length; return the error of their profile.
+
+        Frozen parameters, which snapshots of earlier versions hold too, stay as they are.
+        """
         weights, error = self.make(PowerProfile(gamma_of(sigma_rel), self.step))
-        parameters = dict(model.named_parameters())
-        if parameters.keys() != weights.keys():
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        if parameters.keys() != weights.keys() - frozen:
             raise ValueError(f"{self.run / FOLDER}: holds EMA weights of another model; train into a new folder")
         with torch.no_grad():
             for name, parameter in parameters.items():

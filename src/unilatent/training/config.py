@@ -25,11 +25,16 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment, per step."""
     eps: float = Field(default=1e-6, gt=0)
-    """Term added to the denominator of both optimisers."""
+    """Term added to AdamW's denominator."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of both optimisers; 0: none."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's momentum, per step."""
+    muon_eps: float = Field(default=1e-7, gt=0)
+    """Smallest norm by which Muon divides a matrix before it orthogonalises it."""
+    muon_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision in which Muon orthogonalises; "auto": bfloat16 where the device has its instructions, except small
+    matrices on a CPU, else float32."""
 
 
 class Span(Config):
@@ -129,10 +134,12 @@ class TrainingConfig(Config):
 
     # Speed and memory.
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """"bf16": bfloat16 autocast inside the networks; weights stay in float32."""
-    compile: bool = False
-    """Compile the repeated blocks with torch.compile."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """"bf16": bfloat16 autocast inside the networks, weights stay in float32; "fp32": float32; "auto": bf16 where the
+    hardware multiplies it, else fp32; a run that resumes keeps what it had, where the hardware multiplies it."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the repeated blocks, and LPIPS, with torch.compile: faster steps after minutes of compilation. "auto": on
+    a GPU, for models of at least 100 million trainable parameters, whose runs take long enough."""
     activation_checkpointing: bool = False
     """Recompute the repeated blocks in the backward pass, which saves memory and costs time."""
 
@@ -270,6 +277,10 @@ class RunConfig(ModelConfig):
             return example
         method = self.method.model_copy(update={"tokenizer_model": self.first.example().model().plain()})
         return example.model_copy(update={"method": method})
+
+    def computing_in(self, precision: str) -> Self:
+        """Return a copy with training.precision set to "fp32" or "bf16" (`devices.resolve_precision`)."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"precision": precision})})
 
     def model(self) -> ModelConfig:
         """Return the part that describes the model."""

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..devices import autocast
-from ..maths.streams import Streams
+from ..devices import autocast, resolve_precision
+from ..maths.streams import Numbers, Streams
 from ..methods.base import LatentModel
 from ..nets.layers import Repeated
 from ..processes import BUCKET
@@ -96,6 +96,7 @@ def estimate(config: RunConfig, example: Batch, device: torch.device, processes:
     device = torch.empty(0, device=device).device  # cuda is cuda:0
     find("modalities", config.modality.name)(config.modality).prepare(device)
     free = free_memory(device)
+    config = config.computing_in(resolve_precision(config.training.precision, device))
     text, shapes = json.dumps(config.plain()), Shapes.of(example)
 
     def measure(micro: int) -> Memory:
@@ -134,12 +135,15 @@ def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, pro
         held = _ShardedModel(model, processes if sharded else 1)
         trained = [p for p in model.parameters() if p.requires_grad]
         summed = sum(p.nbytes for p in trained if not (sharded and p in held.sharded))  # outside blocks, by a bucket
+        optimizers = Optimizers(model, run.training.optimizer)
+        if activations is not None:  # they are freed before the optimizers step
+            activations = max(activations, optimizers.temporary_bytes(processes, lambda p: p in held.sharded))
         copies = 1 + (len(parts) if run.training.log_gradients and not sharded else 0)
         return Memory(
             weights=held.bytes(model.parameters()) + sum(b.nbytes for b in model.buffers()) + held.gathered,
             gradients=copies * held.bytes(trained) + held.gathered + (min(4 * BUCKET, summed) if processes > 1 else 0),
-            optimizer=Optimizers(model, run.training.optimizer).state_bytes_of(held.share),
-            average=(1 + len(run.training.ema_profiles)) * held.bytes(model.parameters(), 4),
+            optimizer=optimizers.state_bytes_of(held.share),
+            average=(1 + len(run.training.ema_profiles)) * held.bytes(trained, 4),
             activations=activations,
             micro_batch=micro,
         )
@@ -239,7 +243,8 @@ def held_in_step(model: LatentModel, training: TrainingConfig, batch: Batch, str
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     device, titles = model.device.type, set()
-    known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    known = [value for value in vars(streams).values() if isinstance(value, Tensor)]
+    known += [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
     with StorageCounter(known) as held:
         held.now = held.most = sum(tensor.nbytes for tensor in tree_leaves([batch.data, batch.values]))
         parts = iter(model.loss(batch, streams))
@@ -248,7 +253,8 @@ def held_in_step(model: LatentModel, training: TrainingConfig, batch: Batch, str
                 part = next(parts, None)
             if part is None:
                 break
-            part.value.backward(retain_graph=part.retain)
+            part.value.backward()
+            part.close()
             titles.add(part.title)
         most = held.most
     for parameter in model.parameters():
@@ -282,18 +288,16 @@ class _NoNumbers(Streams):
     """Random streams whose draws have the right shape and arbitrary numbers."""
 
     def __init__(self, count: int, device: torch.device):
-        self.count, self.device = count, device
+        self.count, self.device, self.draws = count, device, 0
 
     def __len__(self) -> int:
         return self.count
 
-    def normal(self, *shape: int) -> Tensor:
-        return torch.empty(self.count, *shape, device=self.device)
-
-    uniform = normal
+    def _blocks(self, numbers: Numbers, blocks: int) -> Tensor:
+        return torch.empty(self.count * blocks, 4, device=self.device)
 
     def stratified(self) -> Tensor:
-        return self.normal()
+        return torch.empty(self.count, device=self.device)
 
 
 def _lines(path: str) -> list[str]:

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from ..batches import load_all
 from ..config import ConfigError
-from ..devices import autocast
 from ..evaluation.evaluate import Evaluation, EvaluationRequest, Evaluator, Interrupted, choose_metrics
 from ..evaluation.table import is_better, table, write_evaluation
 from ..files import read_json, write_json
@@ -95,9 +94,10 @@ class Monitor:
         dataset = self.splits.held_out if len(self.splits.held_out) else self.splits.train
         real = load_all(dataset, modality, limit=min(t.num_samples, 16)).data
         self.stop.between_batches()
-        with autocast(model.device, t.precision):
-            samples = sample(model, t.num_samples, seed=seed, progress=self.stop.between_batches)
-            reconstructions = reconstruct(model, real, seed=seed)
+        samples = sample(
+            model, t.num_samples, seed=seed, precision=t.precision, progress=self.stop.between_batches
+        )  # fmt: skip
+        reconstructions = reconstruct(model, real, seed=seed, precision=t.precision)
         conditions = self.state.model.conditions
         captions = conditions.grid_captions(conditions.parse(t.num_samples, {}))
         modality.draw_grid([samples], self.run / "samples" / name, columns=conditions.columns, captions=captions)
@@ -137,8 +137,9 @@ class Monitor:
         t = self.training
         self.journal.say(f"evaluating {t.evaluate_samples} new samples and the held-out ones")
         request = EvaluationRequest(
-            num_samples=t.evaluate_samples, num_reference=MAX_REFERENCE, seed=self.config.seed, batch_size=250
-        )
+            num_samples=t.evaluate_samples, num_reference=MAX_REFERENCE, seed=self.config.seed, batch_size=250,
+            precision=t.precision,
+        )  # fmt: skip
         steps = None if final else t.evaluate_steps
         done = True
 
@@ -147,7 +148,6 @@ class Monitor:
             started = time.perf_counter()
             evaluator = Evaluator(
                 model, self.splits, self.run / "eval" / "records", request,
-                autocast=lambda: autocast(model.device, t.precision),
                 processes=None if self.sharded else self.processes, num_inference_steps=steps,
                 stop=lambda: self.stop.received is not None,
             )  # fmt: skip
@@ -236,4 +236,6 @@ class Monitor:
                 yield model
             return
         weights = {**model.state_dict(), **ema.weights}
-        yield twin(self.config.model(), weights, self.processes.device, keep=self.processes.is_main) or model
+        copy = twin(self.config.model(), weights, self.processes.device, keep=self.processes.is_main) or model
+        copy.precision = model.precision
+        yield copy

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from ..nets.layers import muon_parameters
 from ..sharding import is_sharded, local, shard_like
 from .config import OptimizerConfig
+from .muon import Muon
 
 
 class Optimizers:
@@ -25,19 +26,19 @@ class Optimizers:
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
         rate = config.learning_rate
         self.all: list[Optimizer] = []
-        for sharded in (False, True):  # a foreach update takes sharded or plain tensors, not both
+        for sharded in (False, True):  # a fused update takes sharded or plain tensors, not both
             if parameters := [p for p in others if is_sharded(p) == sharded]:
                 self.all.append(
                     AdamW(
                         parameters, lr=rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
-                        foreach=True,
+                        fused=True,
                     )
                 )  # fmt: skip
         if matrices:
             self.all.append(
                 Muon(
-                    matrices, lr=config.muon_learning_rate or rate, momentum=config.momentum, eps=config.eps,
-                    weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw",
+                    matrices, lr=config.muon_learning_rate or rate, momentum=config.momentum, eps=config.muon_eps,
+                    weight_decay=config.weight_decay, precision=config.muon_precision,
                 )
             )  # fmt: skip
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.all]
@@ -78,6 +79,13 @@ class Optimizers:
             for p in optimizer.param_groups[0]["params"]
         )
 
+    def temporary_bytes(self, world: int, sharded: Callable[[Tensor], bool]) -> int:
+        """Return about how many bytes one of `world` processes allocates and frees again in a step.
+
+        sharded: whether a parameter is going to be sharded over them. AdamW, fused, allocates nothing.
+        """
+        return max([o.temporary_bytes(world, sharded) for o in self.all if isinstance(o, Muon)], default=0)
+
     def load_state(self, state: dict[str, Tensor], source: Path | str = "optimizer state") -> None:
         """Load exactly what `state` returned; ValueError names `source` and an entry of another model or not finite."""
         entries: dict[str, dict[str, Tensor]] = {}
@@ -95,7 +103,8 @@ class Optimizers:
                             f"{source}: {key} of {self.names[id(parameter)]} is {fault}; use an older checkpoint"
                         )
                 optimizer.state[parameter] = {
-                    key: value if value.ndim == 0 else shard_like(value, parameter) for key, value in stored.items()
+                    key: shard_like(value, parameter) if value.ndim else value.to(parameter.device)
+                    for key, value in stored.items()
                 }
         if entries:
             raise ValueError(f"{source}: {next(iter(entries))!r:.80} is no trainable parameter of this model")

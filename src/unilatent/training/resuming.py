@@ -117,12 +117,12 @@ CHANGEABLE = ("optimizer", "schedule", "gradient_clip", "ema_decay", "non_finite
 """Settings of training that may change when a run resumes, and change where it goes."""
 
 
-def changed_settings(checkpoint: Path, training: TrainingConfig) -> list[str]:
-    """Return a line for each setting in `CHANGEABLE` that differs from that of the run which wrote the checkpoint."""
-    stored = read_json(checkpoint / "state.json", "use an older checkpoint").get("training")
-    if not isinstance(stored, dict):  # of an earlier version: what the run folder has
-        stored = _settings_of(checkpoint.parent.parent / "config.yaml")
-    lines = []
+def changed_settings(checkpoint: Path, training: TrainingConfig, automatic: bool) -> list[str]:
+    """Return a line for each setting in `CHANGEABLE` that differs from that of the run which wrote the checkpoint.
+
+    automatic: whether the precision is not the user's choice.
+    """
+    stored, lines = _stored_settings(checkpoint), []
     for name in CHANGEABLE:
         new, old = (tree.get(name, MISSING) for tree in (training.plain(), stored))
         sub = isinstance(new, dict) and isinstance(old, dict)
@@ -132,7 +132,22 @@ def changed_settings(checkpoint: Path, training: TrainingConfig) -> list[str]:
             for field, (now, then) in pairs.items()
             if then is not MISSING and now != then
         ]
+    if automatic:
+        kept = f"auto gives that here; training.precision={stored.get('precision')} keeps it"
+        lines = [f"{line}: {kept}" if line.startswith("training.precision:") else line for line in lines]
     return lines
+
+
+def stored_precision(checkpoint: Path) -> str | None:
+    """Return what the run that wrote a checkpoint computed in, "fp32" or "bf16"; None if it does not say."""
+    stored = _stored_settings(checkpoint).get("precision")
+    return stored if stored in ("fp32", "bf16") else None
+
+
+def _stored_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings of training of the run that wrote a checkpoint; of an earlier version, what its folder has."""
+    stored = read_json(checkpoint / "state.json", "use an older checkpoint").get("training")
+    return stored if isinstance(stored, dict) else _settings_of(checkpoint.parent.parent / "config.yaml")
 
 
 AT_THE_END = re.compile(
@@ -195,11 +210,8 @@ def _refuse_files_of_others(out: Path) -> None:
             "choose another folder, or move them away"
         )
     first = out / "tokenizer"  # the first of two stages
-    own = (
-        *WRITTEN,
-        lock.LOCK,
-        *(["tokenizer"] if _is_run(first) else []),
-    )  # of these only devices and folders are left
+    # Of these only devices and empty folders are left.
+    own = (*WRITTEN, lock.LOCK, *(["tokenizer"] if _is_run(first) else []))
     refuse_foreign(out, "a run", lambda name: name.partition("/")[0] in own)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..faults import reach
 from ..files import nearest, size_text
+from ..maths.streams import GENERATOR
 from ..model_folder import write_config
 from ..plain_text import count_of
 from ..processes import Processes
@@ -190,6 +191,7 @@ class Checkpoints:
             "training": training.plain(),
             "bad_samples": self.bad.state(),
             "skipped": self.state.skipped,
+            "noise": GENERATOR,
             "unilatent": __version__,
             "torch": torch.__version__,
         }
@@ -199,5 +201,5 @@ class Checkpoints:
             save_file(tensors, folder / f"{file}.safetensors")
             if file == "model":
                 reach("save.after_model", step)
-        write_config(self.state.model.config, folder / "config.json")
+        write_config(self.state.model.config, folder / "config.json", self.state.model.precision)
         (folder / "state.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -6,6 +6,7 @@ import contextlib
 import math
 import platform
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ from .schedule import unreachable
 
 LOOKED_AT = 2000
 """Samples whose condition values are looked at before a run, without reading the samples."""
+COMPILED_FROM = 100_000_000
+"""Trainable parameters from which training.compile=auto compiles."""
+GRAPHS = 64
+"""Graphs that blocks of one class may have; torch's own limit is 8, and the levels of a U-ViT need more."""
 EXAMPLES = 8
 """Samples that are read before anything is written."""
 
@@ -99,11 +104,31 @@ def build_model(
     for module in model.modules():
         if isinstance(module, Repeated):
             module.recompute = config.training.activation_checkpointing
-            if config.training.compile:
-                module.compile()
+    if compiles(config.training, model):
+        compile_networks(model)
     if sharded:
         shard(model, processes.device, processes.world)
     return model
+
+
+def compiles(training: TrainingConfig, model: LatentModel) -> bool:
+    """Whether a run compiles this model's networks."""
+    if isinstance(training.compile, bool):
+        return training.compile
+    return model.device.type == "cuda" and model.num_trainable >= COMPILED_FROM and find_spec("triton") is not None
+
+
+def compile_networks(model: LatentModel, backend: str = "inductor") -> None:
+    """Compile the repeated blocks, each as one graph without breaks, and the networks of the loss.
+
+    Blocks of one class share their graphs: one for each width, grid and presence of a mask. What else changes between
+    steps, such as the number of samples or tokens, costs one more graph, in which it is a variable.
+    """
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    for module in model.modules():
+        if isinstance(module, Repeated):
+            module.compile(fullgraph=True, backend=backend)
+    model.modality.compiles_losses = True
 
 
 def open_run_folder(out: Path, step: int, config: RunConfig, env: dict[str, Any], trains: bool = True) -> None:
@@ -126,15 +151,16 @@ def open_run_folder(out: Path, step: int, config: RunConfig, env: dict[str, Any]
             path.unlink()
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """Versions, platform, device and command of a run."""
+def environment(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
+    """Versions, platform, device, precision and command of a run."""
     import numpy
     import safetensors
 
     info: dict[str, Any] = {
         "unilatent": __version__, "python": platform.python_version(), "torch": torch.__version__,
         "numpy": numpy.__version__, "safetensors": safetensors.__version__, "platform": platform.platform(),
-        "device": str(device), "threads": torch.get_num_threads(), "processes": processes, "command": sys.argv,
+        "device": str(device), "precision": precision, "threads": torch.get_num_threads(), "processes": processes,
+        "command": sys.argv,
     }  # fmt: skip
     with contextlib.suppress(Exception):
         if device.type == "cuda":
@@ -175,13 +201,17 @@ def notes(
     return lines
 
 
-def slow(training: TrainingConfig, device: torch.device) -> list[str]:
+def slow(training: TrainingConfig, model: LatentModel) -> list[str]:
     """What makes a run slower than its user may expect, one line each."""
     lines = []
-    if training.precision == "bf16" and (emulated := bf16_emulated(device)):
+    if training.precision == "bf16" and (emulated := bf16_emulated(model.device)):
         lines.append(f"training.precision=bf16: {emulated}")
-    if training.compile:
-        lines.append("training.compile=true: the first step compiles the networks, which can take minutes")
+    if compiles(training, model):
+        blocks = sum(isinstance(module, Repeated) for module in model.modules())
+        lines.append(
+            f"training.compile={str(training.compile).lower()}: the first step compiles {blocks} blocks, which takes "
+            "minutes without any other output; training.compile=false starts at once"
+        )
     return lines
 
 

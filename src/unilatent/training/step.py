@@ -10,7 +10,8 @@ set the learning rate; step the optimizers; update the EMA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -37,9 +38,14 @@ MicroBatch = tuple[range, Batch]
 
 @dataclass(frozen=True)
 class StepResult:
-    """logs: scalars, still on the device. finite: whether loss and gradient norm are; if not, no weight changed."""
+    """logs: scalars, still on the device. grad_norm: before clipping. counts: sums over processes.
+
+    finite: whether loss and gradient norm are; if not, no weight changed.
+    """
 
     logs: dict[str, Tensor]
+    grad_norm: float
+    counts: dict[str, int]
     finite: bool
 
 
@@ -59,12 +65,15 @@ class OptimiserStep:
         self.measure_gradients = measure_gradients
 
     def __call__(
-        self, micro_batches: Sequence[MicroBatch], measure: bool = False, counts: Mapping[str, float] | None = None
-    ) -> StepResult:
+        self, micro_batches: Sequence[MicroBatch], measure: bool = False,
+        count: Callable[[], Mapping[str, int]] = dict,
+    ) -> StepResult:  # fmt: skip
         """Step once; a step whose loss or gradient norm is not finite changes no weight.
 
-        measure: add latent statistics (and gradient norms) to the logs. counts: numbers of this process that are summed
-        over all, in the same collective as the losses.
+        measure: add latent statistics (and gradient norms) to the logs. count: called after the backward passes for
+        numbers of this process, which are summed over all in the same collective as the losses.
+
+        The host waits for the device once, when it reads loss, norm and counts together.
         """
         state, model = self.state, self.state.model
         torch.manual_seed(seed_of("net", self.config.seed, state.step, self.processes.rank))  # dropout
@@ -73,13 +82,15 @@ class OptimiserStep:
         if poison := reach("step.gradients", state.step):
             _poison([local(p.grad) for p in model.parameters() if p.grad is not None], poison)
         self.processes.sum_gradients(model)
-        logs |= {name: torch.tensor(float(count), device=model.device) for name, count in (counts or {}).items()}
-        logs = self.processes.sum(logs)
+        counts = {name: torch.full((), float(number), device=model.device) for name, number in count().items()}
+        logs = self.processes.sum(logs | counts)
+        counts = {name: logs.pop(name) for name in counts}
         if measurement is not None:
             logs |= measurement.numbers(self.processes)
         logs["grad_norm"] = clip_gradients(model, self.training.gradient_clip)
-        # Loss and norm are sums over processes, so all decide alike.
-        finite = bool(torch.isfinite(logs["grad_norm"]) and torch.isfinite(logs["loss/total"]))
+        # Sums over processes, so all decide alike.
+        loss, norm, *numbers = torch.stack([logs["loss/total"], logs["grad_norm"], *counts.values()]).tolist()
+        finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             reach("step.before_optimizer", state.step)
             state.optimizers.set_factor(factor(self.training.schedule, state.step + 1, self.steps_per_epoch))
@@ -87,7 +98,7 @@ class OptimiserStep:
         state.optimizers.zero_grad()
         if finite:
             state.ema.update(model)
-        return StepResult(logs, finite)
+        return StepResult(logs, norm, dict(zip(counts, map(int, numbers), strict=True)), finite)
 
     def accumulate(
         self, micro_batches: Sequence[MicroBatch], measurement: Measurement | None = None
@@ -95,14 +106,15 @@ class OptimiserStep:
         """Sum the gradients of all micro-batches in the parameters; return the losses, weighted by their shares."""
         model, logs, titles = self.state.model, dict[str, Tensor](), set[str]()
         for positions, batch in micro_batches:
-            streams = Streams((("train", self.config.seed, position) for position in positions), model.device)
+            streams = Streams(("train", self.config.seed), positions, model.device)
             batch = batch.to(model.device, staying=model.conditions.on_cpu)
             batch = replace(batch, data=model.modality.augment(batch.data, streams))
             share = len(positions) / self.training.batch_size
-            for part in self.backward(batch, streams, share, measurement):
-                titles.add(part.title)
-                for key, value in part.logs().items():
-                    logs[key] = logs.get(key, 0) + share * value
+            with autocast(model.device, "fp32"):  # the outermost context: weights are cast once for all parts
+                for part in self.backward(batch, streams, share, measurement):
+                    titles.add(part.title)
+                    for key, value in part.logs().items():
+                        logs[key] = logs.get(key, 0) + share * value
         if unknown := set(self.training.schedule.onsets) - titles:
             raise ConfigError(
                 f"training.schedule.onsets.{min(unknown)}: no part of this method's loss; it has "
@@ -114,16 +126,17 @@ class OptimiserStep:
         self, batch: Batch, streams: Streams, share: float, measurement: Measurement | None = None
     ) -> Iterator[LossPart]:
         """Compute each part of the loss under autocast and differentiate it outside, before the next part exists."""
-        parts = iter(self.state.model.loss(batch, streams))
+        device, parts = self.state.model.device, iter(self.state.model.loss(batch, streams))
         while True:
-            with autocast(self.state.model.device, self.training.precision):
+            with autocast(device, self.training.precision):
                 part = next(parts, None)
             if part is None:
                 return
             part_weight = weight(self.training.schedule, part.title, self.state.step, self.steps_per_epoch)
             part = part if part_weight == 1 else replace(part, value=part_weight * part.value)
             with measurement.of(part) if measurement is not None else nullcontext():
-                (share * part.value).backward(retain_graph=part.retain)
+                (share * part.value).backward()
+            part.close()
             yield part
 
 

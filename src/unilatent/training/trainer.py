@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from ..batches import Plan, collate, loader, micro_batches, worker_deaths
 from ..config import ConfigError
+from ..devices import resolve_precision, set_float32_products
 from ..faults import reach
+from ..maths.streams import GENERATOR
 from ..methods.base import LatentModel
 from ..modalities.base import Modality, Splits
 from ..plain_text import count_of
@@ -30,7 +33,7 @@ from ..runs import checkpoint as ckpt
 from ..runs import lock
 from ..runs.crash import first_line, write_report
 from ..runs.journal import AlarmChange, Journal, Lines
-from ..signals import FAILED, SAVE, STOP, StopRequest
+from ..signals import FAILED, NOTHING, SAVE, STOP, StopRequest
 from ..terminal import lasting_output
 from . import setup
 from .alarms import Alarms
@@ -46,11 +49,12 @@ from .resuming import (
     refuse_fewer_steps,
     refuse_other_run,
     settings_without_effect,
+    stored_precision,
 )
 from .saving import Checkpoints
 from .schedule import factor
 from .state import TrainingState, refuse_non_finite
-from .step import MicroBatch, OptimiserStep
+from .step import MicroBatch, OptimiserStep, StepResult
 
 
 class Trainer:
@@ -87,12 +91,16 @@ class Trainer:
         self.checkpoint = find_checkpoint(out, resume, self.processes, self._print)
         if self.checkpoint is not None:
             self.config = keep_order(self.checkpoint, self.config, self.splits)
+        self.automatic = t.precision == "auto"
+        self.config = self.config.computing_in(self.processes.from_main(self._precision))
+        self.training = self.config.training
         self.examples = setup.read_examples(self.config, self.splits, modality, self.device)
         self.data_changed = self.checkpoint is not None and refuse_other_run(
             self.checkpoint, self.config, self.splits.train.fingerprint, allow_data_change
         )
 
         model = setup.build_model(self.config, self.checkpoint, config.method, self.processes, self.sharded)
+        model.precision = self.training.precision
         self.state = TrainingState(model, t)
         self.bad = BadSamples(t.bad_samples, self.samples, out, self.processes)
         self.checkpoints = Checkpoints(out / "checkpoints", self.state, self.config, self.processes, self.bad)
@@ -102,16 +110,26 @@ class Trainer:
         )  # fmt: skip
         self.stop = StopRequest()
         self.changed: list[str] = []
-        self.compiled = False
+        self.compiled = self.monitored = False
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
         self.processes.wait()  # nobody writes before everybody has looked
+
+    def _precision(self) -> str:
+        """What this run computes in; one that resumes keeps what it was trained in, if it is left to us."""
+        trained = None if self.checkpoint is None else stored_precision(self.checkpoint)
+        return resolve_precision(self.training.precision, self.device, trained)
 
     def _restore(self, checkpoint: Path) -> None:
         facts = self.state.load(checkpoint)
         refuse_fewer_steps(checkpoint, self.step, self.steps, self.training)
         if self.step < self.steps:
-            self.changed = changed_settings(checkpoint, self.training)
+            self.changed = changed_settings(checkpoint, self.training, self.automatic)
+            if facts.get("noise") != GENERATOR:
+                self.changed.append(
+                    "the checkpoint is from a version that drew other random numbers: the run goes on with other noise "
+                    "than it would have had there"
+                )
         else:
             self.changed = settings_without_effect(self.out, self.config)
         if not self.data_changed:
@@ -134,6 +152,7 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train to the end and return the folder of the finished model; a run that is stopped early can be resumed."""
+        set_float32_products(self.device, self.training.precision)
         self.processes.on_main(self._open_folder)
         with lasting_output(), self._crash_reports(), self._open_journal(), self.stop:
             self._announce()
@@ -152,7 +171,8 @@ class Trainer:
     def _train(self, micro: Iterator[MicroBatch]) -> Iterator[None]:
         """Take optimiser steps until the end or until asked to stop."""
         since, done = time.perf_counter(), 0
-        while self.step < self.steps and (request := self.processes.highest(self._request())) != STOP:
+        request = self.processes.highest(self._request())
+        while self.step < self.steps and request != STOP:
             if request == FAILED:
                 self.checkpoints.wait()  # raises what failed
             if request == SAVE:
@@ -160,46 +180,52 @@ class Trainer:
                 self.journal.say(f"asked to save: step {self.step} is saved, training continues")
             reach("step.start", self.step)
             log_is_due, begun = self._log_is_due, time.perf_counter()
-            logs = self._one_step(list(islice(micro, self._micro_batches_per_step)))
+            result = self._one_step(list(islice(micro, self._micro_batches_per_step)))
             self.state.advance()
             self._note_compiled(time.perf_counter() - begun)
-            if logs.pop("bad_samples"):
+            if result.counts["bad_samples"]:
                 self._settle_bad_samples()
             done += self.training.batch_size
             self.journal.advance(self.step)
-            self._raise_alarms(self.alarms.after_step(self.step, float(logs["grad_norm"])))
+            self._raise_alarms(self.alarms.after_step(self.step, result.grad_norm))
             if log_is_due:
-                self._log(logs, done / (time.perf_counter() - since))
+                self._log(result.logs, done / (time.perf_counter() - since))
                 since, done = time.perf_counter(), 0
+            self.monitored = False
             yield
+            request = self._next_request(result.counts)
 
     def _note_compiled(self, seconds: float) -> None:
         """Say how long the first step took, in which the networks are compiled."""
-        if self.training.compile and not self.compiled:
+        if not self.compiled and setup.compiles(self.training, self.model):
             self.journal.say(f"compiled: step {self.step} took {seconds:.0f} s; the next ones are faster")
             self.compiled = True
 
-    def _one_step(self, micro: list[MicroBatch]) -> dict[str, Tensor]:
+    def _one_step(self, micro: list[MicroBatch]) -> StepResult:
         """One optimiser step; returns what is to be logged. A step that is not finite is left out, or ends the run."""
-        result = self.optimise(micro, measure=self._log_is_due, counts={"bad_samples": len(self.bad.met)})
+        result = self.optimise(micro, measure=self._log_is_due, count=self._counts)
         if result.finite:
             self.state.skipped = 0
         else:
             self._leave_out(result.logs, micro)
-        return result.logs
+        return result
 
     def _monitor_and_save(self) -> None:
         """What is done once in a while, after a step; what happens at the end of the run is in `_finish`."""
         t, step = self.training, self.step
-        if t.sample_every and step % t.sample_every == 0 and step < self.steps:
-            self.monitor.draw()
         snapshot_every = t.ema_snapshot_every or t.checkpoint_every
-        if t.ema_profiles and (step == self.steps or (snapshot_every and step % snapshot_every == 0)):
-            self.checkpoints.save_ema_snapshot(self.out, self.journal.warn)
-        if t.checkpoint_every and step % t.checkpoint_every == 0 and step < self.steps:
-            self.checkpoints.save()
-        if self.monitor.evaluation_is_due(self.steps):
-            self.monitor.evaluate(final=False)
+        snapshot_is_due = step == self.steps or (snapshot_every and step % snapshot_every == 0)
+        due: dict[Callable[[], object], object] = {
+            self.monitor.draw: t.sample_every and step % t.sample_every == 0 and step < self.steps,
+            partial(self.checkpoints.save_ema_snapshot, self.out, self.journal.warn): t.ema_profiles
+            and snapshot_is_due,
+            self.checkpoints.save: t.checkpoint_every and step % t.checkpoint_every == 0 and step < self.steps,
+            partial(self.monitor.evaluate, final=False): self.monitor.evaluation_is_due(self.steps),
+        }
+        for work, is_due in due.items():
+            if is_due:
+                work()
+                self.monitored = True
 
     def _finish(self) -> bool:
         """The finished model, its images and its table; False if a stop request came before all of it was done."""
@@ -263,7 +289,7 @@ class Trainer:
 
     @property
     def _environment(self) -> dict[str, object]:
-        return setup.environment(self.device, self.processes.world)
+        return setup.environment(self.device, self.processes.world, self.training.precision)
 
     def _way_out_of_memory(self, error: BaseException) -> str:
         micro = micro_batch(self.training, self.processes.world)
@@ -314,6 +340,19 @@ class Trainer:
         """What this process has been asked to do, or has to report."""
         return FAILED if self.checkpoints.writer.failed else self.stop.take()
 
+    def _counts(self) -> dict[str, int]:
+        """What all processes must know of this one after a step."""
+        request = self._request()
+        return {"bad_samples": len(self.bad.met)} | {str(kind): int(kind == request) for kind in (SAVE, STOP, FAILED)}
+
+    def _next_request(self, counts: dict[str, int]) -> int:
+        """The highest request of all processes. It came with the numbers of the step, and is asked for again where that
+        costs nothing or much time has passed since."""
+        request = max((kind for kind in (SAVE, STOP, FAILED) if counts[str(kind)]), default=NOTHING)
+        if self.processes.world == 1 or self.monitored:
+            request = max(request, self.processes.highest(self._request()))
+        return request
+
     def _leave_out(self, logs: dict[str, Tensor], micro: list[MicroBatch]) -> None:
         """Note a step that is not finite; FloatingPointError once there are more in a row than `non_finite` allows."""
         self.state.skipped += 1
@@ -343,7 +382,8 @@ class Trainer:
         return (self.step + 1) % self.training.log_every == 0 or self.step + 1 == self.steps
 
     def _log(self, logs: dict[str, Tensor], speed: float) -> None:
-        numbers = {key: float(value) for key, value in logs.items() if torch.isfinite(value)}
+        values = torch.stack([value.double() for value in logs.values()]).tolist()
+        numbers = {key: value for key, value in zip(logs, values, strict=True) if math.isfinite(value)}
         rate = factor(self.training.schedule, self.step, self.samples / self.training.batch_size)
         seen = self.step * self.training.batch_size
         numbers |= {
@@ -371,7 +411,7 @@ class Trainer:
         say(
             f"{self.config.preset}: {self.model.num_trainable:,} parameters, {self.amount} training samples, "
             f"{len(self.splits.held_out):,} held out, {count_of(self.steps, 'step')} of {t.batch_size}, {self.device}, "
-            f"{t.precision}"
+            f"{self.precision}"
         )
         if self.checkpoint is not None:
             done = "; the run is complete, nothing is left to train" if self.step == self.steps else ""
@@ -391,12 +431,17 @@ class Trainer:
         lines = [f"note: {line}" for line in self.changed]
         lines += setup.notes(self.config, self.splits, self.model, self.steps, self.samples, self.processes.world)
         if self.step < self.steps and self.processes.is_main:
-            lines += [f"note: {line}" for line in setup.slow(self.training, self.device)]
+            lines += [f"note: {line}" for line in setup.slow(self.training, self.model)]
         if self.processes.is_main and (warning := self.memory.warning()):
             lines.append(f"note: {warning}")
         if self.processes.is_main and (scarce := self.checkpoints.space_note(self.steps)):
             lines.append(f"note: {scarce}")
         return lines
+
+    @property
+    def precision(self) -> str:
+        """What the run computes in, in words."""
+        return self.training.precision + (" (auto)" if self.automatic else "")
 
     @property
     def amount(self) -> str:

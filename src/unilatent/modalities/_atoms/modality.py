@@ -128,9 +128,10 @@ class AtomModality(Modality):
         kinds: list[Literal["linear", "smooth", "periodic"]] = ["linear", "smooth", "periodic", "smooth"]
         return tuple(TokenField(width, kind) for width, kind in zip(self.token_format.widths, kinds, strict=False))
 
-    @property
-    def units(self) -> dict[str, int]:
-        return {"atom": self.config.max_atoms}
+    def units(self, layout: Layout) -> dict[str, int | Tensor]:
+        """Real atoms; the token of a lattice is none."""
+        assert layout.mask is not None
+        return {"atom": layout.mask[:, self.token_format.lattice_tokens :].sum(1)}
 
     @property
     def resolution(self) -> tuple[int, ...]:

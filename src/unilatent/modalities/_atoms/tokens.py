@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ...maths.geometry import cell_of, centre, to_cartesian
-from ...types import Layout, Tokens
+from ...nets.layers import exact_products
+from ...types import Layout, Tokens, move
 from .systems import HEAVIEST
 
 SURE = 100.0
@@ -72,12 +73,12 @@ class TokenFormat:
     def class_of(self, types: Tensor) -> Tensor:
         """Map atomic numbers to classes. 0 and elements outside the vocabulary map to class 0."""
         table = torch.zeros(HEAVIEST + 1, dtype=torch.long, device=types.device)
-        numbers = torch.tensor(self.elements, device=types.device)
+        numbers = move(torch.tensor(self.elements), types.device)
         return table.scatter(0, numbers, torch.arange(1, self.classes, device=types.device))[types]
 
     def type_of(self, classes: Tensor) -> Tensor:
         """Map classes to atomic numbers. Class 0 is no atom: it maps to the first element, usually hydrogen."""
-        numbers = torch.tensor([self.elements[0], *self.elements], device=classes.device)
+        numbers = move(torch.tensor([self.elements[0], *self.elements]), classes.device)
         return numbers[classes]
 
     def layout(self, atoms: Tensor, periodic: Tensor | None) -> Layout:
@@ -159,5 +160,6 @@ def _cartesian(fractional: Tensor, lattice: Tensor, atoms: Tensor, periodic: Ten
     """Cartesian positions (B, N, 3) of periodic systems about their mean; 0 for free systems, whose fractions are 0."""
     cube = lattice.new_tensor([1.0, 1.0, 1.0, 90.0, 90.0, 90.0])
     cell = cell_of(torch.where(periodic[:, None], lattice, cube))
-    positions = to_cartesian(fractional, cell)
+    with exact_products(fractional):
+        positions = to_cartesian(fractional, cell)
     return positions - centre(positions, atoms)

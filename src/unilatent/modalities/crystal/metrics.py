@@ -160,7 +160,7 @@ class CrystalDistributions(Metric):
         units = {"density_distance": "g/cm3", "elements_distance": "", "atoms_distance": ""}
         return [
             Row(key, f"Wasserstein distance of {key.partition('_')[0]}", value, units[key], "lower",
-                _column(baselines, key))
+                _column(baselines, key), headline=key == "density_distance")
             for key, value in distances.items()
         ]  # fmt: skip
 

@@ -126,8 +126,7 @@ class Image(Modality):
     def axes(self) -> int:
         return 2
 
-    @property
-    def units(self) -> dict[str, int]:
+    def units(self, layout: Layout) -> dict[str, int | Tensor]:
         """Pixels (H * W) and subpixels (C * H * W)."""
         pixels = self.config.height * self.config.width
         return {"pixel": pixels, "subpixel": pixels * self.config.channels}
@@ -150,15 +149,17 @@ class Image(Modality):
         return data.float().clamp(0, 1)
 
     def prepare(self, device: torch.device) -> None:
-        """Load LPIPS if it has a loss weight."""
+        """Load LPIPS if it has a loss weight; for a GPU in both types that it may train in."""
         if self.config.perceptual_weight:
-            losses.lpips(self.config.perceptual_weights, device)
+            for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
+                losses.lpips(self.config.perceptual_weights, device, dtype)
 
     def reconstruction_loss(self, prediction: Tokens, data: Tensor) -> dict[str, Tensor]:
         """Return the terms `l1`, `squared`, `perceptual` with non-zero weight: means over pixels and batch, float32."""
         c = self.config
         weights = losses.ImageLossWeights(c.l1_weight, c.squared_weight, c.perceptual_weight)
-        return losses.terms(self.unpack(prediction), data, weights, c.perceptual_weights)
+        compiled = self.compiles_losses
+        return losses.terms(self.unpack(prediction), data, weights, c.perceptual_weights, compiled)
 
     def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
         """Return the patch grid, which is the same for all samples: positions (1, N, 2)."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+from ...nets import branches
 
 
 class ImageLossWeights(NamedTuple):
@@ -18,13 +21,17 @@ class ImageLossWeights(NamedTuple):
 
 
 def terms(
-    prediction: Tensor, target: Tensor, weights: ImageLossWeights, lpips_file: str | None = None
-) -> dict[str, Tensor]:
+    prediction: Tensor, target: Tensor, weights: ImageLossWeights, lpips_file: str | None = None,
+    compiled: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
     """Return the weighted scalar terms between two batches of images (B, C, H, W), in float32 even under autocast.
 
-    `l1`: mean |difference|; `squared`: mean difference^2; `perceptual`: mean LPIPS-VGG (Zhang et al. 2018, eq. 1).
-    lpips_file: a local file with the perceptual network's weights; None: a cached download.
+    `l1`: mean |difference|; `squared`: mean difference^2; `perceptual`: mean LPIPS-VGG (Zhang et al. 2018, eq. 1); its
+    convolutions follow autocast on a GPU.
+    lpips_file: a local file with the perceptual network's weights; None: a cached download. compiled: whether that
+    network is.
     """
+    dtype = branches.conv_type(prediction)
     with torch.autocast(prediction.device.type, enabled=False):
         prediction, target = prediction.float(), target.float()
         out = {}
@@ -33,15 +40,26 @@ def terms(
         if weights.squared:
             out["squared"] = weights.squared * (prediction - target).square().mean()
         if weights.perceptual:
-            distance = lpips(lpips_file, prediction.device)(2 * prediction - 1, 2 * target - 1)  # (B,)
+            network = (compiled_lpips if compiled else lpips)(lpips_file, prediction.device, dtype)
+            distance = network(2 * prediction - 1, 2 * target - 1)  # (B,)
             out["perceptual"] = weights.perceptual * distance.mean()
     return out
 
 
 @cache
-def lpips(weights: str | None, device: torch.device) -> nn.Module:
-    """Return the perceptual network, cached here and not part of any model, so not in checkpoints or EMA weights."""
+def lpips(weights: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the perceptual network, cached here and not part of any model, so not in checkpoints or EMA weights.
+
+    dtype: of its convolutions; evaluation uses float32.
+    """
     from ...nets.lpips import LPIPS
 
     with torch.inference_mode(False):  # gradients must work later even if the first use is in inference mode
-        return LPIPS.load(weights).to(device)
+        network = LPIPS.load(weights).to(device)
+        return network if dtype == torch.float32 else network.in_16_bits(dtype)
+
+
+@cache
+def compiled_lpips(weights: str | None, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Return the same network, compiled."""
+    return cast("Callable[..., Tensor]", torch.compile(lpips(weights, device, dtype), fullgraph=True))

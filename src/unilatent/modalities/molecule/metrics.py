@@ -241,6 +241,10 @@ def _needed(space: Space, like: Rows) -> list[str]:
 # ---- generation ------------------------------------------------------------------------------------------------------
 
 
+HEADLINES = ("mol_stable", "valid_connected", "novel", "valid_unique")
+"""Shares that the short table has."""
+
+
 class MoleculeValidity(Metric):
     """Shares of generated molecules that are valid, connected, distinct and novel, by one protocol.
 
@@ -282,7 +286,9 @@ class MoleculeValidity(Metric):
             value = self.share(name, known)
             title = f"{titles[name]} ({self.title})"
             better = "same" if name == "not_judged" else "higher"
-            rows.append(Row(self._key(name), title, value(samples), "%", better, baseline_values(value, baselines)))
+            number, beside = value(samples), baseline_values(value, baselines)
+            headline = name in HEADLINES or (name == "not_judged" and number > 0)
+            rows.append(Row(self._key(name), title, number, "%", better, beside, headline=headline))
         return rows
 
     def _reasons(self, samples: Rows) -> str:
@@ -356,7 +362,8 @@ class MoleculeDistributions(Metric):
             def value(rows: Rows, key: str = key) -> float:
                 return DISTANCES[key](MEASURES[key](rows), real[key])
 
-            rows.append(Row(key, title, value(samples), unit, "lower", baseline_values(value, baselines)))
+            beside = baseline_values(value, baselines)
+            rows.append(Row(key, title, value(samples), unit, "lower", beside, headline=key == "bond_lengths_w1"))
         return rows
 
 

@@ -1,0 +1,262 @@
+"""Kernels that one training step launches on a GPU, and the bytes they move, counted from shapes on any machine.
+
+python benchmarks/kernels.py                                 imagenet256-unite-b, micro-batches of 64, bf16, LPIPS on
+python benchmarks/kernels.py --preset imagenet512-ul --batch 8
+PYTHONPATH=../before/src python benchmarks/kernels.py         the same for another source tree
+
+The step runs on fake tensors, which have shapes and types and no numbers, with the formulas that `nets/branches.py`
+takes on a GPU. Counted is eager code: one launch for each operation that computes or copies, more for those in
+LAUNCHES. Bytes are the inputs and outputs of each operation, each read or written once; what stays in a GPU's cache is
+counted too. What is left to CUDA and cannot run here is replaced: the fused RMS norm, and autocast's float32 norms.
+
+How many kernels the compiler makes of these is not counted: its GPU code is only scheduled where there is a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from unilatent.config import ConfigError
+from unilatent.maths.streams import Streams
+from unilatent.methods.base import LatentModel
+from unilatent.modalities.image import ImageConfig, losses
+from unilatent.nets import branches
+from unilatent.nets.lpips import LPIPS, vgg_features
+from unilatent.presets import preset
+from unilatent.training.ema import EMA
+from unilatent.training.optimizer import Optimizers, clip_gradients
+from unilatent.types import Batch
+
+LAUNCHES = {
+    "native_layer_norm_backward": 2, "rms_norm_backward": 2, "native_group_norm": 2, "native_group_norm_backward": 3,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": 3, "embedding_dense_backward": 4,
+    "convolution_backward": 2,
+}  # fmt: skip
+"""Launches of operations that are more than one kernel on CUDA: input and weight gradients, reductions in two passes,
+the three passes of flash attention's backward, sorted indices."""
+FREE = {
+    "detach", "view", "_unsafe_view", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select",
+    "split", "split_with_sizes", "unbind", "alias", "as_strided", "empty", "empty_like", "new_empty", "device",
+    "new_empty_strided", "empty_strided", "is_same_size", "lift_fresh", "chunk", "unfold", "_reshape_alias",
+    "view_as_real", "view_as_complex", "is_pinned", "diagonal",
+}  # fmt: skip
+"""Operations that launch nothing."""
+WRITTEN = {"out", "grad_input"}
+"""Arguments that are written and not read."""
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"}
+CHUNK, CHUNKS = 65536, 320
+"""Elements of a chunk, and chunks of a launch, in operations on lists of tensors (`_foreach`, fused optimizers)."""
+PLACES = {
+    "rotate": "rotary", "rotary": "rotary", "halves": "rotary", "rotate_halves": "rotary",
+    "modulate": "modulation", "add_gated": "modulation",
+    "affine": "modulation", "fused_rms_norm": "rms norm", "LayerNorm.forward": "layer norm",
+    "GroupNorm.forward": "group norm", "SwiGLU.forward": "activations", "silu_times": "activations",
+    "LPIPS.forward": "LPIPS", "attend": "attention", "Streams": "noise", "denoising_loss": "losses",
+    "terms": "losses", "add_noise": "noising",
+}  # fmt: skip
+"""Function, method or class whose operations are counted as a kind; their backward passes too."""
+
+
+class Counted(TorchDispatchMode):
+    """Counts launches and bytes by kind while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches, self.bytes = Counter[str](), Counter[str]()
+        self.kinds: dict[int, str] = {}
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = op(*args, **(kwargs or {}))
+        name = op.overloadpacket.__name__
+        node = torch._C._current_autograd_node()
+        kind = _place() if node is None else self.kinds.get(node._sequence_nr(), "other")
+        if node is None:  # the node of this operation has been made, and has the number before the next one
+            self.kinds.setdefault(torch.autograd._get_sequence_nr() - 1, kind)
+        if name in FREE or _is_view(op):
+            return out
+        if name in ("_to_copy", "copy_") and len({t.dtype for t in _tensors((args, out))}) > 1:
+            kind = "casts"
+        elif name == "rms_norm_backward":
+            kind = "rms norm"
+        elif name in PRODUCTS:
+            kind = "convolutions" if name.startswith("conv") else "matrix products"
+        elif "scaled_dot_product" in name:
+            kind = "attention"
+        self.launches[kind] += _launches(name, args)
+        read = args, {key: value for key, value in (kwargs or {}).items() if key not in WRITTEN}
+        self.bytes[kind] += sum(map(_bytes, _tensors(read))) + sum(map(_bytes, _tensors(out)))
+        return out
+
+    def elementwise(self, counts: Counter[str]) -> int:
+        """The sum over all kinds but matrix products, convolutions and attention."""
+        return sum(n for kind, n in counts.items() if kind not in ("matrix products", "convolutions", "attention"))
+
+
+def _is_view(op: Any) -> bool:
+    return bool(getattr(op, "is_view", False))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _bytes(t: Tensor) -> int:
+    """Bytes of the different elements of a tensor: those of an expanded axis are one."""
+    return t.element_size() * math.prod(n for n, stride in zip(t.shape, t.stride(), strict=True) if stride)
+
+
+def _launches(name: str, args: Any) -> int:
+    if name.startswith(("_foreach", "_fused_adam")):
+        return math.ceil(sum(math.ceil(t.numel() / CHUNK) for t in args[0]) / CHUNKS)
+    return LAUNCHES.get(name, 1)
+
+
+def _place() -> str:
+    """The kind of the innermost function on the stack that has one."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        qualified = frame.f_code.co_qualname
+        for name in (qualified, frame.f_code.co_name, qualified.partition(".")[0]):
+            if name in PLACES:
+                return PLACES[name]
+        frame = frame.f_back
+    return "other"
+
+
+class _NoNumbers(Streams):
+    """Streams whose draws are one kernel, as on a GPU."""
+
+    def _blocks(self, numbers: Any, blocks: int) -> Tensor:
+        return torch.ones(len(self) * blocks, 4, device=self.device)
+
+
+@torch.library.custom_op("kernels::rms_norm", mutates_args=())
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    raise NotImplementedError("fake tensors only")
+
+
+@torch.library.custom_op("kernels::rms_norm_backward", mutates_args=())
+def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError("fake tensors only")
+
+
+rms_norm.register_fake(lambda x, weight: torch.empty_like(x))
+rms_norm_backward.register_fake(lambda grad, x, weight: (torch.empty_like(x), torch.empty_like(weight)))
+rms_norm.register_autograd(
+    lambda ctx, grad: rms_norm_backward(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Take the formulas of a GPU on the CPU's (fake) tensors, with the norms that CUDA has."""
+    before = branches.on_cpu, F.rms_norm, F.layer_norm, F.group_norm
+
+    def fused(x: Tensor, shape: Any, weight: Tensor, eps: float) -> Tensor:
+        """One kernel, after a copy of what is not contiguous, if the types agree; else torch's composite."""
+        return rms_norm(x.contiguous(), weight) if weight.dtype == x.dtype else before[1](x, shape, weight, eps)
+
+    def wide(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Autocast of CUDA computes these norms in float32 and returns float32."""
+
+        def called(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                x, weight, bias = (None if t is None else t.float() for t in (x, weight, bias))
+            return norm(x, shape, weight, bias, eps)
+
+        return called
+
+    branches.on_cpu, F.rms_norm = lambda x: False, fused
+    F.layer_norm, F.group_norm = wide(before[2]), wide(before[3])
+    try:
+        yield
+    finally:
+        branches.on_cpu, F.rms_norm, F.layer_norm, F.group_norm = before
+
+
+def count(name: str, size: int, precision: str, perceptual: bool, overrides: list[str]) -> dict[str, Counted]:
+    """Count one micro-batch's forward and backward pass, and one update of the weights."""
+    config = preset(name).override(*overrides).example()
+    if isinstance(config.modality, ImageConfig) and not perceptual:
+        config = config.override("modality.perceptual_weight=0")
+    counts = {"forward + backward": Counted(), "update": Counted()}
+    distance = LPIPS({f"features.{key}": value for key, value in vgg_features().state_dict().items()})  # random weights
+    if precision == "bf16":
+        distance.in_16_bits(torch.bfloat16)
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu(), torch.device("cpu"):
+        before, losses.lpips = losses.lpips, lambda *_: distance
+        try:
+            model = LatentModel.build(config.model())
+            batch, streams = _batch(model, config, size), _NoNumbers(("count",), range(size))
+            optimizers, ema = Optimizers(model, config.training.optimizer), EMA(model, 0.99)
+            for counted in ({"forward + backward": Counted(), "update": Counted()}, counts):  # the first makes states
+                optimizers.zero_grad()
+                with counted["forward + backward"]:
+                    _forward_backward(model, batch, streams, precision)
+                with counted["update"]:
+                    clip_gradients(model, config.training.gradient_clip)
+                    optimizers.step()
+                    ema.update(model)
+        finally:
+            losses.lpips = before
+    return counts
+
+
+def _forward_backward(model: LatentModel, batch: Batch, streams: Streams, precision: str) -> None:
+    parts = iter(model.loss(batch, streams))
+    with torch.autocast("cpu", enabled=False):  # around all parts, as in training/step.py
+        while True:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                part = next(parts, None)
+            if part is None:
+                return
+            part.value.backward()
+            part.close()
+
+
+def _batch(model: LatentModel, config: Any, size: int) -> Batch:
+    image = config.modality
+    if not isinstance(image, ImageConfig):
+        raise ConfigError(f"--preset: counted are runs on images, not on {image.name}")
+    return Batch(torch.rand(size, image.channels, image.height, image.width), model.conditions.example(size))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="imagenet256-unite-b")
+    parser.add_argument("--batch", type=int, default=64, help="samples of the micro-batch")
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--no-lpips", action="store_true")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    counts = count(options.preset, options.batch, options.precision, not options.no_lpips, options.overrides)
+    print(f"{options.preset}, micro-batch {options.batch}, {options.precision}, torch {torch.__version__}, eager")
+    for phase, counted in counts.items():
+        print("\n" + table(phase, counted))
+
+
+def table(phase: str, counted: Counted) -> str:
+    """Launches and GB by kind, in the order of their bytes."""
+    rows = [(kind, counted.launches[kind], size) for kind, size in counted.bytes.most_common()]
+    rows += [("all", sum(counted.launches.values()), sum(counted.bytes.values()))]
+    rows += [("elementwise", *map(counted.elementwise, (counted.launches, counted.bytes)))]
+    lines = [f"| {phase} | launches | GB |", "| --- | --- | --- |"]
+    return "\n".join(lines + [f"| {kind} | {number:,} | {size / 1e9:,.1f} |" for kind, number, size in rows])
+
+
+if __name__ == "__main__":
+    main()
