@@ -27,7 +27,7 @@ from unilatent.modalities.base import BadSample
 
 FILES = 2000
 LONGEST = 10
-"""CPU seconds for one file, which do not depend on what else the machine does."""
+"""Seconds for one file."""
 FRAME = Frame(8, 8, 3, 2)
 REFUSALS = (ValueError, BadSample, ConfigError)
 
@@ -72,15 +72,15 @@ def limited() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TimeoutError(f"more than {LONGEST} seconds")
 
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def refusal(error: ValueError) -> str:

@@ -191,7 +191,6 @@ class Trainer:
             if log_is_due:
                 self._log(result.logs, done / (time.perf_counter() - since))
                 since, done = time.perf_counter(), 0
-            self.monitored = False
             yield
             request = self._next_request(result.counts)
 
@@ -215,17 +214,18 @@ class Trainer:
         t, step = self.training, self.step
         snapshot_every = t.ema_snapshot_every or t.checkpoint_every
         snapshot_is_due = step == self.steps or (snapshot_every and step % snapshot_every == 0)
-        due: dict[Callable[[], object], object] = {
-            self.monitor.draw: t.sample_every and step % t.sample_every == 0 and step < self.steps,
-            partial(self.checkpoints.save_ema_snapshot, self.out, self.journal.warn): t.ema_profiles
-            and snapshot_is_due,
-            self.checkpoints.save: t.checkpoint_every and step % t.checkpoint_every == 0 and step < self.steps,
-            partial(self.monitor.evaluate, final=False): self.monitor.evaluation_is_due(self.steps),
-        }
-        for work, is_due in due.items():
-            if is_due:
-                work()
-                self.monitored = True
+        due: list[Callable[[], object]] = []
+        if t.sample_every and step % t.sample_every == 0 and step < self.steps:
+            due.append(self.monitor.draw)
+        if t.ema_profiles and snapshot_is_due:
+            due.append(partial(self.checkpoints.save_ema_snapshot, self.out, self.journal.warn))
+        if t.checkpoint_every and step % t.checkpoint_every == 0 and step < self.steps:
+            due.append(self.checkpoints.save)
+        if self.monitor.evaluation_is_due(self.steps):
+            due.append(partial(self.monitor.evaluate, final=False))
+        for work in due:
+            work()
+        self.monitored = bool(due)
 
     def _finish(self) -> bool:
         """The finished model, its images and its table; False if a stop request came before all of it was done."""
