@@ -89,6 +89,8 @@ def test_collate_and_join_take_texts_of_any_length():
 
 
 def rows(cond: Conditioning, i: int) -> list[Tensor]:
+    """The vector, tokens and mask of a row, padded to 40 tokens."""
+    cond = cond.padded(40)
     assert cond.tokens is not None and cond.mask is not None
     return [cond.vector[i], cond.tokens[i], cond.mask[i]]
 
@@ -112,6 +114,15 @@ def test_a_batch_of_unequal_texts_equals_them_one_by_one_and_padding_is_not_seen
         for one, same, padded in zip(rows(alone, 0), rows(cond, i), rows(wider, i), strict=True):
             torch.testing.assert_close(one, same, atol=1e-5, rtol=0)
             torch.testing.assert_close(one, padded, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("words", "length"), [(0, 16), (3, 16), (16, 16), (17, 32), (39, 40), (60, 40)])
+def test_tokens_are_as_many_as_the_longest_text_has_in_steps(words: int, length: int):
+    text = conditions_of(max_length=40)["text"]
+    cond = text.embed(encode_texts(["a b", "word " * words]))
+    assert cond.tokens is not None and cond.tokens.shape == (2, length, D)
+    assert cond.mask is not None and cond.mask.sum(1).tolist() == [2, min(max(words, 1), 40)]
+    assert text.null(2).tokens.shape == (2, 1, D)
 
 
 def test_bytes_and_their_order_matter():

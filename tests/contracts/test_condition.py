@@ -22,6 +22,13 @@ def small(name: str, **changes: Any) -> Conditions:
     return Conditions({name: find("conditions", name).Config.small().model_copy(update=changes)}, D)
 
 
+def alike(*conds: Conditioning) -> list[Conditioning]:
+    """Padded to the same number of tokens, if they have tokens."""
+    counts = [cond.tokens.shape[1] for cond in conds if cond.tokens is not None]
+    assert len(counts) in (0, len(conds)), "null has another form"
+    return [cond.padded(max(counts)) if counts else cond for cond in conds]
+
+
 def parts(cond: Conditioning) -> list[Tensor]:
     return [part.detach() for part in (cond.vector, cond.tokens, cond.mask) if part is not None]
 
@@ -32,7 +39,7 @@ def close(a: Conditioning, b: Conditioning) -> bool:
 
 
 def holds_null_differs(condition: Condition, values: Tensor) -> None:
-    given, null = condition.embed(values), condition.null(len(values))
+    given, null = alike(condition.embed(values), condition.null(len(values)))
     assert [part.shape for part in parts(given)] == [part.shape for part in parts(null)], "null has another form"
     for i in range(len(values)):
         rows = [any_row(cond, i) for cond in (given, null)]
@@ -97,7 +104,7 @@ def test_dropout_rate_row_by_row(name: str, rate: float):
     values = {conditions[name].argument: conditions[name].example(n)}
     drop = torch.rand(n, 1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        out, null, whole = conditions(values, drop), conditions.null(n), conditions(values)
+        out, null, whole = alike(conditions(values, drop), conditions.null(n), conditions(values))
     dropped = torch.stack([(a == b).flatten(1).all(1) for a, b in zip(parts(out), parts(null), strict=True)]).all(0)
     kept = torch.stack([(a == b).flatten(1).all(1) for a, b in zip(parts(out), parts(whole), strict=True)]).all(0)
     assert torch.equal(dropped, drop[:, 0] < rate) and torch.equal(kept, ~dropped)
@@ -123,7 +130,7 @@ def test_guidance_one_is_conditional_and_zero_unconditional(name: str):
 @every_condition
 def test_where_and_cat(name: str):
     conditions = small(name)
-    cond, null = conditions[name].embed(conditions[name].example(4)), conditions[name].null(4)
+    cond, null = alike(conditions[name].embed(conditions[name].example(4)), conditions[name].null(4))
     keep = torch.tensor([True, False, False, True])
     mixed, both = cond.where(keep, null), cond.cat(null)
     assert len(mixed) == 4 and len(both) == 8

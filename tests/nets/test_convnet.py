@@ -124,6 +124,24 @@ def test_patches_and_pooling_are_inverted():
         torch.testing.assert_close(pool(h, patch), means)
 
 
+@every_size
+def test_convolutions_read_channels_last(strides, patch, grid, coarse):
+    """Else a GPU copies the input of each one."""
+    form = torch.channels_last if len(grid) == 2 else torch.channels_last_3d
+    seen = []
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        seen.append(inputs[0].is_contiguous(memory_format=form))
+
+    x, latents = normals(B, math.prod(grid), 3), normals(B, math.prod(coarse), LATENT)
+    for net, rest in ((encoder(strides, patch), ()), (decoder(strides, patch), (TIME, COND, latents))):
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                module.register_forward_pre_hook(look)
+        net(x, grid_layout(grid), *rest)
+    assert len(seen) > 8 and all(seen)
+
+
 @pytest.mark.parametrize("make", [decoder, lambda s: base(context_channels=LATENT)], ids=["decoder", "base"])
 def test_gradients_reach_context_time_and_condition(make):
     model, grid = randomised(make(TWO[:1])), (8, 8)

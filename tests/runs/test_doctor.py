@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +153,17 @@ def test_a_text_may_begin_with_a_tilde(cli: Command, home: Path) -> None:
     assert refused.code == 2 and "prompt" in refused.err and str(home) not in refused.err
     refused = cli("sample", "~no-such-user/run", "--out", "~/out")
     assert refused.code == 2 and "~no-such-user/run: no such folder" in refused.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch uses GNU's OpenMP library on Linux")
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_threads_of_a_command_wait_briefly_unless_told_otherwise(given: dict[str, str], spins: str):
+    clean = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-m", "unilatent", "presets"]  # the library says on loading what it read
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=clean | given | {"OMP_DISPLAY_ENV": "verbose"}
+    )
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", ran.stderr) == [spins]

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from .. import openmp  # noqa: F401  before torch is loaded
 from ..files import FULL, UNWRITABLE, DiskError, disk_error, system_reason
 from ..terminal import lasting_output, open_closed_descriptors, output_error
 from . import (

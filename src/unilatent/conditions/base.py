@@ -74,7 +74,7 @@ class Condition(nn.Module, ABC):
 
     @abstractmethod
     def null(self, n: int) -> Conditioning:
-        """Return n rows of "no condition", with the shapes of `embed`."""
+        """Return n rows of "no condition", of the form of `embed`; the number of tokens may be another."""
 
     def remarks(self, values: Sequence[Any]) -> list[str]:
         """Return what somebody who trains on these values of data should know, one line each: which of them are not
@@ -223,9 +223,11 @@ class Conditions(nn.ModuleDict):
         if not parts:
             return Conditioning(torch.zeros(n, self.dim, device=self._device.device))
         vector = torch.stack([part.vector for part in parts]).sum(0) if len(parts) > 1 else parts[0].vector
-        masked = [part.padded(part.tokens.shape[1]) for part in parts if part.tokens is not None]
-        if not masked:
+        spoken = [part for part in parts if part.tokens is not None]
+        if not spoken:
             return Conditioning(vector)
-        tokens = [part.tokens for part in masked if part.tokens is not None]
-        masks = [part.mask for part in masked if part.mask is not None]
-        return Conditioning(vector, torch.cat(tokens, dim=1), torch.cat(masks, dim=1))
+        tokens = torch.cat([cast("Tensor", part.tokens) for part in spoken], dim=1)
+        if all(part.mask is None for part in spoken):  # no padding, so attention needs no mask
+            return Conditioning(vector, tokens)
+        masks = [part.padded(cast("Tensor", part.tokens).shape[1]).mask for part in spoken]
+        return Conditioning(vector, tokens, torch.cat(cast("list[Tensor]", masks), dim=1))

@@ -19,6 +19,8 @@ from ..nets.text_encoder import EncoderDescription, TextEncoder, describe, text_
 from ..types import Conditioning, decode_texts, encode_texts, move
 from .base import Condition, ConditionConfig, as_list
 
+MULTIPLE = 16
+"""Numbers of tokens are multiples of this, so that compiled networks meet few of them."""
 SHOWN = 60
 """Characters of a text that an error message quotes."""
 
@@ -93,7 +95,7 @@ class TextConfig(ConditionConfig):
 
 
 class Text(Condition):
-    """Values are texts as bytes (B, W) uint8; embedded as max_length tokens, mostly padding, and a pooled vector."""
+    """Values are texts as bytes (B, W) uint8; embedded as at most max_length tokens, padded, and a pooled vector."""
 
     Config = TextConfig
     argument = "prompts"
@@ -136,7 +138,11 @@ class Text(Condition):
             self.encoder.prepare()
 
     def embed(self, values: Tensor) -> Conditioning:
-        """Embed bytes (B, W), any W, as tokens (B, max_length, D), their mask, and a vector (B, D)."""
+        """Embed bytes (B, W), any W, as tokens (B, L, D), their mask, and a vector (B, D).
+
+        L is the number of tokens of the longest text, as far as it is known without a wait for the device, rounded up
+        to a multiple of `MULTIPLE`: attention does not read max_length tokens of which most are padding.
+        """
         device, max_length = self.null_token.device, self.config.max_length
         has_text = move((values != 0).any(1), device)  # (B,)
         if self.bytes is not None:
@@ -145,12 +151,13 @@ class Text(Condition):
             features, mask, pooled = self.encoder(values, device)
         tokens = self.token_out(self.token_norm(features)).float() * mask[..., None]  # (B, L, D), L <= max_length
         vector = self.vector_out(self.vector_norm(pooled)).float()
-        embedded = Conditioning(vector, tokens, mask).padded(max_length)
+        length = min(max_length, -(-tokens.shape[1] // MULTIPLE) * MULTIPLE)
+        embedded = Conditioning(vector, tokens, mask).padded(length)
         return embedded.where(has_text & mask.any(1), self.null(len(values)))
 
     def null(self, n: int) -> Conditioning:
         vector, token = (part.expand(n, -1) for part in (self.null_vector, self.null_token))
-        return Conditioning(vector, token[:, None]).padded(self.config.max_length)
+        return Conditioning(vector, token[:, None])
 
     def example(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Return the configured texts, cycled; the empty text if there are none."""

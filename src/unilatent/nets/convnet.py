@@ -61,10 +61,10 @@ def to_tokens(h: Tensor) -> Tensor:
 
 
 def gather_patches(h: Tensor, patch: PerAxis) -> Tensor:
-    """(B, C, *grid) to (B, C prod(patch), *grid / patch)."""
+    """(B, C, *grid) to (B, C prod(patch), *grid / patch), channels last in memory."""
     axes = len(patch)
     outer, inner = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
-    return _split(h, patch).permute(0, 1, *inner, *outer).flatten(1, 1 + axes)
+    return _split(h, patch).permute(0, *outer, 1, *inner).flatten(1 + axes).movedim(-1, 1)
 
 
 def scatter_patches(h: Tensor, patch: PerAxis) -> Tensor:
@@ -78,8 +78,9 @@ def scatter_patches(h: Tensor, patch: PerAxis) -> Tensor:
 
 
 def pool(h: Tensor, stride: PerAxis) -> Tensor:
-    """(B, C, *grid) averaged over cells of `stride`."""
-    return _split(h, stride).mean(list(range(3, 3 + 2 * len(stride), 2)))
+    """(B, C, *grid) averaged over cells of `stride`, channels last in memory."""
+    axes = len(stride)
+    return _split(h, stride).movedim(1, -1).mean(list(range(2, 2 + 2 * axes, 2))).movedim(-1, 1)
 
 
 def _split(h: Tensor, cell: PerAxis) -> Tensor:
