@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from train_step import a_batch
 from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
@@ -191,7 +192,9 @@ def as_on_a_gpu() -> Iterator[None]:
 def count(name: str, size: int, precision: str, perceptual: bool, overrides: list[str]) -> dict[str, Counted]:
     """Count one micro-batch's forward and backward pass, and one update of the weights."""
     config = preset(name).override(*overrides).example()
-    if isinstance(config.modality, ImageConfig) and not perceptual:
+    if not isinstance(config.modality, ImageConfig):
+        raise ConfigError(f"--preset: counted are runs on images, not on {config.modality.name}")
+    if not perceptual:
         config = config.override("modality.perceptual_weight=0")
     counts = {"forward + backward": Counted(), "update": Counted()}
     distance = LPIPS({f"features.{key}": value for key, value in vgg_features().state_dict().items()})  # random weights
@@ -201,7 +204,8 @@ def count(name: str, size: int, precision: str, perceptual: bool, overrides: lis
         before, losses.lpips = losses.lpips, lambda *_: distance
         try:
             model = LatentModel.build(config.model())
-            batch, streams = _batch(model, config, size), _NoNumbers(("count",), range(size))
+            batch = a_batch(model, config, size, torch.device("cpu"))
+            streams = _NoNumbers(("count",), range(size))
             optimizers, ema = Optimizers(model, config.training.optimizer), EMA(model, 0.99)
             for counted in ({"forward + backward": Counted(), "update": Counted()}, counts):  # the first makes states
                 optimizers.zero_grad()
@@ -226,13 +230,6 @@ def _forward_backward(model: LatentModel, batch: Batch, streams: Streams, precis
                 return
             part.value.backward()
             part.close()
-
-
-def _batch(model: LatentModel, config: Any, size: int) -> Batch:
-    image = config.modality
-    if not isinstance(image, ImageConfig):
-        raise ConfigError(f"--preset: counted are runs on images, not on {image.name}")
-    return Batch(torch.rand(size, image.channels, image.height, image.width), model.conditions.example(size))
 
 
 def main() -> None:

@@ -19,16 +19,14 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim import Muon as TorchMuon
 
-from unilatent.batches import collate
+from train_step import a_batch
 from unilatent.devices import matmul_rates
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
 from unilatent.modalities.image import ImageConfig
 from unilatent.nets.layers import muon_parameters
 from unilatent.presets import preset
-from unilatent.training.config import RunConfig
 from unilatent.training.muon import Muon
-from unilatent.types import Batch
 
 
 def main() -> None:
@@ -58,7 +56,7 @@ def main() -> None:
     print(f"AdamW: {len(others)} tensors, {sum(p.numel() for p in others) / 1e6:.2f} M\n", flush=True)
 
     size: int = options.batch
-    batch = a_batch(model, config, size)
+    batch = a_batch(model, config, size, model.device)
 
     def forward_backward() -> None:
         model.zero_grad(set_to_none=True)
@@ -99,17 +97,6 @@ def main() -> None:
             cells = [f"{100 * seconds / whole:.0f} %", f"{whole / (passes + before):.2f}"]
         print(f"| {name} | {1e3 * seconds:.2f} | {seconds / shortest[first]:.2f} | {' | '.join(cells)} |")
     print(f"\nforward and backward in fp32, batch {size}: {1e3 * passes:.1f} ms")
-
-
-def a_batch(model: LatentModel, config: RunConfig, size: int) -> Batch:
-    """Random images, or the first training samples."""
-    image = config.modality
-    if isinstance(image, ImageConfig):
-        return Batch(torch.rand(size, image.channels, image.height, image.width), model.conditions.example(size)).to(
-            model.device
-        )
-    train = model.modality.splits(config.data).train
-    return collate([train[i % len(train)] for i in range(size)], model.modality).to(model.device)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
