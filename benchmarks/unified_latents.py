@@ -79,7 +79,7 @@ def measure(folder: Path) -> dict[str, float]:
         shuffled.append(model.decoder_nats(z.roll(1, 0), tokens, draws))
     reconstructions = reconstruct(model, held_out.data, batch_size=120)
     samples = sample(model, 500, batch_size=250)
-    bits = rates(torch.stack(nats).mean(), **model.modality.units)
+    bits = rates(torch.stack(nats).mean(), **model.modality.units(tokens.layout))
     return {
         **{name: float(value) for name, value in bits.items()},
         "psnr": float(psnr(reconstructions, held_out.data).mean()),
