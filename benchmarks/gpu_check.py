@@ -531,7 +531,7 @@ def built(check: Check, config: RunConfig, sources: Any, compile: bool) -> Optim
     set_float32_products(check.device, config.training.precision)
     processes = Processes(str(check.device))
     with check.device:
-        model = setup.build_model(config, None, sources, processes, False)
+        model = setup.build_model(config, False, sources, processes, False)
     if compile and check.tiny:
         compile_blocks(check, model)
     return OptimiserStep(TrainingState(model, config.training), config, processes, 1000.0, measure_gradients=False)
@@ -571,7 +571,7 @@ def run_config(check: Check, name: str, lpips: bool) -> tuple[RunConfig, Any]:
 def sized(check: Check, name: str, *overrides: str) -> RunConfig:
     """A preset, or a stage of it (", stage 1"), at its own size or tiny."""
     plain, _, stage = name.partition(", ")
-    config = preset(plain)
+    config = preset(plain).resolved()
     tiny = next((values for start, values in TINY.items() if name.startswith(start)), ()) if check.tiny else ()
     batch = ("training.batch_size=4", "training.micro_batch_size=2") if check.tiny else ()
     if stage == "stage 2" and check.tiny:

@@ -18,14 +18,11 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,9 +30,8 @@ from train_step import a_batch
 from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
-from unilatent.modalities.image import ImageConfig, losses
-from unilatent.nets import branches
-from unilatent.nets.lpips import LPIPS, vgg_features
+from unilatent.modalities.image import ImageConfig
+from unilatent.nets.gpu_formulas import gpu_formulas
 from unilatent.presets import preset
 from unilatent.training.ema import EMA
 from unilatent.training.optimizer import Optimizers, clip_gradients
@@ -144,79 +140,27 @@ class _NoNumbers(Streams):
         return torch.ones(len(self) * blocks, 4, device=self.device)
 
 
-@torch.library.custom_op("kernels::rms_norm", mutates_args=())
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    raise NotImplementedError("fake tensors only")
-
-
-@torch.library.custom_op("kernels::rms_norm_backward", mutates_args=())
-def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError("fake tensors only")
-
-
-rms_norm.register_fake(lambda x, weight: torch.empty_like(x))
-rms_norm_backward.register_fake(lambda grad, x, weight: (torch.empty_like(x), torch.empty_like(weight)))
-rms_norm.register_autograd(
-    lambda ctx, grad: rms_norm_backward(grad, *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Take the formulas of a GPU on the CPU's (fake) tensors, with the norms that CUDA has."""
-    before = branches.on_cpu, F.rms_norm, F.layer_norm, F.group_norm
-
-    def fused(x: Tensor, shape: Any, weight: Tensor, eps: float) -> Tensor:
-        """One kernel, after a copy of what is not contiguous, if the types agree; else torch's composite."""
-        return rms_norm(x.contiguous(), weight) if weight.dtype == x.dtype else before[1](x, shape, weight, eps)
-
-    def wide(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Autocast of CUDA computes these norms in float32 and returns float32."""
-
-        def called(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
-            if torch.is_autocast_enabled("cpu"):
-                x, weight, bias = (None if t is None else t.float() for t in (x, weight, bias))
-            return norm(x, shape, weight, bias, eps)
-
-        return called
-
-    branches.on_cpu, F.rms_norm = lambda x: False, fused
-    F.layer_norm, F.group_norm = wide(before[2]), wide(before[3])
-    try:
-        yield
-    finally:
-        branches.on_cpu, F.rms_norm, F.layer_norm, F.group_norm = before
-
-
 def count(name: str, size: int, precision: str, perceptual: bool, overrides: list[str]) -> dict[str, Counted]:
     """Count one micro-batch's forward and backward pass, and one update of the weights."""
-    config = preset(name).override(*overrides).example()
+    config = preset(name).override(*overrides).resolved().example()
     if not isinstance(config.modality, ImageConfig):
         raise ConfigError(f"--preset: counted are runs on images, not on {config.modality.name}")
     if not perceptual:
         config = config.override("modality.perceptual_weight=0")
     counts = {"forward + backward": Counted(), "update": Counted()}
-    distance = LPIPS({f"features.{key}": value for key, value in vgg_features().state_dict().items()})  # random weights
-    if precision == "bf16":
-        distance.in_16_bits(torch.bfloat16)
-    with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu(), torch.device("cpu"):
-        before, losses.lpips = losses.lpips, lambda *_: distance
-        try:
-            model = LatentModel.build(config.model())
-            batch = a_batch(model, config, size, torch.device("cpu"))
-            streams = _NoNumbers(("count",), range(size))
-            optimizers, ema = Optimizers(model, config.training.optimizer), EMA(model, 0.99)
-            for counted in ({"forward + backward": Counted(), "update": Counted()}, counts):  # the first makes states
-                optimizers.zero_grad()
-                with counted["forward + backward"]:
-                    _forward_backward(model, batch, streams, precision)
-                with counted["update"]:
-                    clip_gradients(model, config.training.gradient_clip)
-                    optimizers.step()
-                    ema.update(model)
-        finally:
-            losses.lpips = before
+    with FakeTensorMode(allow_non_fake_inputs=True), gpu_formulas(), torch.device("cpu"):
+        model = LatentModel.build(config.model())
+        batch = a_batch(model, config, size, torch.device("cpu"))
+        streams = _NoNumbers(("count",), range(size))
+        optimizers, ema = Optimizers(model, config.training.optimizer), EMA(model, 0.99)
+        for counted in ({"forward + backward": Counted(), "update": Counted()}, counts):  # the first makes states
+            optimizers.zero_grad()
+            with counted["forward + backward"]:
+                _forward_backward(model, batch, streams, precision)
+            with counted["update"]:
+                clip_gradients(model, config.training.gradient_clip)
+                optimizers.step()
+                ema.update(model)
     return counts
 
 

@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    config = preset(options.preset)
+    config = preset(options.preset).resolved()
     if isinstance(config.modality, ImageConfig):
         config = config.override("modality.perceptual_weight=0")  # LPIPS: a download
     config = config.example()

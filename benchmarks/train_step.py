@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from unilatent.batches import collate
 from unilatent.maths.streams import Streams
@@ -33,6 +32,7 @@ from unilatent.nets.layers import Repeated
 from unilatent.presets import preset
 from unilatent.training.config import RunConfig
 from unilatent.training.ema import EMA
+from unilatent.training.flop import StepCounter
 from unilatent.training.optimizer import Optimizers, clip_gradients
 from unilatent.types import Batch
 
@@ -123,7 +123,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 def cases(options: argparse.Namespace) -> list[tuple[str, RunConfig, int]]:
     """Label, run and batch of each case; LPIPS is left out, since its network is a download."""
-    base = preset(options.preset).override(*options.overrides)
+    base = preset(options.preset).override(*options.overrides).resolved()
     if isinstance(base.modality, ImageConfig):
         base = base.override("modality.perceptual_weight=0")
     if options.grow == "tokens":
@@ -188,12 +188,12 @@ def measure(
 def count_flop(model: LatentModel, batch: Batch, n: int) -> float:
     """Floating-point operations of one forward and backward pass, from the shapes of its matrix products."""
     streams = Streams(("flop",), range(n), model.device)
-    with FlopCounterMode(display=False) as counter:
+    with StepCounter() as counter:
         for part in model.loss(batch, streams):
             part.value.backward()
             part.close()
     model.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops())
+    return float(counter.flop)
 
 
 def a_batch(model: LatentModel, config: RunConfig, n: int, device: torch.device) -> Batch:

@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -25,7 +25,7 @@ from .faults import reach
 from .maths.streams import seed_of
 from .modalities.base import BadSample, Dataset, Modality, Stream
 from .plain_text import count_of
-from .types import Batch, encode_texts
+from .types import Batch, encode_texts, is_encoded
 
 ATTEMPTS = 16
 """Number of samples tried for one position. If all of them are bad, this is a fault of the data set, not chance."""
@@ -206,6 +206,7 @@ def loader(
                     "--resume auto"
                 )
             yield batch, skipped
+            del batch  # not held while the next one is read
 
 
 def _iterate(data_loader: DataLoader[Any], timeout: float) -> Generator[Any, None, None]:
@@ -277,7 +278,10 @@ def _identity(result: ReadResult) -> ReadResult:
 def collate(examples: list[Example], modality: Modality) -> Batch:
     """Collate items of a Dataset to a Batch: text condition values become bytes, all others numbers."""
     values = {key: value_rows([value[key] for _, value in examples]) for key in examples[0][1]}
-    return Batch(modality.collate([data for data, _ in examples]), values)
+    samples = [data for data, _ in examples]
+    if is_encoded(samples[0]):
+        return Batch({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}, values)
+    return Batch(modality.collate(samples), values)
 
 
 def value_rows(values: list[Any]) -> Tensor:
@@ -320,6 +324,28 @@ def load_all(
             f"data: none of {count_of(count, 'sample')} can be used, the first is: {bad[0] if bad else 'missing'}"
         )
     return collate(usable, modality)
+
+
+class _Positions:
+    """Map-style data set with (index, position) as keys, whose samples are not replaced."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Example | BadSample:
+        return _load_or_error(lambda: self.dataset.view(*key))
+
+
+def read_views(
+    dataset: Dataset, batches: Sequence[Sequence[tuple[int, int]]], workers: int = 0
+) -> Generator[list[Example | BadSample], None, None]:
+    """Yield `Dataset.view` of the (index, position) of each batch in turn, read by `workers` processes; a sample that
+    cannot be used is its BadSample. Close the generator to end the workers."""
+    data_loader: DataLoader[Any] = DataLoader(
+        _Positions(dataset), batch_sampler=batches, collate_fn=list, num_workers=workers,  # type: ignore[arg-type]
+        worker_init_fn=_init_worker if workers else None,
+    )  # fmt: skip
+    yield from _iterate(data_loader, 0)
 
 
 def try_samples(dataset: Dataset, seed: int, count: int, all_usable: bool = False) -> list[Example]:

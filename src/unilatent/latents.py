@@ -23,6 +23,7 @@ from .modalities.base import Skipped
 from .model_config import SamplingConfig
 from .model_folder import read_weights
 from .outputs import Outputs
+from .records import HEADER
 from .sampling import computing
 from .types import move, take
 
@@ -108,7 +109,8 @@ def decode_shards(
     folder = expanded(folder)
     path = folder / INDEX
     if not path.is_file():
-        raise ValueError(f"{folder}: no {INDEX} in it; give a folder written by `unilatent encode`")
+        views = " without --views" if (folder / HEADER).is_file() else ""
+        raise ValueError(f"{folder}: no {INDEX} in it; give a folder written by `unilatent encode`{views}")
     index = _read_index(path)
     if index["model"] != model.fingerprint():
         raise ValueError(

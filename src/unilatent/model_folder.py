@@ -5,7 +5,7 @@ No file is ever unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -24,6 +24,7 @@ from .files import expanded, read_json, room, write_json
 from .model_config import ModelConfig
 from .outputs import refuse_foreign
 from .registry import find
+from .tensor_files import StoredTensor, TensorFile
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -225,6 +226,19 @@ def _read_stored(folder: Path) -> tuple[ModelConfig, str]:
 
 def read_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Read the tensors of a safetensors file; ValueError names the file if it is missing or damaged."""
+    with _weights_file(path):
+        return load_file(path, device=str(device))
+
+
+def open_weights(path: Path) -> TensorFile:
+    """Read the header of a safetensors file; ValueError as in `read_weights`."""
+    with _weights_file(path):
+        return TensorFile.open(path)
+
+
+@contextmanager
+def _weights_file(path: Path) -> Iterator[None]:
+    """ValueError names the file if it is missing, pickled, or cannot be read in the block."""
     if not path.is_file():
         raise ValueError(f"{path}: missing; the folder is incomplete, copy or convert it again")
     with path.open("rb") as file:
@@ -234,7 +248,7 @@ def read_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
                 "or convert a .pt file of the UNITE authors with `unilatent convert`"
             )
     try:
-        return load_file(path, device=str(device))
+        yield
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error}); copy or convert it again") from None
 
@@ -253,8 +267,24 @@ def load_weights(
 
 
 def check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], source: Path | str) -> None:
-    """Raise ValueError if the keys, shapes or types of weights differ from `expected` (it lists the first of each), or
-    if a tensor is not finite."""
+    """Raise ValueError as in `check_layout`, or if a tensor is not finite."""
+    check_layout(expected, weights, source)
+    for key in sorted(weights):
+        if fault := non_finite(key, weights[key], expected[key].dtype):
+            raise ValueError(f"{source}: {fault}")
+
+
+def non_finite(key: str, value: Tensor, dtype: torch.dtype) -> str:
+    """Return what is wrong with a stored tensor that is not finite in the type of the model; "" if it is finite."""
+    if not dtype.is_floating_point or value.to(dtype).sum(dtype=torch.float64).isfinite():
+        return ""
+    return f"{key} is not finite (NaN or infinity in it); use an older checkpoint"
+
+
+def check_layout(
+    expected: Mapping[str, Tensor], weights: Mapping[str, Tensor | StoredTensor], source: Path | str
+) -> None:  # fmt: skip
+    """Raise ValueError if the keys, shapes or types of weights differ from `expected`; it lists the first of each."""
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     common = sorted(expected.keys() & weights.keys())
     shapes = [
@@ -275,10 +305,6 @@ def check_weights(expected: dict[str, Tensor], weights: dict[str, Tensor], sourc
             faults.append(f"{fault} {', '.join(key[:120] for key in keys[:3])}{more}")
     if faults:
         raise ValueError(f"{source}: does not fit this model: {'; '.join(faults)}")
-    for key in common:
-        value = weights[key]
-        if expected[key].is_floating_point() and not value.to(expected[key].dtype).sum(dtype=torch.float64).isfinite():
-            raise ValueError(f"{source}: {key} is not finite (NaN or infinity in it); use an older checkpoint")
 
 
 def find_model_folder(source: str, field: str) -> Path:

@@ -7,10 +7,10 @@ decided.
 from __future__ import annotations
 
 import os
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -20,12 +20,15 @@ from torch import Tensor, nn
 
 from .config import ConfigError
 from .devices import pick_device
-from .sharding import is_sharded
+from .heartbeat import Heartbeat
 
 T = TypeVar("T")
 
-BUCKET = 32 * 2**20
-"""Elements of an all-reduce, roughly: small gradients are concatenated up to this size."""
+BUCKET = 8 * 2**20
+"""Numbers in an all-reduce, roughly: small tensors are concatenated up to this size."""
+
+SMALL, TOGETHER = 2**20, 2**24
+"""Bytes below which a tensor is broadcast together with others, and bytes of those, about."""
 
 
 class Processes:
@@ -38,7 +41,8 @@ class Processes:
     def __init__(self, device: str | None = None, timeout: float = 1800.0):
         """device: of a single process, None for the default (`pick_device`). Of several, "cpu" selects gloo, and
             anything else NCCL where there are GPUs.
-        timeout: seconds after which waiting for another process is an error that ends the job.
+        timeout: seconds after which waiting for another process is an error that ends the job; while it works
+            (`working`), seconds without a sign of life.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             _create_group(device == "cpu" or not torch.cuda.is_available(), timedelta(seconds=timeout))
@@ -50,13 +54,17 @@ class Processes:
             self.device = torch.device("cuda", torch.cuda.current_device())
         else:
             self.device = torch.device("cpu")
+        self.heartbeat: Heartbeat | None = None
+        if self.world > 1 and dist.get_backend() != "fake":  # of a fake group's processes there is only this one
+            self.heartbeat = Heartbeat(dist.distributed_c10d._get_default_store(), self.world, timeout)
 
-    def sum_gradients(self, model: nn.Module) -> None:
-        """Replace each gradient by its sum over all processes. NaN or infinity in one process reaches all of them.
-
-        FSDP has already summed the gradients of sharded parameters during the backward pass.
-        """
-        self.sum_tensors([p.grad for p in model.parameters() if p.grad is not None and not is_sharded(p.grad)])
+    @classmethod
+    def alone(cls, device: torch.device | None = None) -> Processes:
+        """Return this process by itself, whatever other processes its launcher has started."""
+        alone = cls.__new__(cls)
+        alone.rank, alone.world, alone.is_main, alone.heartbeat = 0, 1, True, None
+        alone.device = device or torch.device("cpu")
+        return alone
 
     def sum_tensors(self, tensors: list[Tensor]) -> None:
         """Replace each tensor, of the same shape in every process, by its sum over all processes."""
@@ -96,22 +104,77 @@ class Processes:
         """Copy the parameters and buffers of rank 0 to all processes."""
         if self.world == 1:
             return
-        for tensor in model.state_dict().values():
-            dist.broadcast(tensor, src=0)
+        self.broadcast(list(model.state_dict().values()))
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Fill tensors, of the same shapes and types in every process, with those of rank 0.
+
+        Each is one collective; those of less than SMALL bytes are sent together, up to TOGETHER bytes.
+        """
+        if self.world > 1:
+            for group in together(tensors):
+                _broadcast(group)
+
+    def gather_on_main(self, item: Any) -> list[Any] | None:
+        """Return every process's plain data, by rank, in rank 0; None in all others."""
+        if self.world == 1:
+            return [item]
+        items: list[Any] | None = [None] * self.world if self.is_main else None
+        dist.gather_object(item, items, dst=0)
+        return items
+
+    def working(self) -> AbstractContextManager[None]:
+        """The context of long work that other processes wait for in `meet`: it tells them that this one is alive."""
+        return nullcontext() if self.heartbeat is None else self.heartbeat.working()
+
+    def meet(self) -> None:
+        """Wait until every process has called this, for as long as the others work (`working`): there is no timeout.
+
+        RuntimeError if those that are missing gave no sign of life for the timeout of a collective.
+        """
+        if self.heartbeat is not None:
+            self.heartbeat.meet()
+
+    def take_turns(
+        self, turns: Iterator[object], count: int, stop: Callable[[], bool], company: Callable[[], object] | None = None
+    ) -> bool:  # fmt: skip
+        """Do this process's `count` turns (batches, say) of work that all share; returns once all have done theirs.
+
+        company: None if the turns of one process do not need the others; then nobody waits for anybody before the end,
+            and for as long as it takes. If each turn has collectives, as the forward passes of a sharded model do, all
+            processes do their turns side by side, and one that has none left does `company`, with the same
+            collectives, and drops its result.
+        stop: called after each turn; once it returns True in one process, the work ends.
+        Returns whether it did not end so, the same in all processes.
+        """
+        stopped = False
+        if company is None or self.world == 1:
+            with self.working():
+                for _ in turns:
+                    if stopped := stop():
+                        break
+            self.meet()
+            return not self.highest(stopped)
+        for turn in range(self.highest(count)):
+            if turn < count:
+                next(turns)
+            else:
+                company()
+            if self.highest(stop()):
+                return False
+        return True
 
     def wait(self) -> None:
         """Wait until every process has called this."""
         if self.world > 1:
             dist.barrier()
 
-    def leave(self, code: int = 0) -> None:
-        """End a command. Several processes wait for each other, then exit without running C++ destructors: in these,
-        gloo's threads sometimes abort a process that has finished (one run in eight, measured with torch 2.13)."""
-        if self.world > 1:
+    def leave(self) -> None:
+        """End the process group at the end of a command: all processes wait for each other, then close their
+        connections before the interpreter ends."""
+        if self.world > 1 and dist.is_initialized():
             dist.barrier()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            dist.destroy_process_group()
 
     def on_main(self, work: Callable[[], object]) -> None:
         """Run `work` in rank 0 while all processes wait. If it fails, all fail with its message."""
@@ -122,20 +185,22 @@ class Processes:
         self.from_main(without_result)
 
     def from_main(self, find: Callable[[], T]) -> T:
-        """Run `find` in rank 0 and return its result, plain data, in all processes.
+        """Run `find` in rank 0 and return its result, plain data, in all processes, which wait however long it takes.
 
-        If it fails, all fail with its message; if it raises ConfigError, all raise ConfigError.
+        If it fails, all fail with its message; if it raises ValueError, all others raise ConfigError.
         """
         if self.world == 1:
             return find()
-        message: list[Any] = [None, None, False]  # the result, or else the failure and whether it is a ConfigError
+        message: list[Any] = [None, None, False]  # the result, or else the failure and whether it is a ValueError
         error: Exception | None = None
         if self.is_main:
             try:
-                message[0] = find()
+                with self.working():
+                    message[0] = find()
             except Exception as raised:
-                error, refused = raised, isinstance(raised, ConfigError)
+                error, refused = raised, isinstance(raised, ValueError)
                 message[1:] = [str(raised) if refused else f"{type(raised).__name__}: {raised}", refused]
+        self.meet()
         dist.broadcast_object_list(message, src=0, device=self.device)
         result, failure, refused = message
         if error is not None:
@@ -168,10 +233,14 @@ def _create_group(cpu: bool, timeout: timedelta) -> None:
 def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int]:
     """Return torchrun's store under a key prefix that no earlier start of this job has used, the rank and the world.
 
-    The store outlives restarts, and with it the addresses of processes that no longer exist: without a new prefix, a
-    restarted process may wait for them for ever (seen with torch 2.13 and gloo). Rank 0 generates the prefix. Every
-    other process asks for it with a random token, so that it never reads the answer to an earlier start, and then
-    confirms under the prefix; rank 0 returns once all have confirmed.
+    The fault of torch 2.13 that this mends: `init_process_group` takes the store for a new one in every start, but with
+    restarts it is the same. It still holds the addresses of processes that no longer exist, and a process that reads
+    one before its new owner has written fails to connect, or waits until the timeout (a test reproduces it, and fails
+    once torch is mended). TORCHELASTIC_RESTART_COUNT is no prefix, since the agents of several machines count
+    differently: only the one whose process died counts.
+
+    Rank 0 generates the prefix. Every other process asks for it with a random token, so that it never reads the answer
+    to an earlier start, and then confirms under the prefix; rank 0 returns once all have confirmed.
     """
     store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
     if rank == 0:
@@ -205,3 +274,31 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
             bucket, size = [], 0
     if bucket:
         yield bucket
+
+
+def together(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in groups that are broadcast in one collective: large ones alone, small ones of one type."""
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+    for tensor in tensors:
+        kind = tensor.dtype, tensor.device
+        if tensor.nbytes >= SMALL:
+            yield [tensor]
+            continue
+        groups.setdefault(kind, []).append(tensor)
+        sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
+        if sizes[kind] >= TOGETHER:
+            yield groups.pop(kind)
+            sizes[kind] = 0
+    yield from groups.values()
+
+
+@torch.no_grad()
+def _broadcast(group: list[Tensor]) -> None:
+    if len(group) == 1 and group[0].is_contiguous():
+        dist.broadcast(group[0], src=0)
+        return
+    flat = torch.cat([tensor.flatten() for tensor in group])
+    dist.broadcast(flat, src=0)
+    for tensor, sent in zip(group, flat.split([t.numel() for t in group]), strict=True):
+        tensor.copy_(sent.view_as(tensor))

@@ -5,7 +5,7 @@ On disk:
     rows_00000000_00000512.safetensors  rows [0, 512) of every tensor, and so on
 
 Each chunk is written atomically, and its rows depend on neither batch size nor number of processes: an interrupted set
-can be completed chunk by chunk. Reading loads one chunk at a time.
+can be completed chunk by chunk, by any number of processes. Reading loads one chunk at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .types import join_values
 HEADER = "header.json"
 OWN_FILE = re.compile(r"header\.json(\.tmp-\d+)?|\.?rows_\d+_\d+\.safetensors(\.\d+\.tmp)?")
 SMALLEST, LARGEST = 64, 512
-"""Rows per chunk: a 16th of the set, clamped to this range, so that several processes can share a small set."""
+"""Rows per chunk: a 16th of the set, clamped to this range; less where processes would get unequal shares of it."""
 WAY_OUT = "delete the folder and run the command again"
 
 
@@ -80,10 +80,22 @@ class Rows(ABC):
         """Return mean (D,) and covariance (D, D) of a tensor's rows in float64, read in chunks."""
         if name not in self._moments:
             running = RunningMoments()
-            for chunk in self.chunks(name):
-                running.add(chunk)
+            for block in _in_blocks(self.chunks(name)):
+                running.add(block)
             self._moments[name] = running.moments()
         return self._moments[name]
+
+
+def _in_blocks(chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yield the rows of chunks in blocks of LARGEST, so that sums over them do not depend on the size of chunks."""
+    kept: Tensor | None = None
+    for chunk in chunks:
+        kept = chunk if kept is None else join_values([kept, chunk])
+        while len(kept) >= LARGEST:
+            yield kept[:LARGEST]
+            kept = kept[LARGEST:]
+    if kept is not None and len(kept):
+        yield kept
 
 
 class MemoryRows(Rows):
@@ -147,12 +159,9 @@ class Joined(Rows):
 class Records(Rows):
     """Rows on disk, in a folder created by `open_records`, which may be incomplete."""
 
-    def __init__(self, folder: Path):
-        header = read_json(folder / HEADER, WAY_OUT)
-        if not all(type(header.get(key)) is int for key in ("rows", "piece")):
-            raise ValueError(f"{folder / HEADER}: no valid number of rows; {WAY_OUT}")
-        super().__init__(header["rows"])
-        self.folder, self.chunk_size = folder, header["piece"]
+    def __init__(self, folder: Path, rows: int, chunk_size: int):
+        super().__init__(rows)
+        self.folder, self.chunk_size = folder, chunk_size
 
     @property
     def names(self) -> list[str]:
@@ -170,9 +179,14 @@ class Records(Rows):
         starts = range(0, self.size, self.chunk_size)
         return [range(start, min(start + self.chunk_size, self.size)) for start in starts]
 
+    def tensors(self, rows: range) -> dict[str, Tensor]:
+        """Return all tensors of a chunk, mapped to memory: a row is read from the disk when it is used."""
+        return self._read(rows, lambda file: {name: file.get_tensor(name) for name in sorted(file.keys())})
+
     def missing(self, rank: int = 0, world: int = 1) -> list[range]:
         """Return the rows of a process's chunks that are not written yet."""
-        return [rows for rows in self.ranges[rank::world] if not self._path(rows).is_file()]
+        written = {entry.name for entry in os.scandir(self.folder)}  # read once: asking for each costs a request each
+        return [rows for rows in self.ranges[rank::world] if self._path(rows).name not in written]
 
     def add(self, rows: range, tensors: dict[str, Tensor]) -> None:
         """Write a complete chunk; every tensor has len(rows) rows."""
@@ -211,20 +225,45 @@ def remove_records(folder: Path) -> None:
         folder.rmdir()
 
 
-def open_records(folder: Path, rows: int, made_by: dict[str, object]) -> Records:
+def open_records(
+    folder: Path, rows: int, made_by: dict[str, object], world: int = 1, chunk_size: int | None = None
+) -> Records:
     """Open or create the records of a folder; ValueError if it contains records with other settings.
 
-    made_by: all settings that determine the rows, as plain data. Several processes may call this at the same time.
+    made_by: all settings that determine the rows, as plain data. world: processes that share the work; new records
+    have as many chunks for each. chunk_size: rows per chunk of new records; None: chosen. Several processes may call
+    this at the same time.
     """
-    chunk_size = min(max(rows // 16, SMALLEST), LARGEST)
+    chunk_size = chunk_size or _chunk_size(rows, world)
     header = json.loads(json.dumps({"rows": rows, "piece": chunk_size, **made_by}))
     path = folder / HEADER
     if path.is_file():
-        stored = read_json(path, WAY_OUT)
+        stored = _read_header(path)
+        header["piece"] = stored["piece"]
         differing = next((key for key in header.keys() | stored.keys() if header.get(key) != stored.get(key)), None)
         if differing:
             raise ValueError(f"{folder}: contains records with another {differing}; choose another folder or delete it")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, header)
-    return Records(folder)
+    return Records(folder, rows, header["piece"])
+
+
+def read_records(folder: Path) -> Records:
+    """Return the records of a folder that exists; ValueError if its header is damaged."""
+    header = _read_header(folder / HEADER)
+    return Records(folder, header["rows"], header["piece"])
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    header = read_json(path, WAY_OUT)
+    if not all(type(header.get(key)) is int and header[key] >= least for key, least in (("rows", 0), ("piece", 1))):
+        raise ValueError(f"{path}: no valid number of rows; {WAY_OUT}")
+    return header
+
+
+def _chunk_size(rows: int, world: int) -> int:
+    """Rows per chunk of new records: at most a 16th of them, and equally many chunks for each process."""
+    most = min(max(rows // 16, SMALLEST), LARGEST)
+    share = -(-rows // world)
+    return most if world == 1 else max(1, -(-share // -(-share // most))) if share else most

@@ -74,11 +74,13 @@ def sample(
 @torch.no_grad()
 def sample_batches(
     model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0, stop: int | None = None,
-    precision: str = "auto", progress: Callable[[int], None] | None = None, all_used: bool = False, **settings: Any,
+    precision: str = "auto", progress: Callable[[int], None] | None = None, all_used: bool = False,
+    to: torch.device | str = "cpu", **settings: Any,
 ) -> Iterator[SampleBatch]:  # fmt: skip
     """Yield samples as `sample` does, in batches from sample `start` up to `stop` (None: `num`).
 
-    all_used: refuse more condition values than samples; else the first ones are used.
+    all_used: refuse more condition values than samples; else the first ones are used. to: where the data are returned;
+    everything else is on the CPU.
     Memory does not grow with `num`.
     """
     _check_weights(model)
@@ -98,7 +100,7 @@ def sample_batches(
         layout = model.modality.sample_layout(streams, {**values, **layout_values}).to(model.device)
         with computing(model, precision), decoder_rows(model) as decoded:
             latents, evaluations = sample_latents(model, values, layout, streams, sampling)
-            data = move(model.decode(latents, layout, seed=seed, start=first, settings=sampling), "cpu")
+            data = move(model.decode(latents, layout, seed=seed, start=first, settings=sampling), to)
         evaluations += decoded["rows"] / len(latents)
         yield SampleBatch(first, data, move(values, "cpu"), latents.cpu(), evaluations)
         if progress:

@@ -185,11 +185,22 @@ def move(data: Any, device: torch.device | str) -> Any:
     return data.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
+LATENTS = "latents"
+"""Key of clean latents in data; no modality's data have it."""
+
+
+def is_encoded(data: Any) -> bool:
+    """Return whether data are clean latents that were stored: {"latents": (B, K, D)}, with "mask" (B, K) and
+    "positions" (B, K, A) where samples differ in them."""
+    return isinstance(data, dict) and LATENTS in data
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples and their condition values.
 
-    data: the input of the modality's `pack`: a tensor with B rows (images: (B, C, H, W) in [0, 1]) or a dict of such.
+    data: the input of the modality's `pack`: a tensor with B rows (images: (B, C, H, W) in [0, 1]) or a dict of such;
+        or clean latents in their place (`is_encoded`).
     values: condition argument (for example "labels") -> tensor with B rows; texts are encoded by `encode_texts`.
     """
 

@@ -114,8 +114,9 @@ def test_f11_skip_is_a_step_that_did_nothing(tmp_path: Path, armed, monkeypatch:
         average = {k: v.clone() for k, v in trainer.state.ema.weights.items()}
         logs = original(micro)
         trainer.model.load_state_dict(weights)
-        trainer.state.optimizers.load_state(optimizer)
-        trainer.state.ema.load(average)
+        live = trainer.state.optimizers.allocate(optimizer, "before the step") | trainer.state.ema.weights
+        for name, tensor in (optimizer | average).items():
+            live[name].copy_(tensor)
         return logs
 
     monkeypatch.setattr(trainer, "_one_step", without)

@@ -96,7 +96,9 @@ def test_activations_are_linear_in_the_micro_batch() -> None:
 def test_the_largest_published_model_is_estimated_without_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """763 M parameters and their activations are never allocated."""
     config, example = example_of(
-        preset("imagenet256-unite-xl").override("modality.perceptual_weight=0", "training.log_gradients=false")
+        preset("imagenet256-unite-xl").override(
+            "modality.perceptual_weight=0", "training.log_gradients=false", "training.micro_batch_size=64"
+        )
     )
     monkeypatch.setattr(memory, "free_memory", lambda device: None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

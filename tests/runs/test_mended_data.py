@@ -97,6 +97,7 @@ def test_an_oversized_member_of_a_zip_is_a_bad_sample(tmp_path: Path, monkeypatc
 
 def test_labels_of_a_hub_table_are_read_without_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
+    from unilatent.listings import ALONE
     from unilatent.modalities._media import hub
 
     rows = datasets.Dataset.from_dict(
@@ -115,6 +116,7 @@ def test_labels_of_a_hub_table_are_read_without_its_images(tmp_path: Path, monke
     class Source:
         config, split, class_names, data, label, text = None, "train", ("a", "b", "c"), "image", "label", None
 
+    Source.listings = ALONE  # type: ignore[attr-defined]
     Source.rows = rows  # type: ignore[attr-defined]
     table = hub.HubTable(Source(), hub.Frame(1, 8, 8, 1), cache=False)  # type: ignore[arg-type]
     assert table.labels == [0, 1, 0, 2, 1] and read == [["label"]]
@@ -143,6 +145,7 @@ def test_shards_are_counted_as_what_a_process_holds() -> None:
     assert needed(1, "training.shard=true").weights == one.weights, "one process has nobody to share with"
     with_copies, without = (needed(2, "training.shard=true", f"training.log_gradients={on}") for on in (True, False))
     assert with_copies.gradients == without.gradients, "gradients of parts are not measured in shards"
+    assert without.gradients > sum(p.nbytes for p in model.parameters() if p.requires_grad), "whole until they are sent"
     assert needed(2).gradients > 2 * needed(2, "training.log_gradients=false").gradients - 2**24
 
 

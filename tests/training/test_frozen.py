@@ -11,8 +11,8 @@ from building import model_of
 from safetensors.torch import load_file, save_file
 
 from unilatent.model_folder import write_config
+from unilatent.processes import Processes
 from unilatent.training.config import TrainingConfig
-from unilatent.training.ema import EMA, PowerEMAs
 from unilatent.training.state import TrainingState
 
 TRAINING = TrainingConfig(steps=1, ema_profiles=(0.1,))
@@ -70,16 +70,17 @@ def test_checkpoints_of_both_kinds_load(tmp_path: Path, with_frozen: bool):
     state = stepped(TrainingState(model_of("image", "latent_diffusion"), TRAINING))
     write(state, tmp_path / "c", with_frozen)
     other = TrainingState(model_of("image", "latent_diffusion", seed=1), TRAINING)
-    other.load(tmp_path / "c")
+    other.load(tmp_path / "c", Processes.alone())
     for name, value in state.ema.weights.items():
         assert torch.equal(other.ema.weights[name], value)
     assert other.power_emas.weights.keys() == state.power_emas.weights.keys()
 
 
-def test_an_unknown_average_is_refused():
-    model = model_of("image", "latent_diffusion")
-    ema, power = EMA(model, 0.9), PowerEMAs(model, [0.1])
-    with pytest.raises(ValueError, match="has unknown other"):
-        ema.load({**ema.weights, "other": torch.zeros(1)})
-    with pytest.raises(ValueError, match="has unknown"):
-        power.load({**power.weights, "0.2/other": torch.zeros(1)}, "x")
+@pytest.mark.parametrize(("file", "name"), [("ema", "other"), ("ema_profiles", "0.2/other")])
+def test_an_unknown_average_is_refused(tmp_path: Path, file: str, name: str):
+    state = stepped(TrainingState(model_of("image", "latent_diffusion"), TRAINING))
+    write(state, tmp_path / "c", with_frozen=False)
+    path = tmp_path / "c" / f"{file}.safetensors"
+    save_file({**load_file(path), name: torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=f"{file}.safetensors: .*has unknown {name}"):
+        state.load(tmp_path / "c", Processes.alone())

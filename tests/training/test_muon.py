@@ -212,7 +212,8 @@ def test_state_of_torchs_muon_goes_on() -> None:
     }  # fmt: skip
     model.load_state_dict(theirs.state_dict())
     ours = Optimizers(model, config)
-    ours.load_state(stored)
+    for name, empty in ours.allocate(stored, "the other optimizers").items():
+        empty.copy_(stored[name])
     assert set(ours.state()) == set(stored) and "0.weight|momentum_buffer" in stored
     for seed in range(3, 5):
         step([other, adamw], theirs, seed)
@@ -286,7 +287,7 @@ processes.leave()
 @pytest.mark.parametrize(("cut", "world"), [("none", 2), ("all", 2), ("some", 2), ("some", 3)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_processes_agree_bitwise_with_one(tmp_path: Path, precision: str, cut: str, world: int) -> None:
-    """Replicated and sharded (shards of unequal and of no rows), and at most three collectives a step."""
+    """Replicated and sharded (shards of unequal and of no rows), and few collectives a step."""
     alone = weights()
     optimizer = Muon(alone, **SETTINGS, precision=precision)
     for step in range(3):
@@ -310,9 +311,9 @@ def test_processes_agree_bitwise_with_one(tmp_path: Path, precision: str, cut: s
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 0, errors[-3000:]
     collectives = {"none": [], "all": ["all_to_all_single"] * 2, "some": ["all_to_all_single"] * 2}[cut]
-    if cut != "all":
-        collectives = ["all_gather", *collectives]
     for rank in range(world):
         made, whole = torch.load(tmp_path / f"{rank}.pt")
-        assert made == collectives
+        broadcasts = made.count("broadcast")  # of each process that owns replicated matrices
+        assert 1 <= broadcasts <= world if cut != "all" else not broadcasts
+        assert made == [*collectives, *["broadcast"] * broadcasts]
         assert all(torch.equal(a, b) for a, b in zip(whole, expected, strict=True))

@@ -28,6 +28,7 @@ from . import (
     ema,
     encode,
     evaluate,
+    plan,
     presets,
     reconstruct,
     reference,
@@ -52,7 +53,7 @@ app = typer.Typer(
 )
 for command in (
     train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, reference, ema, convert, presets,
-    runs, doctor,
+    plan, runs, doctor,
 ):  # fmt: skip
     app.command(command.__name__.rpartition(".")[2])(with_home(command.run))
 for name, group in {"config": config.app, "ckpt": ckpt.app, "data": data.app}.items():
@@ -62,7 +63,7 @@ for name, group in {"config": config.app, "ckpt": ckpt.app, "data": data.app}.it
     app.add_typer(group, name=name)
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
-PRINTING = ("config", "presets", "runs", "doctor", "ckpt")
+PRINTING = ("config", "presets", "plan", "runs", "doctor", "ckpt")
 """Commands whose work is what they print."""
 
 

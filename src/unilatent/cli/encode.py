@@ -3,38 +3,73 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..outputs import refuse_overlap
+from ..outputs import Outputs, refuse_overlap
 from ..plain_text import count_of
-from .options import BatchSize, Device, Input, Model, Precision, Seed
-from .running import RESUMES, LeftOut, data_of, leave_stopped, load, precision_of, print_notes, progress
+from .options import BatchSize, Device, Model, Precision, Seed
+from .running import (
+    RESUMES,
+    LeftOut,
+    data_of,
+    find_run_folder,
+    join_processes,
+    leave_stopped,
+    load,
+    precision_of,
+    print_notes,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from ..methods.base import LatentModel
 
 
 def run(
     model: Model,
-    source: Input,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, a zip archive or a single file; with --views, where the run's data are now, if they moved.",
+            metavar="[INPUT]",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the shards of latents.")] = Path("latents"),
+    views: Annotated[
+        int | None,
+        typer.Option(
+            help="Encode the run's training set to train on (training.latents): clean latents of so many augmented "
+            "views of each sample, with their conditions.",
+            min=1,
+        ),
+    ] = None,
     shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 4096,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
+    workers: Annotated[int, typer.Option(help="With --views: processes that read data.", min=0)] = 0,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
     """Encode data to latents on disk.
 
-    Writes sharded safetensors that carry the model's fingerprint. Samples that cannot be read are left out, named and
-    counted. After a stop, the same command resumes.
+    Writes sharded safetensors that carry the model's fingerprint: latents to decode, or with --views latents to train a
+    generator on. Samples that cannot be read are left out, named and counted. After a stop, the same command resumes.
     """
+    if views is not None:
+        _encode_views(model, source, out, views, shard_size, seed, batch_size, workers, device, precision)
+        return
+    if source is None:
+        raise ValueError("INPUT: missing; give a folder, archive or file, or --views to encode the run's training set")
     from ..latents import encode_to_shards, encoded_outputs
     from ..signals import Stopped, StopRequest
 
+    path = Path(source)
     refuse_overlap(out, data_of(model))
-    encoded_outputs(out, source)  # refuses a folder of others before the model is loaded
+    encoded_outputs(out, path)  # refuses a folder of others before the model is loaded
     network = load(model, device)
-    print_notes(network.modality.notes(source))
+    print_notes(network.modality.notes(path))
     precision, encoded, left_out = precision_of(precision, network), 0, LeftOut()
     with progress("encoding", None) as advance, StopRequest() as stop:
 
@@ -46,7 +81,7 @@ def run(
 
         try:
             count, skipped = encode_to_shards(
-                network, source, out, seed=seed, batch_size=batch_size, shard_size=shard_size,
+                network, path, out, seed=seed, batch_size=batch_size, shard_size=shard_size,
                 precision=precision, progress=after_batch, skipped=left_out,
             )  # fmt: skip
         except Stopped:
@@ -55,3 +90,48 @@ def run(
     left_out.show()
     already = f", {skipped} of them already encoded" if skipped else ""
     print(f"{count_of(count, 'latent')} in {out}{already}{left_out}")
+
+
+def _encode_views(
+    model: str, data: str | None, out: Path, views: int, shard_size: int, seed: int, batch_size: int, workers: int,
+    device: str | None, precision: str,
+) -> None:  # fmt: skip
+    """Encode the training set of a run; several processes share the shards."""
+    from ..evaluation.reference import splits_of
+    from ..signals import Stopped, StopRequest
+    from ..stored_latents import encode_views, is_file_of_latents
+
+    sources = [*data_of(model), *([data] if data else [])]
+    outputs = Outputs(out, "encode --views", sources, keep=True, known=is_file_of_latents)
+    run_folder = find_run_folder(model)
+    if run_folder is None and data is None:
+        raise ValueError(f"INPUT: {model} is not a run and does not record its training data; give a run, or the data")
+    network: LatentModel = load(model, device)
+    processes = join_processes(network, device)
+    splits = splits_of(network.modality, run_folder, data)
+    assert splits is not None
+    processes.on_main(outputs.begin)
+    chosen, left_out, here = precision_of(precision, network, processes), LeftOut(), 0
+    with progress("encoding", views * len(splits.train) // processes.world) as advance, StopRequest() as stop:
+
+        def after_batch(count: int) -> None:
+            advance(count)
+            stop.between_batches()
+
+        try:
+            here = encode_views(
+                network, splits.train, outputs.folder, views=views, seed=seed, batch_size=batch_size,
+                shard_size=shard_size, precision=chosen, workers=workers, rank=processes.rank, world=processes.world,
+                progress=after_batch, skipped=left_out,
+            )  # fmt: skip
+        except Stopped:
+            left_out.show()
+            leave_stopped(stop, f"the shards that are complete are in {out}", RESUMES, processes)
+    left_out.show()
+    here = sum(processes.gather(here))
+    already = f", {here:,} of them already encoded" if here else ""
+    if processes.is_main:
+        size = f"{count_of(len(splits.train), 'sample')} in {count_of(views, 'view')}"
+        print(f"{count_of(views * len(splits.train), 'latent')} of {size} in {out}{already}{left_out}")
+        print(f"to train on them: training.latents={out}")
+    processes.leave()

@@ -167,7 +167,7 @@ def leave_stopped(stop: StopRequest, done: str, further: str, processes: Process
     if processes is None or processes.is_main:
         print(f"stopped: {done}; {further}", file=sys.stderr)
     if processes is not None:
-        processes.leave(stop.exit_code)
+        processes.leave()
     raise typer.Exit(stop.exit_code)
 
 

@@ -78,7 +78,7 @@ def run(
 def _train(trainer: Trainer) -> None:
     """Train to the end; exit if the run was stopped before."""
     if trainer.fit() == trainer.out:
-        trainer.processes.leave(trainer.stop.exit_code)
+        trainer.processes.leave()
         raise typer.Exit(trainer.stop.exit_code)
 
 
@@ -108,7 +108,7 @@ def refuse_other_first(config: RunConfig, folder: Path) -> None:
     """ConfigError names the first setting in which a finished first stage differs from `config`."""
     from ..config import ConfigError, flat, read_yaml
 
-    requested, trained = flat(config.plain()), flat(read_yaml(folder / "config.yaml"))
+    requested, trained = flat(config.resolved().plain()), flat(read_yaml(folder / "config.yaml"))
     for key, value in requested.items():
         part = key.split(".")
         counts = part[0] in ("seed", "data", "modality", "conditions", "method")

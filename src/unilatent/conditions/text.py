@@ -147,6 +147,8 @@ class Text(Condition):
         has_text = move((values != 0).any(1), device)  # (B,)
         if self.bytes is not None:
             features, mask, pooled = self.bytes(values.to(device), max_length)
+        elif type(values) is not Tensor:  # a FakeTensor, whose memory is being estimated: only shapes matter
+            features, mask, pooled = self._shapes(len(values), device)
         else:
             features, mask, pooled = self.encoder(values, device)
         tokens = self.token_out(self.token_norm(features)).float() * mask[..., None]  # (B, L, D), L <= max_length
@@ -154,6 +156,13 @@ class Text(Condition):
         length = min(max_length, -(-tokens.shape[1] // MULTIPLE) * MULTIPLE)
         embedded = Conditioning(vector, tokens, mask).padded(length)
         return embedded.where(has_text & mask.any(1), self.null(len(values)))
+
+    def _shapes(self, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """What the pretrained encoder gives for n texts of max_length tokens, without their values."""
+        length, width = self.config.max_length, self.config.encoder_width
+        assert width is not None
+        mask = torch.ones(n, length, dtype=torch.bool, device=device)
+        return torch.zeros(n, length, width, device=device), mask, torch.zeros(n, width, device=device)
 
     def null(self, n: int) -> Conditioning:
         vector, token = (part.expand(n, -1) for part in (self.null_vector, self.null_token))

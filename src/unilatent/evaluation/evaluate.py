@@ -2,7 +2,8 @@
 
 The features of each sample are stored on disk in chunks (`records`). So memory does not grow with their number, an
 interrupted evaluation is completed by running it again, and neither the batch size nor the number of processes changes
-a sample.
+a sample. Several processes share the chunks; a sharded model they run together, batch by batch. Only features and 8-bit
+pixels leave a process, and no picture.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from ..model_config import SamplingConfig, follow
 from ..pretrained import cache_folder
 from ..processes import Processes
 from ..records import Joined, Moments, Records, Rows, Statistics, open_records, remove_records
-from ..sampling import decoder_rows, reconstruct, sample_batches, split_settings
+from ..sampling import SampleBatch, decoder_rows, reconstruct, sample_batches, split_settings
+from ..sharding import is_sharded
 from ..types import Batch, join_values
 from .condition_values import values_from_data
 from .protocol import Balance, Protocol
@@ -131,9 +133,10 @@ class Evaluator:
 
         modality: used instead of the model's own, from which it differs only in evaluation settings. samples: evaluated
         instead of newly generated ones, all of them; the model may then be None. reference: used instead of the
-        training samples. processes: share the work by chunks. stop: called between batches; once it returns True in any
-        process, all raise Interrupted. sources: option of `unilatent evaluate` -> file or folder given for it, for the
-        command line in a report. ValueError if a metric is unknown, or its data or weights are missing.
+        training samples. processes: share the work by chunks; all create the Evaluator and call its methods. stop:
+        called between batches; once it returns True in any process, all raise Interrupted. sources: option of
+        `unilatent evaluate` -> file or folder given for it, for the command line in a report. ValueError if a metric is
+        unknown, or its data or weights are missing.
         """
         assert model is not None or (modality is not None and samples is not None)
         if splits is None and reference is None:
@@ -141,9 +144,8 @@ class Evaluator:
         self._model, self.external_samples = model, samples
         self.modality: Modality = modality or self.model.modality
         self.splits, self.folder, self.request, self.reference = splits, folder, request, reference
-        self.processes, self.sources = processes, dict(sources or {})
-        self.rank = processes.rank if processes else 0
-        self.world = processes.world if processes else 1
+        self.processes, self.sources = processes or Processes.alone(), dict(sources or {})
+        self.in_lock_step = model is not None and any(is_sharded(weight) for weight in model.parameters())
         self.stop, self.progress, self.settings = stop, progress, settings
         self.sampling, self.condition_arguments = split_settings(
             model.config.sampling if model else SamplingConfig(), settings
@@ -175,7 +177,7 @@ class Evaluator:
                 self.model.conditions.all, self.condition_arguments, self.splits, self.request.num_samples
             )
 
-        return self.processes.from_main(read) if self.processes else read()
+        return self.processes.from_main(read)
 
     @property
     def model(self) -> LatentModel:
@@ -204,7 +206,9 @@ class Evaluator:
         reconstructs = self._model is not None and held_out is not None and "reconstruction" in self._tracks
         reconstructions = self._reconstructions(len(held_out), reconstruction) if reconstructs and held_out else None
         evidence = Evidence(train, held_out, samples, reconstructions, self._train_total)
-        results = self._from_main(lambda: self._results(evidence))
+        results = self.processes.from_main(lambda: self._results_unless_stopped(evidence))
+        if results is None:
+            raise Interrupted("the metrics")
         computed = {result.row.key for result in results}
         return Evaluation(results, evidence, tuple(key for key in self.request.metrics if key not in computed))
 
@@ -227,19 +231,11 @@ class Evaluator:
             results += [EvaluatedMetric(row, protocol) for row in rows if row.key in requested]
         return results
 
-    def _from_main(self, compute: Callable[[], list[EvaluatedMetric]]) -> list[EvaluatedMetric]:
-        """Return the first process's results in all of them; Interrupted in all if it was stopped."""
-        results: list[EvaluatedMetric] | None = []
-        if self.rank == 0:
-            try:
-                results = compute()
-            except Interrupted:
-                results = None
-        if self.processes is not None:
-            results = self.processes.gather(results)[0]
-        if results is None:
-            raise Interrupted("the metrics")
-        return results
+    def _results_unless_stopped(self, evidence: Evidence) -> list[EvaluatedMetric] | None:
+        try:
+            return self._results(evidence)
+        except Interrupted:
+            return None
 
     @property
     def _only_one_set(self) -> bool:
@@ -299,18 +295,15 @@ class Evaluator:
                 continue
             about = {"data": dataset.fingerprint, "of": size, "space": space.name, "weights": space.weights,
                      "preprocessing": self.modality.preprocessing}  # fmt: skip
-            records = self._open(self._root(space), what, count, about)
+            records, missing = self._open(self._root(space), what, count, about)
 
-            def extract(rows: range, done: Callable[[int], None], space: Space = space) -> dict[str, Tensor]:
-                batches = []
+            def extract(rows: range, space: Space = space) -> Iterator[dict[str, Tensor]]:
                 for batch, replaced in self._batches(dataset, rows, count):
                     with float32_products():
                         features = space(batch.data)
-                    batches.append({**batch.values, "replaced": replaced, **features})
-                    done(len(replaced))
-                return _concatenated(batches)
+                    yield {**batch.values, "replaced": replaced, **features}
 
-            self._complete(f"{what}, {space.name}", records, extract)
+            self._complete(f"{what}, {space.name}", records, missing, extract)
             parts.append(records)
         return Joined(parts, count)
 
@@ -324,10 +317,10 @@ class Evaluator:
         dataset = self.splits.held_out
         about = {"model": self.fingerprint, "data": dataset.fingerprint, "of": len(dataset), **self._about(spaces)}
         decoding = self.decoding or {}
-        records = self._open(self.folder, "reconstructions", count, about)
+        records, missing = self._open(self.folder, "reconstructions", count, about)
 
-        def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
-            batches, first = [], rows.start
+        def make(rows: range) -> Iterator[dict[str, Tensor]]:
+            first = rows.start
             for batch, replaced in self._batches(dataset, rows, count):
                 with decoder_rows(self.model) as decoded:
                     reconstructions = reconstruct(
@@ -341,12 +334,14 @@ class Evaluator:
                         tensors |= space(reconstructions) | space.against(reconstructions, batch.data)
                 if decoding:
                     tensors["nfe"] = torch.full((len(replaced),), decoded["rows"] / len(replaced))
-                batches.append(tensors)
                 first += len(replaced)
-                done(len(replaced))
-            return _concatenated(batches)
+                yield tensors
 
-        self._complete("reconstructions", records, make)
+        def company() -> None:
+            batch, _ = next(self._batches(dataset, range(1), count))
+            reconstruct(self.model, batch.data, precision=self.request.precision, **decoding)
+
+        self._complete("reconstructions", records, missing, make, company)
         return records
 
     def _samples(self, spaces: list[Space]) -> Rows:
@@ -358,44 +353,68 @@ class Evaluator:
         values = self.model.conditions.parse(num, split_settings(self.sampling, self.settings)[1])
         hashes = {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in values.items()}
         about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "values": hashes, **self._about(spaces)}
-        records = self._open(self.folder, "samples", num, about)
+        records, missing = self._open(self.folder, "samples", num, about)
 
-        def make(rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
-            batches = []
-            for batch in sample_batches(
+        def batches(rows: range) -> Iterator[SampleBatch]:
+            return sample_batches(
                 self.model, num, seed=self.request.seed, batch_size=self.request.batch_size, start=rows.start,
-                stop=rows.stop, precision=self.request.precision, **self.settings,
-            ):  # fmt: skip
+                stop=rows.stop, precision=self.request.precision, to=self.model.device, **self.settings,
+            )  # fmt: skip
+
+        def make(rows: range) -> Iterator[dict[str, Tensor]]:
+            for batch in batches(rows):
                 tensors = {**batch.values, "nfe": torch.full((batch.count,), batch.evaluations)}
                 with float32_products():
                     for space in spaces:
                         tensors |= space(batch.data)
-                batches.append(tensors)
-                done(batch.count)
-                self._check_stop()
-            return _concatenated(batches)
+                yield tensors
 
-        self._complete("samples", records, make)
+        self._complete("samples", records, missing, make, lambda: next(batches(range(1))))
         return records
 
-    def _open(self, root: Path, what: str, count: int, about: dict[str, Any]) -> Records:
+    def _open(self, root: Path, what: str, count: int, about: dict[str, Any]) -> tuple[Records, list[range]]:
+        """Open or create records; also return the missing chunks, the same in all processes."""
         name = hashlib.sha256(json.dumps({"rows": count, **about}, sort_keys=True).encode()).hexdigest()[:16]
-        return open_records(root / f"{what}-{name}", count, about)
+
+        def open_here() -> tuple[Path, int, list[range]]:
+            records = open_records(root / f"{what}-{name}", count, about, self.processes.world)
+            return records.folder, records.chunk_size, records.missing()
+
+        folder, chunk_size, missing = self.processes.from_main(open_here)
+        if root != self.folder and self.processes.highest(not folder.is_dir()):  # the cache of another machine
+            return self._open(self.folder, what, count, about)
+        return Records(folder, count, chunk_size), missing
 
     def _complete(
-        self, what: str, records: Records, make: Callable[[range, Callable[[int], None]], dict[str, Tensor]]
+        self, what: str, records: Records, missing: list[range], make: Callable[[range], Iterator[dict[str, Tensor]]],
+        company: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
-        """Write this process's missing chunks; returns in every process once all chunks are there."""
-        own_ranges, missing = records.ranges[self.rank :: self.world], records.missing(self.rank, self.world)
-        total = sum(map(len, own_ranges))
-        self.progress(what, total - sum(map(len, missing)), total)
-        stopped = False
-        try:
-            for rows in missing:
-                records.add(rows, make(rows, lambda count: self.progress(what, count, total)))
-        except Interrupted:
-            stopped = True
-        if self.processes.highest(stopped) if self.processes is not None else stopped:
+        """Write this process's share of the missing chunks; returns in every process once all chunks are there.
+
+        make: yields the tensors of rows batch by batch. company: a smallest forward pass of the model that `make` runs;
+        None if it runs none.
+        """
+        own = missing[self.processes.rank :: self.processes.world]
+        done = (len(records) - sum(map(len, missing))) // self.processes.world
+        total = done + sum(map(len, own))
+        self.progress(what, done, total)
+
+        def turns() -> Iterator[None]:
+            for rows in own:
+                batches: list[dict[str, Tensor]] = []
+                left = len(rows)
+                for tensors in make(rows):
+                    batches.append(tensors)
+                    count = len(next(iter(tensors.values())))
+                    left -= count
+                    if not left:
+                        records.add(rows, _concatenated(batches))
+                    self.progress(what, count, total)
+                    yield
+
+        count = sum(-(-len(rows) // self.request.batch_size) for rows in own)
+        goes_on = self.processes.take_turns(turns(), count, self.stop, company if self.in_lock_step else None)
+        if not goes_on:
             raise Interrupted(what)
 
     def _check_stop(self) -> None:
@@ -411,7 +430,6 @@ class Evaluator:
         """Yield samples `rows` of `count` in batches, with a flag (B,) for those that replace one that is unusable."""
         samples = spread_evenly(dataset, rows, count)
         while items := list(islice(samples, self.request.batch_size)):
-            self._check_stop()
             replaced = torch.tensor([fault is not None for _, fault in items], dtype=torch.uint8)
             yield collate([example for example, _ in items], self.modality), replaced
 
@@ -484,6 +502,12 @@ def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:
         if key not in known:
             raise ValueError(f"metrics: {key!r} is unknown here; use one of {', '.join(known)}")
     return [metric for metric in metrics if set(metric.gives) & set(keys)]
+
+
+def heavy_spaces(modality: Modality, metrics: Sequence[Metric]) -> list[Space]:
+    """Return the feature extractors of these metrics that need a download or a package."""
+    wanted = _with_needs(modality.spaces(), {metric.space for metric in metrics})
+    return [space for space in wanted if _is_heavy(space)]
 
 
 def _with_needs(spaces: Sequence[Space], names: set[str | None]) -> list[Space]:

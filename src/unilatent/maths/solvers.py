@@ -136,6 +136,9 @@ SOLVERS: dict[str, Solver] = {
     "euler": euler, "heun": heun, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "ancestral": ancestral, "dopri5": dopri5,
 }  # fmt: skip
 
+ADAPTIVE = ("dopri5",)
+"""Solvers whose number of evaluations depends on the batch."""
+
 
 def find_solver(name: str) -> Solver:
     """Return the solver of that name; ValueError lists all names."""

@@ -26,7 +26,8 @@ from ..modalities.base import Modality
 from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..model_folder import DTYPES, SavedModel
 from ..registry import find
-from ..types import Batch, Conditioning, Layout
+from ..sharding import full
+from ..types import LATENTS, Batch, Conditioning, Layout, Tokens, is_encoded
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,6 +66,8 @@ class LatentModel(SavedModel, ABC):
     """Settings of the method; contract tests build it from `Config.small()`."""
     generates: ClassVar[bool] = True
     """Whether samples are drawn with `denoise`. False: `denoise` only bounds a rate, a second stage draws samples."""
+    trains_on_latents: ClassVar[bool] = False
+    """Whether `loss` reads nothing of the data but `clean_latents`, so that a batch may hold stored ones."""
     path: NoisePath
     """Noise path of the latents: z_t = alpha(t) z + sigma(t) eps."""
     latent_channels: int
@@ -151,6 +154,10 @@ class LatentModel(SavedModel, ABC):
         """The network that `decode` evaluates in each of its `decoder_steps`; None if it decodes in one pass."""
         return None
 
+    def tokenizer_fingerprint(self) -> str:
+        """Return the `fingerprint` of what `encode_clean` runs, without a generator that was trained on its latents."""
+        return self.fingerprint()
+
     # ---- every method gets these -------------------------------------------------------------------------------------
 
     @staticmethod
@@ -183,6 +190,16 @@ class LatentModel(SavedModel, ABC):
                 "call model.float()"
             )
         return dtype
+
+    def clean_latents(self, data: Any, streams: Streams) -> Tokens:
+        """Return the latents (B, K, D) that a generator is trained on, with their layout: `encode_clean` of data, or
+        stored ones (`is_encoded`) as they are."""
+        if is_encoded(data):
+            shared = self.example_latent_layout()
+            layout = Layout(data.get("positions", shared.positions), data.get("mask"), shared.grid)
+            return Tokens(data[LATENTS].to(self.device), layout.to(self.device))
+        layout = self.latent_layout(self.modality.pack(data).layout)
+        return Tokens(self.encode_clean(data, streams), layout.to(self.device))
 
     def latent_noise(self, streams: Streams, k: int) -> Tensor:
         """Draw N(0, 1) for k latents of each sample, (B, k, D); more latents would begin with the same numbers."""
@@ -235,12 +252,12 @@ class LatentModel(SavedModel, ABC):
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of everything that determines latents. Stored latents carry it, and only a model with the
-        same fingerprint decodes them."""
+        same fingerprint decodes them. Of a sharded model, all processes call it, and one tensor at a time is whole."""
         geometry = [self.modality.channels, self.modality.max_tokens, self.config.plain()["method"]]
         digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            digest.update(full(tensor.detach()).float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """A generator on the frozen latents of a trained model: the second stage of Unified Latents (arXiv 2602.17270).
 
 Any method's model can be the tokenizer (encoder and decoder). It comes from another run and stays frozen; only the base
-network is trained, on the latents of `encode_clean`, so that noise is added once. The base uses the tokenizer's noise
+network is trained, on the latents of `encode_clean`, so that noise is added once: computed in each step, or stored
+before (`training.latents`). The base uses the tokenizer's noise
 path with the same least noise, and the decoder receives the solver's result unchanged (UL, Sec. 3.3, Alg. 2).
 
 With t ~ U[0, 1] and z_t = alpha(t) z + sigma(t) eps the loss is, in the paper's lambda = logsnr,
@@ -83,6 +84,7 @@ class LatentDiffusion(LatentModel):
     """The tokenizer's `encode` and `decode`, and a denoiser of its own."""
 
     Config = LatentDiffusionConfig
+    trains_on_latents = True
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -146,6 +148,9 @@ class LatentDiffusion(LatentModel):
     def encode_clean(self, data: Any, streams: Streams) -> Tensor:
         return self.tokenizer.encode_clean(data, streams)
 
+    def tokenizer_fingerprint(self) -> str:
+        return self.tokenizer.tokenizer_fingerprint()
+
     def weight(self, t: Tensor) -> Tensor:
         """The weight of |z - z_hat|^2 at times (B,)."""
         if isinstance(self.path, LogSNRPath):
@@ -169,8 +174,8 @@ class LatentDiffusion(LatentModel):
 
     def _noised(self, batch: Batch, streams: Streams, dropout: bool) -> NoisedLatents:
         """The batch's clean latents and the base's estimate of them; dropout: of the conditions."""
-        z = self.encode_clean(batch.data, streams)
-        layout = self.latent_layout(self.modality.pack(batch.data).layout).to(self.device)
+        tokens = self.clean_latents(batch.data, streams)
+        z, layout = tokens.values, tokens.layout
         t, eps = streams.stratified(), self.latent_noise(streams, z.shape[1])
         if len(self.conditions):
             drop = streams.uniform(len(self.conditions)) if dropout else None

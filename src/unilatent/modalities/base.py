@@ -30,10 +30,11 @@ import torch
 from torch import Tensor
 
 from ..config import Config as Settings
+from ..listings import ALONE, Listings
 from ..maths.streams import Streams, generator
 from ..nets.fields import TokenField
 from ..records import Rows
-from ..types import Layout, Tokens, join
+from ..types import Layout, Tokens, join, move
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 
@@ -335,8 +336,12 @@ class Modality(ABC):
     # ---- data
 
     @abstractmethod
-    def splits(self, data: Any) -> Splits:
-        """Open the data sets that a DataConfig describes; ValueError names the path and what to do."""
+    def splits(self, data: Any, listings: Listings = ALONE) -> Splits:
+        """Open the data sets that a DataConfig describes; ValueError names the path and what to do.
+
+        listings: who looks at files, and where it is kept. What is found out about files on the way (which there are,
+        their sizes, what their tables say) comes from its `find` or `share`: with many processes, one of them looks.
+        """
 
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> Any:
@@ -349,6 +354,14 @@ class Modality(ABC):
     @abstractmethod
     def augment(self, data: Any, streams: Streams) -> Any:
         """Return a random view of each sample, drawn from its own stream."""
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """Return the settings that determine `augment`, as plain data: stored latents of augmented samples carry them.
+
+        Default: the whole configuration; an override keeps only those settings.
+        """
+        return self.config.plain()
 
     def join(self, parts: Sequence[Any]) -> Any:
         """Concatenate batches of Data; batches that are padded to different lengths need an override."""
@@ -457,11 +470,17 @@ class Modality(ABC):
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
         """Write one file per sample, numbered from `start`, to `folder` or a subfolder of it."""
 
+    def drawable(self, data: Any) -> Any:
+        """Return a batch on the CPU with no more than `draw_grid` needs (images: 8 bits), to be sent to the process
+        that draws it. Default: all of it."""
+        return move(data, "cpu")
+
     @abstractmethod
     def draw_grid(
         self, rows: Sequence[Any], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
     ) -> None:
-        """Draw one image: each element of `rows` (Data of equal B) is a row of samples, wrapped after `columns`.
+        """Draw one image: each element of `rows` (Data of equal B, or `drawable` of it) is a row of samples, wrapped
+        after `columns`.
 
         captions: one text per sample, drawn under it (with several rows, under the last).
         """

@@ -124,11 +124,6 @@ class TextEncoder:
 
         Cached texts whose values are on the CPU need no wait for the device.
         """
-        if type(values) is not Tensor:  # a FakeTensor, whose memory is being estimated: only shapes matter
-            n, length = len(values), self.max_length
-            ones = torch.ones(n, length, dtype=torch.bool, device=device)
-            return (torch.zeros(n, length, self.width, device=device), ones,
-                    torch.zeros(n, self.width, device=device))  # fmt: skip
         texts = decode_texts(values)
         embeddings: dict[str, np.ndarray] = {}  # of each text its pooled vector, then its tokens
         if self.cache:

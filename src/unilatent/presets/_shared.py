@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..methods.latent_diffusion import LatentDiffusionConfig
@@ -9,6 +11,45 @@ from ..methods.unified_latents import UnifiedLatentsConfig
 from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..nets.backbones import ViTConfig
 from ..training.config import Decay, Onset, RunConfig, ScheduleConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers that authors published for the settings of a preset, and for no others.
+
+    numbers: by metric, with units. settings: KEY=VALUE that the numbers belong to and the preset has; a test overrides
+    the preset with them and finds nothing changed. source: where the numbers are. unstated: what the source does not
+    say about the settings; "" where it says all.
+    """
+
+    numbers: Mapping[str, float]
+    settings: tuple[str, ...]
+    source: str
+    unstated: str = ""
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{name} {value:g}" for name, value in self.numbers.items())
+        unstated = f"; not stated there: {self.unstated}" if self.unstated else ""
+        return f"{numbers} at {' '.join(self.settings)} ({self.source}{unstated})"
+
+
+@dataclass(frozen=True)
+class PresetEntry:
+    """A run by name, and what is known about it.
+
+    make: returns the configuration; its docstring says what the run is. published: numbers of exactly these settings.
+    gpus: cards of 80 GB that batch and micro-batch are meant for; 0: a CPU is enough. data, samples: the training set
+    that it is meant for, and how many samples that has; None where it is yours.
+    """
+
+    make: Callable[[], RunConfig]
+    published: tuple[Published, ...] = ()
+    gpus: int = 0
+    data: str = ""
+    samples: int | None = None
+
+    def __call__(self) -> RunConfig:
+        return self.make()
 
 
 def small_unite(width: int, depth: int, decoder_depth: int, *, heads: int = 4, **fields: Any) -> UNITEConfig:

@@ -1,8 +1,6 @@
-"""Runs on molecules, crystals and both. Expected numbers are in the docstrings."""
+"""Runs on molecules, crystals and both. Published numbers, with the settings that they belong to, are in PRESETS."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from ..conditions.class_label import ClassLabelConfig
 from ..config import Config
@@ -12,7 +10,7 @@ from ..modalities.joint import JointConfig, JointData
 from ..modalities.molecule import MoleculeConfig, MoleculeData
 from ..model_config import SamplingConfig
 from ..training.config import Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
-from ._shared import decaying, small_unite
+from ._shared import PresetEntry, Published, decaying, small_unite
 
 UNITE_S = UNITEConfig(
     latent_channels=16,
@@ -117,8 +115,7 @@ def joint() -> RunConfig:
 def qm9_unite_s() -> RunConfig:
     """UNITE-S on QM9 as in its paper: 8,000 epochs; needs data.path, a folder with gdb9.sdf.
 
-    Published (arXiv 2603.22283, Table 3, Open Babel protocol): valid 94.90 %, unique 99.71 % of 10,000 new molecules;
-    reconstruction: match rate 99.37 %, 0.039 Angstrom.
+    Published numbers: QM9 below.
     """
     return published(MoleculeConfig(max_atoms=29), MoleculeData(), 8_000)
 
@@ -126,8 +123,7 @@ def qm9_unite_s() -> RunConfig:
 def mp20_unite_s() -> RunConfig:
     """UNITE-S on MP20 as in its paper: 10,000 epochs; needs data.path, a folder with train.csv, val.csv and test.csv.
 
-    Published (arXiv 2603.22283): structure valid 99.0 %, composition 89.9 %, both 87.9 % of 10,000 new crystals;
-    reconstruction: match rate 75.7 %.
+    Published numbers: MP20 below.
     """
     return published(CrystalConfig(max_atoms=20), CrystalData(), 10_000)
 
@@ -142,11 +138,26 @@ def joint_unite_s() -> RunConfig:
     return of_both(published(JointConfig(max_atoms=29, parts=KINDS), data, 8_000))
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "molecules": molecules,
-    "crystals": crystals,
-    "joint": joint,
-    "qm9-unite-s": qm9_unite_s,
-    "mp20-unite-s": mp20_unite_s,
-    "joint-unite-s": joint_unite_s,
+QM9 = Published(
+    {"valid in %": 94.90, "unique in %": 99.71, "match rate in %": 99.37, "RMSD in Angstrom": 0.039},
+    ("training.epochs=8000", "training.batch_size=512", "training.optimizer.learning_rate=1e-4",
+     "training.optimizer.muon=false"),
+    "arXiv 2603.22283, Table 3, protocol of Open Babel, 10,000 new molecules",
+    "noise of the decoder, warm-up",
+)  # fmt: skip
+MP20 = Published(
+    {"structure valid in %": 99.0, "composition valid in %": 89.9, "both in %": 87.9, "match rate in %": 75.7},
+    ("training.epochs=10000", "training.batch_size=512", "training.optimizer.learning_rate=1e-4",
+     "training.optimizer.muon=false"),
+    "arXiv 2603.22283, 10,000 new crystals",
+    "noise of the decoder, warm-up",
+)  # fmt: skip
+
+PRESETS: dict[str, PresetEntry] = {
+    "molecules": PresetEntry(molecules, data="synthetic molecules"),
+    "crystals": PresetEntry(crystals, data="synthetic crystals"),
+    "joint": PresetEntry(joint, data="synthetic molecules and crystals"),
+    "qm9-unite-s": PresetEntry(qm9_unite_s, (QM9,), gpus=1, data="QM9", samples=100_000),
+    "mp20-unite-s": PresetEntry(mp20_unite_s, (MP20,), gpus=1, data="MP20", samples=27_136),
+    "joint-unite-s": PresetEntry(joint_unite_s, gpus=1, data="QM9 and MP20", samples=127_136),
 }

@@ -1,8 +1,6 @@
-"""Runs on images with captions. Expected numbers are in the docstrings."""
+"""Runs on images with captions. None has a published number."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from ..conditions.text import TextConfig
 from ..methods.latent_diffusion import LatentDiffusionConfig
@@ -10,8 +8,8 @@ from ..modalities.image import ImageConfig, ImageData
 from ..model_config import SamplingConfig
 from ..nets.backbones import ViTConfig
 from ..training.config import Onset, OptimizerConfig, RunConfig, TrainingConfig
-from ._shared import decaying, second_stage, small_unified_latents, small_unite
-from .image import imagenet256_unite
+from ._shared import PresetEntry, decaying, second_stage, small_unified_latents, small_unite
+from .image import IMAGENET, imagenet256_unite
 
 SCENES = ImageData(path="scenes", held_out=0.03)
 """20,000 scenes and 600 held-out ones, half of which have a pair of colour and shape that is never trained on."""
@@ -105,7 +103,7 @@ def text256_unite_l() -> RunConfig:
     class's vector.
     """
     text = TextConfig(encoder="google/flan-t5-large", max_length=128)
-    run = _from_text(imagenet256_unite("l", "l"), text, ImageData(held_out=0.001))
+    run = _from_text(imagenet256_unite("l", "l", micro_batch=16), text, ImageData(held_out=0.001))
     return run.model_copy(update={"modality": run.modality.model_copy(update={"flip": False})})
 
 
@@ -116,9 +114,9 @@ def _from_text(run: RunConfig, text: TextConfig, data: ImageData) -> RunConfig:
     return run.model_copy(update={"conditions": {"text": text}, "method": method, "data": data})
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "scenes-unite": scenes_unite,
-    "scenes-ul": scenes_ul,
-    "imagenet256-unite-b-text": imagenet256_unite_b_text,
-    "text256-unite-l": text256_unite_l,
+PRESETS: dict[str, PresetEntry] = {
+    "scenes-unite": PresetEntry(scenes_unite, data="drawn scenes", samples=20_000),
+    "scenes-ul": PresetEntry(scenes_ul, data="drawn scenes", samples=20_000),
+    "imagenet256-unite-b-text": PresetEntry(imagenet256_unite_b_text, gpus=8, data="ImageNet-1k", samples=IMAGENET),
+    "text256-unite-l": PresetEntry(text256_unite_l, gpus=8),
 }

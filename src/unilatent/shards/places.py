@@ -170,6 +170,11 @@ def _name(url: str, field: str) -> str:
     return name
 
 
+def is_local(shard: Shard) -> bool:
+    """Whether a shard is a file, which needs no download."""
+    return not SCHEME.match(shard.place) or os.path.exists(shard.place)
+
+
 # ---- downloads -----------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +189,7 @@ def fetch(shard: Shard) -> Path:
 
     Several processes may call this at the same time. ValueError if the download fails.
     """
-    if not SCHEME.match(shard.place) or os.path.exists(shard.place):
+    if is_local(shard):
         return Path(shard.place)
     from filelock import FileLock
 

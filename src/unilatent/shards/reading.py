@@ -68,8 +68,9 @@ class ShardSet:
 
     def __init__(
         self, shards: list[Shard], manifest: Manifest | None, suffixes: Collection[str],
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] | None = None, summary: dict[str, Any] | None = None,
     ):  # fmt: skip
+        """summary: that of the same shards in another process or at another time; then none of them is indexed."""
         self.shards, self.manifest, self.suffixes = shards, manifest, frozenset(suffixes)
         self._indices, self._files = _LRUCache[Index](OPEN), _LRUCache[_Open](OPEN)
         self.class_names: tuple[str, ...]
@@ -79,7 +80,11 @@ class ShardSet:
         """Members of shards without a manifest that are not read and belong to no sample."""
         self.damaged: list[str] = []
         """Shards without a manifest that are damaged, with the fault; what follows it is unknown."""
-        if manifest is not None:
+        if summary is not None:
+            counts, self.class_names = summary["counts"], tuple(summary["class_names"])
+            self.fingerprint, self.captioned = summary["fingerprint"], summary["captioned"]
+            self.unread, self.damaged = list(summary["unread"]), list(summary["damaged"])
+        elif manifest is not None:
             counts = [shard["count"] for shard in manifest.shards]
             self.class_names, self.fingerprint = manifest.class_names, manifest.sha256
             self.captioned = bool(manifest.made.get("captions"))
@@ -90,6 +95,14 @@ class ShardSet:
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What opening all shards without a manifest finds out, as plain data."""
+        return {
+            "counts": self.counts.tolist(), "class_names": list(self.class_names), "fingerprint": self.fingerprint,
+            "captioned": self.captioned, "unread": self.unread, "damaged": self.damaged,
+        }  # fmt: skip
 
     @property
     def labelled(self) -> bool:

@@ -42,6 +42,7 @@ class BadSamples:
         for batch, bad in batches:
             self.met += bad
             yield batch
+            del batch  # not held while the next one is read
 
     def settle(self, step: int, say: Callable[[str], object], warn: Callable[[str, str], None]) -> None:
         """Share the bad samples of a step with all processes; each process writes those that it met first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -13,11 +14,25 @@ from ..registry import available, find
 from .loggers import LOGGERS
 
 
+class BatchScaledRate(Config):
+    """A learning rate that follows the batch size: base * max(1, batch_size / base_batch_size)."""
+
+    base: float = Field(gt=0)
+    """Peak learning rate at batches of at most `base_batch_size` samples."""
+    base_batch_size: int = Field(ge=1)
+    """Samples per step, over all processes, from which on the rate grows in proportion to the batch."""
+
+    def at(self, batch_size: int) -> float:
+        """Return the peak learning rate for batches of that many samples."""
+        return self.base if batch_size <= self.base_batch_size else self.base * batch_size / self.base_batch_size
+
+
 class OptimizerConfig(Config):
     """The optimisers and their hyperparameters: Muon for matrices, AdamW for all other parameters."""
 
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate; the schedule multiplies it."""
+    learning_rate: float | BatchScaledRate = 1e-4
+    """Peak learning rate, which the schedule multiplies: a number, or a rule {base, base_batch_size} that follows
+    `training.batch_size`; a run stores the number."""
     muon: bool = True
     """Use Muon for the matrices tagged with `use_muon`; false: AdamW for all parameters."""
     muon_learning_rate: float | None = Field(default=None, gt=0)
@@ -35,6 +50,27 @@ class OptimizerConfig(Config):
     muon_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision in which Muon orthogonalises; "auto": bfloat16 where the device has its instructions, except small
     matrices on a CPU, else float32."""
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _number_or_rule(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return resolve_as(BatchScaledRate, value)
+        if isinstance(value, BatchScaledRate):
+            return value
+        try:
+            rate = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 < rate < math.inf:
+            raise ValueError("give a number above 0, or {base: 1e-4, base_batch_size: 384}")
+        return rate
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate of a resolved configuration (`RunConfig.resolved`)."""
+        assert isinstance(self.learning_rate, float), "the learning rate follows the batch: call RunConfig.resolved"
+        return self.learning_rate
 
 
 class Span(Config):
@@ -172,6 +208,11 @@ class TrainingConfig(Config):
     """Steps between evaluations, in addition to the one at the end; 0: only that one."""
     evaluate_steps: int | None = Field(default=None, ge=1)
     """Solver steps of the evaluations before the end; null: the model's own number."""
+    evaluate_metrics: tuple[str, ...] = ()
+    """Metrics of the evaluations, e.g. ["fid", "is"]; empty: all that need no download."""
+    evaluate_reference: str | None = None
+    """Real samples that new ones are compared with, a folder, zip or .npz (as `unilatent evaluate --reference`); null:
+    training samples, at most 50,000, or 20,000 without `evaluate_metrics`."""
     best: str | None = None
     """Metric by which the best evaluated model is stored in best/, e.g. "fid"; null: none is stored."""
     background_saving: bool = True
@@ -179,6 +220,9 @@ class TrainingConfig(Config):
 
     # Data and hardware.
 
+    latents: str | None = None
+    """A folder that `unilatent encode --views` wrote: its latents are trained on, and the data are not encoded again;
+    null: they are encoded in each step. For a generator on the latents of a frozen tokenizer."""
     bad_samples: float = Field(default=0.001, ge=0, le=1)
     """Share of the training set that may be unusable, and is replaced, before the run stops; one sample is always
     tolerated, unless this is 0."""
@@ -193,8 +237,9 @@ class TrainingConfig(Config):
     """cpu, cuda or cuda:1; null: a GPU if there is one."""
     timeout: float = Field(default=1800, gt=0)
     """Seconds that processes wait for each other before the job fails."""
-    shard: bool = False
-    """Shard parameters, gradients and optimiser state over the processes (FSDP2), for models too large for one GPU."""
+    shard: Literal["hybrid"] | bool = False
+    """Shard parameters and optimiser state over the processes (FSDP2), for models too large for one GPU; "hybrid": over
+    those of one machine, so that only sums of gradients travel between machines."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -277,6 +322,14 @@ class RunConfig(ModelConfig):
             return example
         method = self.method.model_copy(update={"tokenizer_model": self.first.example().model().plain()})
         return example.model_copy(update={"method": method})
+
+    def resolved(self) -> Self:
+        """Return a copy whose learning rate is a number, where a rule gives it for the batch size."""
+        t, rate = self.training, self.training.optimizer.learning_rate
+        if not isinstance(rate, BatchScaledRate):
+            return self
+        optimizer = t.optimizer.model_copy(update={"learning_rate": rate.at(t.batch_size)})
+        return self.model_copy(update={"training": t.model_copy(update={"optimizer": optimizer})})
 
     def computing_in(self, precision: str) -> Self:
         """Return a copy with training.precision set to "fp32" or "bf16" (`devices.resolve_precision`)."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..maths.ema_profiles import decay_at, gamma_of
-from ..model_folder import check_weights
-from ..sharding import local, shard_like
+from ..sharding import is_sharded, local
 
 
 class EMA:
@@ -19,6 +18,8 @@ class EMA:
 
     They start as a copy; after each optimiser step, ema = decay ema + (1 - decay) weight. Frozen parameters are their
     own average.
+
+    frozen: the names of these, which earlier versions stored with the others.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -33,33 +34,44 @@ class EMA:
         torch._foreach_lerp_([local(average) for average in self.weights.values()], live, 1 - self.decay)
 
     @contextmanager
+    @torch.no_grad()
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Give a model that is not sharded the EMA weights, in evaluation mode, inside the block."""
-        live = {name: p.data for name, p in _trained(model)}
+        """Give a model the EMA weights, in evaluation mode, inside the block; each process swaps its own shards."""
+        live = {name: _replace(p, self.weights[name]) for name, p in _trained(model)}
         training = model.training
-        for name, parameter in _trained(model):
-            parameter.data = self.weights[name].to(parameter.dtype)
+        _forget_gathered(model)
         model.eval()
         try:
             yield
         finally:
             for name, parameter in _trained(model):
-                parameter.data = live[name]
+                _replace(parameter, live.pop(name))
+            _forget_gathered(model)
             model.train(training)
-
-    def load(self, weights: dict[str, Tensor], source: Path | str = "EMA weights") -> None:
-        """Load EMA weights; ValueError names `source` if they are not this model's.
-
-        Those of frozen parameters, which earlier versions stored, are left out.
-        """
-        weights = {name: tensor for name, tensor in weights.items() if name not in self.frozen}
-        check_weights(self.weights, weights, source)
-        for name, average in self.weights.items():
-            average.copy_(shard_like(weights[name], average))
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _replace(parameter: nn.Parameter, weights: Tensor) -> Tensor:
+    """Give a parameter other weights and return those that it had.
+
+    Those of a shard are copied: FSDP keeps pointers to its memory.
+    """
+    if not is_sharded(parameter):
+        before, parameter.data = parameter.data, weights.to(parameter.dtype)
+        return before
+    before = parameter.detach().clone()
+    local(parameter).copy_(local(weights))
+    return before
+
+
+def _forget_gathered(model: nn.Module) -> None:
+    """Let sharded blocks be gathered anew when they are used next."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 class PowerEMAs:
@@ -84,13 +96,7 @@ class PowerEMAs:
             for name, tensor in average.weights.items()
         }
 
-    def load(self, weights: dict[str, Tensor], source: Path | str) -> None:
-        """Load what `weights` returned; ValueError names `source` if the model or the lengths differ.
-
-        Those of frozen parameters are left out, as in `EMA.load`.
-        """
-        frozen = {f"{length!r}/{name}" for length, average in self.averages.items() for name in average.frozen}
-        weights = {name: tensor for name, tensor in weights.items() if name not in frozen}
-        check_weights(self.weights, weights, source)
-        for length, average in self.averages.items():
-            average.load({name: weights[f"{length!r}/{name}"] for name in average.weights}, source)
+    @property
+    def frozen(self) -> set[str]:
+        """Names that earlier versions stored: those of parameters that are not trained."""
+        return {f"{length!r}/{name}" for length, average in self.averages.items() for name in average.frozen}

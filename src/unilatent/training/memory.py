@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..methods.base import LatentModel
 from ..nets.layers import Repeated
 from ..processes import BUCKET
 from ..registry import find
+from ..sharding import shards_of
 from ..types import Batch
 from .config import RunConfig, TrainingConfig
 from .optimizer import Optimizers
@@ -96,18 +98,21 @@ def estimate(config: RunConfig, example: Batch, device: torch.device, processes:
     device = torch.empty(0, device=device).device  # cuda is cuda:0
     find("modalities", config.modality.name)(config.modality).prepare(device)
     free = free_memory(device)
-    config = config.computing_in(resolve_precision(config.training.precision, device))
+    config = config.resolved().computing_in(resolve_precision(config.training.precision, device))
     text, shapes = json.dumps(config.plain()), Shapes.of(example)
 
-    def measure(micro: int) -> Memory:
+    def measured(micro: int) -> Memory:
         return replace(_measured(text, shapes, device, micro, processes), free=free)
 
-    memory = measure(micro_batch(config.training, processes))
-    return memory if memory.fits else replace(memory, fitting=_fitting(memory, measure(1)))
+    memory = measured(micro_batch(config.training, processes))
+    return memory if memory.fits else replace(memory, fitting=fitting(memory, measured(1)))
 
 
-def _fitting(large: Memory, one: Memory) -> int:
-    """The largest power of two of samples below `large` that fits; memory is linear in the number of samples."""
+def fitting(large: Memory, one: Memory) -> int:
+    """Return the largest power of two of samples below `large` that fits; memory is linear in the number of samples.
+
+    large, one: measured with a micro-batch that does not fit, and with one of one sample.
+    """
     if not one.fits:
         return 0
     per_sample = (large.total - one.total) / max(1, large.micro_batch - 1)
@@ -119,20 +124,35 @@ def _fitting(large: Memory, one: Memory) -> int:
 @lru_cache(maxsize=64)
 def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, processes: int) -> Memory:
     """Measure a step of a configuration (JSON), for samples of these shapes, in one of several processes."""
-    run = RunConfig.parse(json.loads(config))
+    return measure(RunConfig.parse(json.loads(config)), shapes, device, micro, processes)
+
+
+def measure(
+    run: RunConfig, shapes: Shapes, device: torch.device, micro: int, processes: int = 1,
+    counter: AbstractContextManager[object] | None = None, look: Callable[[LatentModel], object] | None = None,
+) -> Memory:  # fmt: skip
+    """Measure a step on fake tensors, with micro-batches of `micro` samples of these shapes, in one of several
+    processes.
+
+    run: its precision is "fp32" or "bf16". counter: a mode that is active during the forward and backward pass.
+    look: called with the model before that, inside the fake mode.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         with device:
             model = LatentModel.build(run.model())
         for module in model.modules():
             if isinstance(module, Repeated):
                 module.recompute = run.training.activation_checkpointing
+        if look is not None:
+            look(model)
         batch = shapes.batch(micro, device)
         try:
-            activations, parts = held_in_step(model, run.training, batch, _NoNumbers(micro, device))
+            with counter or nullcontext():
+                activations, parts = held_in_step(model, run.training, batch, _NoNumbers(micro, device))
         except Exception:  # a step that reads values, an operation without shapes: no reason to refuse the run
             activations, parts = None, set()
-        sharded = run.training.shard and processes > 1
-        held = _ShardedModel(model, processes if sharded else 1)
+        sharded = bool(run.training.shard) and processes > 1
+        held = _ShardedModel(model, shards_of(run.training.shard, processes) if sharded else 1)
         trained = [p for p in model.parameters() if p.requires_grad]
         summed = sum(p.nbytes for p in trained if not (sharded and p in held.sharded))  # outside blocks, by a bucket
         optimizers = Optimizers(model, run.training.optimizer)
@@ -141,7 +161,9 @@ def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, pro
         copies = 1 + (len(parts) if run.training.log_gradients and not sharded else 0)
         return Memory(
             weights=held.bytes(model.parameters()) + sum(b.nbytes for b in model.buffers()) + held.gathered,
-            gradients=copies * held.bytes(trained) + held.gathered + (min(4 * BUCKET, summed) if processes > 1 else 0),
+            gradients=copies * sum(p.nbytes for p in trained)
+            + held.gathered  # FSDP sums them once a step, whole
+            + (min(4 * BUCKET, summed) if processes > 1 else 0),
             optimizer=optimizers.state_bytes_of(held.share),
             average=(1 + len(run.training.ema_profiles)) * held.bytes(trained, 4),
             activations=activations,
@@ -150,7 +172,7 @@ def _measured(config: str, shapes: Shapes, device: torch.device, micro: int, pro
 
 
 class _ShardedModel:
-    """What one of `world` processes holds of a model whose `Repeated` blocks are sharded.
+    """What one process holds of a model whose `Repeated` blocks are sharded over `world` processes.
 
     sharded: the parameters inside blocks. gathered: bytes of the largest block, which is gathered while it is used.
     """

@@ -6,102 +6,217 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 
-from ..batches import load_all
+from ..batches import collate, spread_evenly
 from ..config import ConfigError
-from ..evaluation.evaluate import Evaluation, EvaluationRequest, Evaluator, Interrupted, choose_metrics
+from ..evaluation.evaluate import (
+    EvaluatedMetric,
+    Evaluation,
+    EvaluationRequest,
+    Evaluator,
+    Interrupted,
+    SampleSet,
+    choose_metrics,
+    heavy_spaces,
+)
+from ..evaluation.reference import find_reference
 from ..evaluation.table import is_better, table, write_evaluation
 from ..files import read_json, write_json
+from ..maths.solvers import ADAPTIVE
 from ..methods.base import LatentModel
-from ..modalities.base import Modality, Splits
+from ..modalities.base import Dataset, Modality, Splits, Stream
 from ..processes import Processes
 from ..runs.crash import first_line
 from ..runs.curves import draw_curves
 from ..runs.journal import Journal
-from ..sampling import reconstruct, sample
-from ..signals import Stopped, StopRequest
+from ..sampling import reconstruct, sample_batches
+from ..signals import StopRequest
 from .config import RunConfig
 from .loggers import Loggers
 from .memory import OUT_OF_MEMORY, is_out_of_memory
 from .state import TrainingState
-from .twin import twin
+from .whole import whole_copy
 
 CARD = "README.md"
 """Of a model folder: users edit it."""
 MAX_REFERENCE = 20_000
-"""Training samples that an evaluation during a run is compared with, at most."""
+"""Training samples that an evaluation during a run is compared with, at most, unless it names its metrics."""
+DRAWN, BATCH = 16, 64
+"""Held-out samples whose reconstructions are drawn, at most; samples of one forward pass for drawing."""
 
 
-def refuse_unknown_best(best: str | None, modality: Modality) -> None:
-    """ConfigError if `training.best` is a metric that no evaluation of a run measures."""
-    known = [key for metric in choose_metrics(modality, ()) for key in metric.gives]
-    if best is not None and best not in known:
-        raise ConfigError(f"training.best: {best!r} is not measured while training; there are {', '.join(known)}")
+def check_evaluation(config: RunConfig, modality: Modality, splits: Splits, sharded: bool) -> SampleSet | None:
+    """Check, before anything is trained, all that the evaluations of a run will need; return their reference, None for
+    the training data.
+
+    ConfigError names an unknown metric, what it lacks (weights, a package,
+    held-out samples, a file), or a solver with which processes cannot share a sharded model.
+    """
+    t = config.training
+    try:
+        metrics = choose_metrics(modality, t.evaluate_metrics)
+    except ValueError as error:
+        raise ConfigError(f"training.evaluate_{error}") from None
+    known = t.evaluate_metrics or [key for metric in metrics for key in metric.gives]
+    if t.best is not None and t.best not in known:
+        raise ConfigError(
+            f"training.best: {t.best!r} is not measured while training; there are {', '.join(known)}. Others are "
+            "measured if training.evaluate_metrics names them"
+        )
+    solver = config.sampling.solver
+    if sharded and solver in ADAPTIVE and (t.sample_every or t.evaluate_samples):
+        raise ConfigError(
+            f"sampling.solver: {solver} takes other steps for other samples, but the processes of a sharded model need "
+            "equally many; use heun, or training.sample_every=0 training.evaluate_samples=0"
+        )
+    if not t.evaluate_samples:
+        return None
+    if t.evaluate_metrics and not len(splits.held_out):
+        reconstructions = [key for metric in metrics if metric.track != "generation" for key in metric.gives]
+        if lacking := [key for key in t.evaluate_metrics if key in reconstructions]:
+            raise ConfigError(f"training.evaluate_metrics: {lacking[0]} needs held-out samples; set data.held_out")
+    try:
+        for space in heavy_spaces(modality, metrics):
+            space.prepare(torch.device("cpu"))
+    except ValueError as error:
+        way_out = "training.evaluate_samples=0 trains without evaluation"
+        raise ConfigError(f"training.evaluate_metrics: {error}. {way_out}") from None
+    try:
+        return None if t.evaluate_reference is None else find_reference(modality, t.evaluate_reference)
+    except ValueError as error:
+        raise ConfigError(f"training.evaluate_reference: {error}") from None
 
 
 class Monitor:
     """Draws and evaluates a run. All methods are collective; a stop request interrupts them between two batches.
 
-    sharded: whether the model is; then the first process works on an unsharded copy of it.
+    The processes share the samples. A sharded model they run together, each on its own samples. The first process alone
+    computes the metrics, draws and writes; meanwhile the others wait without a timeout (`Processes.meet`).
+
+    sharded: whether the model is. reference: what new samples are compared with; None: training samples.
     """
 
     def __init__(
         self, run: Path, state: TrainingState, config: RunConfig, splits: Splits, processes: Processes, sharded: bool,
-        stop: StopRequest, journal: Journal, loggers: Loggers,
+        stop: StopRequest, journal: Journal, loggers: Loggers, reference: SampleSet | None = None,
     ):  # fmt: skip
         self.run, self.state, self.config, self.splits, self.processes = run, state, config, splits, processes
         self.sharded, self.stop, self.journal, self.loggers = sharded, stop, journal, loggers
-        self.training = config.training
+        self.training, self.reference = config.training, reference
 
     # Images.
 
-    def draw(self) -> None:
-        """Samples, reconstructions and curves of this step, in RUN/samples, RUN/recon and RUN/curves.png."""
-        self._on_main(self._draw_if_possible)
+    def draw(self) -> bool:
+        """Samples, reconstructions and curves of this step, in RUN/samples, RUN/recon and RUN/curves.png.
+
+        Failing to draw (a full disk, no memory) costs one warning, not the run; only a process without memory for its
+        part of a sharded model ends it. False if a stop request came first.
+        """
+        with self.state.ema.applied(self.state.model):
+            pictures = self._pictures()
+        if pictures is None:
+            return False
+        self.processes.on_main(lambda: self._draw(*pictures))
+        return True
 
     def publish(self) -> bool:
         """Write the finished model to RUN/model and draw it; False if a stop request came first."""
+        with self.state.ema.applied(self.state.model):
+            self._save_model("model")
+        if self.training.sample_every and not self.draw():
+            return False
+        self.journal.say(f"finished: {self.run / 'model'}")
+        return True
 
-        def work(model: LatentModel) -> None:
-            self._save_model(model, "model")
-            if self.training.sample_every:
-                self._draw_if_possible(model)
-            self.journal.say(f"finished: {self.run / 'model'}")
+    def _pictures(self) -> tuple[list[dict[str, Any]], str | None] | None:
+        """What is to be drawn, in parts, from all processes in the first; or else the reason why one of them could not
+        make its own. None in all of them if a stop request came first."""
+        count = min(DRAWN, self.training.num_samples, self._drawn_size)
+        parts: list[dict[str, Any]] = []
+        faults: list[str] = []
+        for num, make in ((self.training.num_samples, self._new_samples), (count, self._reconstructions)):
+            rank, world = self.processes.rank, self.processes.world
+            own = range(rank * num // world, (rank + 1) * num // world)
+            turns, batches = self._collecting(make(own, num), parts, faults), -(-len(own) // BATCH)
+            company = partial(_first_of, partial(make, range(1), num)) if self.sharded else None
+            if not self.processes.take_turns(turns, batches, self._is_stopped, company):
+                return None
+        fault = next(filter(None, self.processes.gather(next(iter(faults), None))), None)
+        gathered = None if fault else self.processes.gather_on_main(parts)
+        return [part for of_one in gathered or () for part in of_one], fault
 
-        return self._on_main(work)
-
-    def _draw_if_possible(self, model: LatentModel) -> None:
-        """Failing to draw (a full disk, no memory) costs one warning, not the run."""
+    def _collecting(
+        self, made: Iterator[dict[str, Any]], parts: list[dict[str, Any]], faults: list[str]
+    ) -> Iterator[None]:  # fmt: skip
+        """Put what is made into `parts`, and a reason why the rest cannot be made into `faults`."""
         try:
-            self._draw(model)
+            for part in made:
+                parts.append({name: self.state.model.modality.drawable(data) for name, data in part.items()})
+                yield
         except (OSError, *OUT_OF_MEMORY) as error:
-            if not (isinstance(error, OSError) or is_out_of_memory(error)):
+            if self.sharded or not _is_bearable(error):  # the others would wait for this process's shards
                 raise
-            self.journal.warn("images", f"images of step {self.state.step} not drawn: {first_line(error)}")
+            faults.append(first_line(error))
+
+    def _new_samples(self, rows: range, count: int) -> Iterator[dict[str, Any]]:
+        model = self.state.model
+        for batch in sample_batches(
+            model, count, seed=self.config.seed, batch_size=BATCH, start=rows.start, stop=rows.stop,
+            precision=self.training.precision, to=model.device,
+        ):  # fmt: skip
+            yield {"samples": batch.data}
+
+    def _reconstructions(self, rows: range, count: int) -> Iterator[dict[str, Any]]:
+        model, seed, precision = self.state.model, self.config.seed, self.training.precision
+        examples = [example for example, _ in spread_evenly(self._drawn_data, rows, count)]
+        if examples:
+            real = collate(examples, model.modality).data
+            yield {"real": real, "recon": reconstruct(model, real, seed=seed, start=rows.start, precision=precision)}
+
+    @property
+    def _drawn_data(self) -> Dataset:
+        """The data whose reconstructions are drawn."""
+        return self.splits.held_out if len(self.splits.held_out) else self.splits.train
+
+    @property
+    def _drawn_size(self) -> int:
+        data = self._drawn_data
+        return data.size or DRAWN if isinstance(data, Stream) else len(data)
+
+    def _is_stopped(self) -> bool:
+        return self.stop.received is not None
+
+    def _draw(self, parts: list[dict[str, Any]], fault: str | None) -> None:
+        """Draw a grid of samples, one of held-out samples above their reconstructions, and the curves."""
+        try:
+            if fault is None:
+                self._draw_grids(parts)
+        except (OSError, *OUT_OF_MEMORY) as error:
+            if not _is_bearable(error):
+                raise
+            fault = first_line(error)
+        if fault is not None:
+            self.journal.warn("images", f"images of step {self.state.step} not drawn: {fault}")
         try:
             draw_curves(self.run / "metrics.jsonl", self.run / "curves.png")
         except Exception as error:  # whatever a plotting library raises
             self.journal.warn("curves", f"curves of step {self.state.step} not drawn: {first_line(error)}")
 
-    def _draw(self, model: LatentModel) -> None:
-        """A grid of samples, and one of held-out samples above their reconstructions."""
+    def _draw_grids(self, parts: list[dict[str, Any]]) -> None:
+        modality, conditions = self.state.model.modality, self.state.model.conditions
         name = f"step_{self.state.step:08d}.png"
-        modality, t, seed = model.modality, self.training, self.config.seed
-        dataset = self.splits.held_out if len(self.splits.held_out) else self.splits.train
-        real = load_all(dataset, modality, limit=min(t.num_samples, 16)).data
-        self.stop.between_batches()
-        samples = sample(
-            model, t.num_samples, seed=seed, precision=t.precision, progress=self.stop.between_batches
-        )  # fmt: skip
-        reconstructions = reconstruct(model, real, seed=seed, precision=t.precision)
-        conditions = self.state.model.conditions
-        captions = conditions.grid_captions(conditions.parse(t.num_samples, {}))
+        samples, real, made = (
+            modality.join([part[kind] for part in parts if kind in part]) for kind in ("samples", "real", "recon")
+        )
+        captions = conditions.grid_captions(conditions.parse(self.training.num_samples, {}))
         modality.draw_grid([samples], self.run / "samples" / name, columns=conditions.columns, captions=captions)
-        modality.draw_grid([real, reconstructions], self.run / "recon" / name)
+        modality.draw_grid([real, made], self.run / "recon" / name)
         for kind in ("samples", "recon"):
             self.loggers.image(self.state.step, kind, self.run / kind / name)
 
@@ -109,7 +224,7 @@ class Monitor:
 
     @property
     def can_evaluate(self) -> bool:
-        return bool(self.training.evaluate_samples and len(self.splits.held_out))
+        return bool(self.training.evaluate_samples and (self.training.evaluate_metrics or len(self.splits.held_out)))
 
     def evaluation_is_due(self, steps: int) -> bool:
         """Whether this step is evaluated while training; the last of `steps` is evaluated at the end."""
@@ -130,77 +245,80 @@ class Monitor:
         return self.run / "eval" / f"step_{self.state.step:08d}.json"
 
     def evaluate(self, final: bool) -> bool:
-        """Evaluate new samples and held-out reconstructions with every metric that needs no download.
-
-        Processes share the work, unless the model is sharded. False if a stop request came first.
-        """
-        t = self.training
-        self.journal.say(f"evaluating {t.evaluate_samples} new samples and the held-out ones")
+        """Evaluate new samples and held-out reconstructions; False if a stop request came first."""
+        t, model = self.training, self.state.model
+        held_out = " and the held-out ones" if len(self.splits.held_out) else ""
+        self.journal.say(f"evaluating {t.evaluate_samples} new samples{held_out}")
         request = EvaluationRequest(
-            num_samples=t.evaluate_samples, num_reference=MAX_REFERENCE, seed=self.config.seed, batch_size=250,
-            precision=t.precision,
+            metrics=t.evaluate_metrics, num_samples=t.evaluate_samples, seed=self.config.seed, batch_size=250,
+            precision=t.precision, **({} if t.evaluate_metrics else {"num_reference": MAX_REFERENCE}),
         )  # fmt: skip
-        steps = None if final else t.evaluate_steps
-        done = True
-
-        def work(model: LatentModel) -> None:
-            nonlocal done
-            started = time.perf_counter()
+        started = time.perf_counter()
+        with self.state.ema.applied(model):
             evaluator = Evaluator(
-                model, self.splits, self.run / "eval" / "records", request,
-                processes=None if self.sharded else self.processes, num_inference_steps=steps,
-                stop=lambda: self.stop.received is not None,
+                model, self.splits, self.run / "eval" / "records", request, reference=self.reference,
+                processes=self.processes, num_inference_steps=None if final else t.evaluate_steps,
+                stop=self._is_stopped,
             )  # fmt: skip
             try:
                 evaluation = evaluator.run()
             except Interrupted:
-                done = False
-                return
-            if self.processes.is_main:
+                return False
+
+            def report() -> bool:
                 evaluator.clear("samples", "reconstructions")
-                self._report(model, evaluation, final, time.perf_counter() - started)
+                self._report(evaluation, evaluator.fingerprint, final, time.perf_counter() - started)
+                return t.best is not None and self._is_best(evaluation, t.best)
 
-        with self._ema_model() as model:
-            if self.sharded:
-                self.processes.on_main(lambda: work(model))
-            else:
-                work(model)
-        return not self.processes.highest(not done)
+            if self.processes.from_main(report) and t.best is not None:
+                self._save_model("best")
+                self.processes.on_main(partial(self._note_best, evaluation.find(t.best)))
+        return True
 
-    def _report(self, model: LatentModel, evaluation: Evaluation, final: bool, seconds: float) -> None:
-        """Write an evaluation's file and numbers, keep the best model, and print the table of the last one."""
+    def _report(self, evaluation: Evaluation, fingerprint: str, final: bool, seconds: float) -> None:
+        """Write an evaluation's file and numbers, and print the table of the last one."""
         step = self.state.step
-        about = {"preset": self.config.preset, "step": step, "fingerprint": model.fingerprint()}
+        about = {"preset": self.config.preset, "step": step, "fingerprint": fingerprint}
         write_evaluation(evaluation, self.evaluation_file, about, seconds)
         numbers = {f"eval/{metric.key}": metric.row.value for metric in evaluation.numbers}
         self.journal.log(step, numbers)
         self.loggers.numbers(step, numbers)
-        if self.training.best is not None:
-            self._keep_best(model, evaluation, self.training.best)
+        if evaluation.missing:
+            self.journal.warn("missing", f"not measured, the data do not allow it: {', '.join(evaluation.missing)}")
         if final:
             self.journal.bar.stop()
-            title = f"{self.config.preset}, step {step}: {self.training.evaluate_samples} samples, " \
-                    f"{len(self.splits.held_out)} held-out"  # fmt: skip
+            held_out = f", {len(self.splits.held_out)} held-out" if len(self.splits.held_out) else ""
+            title = f"{self.config.preset}, step {step}: {self.training.evaluate_samples} samples{held_out}"
             Console().print(table(evaluation.numbers, title))
 
-    def _keep_best(self, model: LatentModel, evaluation: Evaluation, metric: str) -> None:
-        """Write RUN/best, a model folder, and best.json with its step and number, if it is the best so far."""
+    def _is_best(self, evaluation: Evaluation, metric: str) -> bool:
+        """Whether a model is better than that in RUN/best, by the number in best.json; True if there is none."""
         path = self.run / "best.json"
         try:
-            measured = evaluation.find(metric)
+            row = evaluation.find(metric).row
             before = read_json(path, "delete it") if path.is_file() and (self.run / "best").is_dir() else None
-            better = before is None or is_better(measured.row, float(before["value"]))
+            better = before is None or is_better(row, float(before["value"]))
         except (ValueError, KeyError, TypeError) as error:
             self.journal.warn("best", f"the best model is not kept: {first_line(error)}")
-            return
-        if not better or not math.isfinite(measured.row.value):
-            return
-        self._save_model(model, "best")
-        write_json(path, {"step": self.state.step, "key": measured.key, "value": measured.row.value})
-        self.journal.say(f"best so far: {measured.key} {measured.row.value:.4g} at step {self.state.step}")
+            return False
+        return better and math.isfinite(row.value)
 
-    def _save_model(self, model: LatentModel, name: str) -> None:
-        """Write a model folder of the run atomically. A model card that is there, and files of others, are kept."""
+    def _note_best(self, measured: EvaluatedMetric) -> None:
+        step, value = self.state.step, measured.row.value
+        write_json(self.run / "best.json", {"step": step, "key": measured.key, "value": value})
+        self.journal.say(f"best so far: {measured.key} {value:.4g} at step {step}")
+
+    def _save_model(self, name: str) -> None:
+        """Write the model, with the weights that it has now, to a model folder of the run, atomically. A model card
+        that is there, and files of others, are kept.
+
+        This alone needs the whole model in one place: in the first process's CPU memory, to which a sharded one is
+        gathered tensor by tensor.
+        """
+        model = whole_copy(self.state.model, keep=self.processes.is_main) if self.sharded else self.state.model
+        self.processes.on_main(partial(self._write_model, model, name))
+
+    def _write_model(self, model: LatentModel, name: str) -> None:
         folder, temporary = self.run / name, self.run / f"{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)
@@ -210,32 +328,11 @@ class Monitor:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
 
-    # The model with EMA weights.
 
-    def _on_main(self, work: Callable[[LatentModel], None]) -> bool:
-        """Let the first process work on the model with EMA weights; False if a stop request interrupted it."""
-        done = True
+def _is_bearable(error: BaseException) -> bool:
+    """Whether an error of drawing does not stop a run: a full disk, no memory."""
+    return isinstance(error, OSError) or is_out_of_memory(error)
 
-        def attempt(model: LatentModel) -> None:
-            nonlocal done
-            try:
-                work(model)
-            except Stopped:
-                done = False
 
-        with self._ema_model() as model:
-            self.processes.on_main(lambda: attempt(model))
-        return not self.processes.highest(not done)
-
-    @contextmanager
-    def _ema_model(self) -> Iterator[LatentModel]:
-        """The model with EMA weights, unsharded in the first process."""
-        model, ema = self.state.model, self.state.ema
-        if not self.sharded:
-            with ema.applied(model):
-                yield model
-            return
-        weights = {**model.state_dict(), **ema.weights}
-        copy = twin(self.config.model(), weights, self.processes.device, keep=self.processes.is_main) or model
-        copy.precision = model.precision
-        yield copy
+def _first_of(make: Callable[[], Iterator[object]]) -> None:
+    next(make())

@@ -161,6 +161,13 @@ class Muon(Optimizer):
         copied = sum(p.numel() for p in matrices) - cut
         return most + wire * copied + (2 * wire * copied + (8 + 3 * wire) * cut) // world
 
+    def flop(self, world: int) -> int:
+        """Return the floating-point operations of the iterations, in the one of `world` processes that has most."""
+        load = [0] * world
+        for stack in stacks(tuple((p.shape[0], p.shape[1]) for p in self.param_groups[0]["params"]), world):
+            load[stack.owner] += 2 * ITERATIONS * stack.cost
+        return max(load)
+
 
 def orthogonalise_(x: Tensor, eps: float) -> Tensor:
     """Return approximately U V^T for each U S V^T of a stack (S, m, n), in its precision; overwrites the stack.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ..nets.layers import muon_parameters
-from ..sharding import is_sharded, local, shard_like
+from ..sharding import is_sharded, local, sharding_mesh
+from ..tensor_files import StoredTensor
 from .config import OptimizerConfig
 from .muon import Muon
 
@@ -24,7 +25,7 @@ class Optimizers:
         matrices = list(muon_parameters(model)) if config.muon else []
         chosen = {id(parameter) for parameter in matrices}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-        rate = config.learning_rate
+        rate = config.peak
         self.all: list[Optimizer] = []
         for sharded in (False, True):  # a fused update takes sharded or plain tensors, not both
             if parameters := [p for p in others if is_sharded(p) == sharded]:
@@ -86,41 +87,60 @@ class Optimizers:
         """
         return max([o.temporary_bytes(world, sharded) for o in self.all if isinstance(o, Muon)], default=0)
 
-    def load_state(self, state: dict[str, Tensor], source: Path | str = "optimizer state") -> None:
-        """Load exactly what `state` returned; ValueError names `source` and an entry of another model or not finite."""
-        entries: dict[str, dict[str, Tensor]] = {}
-        for key, value in state.items():
+    def flop(self, world: int) -> int:
+        """Return the floating-point operations of a step in the one of `world` processes that has most of them.
+
+        Counted are the matrix products of Muon; AdamW has none.
+        """
+        return max([o.flop(world) for o in self.all if isinstance(o, Muon)], default=0)
+
+    def allocate(self, stored: Mapping[str, Tensor | StoredTensor], source: Path | str) -> dict[str, Tensor]:
+        """Replace the state by empty tensors for what `state` returned, and return these by name, to be filled.
+
+        stored: the tensors of `state`, or their shapes and types. Those of a sharded parameter's shape are sharded like
+        it. ValueError names `source` and an entry of another model.
+        """
+        entries: dict[str, dict[str, Tensor | StoredTensor]] = {}
+        for key, value in stored.items():
             name, _, entry = key.rpartition("|")
             entries.setdefault(name, {})[entry] = value
         for optimizer in self.all:
             for parameter in optimizer.param_groups[0]["params"]:
-                stored = entries.pop(self.names[id(parameter)], {})
-                for key, value in stored.items():
-                    fits = value.is_floating_point() and value.shape in (parameter.shape, ())
-                    if not fits or not value.isfinite().all():
-                        fault = "not finite" if fits else f"{value.dtype} {tuple(value.shape)}"
+                optimizer.state[parameter] = {}
+                for key, value in entries.pop(self.names[id(parameter)], {}).items():
+                    if not value.is_floating_point() or value.shape not in (parameter.shape, ()):
                         raise ValueError(
-                            f"{source}: {key} of {self.names[id(parameter)]} is {fault}; use an older checkpoint"
+                            f"{source}: {key} of {self.names[id(parameter)]} is {value.dtype} {tuple(value.shape)}; "
+                            "use an older checkpoint"
                         )
-                optimizer.state[parameter] = {
-                    key: shard_like(value, parameter) if value.ndim else value.to(parameter.device)
-                    for key, value in stored.items()
-                }
+                    optimizer.state[parameter][key] = (
+                        torch.empty_like(parameter.detach(), dtype=value.dtype)
+                        if value.shape
+                        else torch.empty((), dtype=value.dtype, device=parameter.device)
+                    )
         if entries:
             raise ValueError(f"{source}: {next(iter(entries))!r:.80} is no trainable parameter of this model")
+        return self.state()
 
 
-def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
-    """Clip gradients to the global norm `largest` (None: no clipping).
-
-    Returns the norm before clipping, a scalar that is the same in every process.
-    """
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Return the global norm of the gradients, a scalar that is the same in every process; a collective call."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([g for g in gradients if not is_sharded(g)], foreach=True)
-    if parts := [local(g) for g in gradients if is_sharded(g)]:
-        squares = torch.nn.utils.get_total_norm(parts, foreach=True).square()
-        dist.all_reduce(squares)
+    if parts := [g for g in gradients if is_sharded(g)]:
+        squares = torch.nn.utils.get_total_norm([local(g) for g in parts], foreach=True).square()
+        dist.all_reduce(squares, group=sharding_mesh(parts[0]).get_group())
         norm = (squares + norm.to(squares.device).square()).sqrt()
+    return norm
+
+
+def clip_gradients(model: nn.Module, largest: float | None, norm: Tensor | None = None) -> Tensor:
+    """Clip gradients to the global norm `largest` (None: no clipping), and return the norm before.
+
+    norm: what `gradient_norm` returned for these gradients, if it is known.
+    """
+    norm = gradient_norm(model) if norm is None else norm
+    gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
     if largest is not None and gradients:
-        torch._foreach_mul_([local(g) for g in gradients], torch.clamp(largest / (norm + 1e-6), max=1.0))
+        torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
     return norm

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import ConfigError, flat, read_yaml
 from ..files import check_writable, expanded, read_json
+from ..listings import LISTING
 from ..modalities.base import Splits
 from ..model_config import follow
 from ..model_folder import CONFIG, WEIGHTS
@@ -28,7 +29,6 @@ def find_checkpoint(out: Path, resume: str | None, processes: Processes, say: Ca
 
     The first process, which also holds the run's lock, searches for all. ConfigError says why there is none.
     """
-    check_writable(out)
     checkpoint = processes.from_main(lambda: _choose(out, resume, say))
     if checkpoint is None:
         return None
@@ -43,6 +43,7 @@ def find_checkpoint(out: Path, resume: str | None, processes: Processes, say: Ca
 
 
 def _choose(out: Path, resume: str | None, say: Callable[[str], None]) -> Path | None:
+    check_writable(out)
     folder = out / "checkpoints"
     lock.refuse_second(out)
     _refuse_files_of_others(out)
@@ -151,7 +152,8 @@ def _stored_settings(checkpoint: Path) -> dict[str, Any]:
 
 
 AT_THE_END = re.compile(
-    r"sampling\..+|training\.(evaluate_samples|best|sample_every|num_samples|precision|device|threads|loggers|wandb_\w+)"
+    r"sampling\..+|training\.(evaluate_(samples|metrics|reference)|best|sample_every|num_samples|precision|device|"
+    r"threads|loggers|wandb_\w+)"
 )
 """Settings that what is done after the last step depends on."""
 UNCOMPARED = ("training.steps", "training.epochs", "preset", "method.tokenizer")
@@ -192,7 +194,7 @@ def _shown(value: Any) -> str:
 
 
 WRITTEN = ("config.yaml", "env.json", "metrics.jsonl", "alarms.jsonl", "best.json", "model", "best", "eval", "ema",
-           "samples", "recon", "checkpoints")  # fmt: skip
+           "samples", "recon", "checkpoints", LISTING)  # fmt: skip
 """What a run replaces or removes in its folder."""
 
 
@@ -228,10 +230,12 @@ def _is_run(out: Path) -> bool:
         return False
 
 
-def keep_order(checkpoint: Path, config: RunConfig, splits: Splits) -> RunConfig:
+def keep_order(checkpoint: Path, config: RunConfig, splits: Splits, processes: Processes) -> RunConfig:
     """Return the configuration, and renumber the data, with what the checkpoint stores about conditions where data
-    leave a choice: the order of their classes."""
-    stored = read_json(checkpoint / "config.json", "use an older checkpoint").get("conditions")
+    leave a choice: the order of their classes. The first process reads it for all."""
+    stored = processes.from_main(
+        lambda: read_json(checkpoint / "config.json", "use an older checkpoint").get("conditions")
+    )
     stored = stored if isinstance(stored, dict) else {}
     kept = {
         name: condition.keeping(facts) if isinstance(facts := stored.get(name), dict) else condition

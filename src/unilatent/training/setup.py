@@ -15,18 +15,19 @@ import torch
 from ..batches import Example, micro_batches, try_samples
 from ..config import ConfigError
 from ..devices import bf16_emulated
-from ..files import write_json, write_text
+from ..files import expanded, write_json, write_text
 from ..maths.streams import seed_of
 from ..methods.base import LatentModel
-from ..modalities.base import Modality, Splits, Stream
-from ..model_folder import load_weights, read_weights
+from ..modalities.base import Dataset, Modality, Splits, Stream
 from ..nets.layers import Repeated
 from ..processes import Processes
+from ..registry import find
 from ..runs import checkpoint as ckpt
 from ..runs import lock
 from ..runs.journal import trim
 from ..runs.snapshots import trim_snapshots
-from ..sharding import shard
+from ..sharding import shard, shards_of
+from ..stored_latents import StoredLatents, read_header
 from ..version import __version__
 from .config import RunConfig, TrainingConfig
 from .schedule import unreachable
@@ -55,7 +56,8 @@ def count_samples(splits: Splits, training: TrainingConfig) -> float:
 
 
 def check_processes(training: TrainingConfig, world: int) -> None:
-    """ConfigError unless every process has samples in each step, and as many micro-batches as the others if sharded.
+    """ConfigError unless every process has samples in each step, and as many micro-batches as the others if sharded,
+    over processes that can be divided so.
 
     Processes with different numbers of micro-batches would wait for each other's blocks for ever.
     """
@@ -64,6 +66,7 @@ def check_processes(training: TrainingConfig, world: int) -> None:
             f"training.batch_size: {training.batch_size} is less than the {world} processes; "
             "it counts the samples of all of them together"
         )
+    shards_of(training.shard, world)
     passes = {
         len(list(micro_batches(range(1), training.batch_size, training.micro_batch_size, rank, world)))
         for rank in range(world)
@@ -76,38 +79,54 @@ def check_processes(training: TrainingConfig, world: int) -> None:
         )
 
 
-def read_examples(config: RunConfig, splits: Splits, modality: Modality, device: torch.device) -> list[Example]:
-    """Read the run's first samples and the weights of its losses; missing data or weights fail here, before the run
-    folder is created."""
-    modality.prepare(device)
+def training_set(config: RunConfig, splits: Splits, modality: Modality, processes: Processes) -> Dataset:
+    """Return what the steps of a run read: the training samples, or stored latents of them (`training.latents`).
+
+    The first process checks the latents; ConfigError in all says why they are not those of this run.
+    """
+    if config.training.latents is None:
+        return splits.train
+    if not find("methods", config.method.name).trains_on_latents:
+        raise ConfigError(
+            f"training.latents: set, but {config.method.name} trains its own encoder, whose latents change; leave it "
+            "out"
+        )
+    folder, precision = expanded(config.training.latents), config.training.precision
+    header = processes.from_main(lambda: read_header(folder, splits.train, modality, precision))
+    return StoredLatents(folder, header, splits.train)
+
+
+def read_examples(config: RunConfig, train: Dataset, modality: Modality, processes: Processes) -> list[Example]:
+    """Read the run's first samples, in the first process, and the weights of its losses; missing data or weights fail
+    here, before the run folder is created. Other processes return no sample."""
+    modality.prepare(processes.device)
     count, all_usable = min(config.training.batch_size, EXAMPLES), not config.training.bad_samples
-    return try_samples(splits.train, config.seed, count, all_usable)
+    examples: list[Example] = []
+    processes.on_main(lambda: examples.extend(try_samples(train, config.seed, count, all_usable)))
+    return examples
 
 
-def build_model(
-    config: RunConfig, checkpoint: Path | None, sources: Any, processes: Processes, sharded: bool
-) -> LatentModel:
-    """The model to train: initialised from the seed, or with a checkpoint's weights; the same in every process.
+def build_model(config: RunConfig, resumes: bool, sources: Any, processes: Processes, sharded: bool) -> LatentModel:
+    """The model to train, initialised from the seed, the same in every process.
 
-    sources: the method's configuration as the user gave it, which names other runs that weights are read from. Then
-    activation checkpointing, compilation and sharding are set up; none of them changes a name or a weight.
+    resumes: whether a checkpoint's weights are loaded later, by `TrainingState.load`.
+    sources: the method's configuration as the user gave it, which names other runs that weights are read from, by the
+    first process. Then activation checkpointing, compilation and sharding are set up; none of them changes a name or a
+    weight.
     """
     torch.manual_seed(seed_of("init", config.seed))
     model = LatentModel.build(config.model()).to(processes.device)
     model.conditions.prepare()
-    if checkpoint is None:
-        model.load_sources(sources)
-    else:
-        weights = checkpoint / "model.safetensors"
-        load_weights(model, read_weights(weights), weights)
-    processes.same_weights(model)
+    if not resumes:
+        processes.on_main(lambda: model.load_sources(sources))
+        processes.same_weights(model)
     for module in model.modules():
         if isinstance(module, Repeated):
             module.recompute = config.training.activation_checkpointing
     if compiles(config.training, model):
         compile_networks(model)
     if sharded:
-        shard(model, processes.device, processes.world)
+        shard(model, processes.device, config.training.shard, config.training.precision)
     return model
 
 
@@ -192,8 +211,11 @@ def notes(
     lines += [f"note: {line}" for line in unreachable(t.schedule, steps, samples / t.batch_size)]
     if t.ema_decay and 1 / (1 - t.ema_decay) > steps:
         lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
-    if t.best is not None and not (t.evaluate_samples and len(splits.held_out)):
-        lines.append("note: training.best does nothing without training.evaluate_samples and data.held_out")
+    if t.best is not None and not (t.evaluate_samples and (t.evaluate_metrics or len(splits.held_out))):
+        lines.append(
+            "note: training.best does nothing without training.evaluate_samples and, unless training.evaluate_metrics "
+            "names what is measured, data.held_out"
+        )
     if t.batch_size > samples:
         lines.append(f"note: training.batch_size {t.batch_size} is more than the {amount(samples)} training samples")
     if t.shard and world == 1:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..files import read_json
 from ..methods.base import LatentModel
-from ..model_folder import read_weights
 from ..processes import Processes
 from ..sharding import local
 from .config import TrainingConfig
 from .ema import EMA, PowerEMAs
 from .optimizer import Optimizers
+from .restoring import restore
 
 
 class TrainingState:
@@ -50,18 +50,19 @@ class TrainingState:
         stored = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
         return stored + self.optimizers.state_bytes
 
-    def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Restore everything but the model's weights, which are loaded before it is sharded.
+    def load(self, checkpoint: Path, processes: Processes) -> dict[str, Any]:
+        """Restore everything from a checkpoint; collective. No process but the first reads what is not sharded.
 
         Returns state.json; ValueError names a file that is damaged or of another model.
         """
-        ema, optimizer = checkpoint / "ema.safetensors", checkpoint / "optimizer.safetensors"
-        self.ema.load(read_weights(ema), ema)
-        self.optimizers.load_state(read_weights(optimizer), optimizer)
+        restore(checkpoint / "model.safetensors", lambda _: self.model.state_dict(), processes)
+        restore(checkpoint / "ema.safetensors", lambda _: self.ema.weights, processes, self.ema.frozen)
+        optimizer = checkpoint / "optimizer.safetensors"
+        restore(optimizer, lambda stored: self.optimizers.allocate(stored, optimizer), processes)
         if self.power_emas.averages:
-            profiles = checkpoint / "ema_profiles.safetensors"
-            self.power_emas.load(read_weights(profiles), profiles)
-        facts = read_json(checkpoint / "state.json", "use an older checkpoint")
+            averages, frozen = self.power_emas.weights, self.power_emas.frozen
+            restore(checkpoint / "ema_profiles.safetensors", lambda _: averages, processes, frozen)
+        facts = processes.from_main(lambda: read_json(checkpoint / "state.json", "use an older checkpoint"))
         self.step, self.skipped = facts["step"], int(facts.get("skipped", 0))
         return facts
 

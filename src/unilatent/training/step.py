@@ -4,16 +4,17 @@ for each micro-batch of the step:
     augment                              random views, a function of (seed, sample position)
     for each part of the method's loss:
         forward under autocast, backward outside it; its activations are freed before the next part exists
-sum gradients over processes; clip; check that loss and gradient norm are finite
-set the learning rate; step the optimizers; update the EMA
+sum gradients over processes (during the last backward passes); check that loss and gradient norm are finite
+clip; set the learning rate; step the optimizers; update the EMA
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,16 +25,24 @@ from ..faults import reach
 from ..maths.streams import Streams, seed_of
 from ..methods.base import LossPart
 from ..processes import Processes
-from ..sharding import local
-from ..types import Batch
+from ..types import Batch, is_encoded
 from .config import RunConfig
+from .gradients import GradientSums
 from .measuring import Measurement
-from .optimizer import clip_gradients
+from .optimizer import clip_gradients, gradient_norm
 from .schedule import factor, weight
 from .state import TrainingState
 
 MicroBatch = tuple[range, Batch]
 """Global positions of the samples of one process, and the samples."""
+
+
+class MicroBatches(Protocol):
+    """The micro-batches of a step, which may be read only when they are asked for; how many is known."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[MicroBatch]: ...
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,11 @@ class OptimiserStep:
         self.state, self.config, self.processes = state, config, processes
         self.training, self.steps_per_epoch = config.training, steps_per_epoch
         self.measure_gradients = measure_gradients
+        self.gradients = GradientSums(state.model, processes)
+        self.poison = 1.0  # of an armed fault
 
     def __call__(
-        self, micro_batches: Sequence[MicroBatch], measure: bool = False,
+        self, micro_batches: MicroBatches, measure: bool = False,
         count: Callable[[], Mapping[str, int]] = dict,
     ) -> StepResult:  # fmt: skip
         """Step once; a step whose loss or gradient norm is not finite changes no weight.
@@ -79,36 +90,46 @@ class OptimiserStep:
         torch.manual_seed(seed_of("net", self.config.seed, state.step, self.processes.rank))  # dropout
         measurement = Measurement(model, self.measure_gradients) if measure else None
         logs = self.accumulate(micro_batches, measurement)
-        if poison := reach("step.gradients", state.step):
-            _poison([local(p.grad) for p in model.parameters() if p.grad is not None], poison)
-        self.processes.sum_gradients(model)
-        counts = {name: torch.full((), float(number), device=model.device) for name, number in count().items()}
+        sums = self.gradients
+        sums.finish()
+        own = {**count(), "late_gradients": len(sums.late)}
+        counts = {name: torch.full((), float(number), device=model.device) for name, number in own.items()}
         logs = self.processes.sum(logs | counts)
         counts = {name: logs.pop(name) for name in counts}
         if measurement is not None:
             logs |= measurement.numbers(self.processes)
-        logs["grad_norm"] = clip_gradients(model, self.training.gradient_clip)
+        logs["grad_norm"] = gradient_norm(model)
         # Sums over processes, so all decide alike.
-        loss, norm, *numbers = torch.stack([logs["loss/total"], logs["grad_norm"], *counts.values()]).tolist()
+        read = [logs["loss/total"], logs["grad_norm"], *counts.values(), *sums.absent.values()]
+        loss, norm, *numbers = torch.stack([number.float() for number in read]).tolist()
+        numbers, present = numbers[: len(counts)], numbers[len(counts) :]
+        whole = dict(zip(counts, map(int, numbers), strict=True))
+        if sums.complete(whole.pop("late_gradients"), present):
+            logs["grad_norm"] = gradient_norm(model)
+            norm = float(logs["grad_norm"])
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
+            clip_gradients(model, self.training.gradient_clip, logs["grad_norm"])
             reach("step.before_optimizer", state.step)
             state.optimizers.set_factor(factor(self.training.schedule, state.step + 1, self.steps_per_epoch))
             state.optimizers.step()
         state.optimizers.zero_grad()
         if finite:
             state.ema.update(model)
-        return StepResult(logs, norm, dict(zip(counts, map(int, numbers), strict=True)), finite)
+        return StepResult(logs, norm, whole, finite)
 
-    def accumulate(
-        self, micro_batches: Sequence[MicroBatch], measurement: Measurement | None = None
-    ) -> dict[str, Tensor]:
+    def accumulate(self, micro_batches: MicroBatches, measurement: Measurement | None = None) -> dict[str, Tensor]:
         """Sum the gradients of all micro-batches in the parameters; return the losses, weighted by their shares."""
         model, logs, titles = self.state.model, dict[str, Tensor](), set[str]()
-        for positions, batch in micro_batches:
+        self.poison = _poison(reach("step.gradients", self.state.step))
+        self.gradients.start()
+        for number, (positions, batch) in enumerate(micro_batches, 1):
+            if number == len(micro_batches):
+                self.gradients.last_micro_batch()
             streams = Streams(("train", self.config.seed), positions, model.device)
             batch = batch.to(model.device, staying=model.conditions.on_cpu)
-            batch = replace(batch, data=model.modality.augment(batch.data, streams))
+            if not is_encoded(batch.data):  # stored latents are of augmented samples
+                batch = replace(batch, data=model.modality.augment(batch.data, streams))
             share = len(positions) / self.training.batch_size
             with autocast(model.device, "fp32"):  # the outermost context: weights are cast once for all parts
                 for part in self.backward(batch, streams, share, measurement):
@@ -134,15 +155,15 @@ class OptimiserStep:
                 return
             part_weight = weight(self.training.schedule, part.title, self.state.step, self.steps_per_epoch)
             part = part if part_weight == 1 else replace(part, value=part_weight * part.value)
+            self.gradients.next_backward()
             with measurement.of(part) if measurement is not None else nullcontext():
-                (share * part.value).backward()
-            part.close()
+                (share * self.poison * part.value).backward()
+            if part.closes:
+                self.gradients.next_backward()
+                part.close()
             yield part
 
 
-def _poison(gradients: list[Tensor], how: str) -> None:
-    """What an armed fault does to gradients: set one element to NaN, or all of them to zero."""
-    if how == "nan":
-        gradients[0].view(-1)[0] = float("nan")
-    else:
-        torch._foreach_zero_(gradients)
+def _poison(how: str) -> float:
+    """What an armed fault multiplies all gradients of this process with: NaN or 0; 1 without one."""
+    return {"nan": math.nan, "zero": 0.0}.get(how, 1.0)

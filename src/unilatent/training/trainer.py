@@ -12,17 +12,17 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..batches import Plan, collate, loader, micro_batches, worker_deaths
+from ..batches import Plan, collate, loader, worker_deaths
 from ..config import ConfigError
 from ..devices import resolve_precision, set_float32_products
 from ..faults import reach
+from ..listings import LISTING, Listings
 from ..maths.streams import GENERATOR
 from ..methods.base import LatentModel
 from ..modalities.base import Modality, Splits
@@ -34,6 +34,7 @@ from ..runs import lock
 from ..runs.crash import first_line, write_report
 from ..runs.journal import AlarmChange, Journal, Lines
 from ..signals import FAILED, NOTHING, SAVE, STOP, StopRequest
+from ..stored_latents import refuse_other_tokenizer
 from ..terminal import lasting_output
 from . import setup
 from .alarms import Alarms
@@ -41,7 +42,7 @@ from .bad_samples import BadSamples
 from .config import RunConfig
 from .loggers import LoggedRun, Logger, Loggers, check_loggers, open_logger
 from .memory import Memory, estimate, is_out_of_memory, micro_batch
-from .monitoring import Monitor, refuse_unknown_best
+from .monitoring import Monitor, check_evaluation
 from .resuming import (
     changed_settings,
     find_checkpoint,
@@ -55,6 +56,7 @@ from .saving import Checkpoints
 from .schedule import factor
 from .state import TrainingState, refuse_non_finite
 from .step import MicroBatch, OptimiserStep, StepResult
+from .step_batches import StepBatches, paired
 
 
 class Trainer:
@@ -73,33 +75,35 @@ class Trainer:
         allow_data_change: resume although the data are not those that the checkpoint was written with.
         """
         self.out, self.console = out, console or Console(stderr=True)
+        config = config.resolved()
+        self.processes = Processes(config.training.device, config.training.timeout)
+        self.listings = Listings(self.processes, out / LISTING)
         modality: Modality = find("modalities", config.modality.name)(config.modality)
-        self.splits: Splits = modality.splits(config.data)
+        self.splits: Splits = modality.splits(config.data, self.listings)
         self.config = config.with_data(self.splits).with_sources()
         t = self.training = self.config.training
         self.samples = setup.count_samples(self.splits, t)
         self.steps = t.num_steps(self.samples)
 
-        self.processes = Processes(t.device, t.timeout)
         self.device = self.processes.device
         if t.threads:
             torch.set_num_threads(t.threads)
-        self.sharded = t.shard and self.processes.world > 1
+        self.sharded = bool(t.shard) and self.processes.world > 1
         setup.check_processes(t, self.processes.world)
         check_loggers(t.loggers)
-        refuse_unknown_best(t.best, modality)
+        self.reference = check_evaluation(self.config, modality, self.splits, self.sharded)
         self.checkpoint = find_checkpoint(out, resume, self.processes, self._print)
         if self.checkpoint is not None:
-            self.config = keep_order(self.checkpoint, self.config, self.splits)
+            self.config = keep_order(self.checkpoint, self.config, self.splits, self.processes)
+        self.allow_data_change = allow_data_change
         self.automatic = t.precision == "auto"
         self.config = self.config.computing_in(self.processes.from_main(self._precision))
         self.training = self.config.training
-        self.examples = setup.read_examples(self.config, self.splits, modality, self.device)
-        self.data_changed = self.checkpoint is not None and refuse_other_run(
-            self.checkpoint, self.config, self.splits.train.fingerprint, allow_data_change
-        )
+        self.train_set = setup.training_set(self.config, self.splits, modality, self.processes)
+        self.examples = setup.read_examples(self.config, self.train_set, modality, self.processes)
+        self.data_changed = self.checkpoint is not None and self.processes.from_main(self._refuse_other_run)
 
-        model = setup.build_model(self.config, self.checkpoint, config.method, self.processes, self.sharded)
+        model = setup.build_model(self.config, self.checkpoint is not None, config.method, self.processes, self.sharded)
         model.precision = self.training.precision
         self.state = TrainingState(model, t)
         self.bad = BadSamples(t.bad_samples, self.samples, out, self.processes)
@@ -113,6 +117,7 @@ class Trainer:
         self.compiled = self.monitored = False
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
+        refuse_other_tokenizer(self.train_set, model)
         self.processes.wait()  # nobody writes before everybody has looked
 
     def _precision(self) -> str:
@@ -120,17 +125,24 @@ class Trainer:
         trained = None if self.checkpoint is None else stored_precision(self.checkpoint)
         return resolve_precision(self.training.precision, self.device, trained)
 
+    def _refuse_other_run(self) -> bool:
+        """Whether the data changed since the checkpoint; ConfigError if that, or anything else, may not."""
+        assert self.checkpoint is not None
+        fingerprint = self.train_set.fingerprint
+        return refuse_other_run(self.checkpoint, self.config, fingerprint, self.allow_data_change)
+
     def _restore(self, checkpoint: Path) -> None:
-        facts = self.state.load(checkpoint)
+        facts = self.state.load(checkpoint, self.processes)
         refuse_fewer_steps(checkpoint, self.step, self.steps, self.training)
         if self.step < self.steps:
-            self.changed = changed_settings(checkpoint, self.training, self.automatic)
+            if self.processes.is_main:
+                self.changed = changed_settings(checkpoint, self.training, self.automatic)
             if facts.get("noise") != GENERATOR:
                 self.changed.append(
                     "the checkpoint is from a version that drew other random numbers: the run goes on with other noise "
                     "than it would have had there"
                 )
-        else:
+        elif self.processes.is_main:
             self.changed = settings_without_effect(self.out, self.config)
         if not self.data_changed:
             self.bad.load(facts.get("bad_samples"))
@@ -180,7 +192,7 @@ class Trainer:
                 self.journal.say(f"asked to save: step {self.step} is saved, training continues")
             reach("step.start", self.step)
             log_is_due, begun = self._log_is_due, time.perf_counter()
-            result = self._one_step(list(islice(micro, self._micro_batches_per_step)))
+            result = self._one_step(StepBatches(micro, self._micro_batches_per_step))
             self.state.advance()
             self._note_compiled(time.perf_counter() - begun)
             if result.counts["bad_samples"]:
@@ -200,13 +212,13 @@ class Trainer:
             self.journal.say(f"compiled: step {self.step} took {seconds:.0f} s; the next ones are faster")
             self.compiled = True
 
-    def _one_step(self, micro: list[MicroBatch]) -> StepResult:
+    def _one_step(self, micro: StepBatches) -> StepResult:
         """One optimiser step; returns what is to be logged. A step that is not finite is left out, or ends the run."""
         result = self.optimise(micro, measure=self._log_is_due, count=self._counts)
         if result.finite:
             self.state.skipped = 0
         else:
-            self._leave_out(result.logs, micro)
+            self._leave_out(result.logs)
         return result
 
     def _monitor_and_save(self) -> None:
@@ -244,7 +256,8 @@ class Trainer:
 
     def _open_folder(self) -> None:
         setup.open_run_folder(self.out, self.step, self.config, self._environment, trains=self.step < self.steps)
-        self.checkpoints.fingerprint = self.splits.train.fingerprint  # of the data as they are now
+        self.checkpoints.fingerprint = self.train_set.fingerprint  # of the data as they are now
+        self.listings.write()
 
     @contextlib.contextmanager
     def _open_journal(self) -> Iterator[None]:
@@ -255,10 +268,11 @@ class Trainer:
             Loggers(self._loggers(), self.journal.warn) as self.loggers,
         ):
             self.alarms = Alarms(self.steps, min(self.model.latent_channels, self.training.batch_size - 1))
-            self.alarms.replay(self.out / "metrics.jsonl")
+            if self.processes.is_main:
+                self.alarms.replay(self.out / "metrics.jsonl")
             self.monitor = Monitor(
                 self.out, self.state, self.config, self.splits, self.processes, self.sharded, self.stop, self.journal,
-                self.loggers,
+                self.loggers, self.reference,
             )  # fmt: skip
             yield
 
@@ -309,23 +323,22 @@ class Trainer:
     @contextlib.contextmanager
     def _data(self) -> Iterator[Iterator[MicroBatch]]:
         """This process's remaining micro-batches and the positions of their samples; readers end with the block."""
-        t = self.training
+        t, positions = self.training, self._positions(range(self.step, self.steps))
         batches = loader(
-            self.splits.train, self.model.modality, self._positions(), self.config.seed, t.workers,
+            self.train_set, self.model.modality, positions, self.config.seed, t.workers,
             pin_memory=self.device.type == "cuda", timeout=t.worker_timeout,
         )  # fmt: skip
         with contextlib.closing(batches):
-            yield zip(self._positions(), self.bad.passing(batches), strict=True)
+            yield paired(positions, self.bad.passing(batches))
 
-    def _positions(self) -> Plan:
-        """Positions, in the infinite sample sequence, of this process's remaining micro-batches."""
+    def _positions(self, steps: range) -> Plan:
+        """Positions, in the infinite sample sequence, of this process's micro-batches in these steps."""
         t, p = self.training, self.processes
-        return Plan(range(self.step, self.steps), t.batch_size, t.micro_batch_size, p.rank, p.world)
+        return Plan(steps, t.batch_size, t.micro_batch_size, p.rank, p.world)
 
     @property
     def _micro_batches_per_step(self) -> int:
-        t, p = self.training, self.processes
-        return len(list(micro_batches(range(1), t.batch_size, t.micro_batch_size, p.rank, p.world)))
+        return len(list(self._positions(range(1))))
 
     def _settle_bad_samples(self) -> None:
         """Share this step's bad samples among processes; too many end the run, which is saved so that it can resume."""
@@ -353,11 +366,11 @@ class Trainer:
             request = max(request, self.processes.highest(self._request()))
         return request
 
-    def _leave_out(self, logs: dict[str, Tensor], micro: list[MicroBatch]) -> None:
+    def _leave_out(self, logs: dict[str, Tensor]) -> None:
         """Note a step that is not finite; FloatingPointError once there are more in a row than `non_finite` allows."""
         self.state.skipped += 1
         names = ", ".join(key for key, value in logs.items() if not torch.isfinite(value))
-        self._note_bad_batch(names, micro)
+        self._note_bad_batch(names)
         allowed, skipped, step = self.training.allowed_skips, self.state.skipped, self.step + 1
         if skipped > allowed:
             span = f"steps {step + 1 - skipped} to {step}" if allowed else f"step {step}"
@@ -368,9 +381,10 @@ class Trainer:
             )
         self.journal.say(f"step {step}: {names} is not finite; left out ({skipped} in a row)")
 
-    def _note_bad_batch(self, names: str, micro: list[MicroBatch]) -> None:
+    def _note_bad_batch(self, names: str) -> None:
         """Write down the samples of a step that is not finite."""
-        indices = [self.splits.train.index_at(self.config.seed, p) for positions, _ in micro for p in positions]
+        micro = self._positions(range(self.step, self.step + 1))
+        indices = [self.train_set.index_at(self.config.seed, p) for positions in micro for p in positions]
         record = {"step": self.step + 1, "rank": self.processes.rank, "not_finite": names, "samples": indices}
         Lines(self.out / f"bad_batches.rank{self.processes.rank}.jsonl", self.journal.warn).write(json.dumps(record))
 
@@ -387,7 +401,7 @@ class Trainer:
         rate = factor(self.training.schedule, self.step, self.samples / self.training.batch_size)
         seen = self.step * self.training.batch_size
         numbers |= {
-            "learning_rate": rate * self.training.optimizer.learning_rate,
+            "learning_rate": rate * self.training.optimizer.peak,
             "samples": seen,
             "epoch": seen / self.samples,
             "samples_per_second": speed,
@@ -423,8 +437,8 @@ class Trainer:
             )
         if self.processes.is_main:
             say(f"memory: {self.memory}")
-        for line in self.notes():
-            say(line)
+            for line in self.notes():
+                say(line)
 
     def notes(self) -> list[str]:
         """What somebody who starts this run should know, one line each."""

@@ -303,6 +303,10 @@ class AtomModality(Modality):
             out["fractional"] = torch.where(moved, wrap(data["fractional"] + shift), 0.0)
         return out
 
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        return {"augment": self.config.augment}
+
     def collate(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {key: torch.stack([sample[key] for sample in samples]) for key in self.keys}
 

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from ...config import Config
 from ...files import read_json, write_json
+from ...listings import Listings, spread
 from ...maths.streams import seed_of
 from ...plain_text import count_of
 from ...pretrained import cache_folder
@@ -349,18 +350,26 @@ def package_version(package: str) -> str:
         return ""
 
 
-def cache_name(path: Path, *settings: object) -> str | None:
+def cache_name(listings: Listings, path: Path, *settings: object) -> str | None:
     """Return the name under which systems read from a path are cached; None for an .npz, which is not cached.
 
     It is a hash of the path, size and modification time of every file, and of the settings the result depends on.
     """
     if path.suffix.lower() == ".npz":
         return None
+    return listings.keep(("systems", str(path.absolute()), *settings), lambda: _hash_of_files(path, settings))
+
+
+def _hash_of_files(path: Path, settings: tuple[object, ...]) -> tuple[str, list[Path]]:
+    """Return the name, and the files and folders that show whether it is still right."""
     digest = hashlib.sha256(repr(settings).encode())
-    for file in sorted(other for other in path.rglob("*") if other.is_file()) if path.is_dir() else [path]:
+    everything = [path, *path.rglob("*")] if path.is_dir() else [path]
+    files = sorted(other for other in everything if other.is_file())
+    folders = set(everything).difference(files)
+    for file in files:
         state = file.stat()
         digest.update(f"{file.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
-    return f"read-{digest.hexdigest()[:24]}"
+    return f"read-{digest.hexdigest()[:24]}", [*folders, *spread(files)]
 
 
 def cached(name: str | None, make: Callable[[], LoadedSystems]) -> LoadedSystems:

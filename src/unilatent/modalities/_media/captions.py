@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...maths.streams import seed_of
@@ -146,31 +146,38 @@ class TemplateCaptions(Captions):
         return self.key
 
 
+def sidecars(files: FileSource, names: Sequence[str], present: set[str]) -> list[str | None] | None:
+    """Return the caption file of each sample, None where there is none; None if no sample has one.
+
+    names: paths of the samples in `files`; present: paths of all its files.
+    """
+    found: dict[tuple[str, str], str] = {}  # path without ending, ending in lower case -> path
+    for path in sorted(present):
+        stem, _, end = path.rpartition(".")
+        if end.lower() in SIDECARS:
+            found[stem, end.lower()] = path
+    stems = [name.rpartition(".")[0] for name in names]
+    beside = [next((found[stem, end] for end in SIDECARS if (stem, end) in found), None) for stem in stems]
+    used = any(name is not None and (name.lower().endswith(".txt") or _may_have(files, name)) for name in beside)
+    return beside if used else None
+
+
+def _may_have(files: FileSource, name: str) -> bool:
+    try:
+        return has_captions(files.read(name))
+    except BadSample:  # reported when this sample is read
+        return True
+
+
 class SidecarCaptions(Captions):
     """A file of the same name next to each sample: `cat/7.txt`, one caption per line, or `cat/7.json`."""
 
-    def __init__(self, files: FileSource, names: Sequence[str], present: set[str]):
-        """names: paths of the samples in `files`; present: paths of all its files."""
-        self.files, self.names = files, names
-        found: dict[tuple[str, str], str] = {}  # path without ending, ending in lower case -> path
-        for path in sorted(present):
-            stem, _, end = path.rpartition(".")
-            if end.lower() in SIDECARS:
-                found[stem, end.lower()] = path
-        stems = [name.rpartition(".")[0] for name in names]
-        self.sidecars = [next((found[stem, end] for end in SIDECARS if (stem, end) in found), None) for stem in stems]
-
-    def __bool__(self) -> bool:
-        """Whether any sample has a caption."""
-        return any(
-            name is not None and (name.lower().endswith(".txt") or self._has_captions(name)) for name in self.sidecars
-        )
-
-    def _has_captions(self, name: str) -> bool:
-        try:
-            return has_captions(self.files.read(name))
-        except BadSample:  # reported when this sample is read
-            return True
+    def __init__(
+        self, files: FileSource, names: Sequence[str], beside: Sequence[str | None],
+        stamps: Mapping[str, str] | None = None,
+    ):  # fmt: skip
+        """names: paths of the samples in `files`; beside: their caption files; stamps: of these, if known."""
+        self.files, self.names, self.sidecars, self.stamps = files, names, beside, stamps
 
     def __getitem__(self, index: int) -> tuple[str, ...]:
         name = self.sidecars[index]
@@ -183,7 +190,9 @@ class SidecarCaptions(Captions):
 
     def stamp(self, index: int) -> str:
         name = self.sidecars[index]
-        return "" if name is None else self.files.stamp(name)
+        if name is None:
+            return ""
+        return self.files.stamp(name) if self.stamps is None else self.stamps[name]
 
 
 class TableCaptions(Captions):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...listings import ALONE, Listings
 from ...maths.streams import seed_of
 from ...plain_text import count_of, same_names
 from ..base import BadSample, Dataset, Skipped, Splits
@@ -48,6 +49,8 @@ class Collection(ABC):
     """Whether the numbers are proper class names because samples show them (digits)."""
     numbered_anew: bool = False
     """Whether classes are in another order than that of their characters, and named in that order by a file."""
+    listings: Listings = ALONE
+    """Who looks at files when a data set of the collection is opened."""
 
     @property
     def groups(self) -> Sequence[int]:
@@ -93,14 +96,14 @@ class FileCollection(CachedCollection):
 
     def __init__(
         self, source: FileSource, decoder: FileDecoder, frame: Frame, cache: bool, captions: bool = True,
-        column: str | None = None,
+        column: str | None = None, listings: Listings = ALONE,
     ):  # fmt: skip
-        self.source, self.decoder = source, decoder
-        listing = Listing(source, "data.path", captions, column)
+        self.source, self.decoder, self.listings = source, decoder, listings
+        listing = Listing(source, "data.path", captions, column, listings)
         super().__init__(len(listing.names), frame, cache)
         self.root, self.names, self.captions = listing.root, listing.names, listing.captions
         self.class_names, self.labels, self.notes = listing.class_names, listing.labels, listing.notes
-        self.hints = listing.hints
+        self.hints, self.stamps = listing.hints, listing.stamps
         places = {name: place for place, name in enumerate(sorted(self.class_names))}
         order = [places[name] for name in self.class_names]
         self.places = None if order == sorted(order) else [order[label] for label in self.labels or ()]
@@ -115,7 +118,7 @@ class FileCollection(CachedCollection):
         return self.decoder(self.source.read(name), self.frame, self.source.where(name))
 
     def stamp(self, index: int) -> str:
-        return self.source.stamp(self.root + self.names[index])
+        return self.source.stamp(self.root + self.names[index]) if self.stamps is None else self.stamps[index]
 
 
 class CollectionDataset(Dataset):
@@ -129,8 +132,9 @@ class CollectionDataset(Dataset):
         self.facts: dict[str, dict[str, Any]] = {}
         if collection.labels is not None:
             self.facts["labels"] = {"class_names": collection.class_names}
-        if collection.captions is not None:
-            self.facts[ARGUMENT] = texts.facts(collection.captions, self._examples(texts.SHOWN))
+        if (captions := collection.captions) is not None:
+            shown = self._examples(texts.SHOWN)
+            self.facts[ARGUMENT] = collection.listings.share(lambda: texts.facts(captions, shown))
         self.notes, self.hints = tuple(collection.notes), collection.hints
 
     def adopt(self, argument: str, stored: dict[str, Any]) -> None:

@@ -9,9 +9,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from ...listings import spread
 from ...zip_names import OPENING_FAILS, members
 from ..base import BadSample
 
@@ -125,16 +128,34 @@ class FileSource(ABC):
     def where(self, name: str) -> str:
         """Return the file's path, for messages."""
 
+    @abstractmethod
+    def witnesses(self, names: Sequence[str]) -> list[str]:
+        """Return the files and folders that change when the names of files do, or a size of these files.
+
+        Of a folder's files, at most CHECKED are among them (`listings`). Called after `files`.
+        """
+
+    def directory(self) -> dict[str, list[Any]] | None:
+        """Return what `use` takes, so that another process can read files without listing them; None: it need not."""
+        return None
+
+    def use(self, directory: dict[str, list[Any]] | None) -> None:
+        """Use what `directory` returned in another process. Default: nothing."""
+        return None
+
 
 class Folder(FileSource):
     """A folder with all its subfolders."""
 
     def __init__(self, path: Path, kind: FileKind):
         self.path, self.kind = path, kind
+        self.folders: list[str] = []
+        """All folders that `files` found."""
 
     def files(self) -> list[str]:
-        names = []
+        names, self.folders = [], []
         for folder, subfolders, files in os.walk(self.path, onerror=_unreadable, followlinks=True):
+            self.folders.append(folder)
             subfolders[:] = [name for name in subfolders if not _is_loop(Path(folder, name))]
             inside = Path(folder).relative_to(self.path).as_posix()
             names += [name if inside == "." else f"{inside}/{name}" for name in files]
@@ -157,10 +178,14 @@ class Folder(FileSource):
     def where(self, name: str) -> str:
         return printed(str(self.path / name))
 
+    def witnesses(self, names: Sequence[str]) -> list[str]:
+        return [*self.folders, *(os.path.join(self.path, name) for name in spread(names))]
+
 
 class ZipArchive(FileSource):
     """A zip file. Each process opens it itself, because forked processes would share one file position.
 
+    Its directory is read once: data workers and other processes (`use`) get it from the first one.
     Names have forward slashes and the encoding in which they were written, whatever program made the archive.
     """
 
@@ -168,14 +193,16 @@ class ZipArchive(FileSource):
         self.path, self.kind = path, kind
         self._process: int | None = None
         self._opened: zipfile.ZipFile | None = None
-        self._members: dict[str, zipfile.ZipInfo] = {}
+
+    @cached_property
+    def _members(self) -> dict[str, zipfile.ZipInfo]:
+        with zipfile.ZipFile(self.path) as archive:
+            return members(archive)
 
     def files(self) -> list[str]:
-        self._open()
         return [name for name in self._members if not name.endswith("/")]
 
     def read(self, name: str) -> bytes:
-        archive = self._open()
         member = self._members.get(name)
         if member is None:
             raise BadSample(
@@ -187,7 +214,7 @@ class ZipArchive(FileSource):
                 f"{MEMBER_BYTES >> 20}; remove it or save it smaller"
             )
         try:
-            return archive.read(member)
+            return self._open().read(member)
         except Exception as error:  # BadZipFile, zlib.error, RuntimeError when encrypted, NotImplementedError, ...
             reason = " ".join(str(error).split())
             raise BadSample(
@@ -195,21 +222,43 @@ class ZipArchive(FileSource):
             ) from error
 
     def stamp(self, name: str) -> str:
-        self._open()
         member = self._members.get(name)
         return "missing" if member is None else f"{member.file_size} {member.CRC:08x}"
 
     def where(self, name: str) -> str:
         return printed(f"{name} in {self.path}")
 
+    def witnesses(self, names: Sequence[str]) -> list[str]:
+        return [str(self.path)]
+
+    def directory(self) -> dict[str, list[Any]]:
+        return {name: [getattr(member, field) for field in MEMBER] for name, member in self._members.items()}
+
+    def use(self, directory: dict[str, list[Any]] | None) -> None:
+        if directory is not None and "_members" not in self.__dict__:
+            self._members = {name: _member(values) for name, values in directory.items()}
+
     def _open(self) -> zipfile.ZipFile:
+        """Open the archive in this process, without reading its directory."""
         if self._opened is None or self._process != os.getpid():
-            self._opened, self._process = zipfile.ZipFile(self.path), os.getpid()
-            self._members = members(self._opened)
+            self._opened, self._process = zipfile.ZipFile(BytesIO(EMPTY_ZIP)), os.getpid()
+            self._opened.fp = self.path.open("rb")
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_process": None, "_opened": None, "_members": {}}
+        return {**self.__dict__, "_process": None, "_opened": None}
+
+
+MEMBER = ("orig_filename", "header_offset", "compress_type", "compress_size", "file_size", "CRC", "flag_bits")
+"""What the directory of an archive says about a member and is needed to read it."""
+EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
+
+
+def _member(values: Sequence[Any]) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo()
+    for field, value in zip(MEMBER, values, strict=True):
+        setattr(member, field, value)
+    return member
 
 
 def _unreadable(error: OSError) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...listings import ALONE, Listings
 from ...maths.streams import generator
 from ...plain_text import count_of
 from ..base import BadSample, Dataset, Splits, Stream
@@ -58,7 +59,9 @@ class Column:
         return self.field.removesuffix("_column")
 
 
-def splits(config: MediaData, column: Column, name: str | None, frame: Frame) -> Splits:
+def splits(
+    config: MediaData, column: Column, name: str | None, frame: Frame, listings: Listings = ALONE
+) -> Splits:  # fmt: skip
     """Open the training and held-out samples; ValueError names the field, the problem and the fix.
 
     name: of the column; None: the only one of its feature type.
@@ -69,12 +72,12 @@ def splits(config: MediaData, column: Column, name: str | None, frame: Frame) ->
             f"{column.noun}s to hold out"
         )
     if config.streaming:
-        return _stream_splits(config, column, name, frame)
-    table = HubTable(_HubSplit(config, config.split, column, name), frame, config.cache)
+        return _stream_splits(config, column, name, frame, listings)
+    table = HubTable(_HubSplit(config, config.split, column, name, listings), frame, config.cache)
     collection = with_names(table, config)
     if config.held_out_split is None:
         return divide(collection, config.held_out)
-    other = HubTable(_HubSplit(config, config.held_out_split, column, name), frame, config.cache)
+    other = HubTable(_HubSplit(config, config.held_out_split, column, name, listings), frame, config.cache)
     with_names(other, config)
     _same_classes(table.source.class_names, other.source.class_names, config)
     total = len(other.names)
@@ -83,8 +86,8 @@ def splits(config: MediaData, column: Column, name: str | None, frame: Frame) ->
     return Splits(CollectionDataset(collection, range(len(collection.names))), held_out)
 
 
-def _stream_splits(config: MediaData, column: Column, name: str | None, frame: Frame) -> Splits:
-    train = HubStream(_HubSplit(config, config.split, column, name), config, frame)
+def _stream_splits(config: MediaData, column: Column, name: str | None, frame: Frame, listings: Listings) -> Splits:
+    train = HubStream(_HubSplit(config, config.split, column, name, listings), config, frame)
     if not config.held_out:
         return Splits(train, InMemory([], train.facts))
     if config.held_out_split is None:
@@ -96,9 +99,10 @@ def _stream_splits(config: MediaData, column: Column, name: str | None, frame: F
         raise ValueError(
             f"data.held_out: {config.held_out:g}, a fraction, but the size of a stream is unknown; give a number"
         )
-    other = HubStream(_HubSplit(config, config.held_out_split, column, name), config, frame)
+    other = HubStream(_HubSplit(config, config.held_out_split, column, name, listings), config, frame)
     _same_classes(train.source.class_names, other.source.class_names, config)
-    return Splits(train, InMemory(first_samples(other, int(config.held_out)), train.facts))
+    held_out = listings.share(lambda: first_samples(other, int(config.held_out)))
+    return Splits(train, InMemory(held_out, train.facts))
 
 
 def _same_classes(train: Sequence[str], held_out: Sequence[str], config: MediaData) -> None:
@@ -124,16 +128,18 @@ def _library() -> Any:
 class _HubSplit:
     """One split of a data set: its rows, columns and files."""
 
-    def __init__(self, config: MediaData, split: str, column: Column, name: str | None):
+    def __init__(
+        self, config: MediaData, split: str, column: Column, name: str | None, listings: Listings = ALONE
+    ):  # fmt: skip
         assert config.path is not None
         self.path, self.config, self.split = config.path.removeprefix(HUB), config, split
-        self.column = column
+        self.column, self.listings = column, listings
         self.files: list[str] = []
         self.counted = False
         """Whether the files are parquet, whose footers contain their number of rows."""
         self.size: int | None = None
         """Number of rows, if known without reading."""
-        self.rows = self._open()
+        self.rows = self._shared()
         data = self._find_column(column.field, column.feature, name)
         self.label = self._find_column("label_column", "ClassLabel", config.label_column)
         if data is None:
@@ -157,6 +163,34 @@ class _HubSplit:
         """Decode the sample in a cell, uint8; BadSample names its row and its file."""
         where = partial(self.where, number)
         return self.column.decoder(_content(cell, self.column.noun, where), frame, where((cell or {}).get("path")))
+
+    def _shared(self) -> Any:
+        """Open the split in the first process, which finds the files, and in the others what it opened.
+
+        A table is a number of arrow files, which are mapped, if this machine has them; else this process opens the
+        split itself. A stream is sent as it is.
+        """
+        opened: list[Any] = []
+
+        def look() -> dict[str, Any]:
+            rows = self._open()
+            opened.append(rows)
+            known = {"files": self.files, "counted": self.counted, "size": self.size}
+            if self.config.streaming:
+                return {**known, "stream": rows}
+            whole = rows._indices is None and rows.cache_files
+            return {**known, "arrow": [file["filename"] for file in rows.cache_files] if whole else []}
+
+        found = self.listings.share(look)
+        self.files, self.counted, self.size = found["files"], found["counted"], found["size"]
+        if opened:
+            return opened[0]
+        if self.config.streaming:
+            return found["stream"]
+        if not found["arrow"] or not all(map(os.path.isfile, found["arrow"])):
+            return self._open()
+        library = _library()
+        return library.concatenate_datasets([library.Dataset.from_file(file) for file in found["arrow"]])
 
     def _open(self) -> Any:
         """Open the split: a datasets.Dataset, or an IterableDataset when streaming."""
@@ -277,7 +311,7 @@ class HubTable(CachedCollection):
     def __init__(self, source: _HubSplit, frame: Frame, cache: bool):
         rows = len(source.rows)
         super().__init__(rows, frame, cache)
-        self.source = source
+        self.source, self.listings = source, source.listings
         if not rows:
             raise ValueError(
                 f"data.path: {source.config.path} holds no {source.column.noun}s in {source.split}; choose another"
@@ -343,7 +377,7 @@ class HubStream(Stream):
         if self.templates:
             TemplateCaptions(self.templates, self.class_names, [] if source.label else None)  # checks for classes
         if self.templates or source.text:
-            self.facts[ARGUMENT] = {"examples": self._first_captions(texts.SHOWN)}
+            self.facts[ARGUMENT] = {"examples": source.listings.share(lambda: self._first_captions(texts.SHOWN))}
         shards = source.rows.num_shards
         self.chunks = min(shards, CHUNKS)
         self.lanes = config.lanes or 1 << (min(self.chunks, LANES).bit_length() - 1)
@@ -359,7 +393,9 @@ class HubStream(Stream):
         self.sizes: dict[int, int] = {}
         """Known numbers of rows, by chunk."""
         local = self.by_file and all("://" not in file for file in source.files)
-        counted = sum(map(self._size, range(self.chunks))) if local else None
+        if local:
+            self.sizes = source.listings.share(lambda: {chunk: self._size(chunk) for chunk in range(self.chunks)})
+        counted = sum(self.sizes.values()) if local else None
         self.size = config.num_samples or source.size or counted
 
     def read(self, seed: int, lane: int, place: int) -> Iterator[tuple[int, Callable[[], HubSample]]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from ...listings import ALONE, Listings
 from ...plain_text import composed
 from . import captions as texts
 from .captions import Captions
@@ -15,38 +17,79 @@ class Listing:
 
     root: the folder that contains all samples. names: paths below it, sorted; they include missing files that a caption
     table lists, which are bad samples. labels: None without classes. captions: None without captions, or if not
-    requested. notes: what was found and is not used, one line each. hints: as in `Dataset`.
+    requested. notes: what was found and is not used, one line each. hints: as in `Dataset`. stamps: `FileSource.stamp`
+    of each sample, None if they have not been asked for. listings: who looks, and where it is kept.
     """
 
-    def __init__(self, source: FileSource, field: str, captions: bool = True, column: str | None = None):
+    def __init__(
+        self, source: FileSource, field: str, captions: bool = True, column: str | None = None,
+        listings: Listings = ALONE,
+    ):  # fmt: skip
         """field: the setting that names the source, for messages. column: caption column of tables."""
-        present = set(source.files())
-        samples = {name for name in present if source.kind.holds(name)}
-        tables = _caption_tables(source, present, column) if captions else {}
-        self.hints = {} if tables else _hints(source, present, captions)
-        cells = {name: row for rows in tables.values() for name, row in rows.items()}
-        paths = at_least_one(sorted(samples | cells.keys()), source, field)
-        self.notes = source.kind.note(source.kind.unread(present), source.path)
-        if tables:
-            self.notes += _differences(source, list(tables), samples, cells.keys())
-        self.root = class_root(paths)
-        self.names = [path.removeprefix(self.root) for path in paths]
-        above = class_root(sorted(samples))
-        found = [path.removeprefix(above) for path in sorted(samples)]
-        self.class_names = class_folders(found, source.path / above, field, source.kind.noun)
-        numbers = {name: i for i, name in enumerate(self.class_names)}
-        folders = [path.removeprefix(above).split("/", 1)[0] for path in paths]
-        self.labels = [numbers.get(folder, 0) for folder in folders] if numbers else None
-        if not numbers and (alone := lone_class(above)):
-            self.class_names, self.labels = alone, [0] * len(paths)
+        key = ("files", str(source.path.absolute()), source.kind.suffixes, captions, column)
+        found = listings.find(key, lambda: _look(source, field, captions, column, listings.kept))
+        source.use(found["directory"])
+        self.root: str = found["root"]
+        self.names: list[str] = found["names"]
+        self.labels: list[int] | None = found["labels"]
+        self.class_names: tuple[str, ...] = tuple(found["class_names"])
+        self.notes: list[str] = found["notes"]
+        self.hints: dict[str, str] = found["hints"]
+        self.stamps: list[str] | None = found["stamps"]
         self.captions: Captions | None = None
-        if tables:
-            listed = ", ".join(source.where(table) for table in tables)
+        if found["cells"] is not None:
+            listed = ", ".join(source.where(table) for table in found["tables"])
             self.captions = texts.TableCaptions(
-                [cells.get(path) for path in paths], lambda i: f"{source.where(paths[i])} (by {listed})"
+                found["cells"], lambda i: f"{source.where(self.root + self.names[i])} (by {listed})"
             )
-        elif captions and (sidecars := texts.SidecarCaptions(source, paths, present)):
-            self.captions = sidecars
+        elif found["sidecars"] is not None:
+            paths = [self.root + name for name in self.names]
+            self.captions = texts.SidecarCaptions(source, paths, found["sidecars"], found["sidecar_stamps"])
+
+
+def _look(
+    source: FileSource, field: str, captions: bool, column: str | None, stamped: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """List a source: the arguments of `Listing` as plain data, and the witnesses.
+
+    stamped: ask for the size of each file too.
+    """
+    present = set(source.files())
+    samples = {name for name in present if source.kind.holds(name)}
+    tables = _caption_tables(source, present, column) if captions else {}
+    cells = {name: row for rows in tables.values() for name, row in rows.items()}
+    paths = at_least_one(sorted(samples | cells.keys()), source, field)
+    notes = source.kind.note(source.kind.unread(present), source.path)
+    if tables:
+        notes += _differences(source, list(tables), samples, cells.keys())
+    root, above = class_root(paths), class_root(sorted(samples))
+    class_names = class_folders(
+        [path.removeprefix(above) for path in sorted(samples)], source.path / above, field, source.kind.noun
+    )
+    numbers = {name: i for i, name in enumerate(class_names)}
+    folders = [path.removeprefix(above).split("/", 1)[0] for path in paths]
+    labels = [numbers.get(folder, 0) for folder in folders] if numbers else None
+    if not numbers and (alone := lone_class(above)):
+        class_names, labels = alone, [0] * len(paths)
+    sidecars = texts.sidecars(source, paths, present) if captions and not tables else None
+    beside = [name for name in sidecars or () if name is not None]
+    found = {
+        "root": root,
+        "names": [path.removeprefix(root) for path in paths],
+        "labels": labels,
+        "class_names": list(class_names),
+        "notes": notes,
+        "hints": {} if tables else _hints(source, present, captions),
+        "tables": list(tables),
+        "cells": [cells.get(path) for path in paths] if tables else None,
+        "sidecars": sidecars,
+        "stamps": [source.stamp(path) for path in paths] if stamped else None,
+        "sidecar_stamps": {name: source.stamp(name) for name in beside} if stamped else None,
+        "directory": source.directory(),
+    }
+    others = [str(source.path / name) for name in sorted(present) if name.rpartition("/")[2].lower() in texts.TABLES]
+    is_folder = not source.directory()
+    return found, [*source.witnesses(sorted([*(samples & set(paths)), *beside])), *(others if is_folder else ())]
 
 
 def _caption_tables(source: FileSource, present: set[str], column: str | None) -> dict[str, dict[str, list[str]]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -20,10 +21,17 @@ TEXT_SIZE, LINE, MOST_LINES = 10, 13, 6
 """Of captions: font size and line height in pixels, and largest number of lines."""
 
 
+def to_levels(images: Tensor) -> Tensor:
+    """Round (B, C, H, W) in [0, 1] to 256 levels, uint8 on the same device; NaN becomes black. Levels stay as they
+    are."""
+    if images.dtype == torch.uint8:
+        return images
+    return (images.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Round (B, C, H, W) in [0, 1] to 256 levels: (B, H, W, C) uint8; NaN becomes black."""
-    levels = (images.detach().float().cpu().nan_to_num(0.0).clamp(0, 1) * 255).round()
-    return levels.permute(0, 2, 3, 1).numpy().astype(np.uint8)
+    """Round (B, C, H, W) in [0, 1], or levels of 0 to 255, to 256 levels: (B, H, W, C) uint8; NaN becomes black."""
+    return to_levels(images).cpu().permute(0, 2, 3, 1).numpy()
 
 
 def draw_grid(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from ...listings import ALONE, Listings
 from ...progress import progress_of
 from ...shards import places
 from ...shards.order import Order
@@ -66,10 +68,11 @@ class ShardCollection(CachedCollection):
     """All samples of a set of shards."""
 
     def __init__(
-        self, shards: ShardSet, kind: FileKind, decoder: FileDecoder, frame: Frame, cache: bool, captions: bool
-    ):
+        self, shards: ShardSet, kind: FileKind, decoder: FileDecoder, frame: Frame, cache: bool, captions: bool,
+        listings: Listings,
+    ):  # fmt: skip
         super().__init__(len(shards), frame, cache)
-        self.shards, self.decoder = shards, decoder
+        self.shards, self.decoder, self.listings = shards, decoder, listings
         self.class_names = shards.class_names
         self.names = _LazySequence(len(shards), shards.key)
         self.labels = _LazySequence(len(shards), self._label) if shards.labelled else None
@@ -127,21 +130,48 @@ def suffixes_in_shards(kind: FileKind) -> tuple[str, ...]:
     return tuple(suffix[1:] for suffix in kind.suffixes)
 
 
-def is_shards(path: str, kind: FileKind) -> bool:
+def is_shards(path: str, kind: FileKind, listings: Listings = ALONE) -> bool:
     """Whether a path names tar shards of these samples."""
-    return places.is_shards(path, suffixes_in_shards(kind))
+    local = Path(path).expanduser()
+    return listings.find(
+        ("is shards", str(local.absolute()), kind.suffixes),
+        lambda: (places.is_shards(path, suffixes_in_shards(kind)), [local]),
+    )
 
 
-def splits(config: MediaData, kind: FileKind, decoder: FileDecoder, frame: Frame) -> Splits:
+def splits(
+    config: MediaData, kind: FileKind, decoder: FileDecoder, frame: Frame, listings: Listings = ALONE
+) -> Splits:  # fmt: skip
     """Open the training and held-out samples of shards; ValueError names what is missing and the fix."""
     assert config.path is not None
-    shards = open_shards(config.path, "data.path", kind)
-    collection = ShardCollection(shards, kind, decoder, frame, config.cache, config.captions)
+    path = config.path
+    key = ("shards", str(Path(path).expanduser().absolute()), kind.suffixes, config.held_out)
+    found = listings.find(key, lambda: _look(path, kind, config.held_out))
+    shards = ShardSet(
+        [places.Shard(**shard) for shard in found["shards"]], None, suffixes_in_shards(kind), summary=found["summary"]
+    )
+    collection = ShardCollection(shards, kind, decoder, frame, config.cache, config.captions, listings)
     with_names(collection, config)
-    total = len(shards)
-    held_out = _held_out(shards, held_out_count(config.held_out, total))
-    train = np.setdiff1d(np.arange(total), held_out, assume_unique=True)
+    held_out = np.asarray(found["held_out"], dtype=np.int64)
+    train = np.setdiff1d(np.arange(len(shards)), held_out, assume_unique=True)
     return Splits(ShardDataset(collection, train), ShardDataset(collection, held_out))
+
+
+def _look(path: str, kind: FileKind, held_out: float) -> tuple[dict[str, Any], list[str] | None]:
+    """Return the shards at a path, what is in them, which samples are held out, and the witnesses."""
+    shards = open_shards(path, "data.path", kind)
+    found = {
+        "shards": [asdict(shard) for shard in shards.shards],
+        "summary": shards.summary,
+        "held_out": _held_out(shards, held_out_count(held_out, len(shards))).tolist(),
+    }
+    if not all(map(places.is_local, shards.shards)):
+        return found, None  # what is at a URL may change without a sign
+    files = [shard.place for shard in shards.shards]
+    folder = Path(path).expanduser()
+    folder = folder if folder.is_dir() else folder.parent
+    manifest = [str(folder / places.MANIFEST)] if shards.manifest is not None else []
+    return found, [str(folder), *manifest, *files]
 
 
 def _held_out(shards: ShardSet, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ...listings import ALONE, Listings
 from ...progress import progress_of
 from .._atoms import modality as atoms
 from ..base import Splits
@@ -34,9 +35,9 @@ class Crystal(atoms.SingleKindModality):
     render_module = render
     token_scale = 0.25  # most channels of a token are zeros of its one-hot class
 
-    def splits(self, data: CrystalData) -> Splits:
+    def splits(self, data: CrystalData, listings: Listings = ALONE) -> Splits:
         with progress_of(transient=True) as progress:
-            train, held_out = files.load(data, progress, self.config.max_atoms)
+            train, held_out = listings.share(lambda: files.load(data, progress, self.config.max_atoms, listings))
         label = data.label_column or ("spacegroup" if data.spacegroup else None)
         return self.datasets(train, held_out, label, data.property_column)
 

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
+from ...listings import ALONE, Listings
 from ...plain_text import decode_leniently, read_table, split_lines
 from .._atoms import reading
 from .._atoms.files import (
@@ -123,9 +124,11 @@ class _Record:
 
 
 def load(
-    data: CrystalData, progress: ProgressCallback | None = None, max_atoms: int | None = None
+    data: CrystalData, progress: ProgressCallback | None = None, max_atoms: int | None = None,
+    listings: Listings = ALONE,
 ) -> tuple[Systems, Systems]:  # fmt: skip
-    """Return training and held-out crystals. max_atoms: of the model.
+    """Return training and held-out crystals. max_atoms: of the model. listings: where the state of the files
+    is kept.
 
     `reading.usable` defines what is left out, and when that is a ValueError. Parsed crystals are cached until a file
     changes.
@@ -140,7 +143,8 @@ def load(
             name, lambda: LoadedSystems({"": generator.make(data.num, data.seed, workers, progress)})
         ).within(most)
     else:
-        key = reading.cache_name(path, VERSION, pymatgen, reading.package_version("spglib"), most, data.spacegroup)
+        spglib = reading.package_version("spglib")
+        key = reading.cache_name(listings, path, VERSION, pymatgen, spglib, most, data.spacegroup)
         loaded = reading.cached(key, lambda: _parsed(path, most, data.spacegroup, progress))
     loaded = reading.usable(loaded, data, max_atoms, ["spacegroup"] if data.spacegroup else [])
     held_out_parts = [name for name in (PARTS[data.held_out_part], *SPLITS[1:]) if name in loaded.parts]

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from ...config import Config
+from ...listings import ALONE, Listings
 from ...maths.streams import Streams
 from ...types import Layout, Tokens, grid_layout
 from .._media import render
@@ -172,15 +173,19 @@ class Image(Modality):
         mirror = (streams.uniform() < 0.5).to(data.device)  # (B,)
         return torch.where(mirror[:, None, None, None], data.flip(-1), data)
 
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        return {"flip": self.config.flip}
+
     def collate(self, samples: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(samples))
 
-    def splits(self, data: ImageData) -> Splits:
+    def splits(self, data: ImageData, listings: Listings = ALONE) -> Splits:
         if data.path == SCENES and self.config.flip:
             raise ValueError(
                 f"modality.flip: true mirrors images, but captions of {SCENES!r} contain left and right; set false"
             )
-        return load_splits(data, self.frame)
+        return load_splits(data, self.frame, listings)
 
     @classmethod
     def of_resolution(cls, resolution: tuple[int, ...]) -> Self:
@@ -251,6 +256,10 @@ class Image(Modality):
         if min(data.shape[-2:]) >= WINDOW:
             errors["ssim"] = ssim(made, data).tolist()
         return errors
+
+    def drawable(self, data: Tensor) -> Tensor:
+        """Return levels (B, C, H, W) of 0 to 255, uint8 on the CPU."""
+        return render.to_levels(data).cpu()
 
     def draw_grid(
         self, rows: Sequence[Tensor], path: Path, columns: int | None = None, captions: Sequence[str] | None = None

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 from torch import Tensor
 
+from ...listings import ALONE, Listings
 from .._media import hub, shards
 from .._media.arrays import is_npz
 from .._media.collection import Collection, FileCollection, divide, files_in_batches, in_batches, with_names
@@ -53,28 +54,28 @@ class ImageData(MediaData):
         return self
 
 
-def splits(config: ImageData, frame: Frame) -> Splits:
+def splits(config: ImageData, frame: Frame, listings: Listings = ALONE) -> Splits:
     """Open the training and held-out images; ValueError names the path, the problem and the fix."""
     if config.path is None:
         raise ValueError(f"data.path: not set; give a folder or .zip of images, or {DIGITS!r} for the built-in digits")
-    if shards.is_shards(config.path, KIND):
-        return shards.splits(config, KIND, decode, frame)
+    if shards.is_shards(config.path, KIND, listings):
+        return shards.splits(config, KIND, decode, frame, listings)
     if config.path.startswith(HUB):
-        return hub.splits(config, COLUMN, config.image_column, frame)
+        return hub.splits(config, COLUMN, config.image_column, frame, listings)
     if config.path == SCENES:
         return scenes.splits(frame, config.num_samples, config.held_out)
-    return divide(with_names(_collection(config, config.path, frame), config), config.held_out)
+    return divide(with_names(_collection(config, config.path, frame, listings), config), config.held_out)
 
 
-def _collection(config: ImageData, path: str, frame: Frame) -> Collection:
+def _collection(config: ImageData, path: str, frame: Frame, listings: Listings) -> Collection:
     """Open the digits, a .npz, or a folder or archive."""
     if path == DIGITS:
         return Digits(frame)
     if is_npz(path):
         return ImageArrays(Path(path).expanduser(), frame, "data.path")
-    source = locate(Path(path), "data.path", KIND)
+    source = listings.share(lambda: locate(Path(path), "data.path", KIND))
     captions = config.captions and not config.templates
-    return FileCollection(source, decode, frame, config.cache, captions, config.caption_column)
+    return FileCollection(source, decode, frame, config.cache, captions, config.caption_column, listings)
 
 
 def read(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nets import branches
+from ...nets.gpu_formulas import counting
 
 
 class ImageLossWeights(NamedTuple):
@@ -40,7 +41,10 @@ def terms(
         if weights.squared:
             out["squared"] = weights.squared * (prediction - target).square().mean()
         if weights.perceptual:
-            network = (compiled_lpips if compiled else lpips)(lpips_file, prediction.device, dtype)
+            if counting():
+                network: Callable[..., Tensor] = lpips_without_values(dtype)
+            else:
+                network = (compiled_lpips if compiled else lpips)(lpips_file, prediction.device, dtype)
             distance = network(2 * prediction - 1, 2 * target - 1)  # (B,)
             out["perceptual"] = weights.perceptual * distance.mean()
     return out
@@ -56,6 +60,21 @@ def lpips(weights: str | None, device: torch.device, dtype: torch.dtype = torch.
 
     with torch.inference_mode(False):  # gradients must work later even if the first use is in inference mode
         network = LPIPS.load(weights).to(device)
+        return network if dtype == torch.float32 else network.in_16_bits(dtype)
+
+
+@cache
+def lpips_without_values(dtype: torch.dtype) -> nn.Module:
+    """Return the perceptual network with weights that hold nothing, where only shapes are counted (`counting`).
+
+    It is made outside all modes, so that no count depends on whether it was there before.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    from ...nets.lpips import LPIPS, vgg_features
+
+    with _disable_current_modes(), torch.device("cpu"):
+        network = LPIPS({f"features.{name}": torch.empty_like(w) for name, w in vgg_features().state_dict().items()})
         return network if dtype == torch.float32 else network.in_16_bits(dtype)
 
 

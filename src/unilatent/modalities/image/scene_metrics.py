@@ -65,7 +65,7 @@ def read(images: Tensor) -> Tensor:
 
     Per shape: colour, form, size (indices), x and y, in order of decreasing area; rows of -1 after the last one.
     """
-    ink = 1 - levels(images).numpy().astype(np.float32) / 255
+    ink = 1 - levels(images).cpu().numpy().astype(np.float32) / 255
     step = max(1, CHUNK_VALUES // (len(COLOUR_INK) * ink.shape[2] * ink.shape[3]))
     chunks = [_read(ink[i : i + step]) for i in range(0, len(ink), step)]
     return torch.from_numpy(np.concatenate(chunks)) if chunks else torch.zeros(0, MAX_SHAPES, 5)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...config import Config, component, resolve_as
+from ...listings import ALONE, Listings
 from ...maths.streams import Streams
 from ...registry import available, find
 from ...types import count, take
@@ -141,7 +142,7 @@ class Joint(atoms.AtomModality):
     def parts(self) -> list[atoms.SingleKindModality]:
         return [find("modalities", part.name)(part) for part in self.config.parts]
 
-    def splits(self, data: JointData) -> Splits:
+    def splits(self, data: JointData, listings: Listings = ALONE) -> Splits:
         names = [part.name for part in self.config.parts]
         if set(data.parts) != set(names):
             raise ValueError(f"data.parts: give the data of {' and '.join(names)}, not of {', '.join(data.parts)}")
@@ -151,7 +152,7 @@ class Joint(atoms.AtomModality):
             if data.held_out is not None:
                 part_data = part_data.model_copy(update={"held_out": (data.held_out + number) // len(names)})
             try:
-                part_splits.append(part.splits(part_data))
+                part_splits.append(part.splits(part_data, listings))
             except ValueError as error:
                 message = str(error)
                 is_field = message.startswith("data.")

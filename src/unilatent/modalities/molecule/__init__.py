@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ...listings import ALONE, Listings
 from ...progress import progress_of
 from .._atoms import modality as atoms
 from ..base import Splits
@@ -33,9 +34,9 @@ class Molecule(atoms.SingleKindModality):
     metrics_module = metrics
     render_module = render
 
-    def splits(self, data: MoleculeData) -> Splits:
+    def splits(self, data: MoleculeData, listings: Listings = ALONE) -> Splits:
         with progress_of(transient=True) as progress:
-            train, held_out = files.load(data, progress, self.config.max_atoms)
+            train, held_out = listings.share(lambda: files.load(data, progress, self.config.max_atoms, listings))
         return self.datasets(train, held_out, data.label_column, data.property_column)
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
+from ...listings import ALONE, Listings
 from ...plain_text import count_of, decode_leniently, read_table, split_lines
 from .._atoms import reading
 from .._atoms.elements import NUMBERS
@@ -91,9 +92,11 @@ class MoleculeData(AtomData):
 
 
 def load(
-    data: MoleculeData, progress: ProgressCallback | None = None, max_atoms: int | None = None
+    data: MoleculeData, progress: ProgressCallback | None = None, max_atoms: int | None = None,
+    listings: Listings = ALONE,
 ) -> tuple[Systems, Systems]:  # fmt: skip
-    """Return training and held-out molecules. max_atoms: of the model.
+    """Return training and held-out molecules. max_atoms: of the model. listings: where the state of the files
+    is kept.
 
     `reading.usable` defines what is left out, and when that is a ValueError. Parsed molecules are cached until a file
     changes.
@@ -104,7 +107,7 @@ def load(
         loaded = reading.cached(name, lambda: LoadedSystems({"": generator.make(data.num, data.seed, CORES, progress)}))
         loaded = loaded.within(most)
     else:
-        key = reading.cache_name(path, READING, reading.package_version("rdkit"), most)
+        key = reading.cache_name(listings, path, READING, reading.package_version("rdkit"), most)
         loaded = reading.cached(key, lambda: read(path, most, progress))
     return split(reading.usable(loaded, data, max_atoms).systems, data)
 
