@@ -89,6 +89,7 @@ from unilatent.training import setup
 from unilatent.training.config import RunConfig
 from unilatent.training.memory import estimate, is_out_of_memory, micro_batch
 from unilatent.training.optimizer import clip_gradients
+from unilatent.training.parts import differentiate
 from unilatent.training.state import TrainingState
 from unilatent.training.step import OptimiserStep
 from unilatent.training.trainer import Trainer
@@ -294,14 +295,7 @@ def results(model: LatentModel, precision: str) -> dict[str, Tensor]:
         out["images"] = model.decode(z)
     with float32_products():
         model.train()
-        parts = iter(model.loss(batch, Streams(("check",), range(2), model.device)))
-        while True:
-            with autocast(model.device, precision):
-                part = next(parts, None)
-            if part is None:
-                break
-            part.value.backward()
-            part.close()
+        differentiate(model, batch, Streams(("check",), range(2), model.device), precision)
     gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     out["gradient"] = torch.cat(gradients)
     model.zero_grad(set_to_none=True)

@@ -35,7 +35,7 @@ from unilatent.nets.gpu_formulas import gpu_formulas
 from unilatent.presets import preset
 from unilatent.training.ema import EMA
 from unilatent.training.optimizer import Optimizers, clip_gradients
-from unilatent.types import Batch
+from unilatent.training.parts import differentiate
 
 LAUNCHES = {
     "native_layer_norm_backward": 2, "rms_norm_backward": 2, "native_group_norm": 2, "native_group_norm_backward": 3,
@@ -156,24 +156,12 @@ def count(name: str, size: int, precision: str, perceptual: bool, overrides: lis
         for counted in ({"forward + backward": Counted(), "update": Counted()}, counts):  # the first makes states
             optimizers.zero_grad()
             with counted["forward + backward"]:
-                _forward_backward(model, batch, streams, precision)
+                differentiate(model, batch, streams, precision)
             with counted["update"]:
                 clip_gradients(model, config.training.gradient_clip)
                 optimizers.step()
                 ema.update(model)
     return counts
-
-
-def _forward_backward(model: LatentModel, batch: Batch, streams: Streams, precision: str) -> None:
-    parts = iter(model.loss(batch, streams))
-    with torch.autocast("cpu", enabled=False):  # around all parts, as in training/step.py
-        while True:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                part = next(parts, None)
-            if part is None:
-                return
-            part.value.backward()
-            part.close()
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from unilatent.modalities.image import ImageConfig
 from unilatent.nets.layers import muon_parameters
 from unilatent.presets import preset
 from unilatent.training.muon import Muon
+from unilatent.training.parts import differentiate
 
 
 def main() -> None:
@@ -60,9 +61,7 @@ def main() -> None:
 
     def forward_backward() -> None:
         model.zero_grad(set_to_none=True)
-        for part in model.loss(batch, Streams(("bench",), range(size), device)):
-            part.value.backward()
-            part.close()
+        differentiate(model, batch, Streams(("bench",), range(size), device), "fp32")
 
     forward_backward()
     common = {"lr": 1e-9, "momentum": 0.95, "weight_decay": 0.0}

@@ -36,6 +36,7 @@ from unilatent.modalities.image import ImageConfig, ImageData, scenes
 from unilatent.model_config import ModelConfig
 from unilatent.training.config import OptimizerConfig
 from unilatent.training.optimizer import Optimizers
+from unilatent.training.parts import differentiate
 from unilatent.types import Batch
 
 BASE = "class"
@@ -114,9 +115,7 @@ def make_case(options: argparse.Namespace, path: str, conditions: dict[str, Any]
     def step(batch: Batch, positions: range) -> None:
         batch = batch.to(options.device, staying=model.conditions.on_cpu)
         streams = Streams(("train", 0), positions, options.device)
-        for part in model.loss(batch, streams):
-            part.value.backward()
-            part.close()
+        differentiate(model, batch, streams, "fp32")
         optimizers.step()
         optimizers.zero_grad()
 

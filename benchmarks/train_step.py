@@ -34,6 +34,7 @@ from unilatent.training.config import RunConfig
 from unilatent.training.ema import EMA
 from unilatent.training.flop import StepCounter
 from unilatent.training.optimizer import Optimizers, clip_gradients
+from unilatent.training.parts import differentiate
 from unilatent.types import Batch
 
 
@@ -153,15 +154,7 @@ def measure(
     optimizers, ema = Optimizers(model, config.training.optimizer), EMA(model, 0.99)
 
     def forward_backward() -> None:
-        parts = iter(model.loss(batch, Streams(("bench",), range(batch_size), device)))
-        with torch.autocast(device.type, enabled=False):  # around all parts, as in training/step.py
-            while True:
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    part = next(parts, None)
-                if part is None:
-                    return
-                part.value.backward()
-                part.close()
+        differentiate(model, batch, Streams(("bench",), range(batch_size), device), precision)
 
     def update() -> None:
         clip_gradients(model, 3.0)
@@ -189,9 +182,7 @@ def count_flop(model: LatentModel, batch: Batch, n: int) -> float:
     """Floating-point operations of one forward and backward pass, from the shapes of its matrix products."""
     streams = Streams(("flop",), range(n), model.device)
     with StepCounter() as counter:
-        for part in model.loss(batch, streams):
-            part.value.backward()
-            part.close()
+        differentiate(model, batch, streams, "fp32")
     model.zero_grad(set_to_none=True)
     return float(counter.flop)
 

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..devices import autocast, resolve_precision
+from ..devices import resolve_precision
 from ..maths.streams import Numbers, Streams
 from ..methods.base import LatentModel
 from ..nets.layers import Repeated
@@ -32,6 +32,7 @@ from ..sharding import shards_of
 from ..types import Batch
 from .config import RunConfig, TrainingConfig
 from .optimizer import Optimizers
+from .parts import differentiate
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 """Errors that running out of memory can raise; not every RuntimeError is one (`is_out_of_memory`)."""
@@ -264,20 +265,11 @@ def held_in_step(model: LatentModel, training: TrainingConfig, batch: Batch, str
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    device, titles = model.device.type, set()
     known = [value for value in vars(streams).values() if isinstance(value, Tensor)]
     known += [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
     with StorageCounter(known) as held:
         held.now = held.most = sum(tensor.nbytes for tensor in tree_leaves([batch.data, batch.values]))
-        parts = iter(model.loss(batch, streams))
-        while True:
-            with autocast(device, training.precision):
-                part = next(parts, None)
-            if part is None:
-                break
-            part.value.backward()
-            part.close()
-            titles.add(part.title)
+        titles = differentiate(model, batch, streams, training.precision)
         most = held.most
     for parameter in model.parameters():
         if parameter.grad is not None:

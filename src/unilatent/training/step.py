@@ -30,6 +30,7 @@ from .config import RunConfig
 from .gradients import GradientSums
 from .measuring import Measurement
 from .optimizer import clip_gradients, gradient_norm
+from .parts import loss_parts
 from .schedule import factor, weight
 from .state import TrainingState
 
@@ -146,13 +147,8 @@ class OptimiserStep:
     def backward(
         self, batch: Batch, streams: Streams, share: float, measurement: Measurement | None = None
     ) -> Iterator[LossPart]:
-        """Compute each part of the loss under autocast and differentiate it outside, before the next part exists."""
-        device, parts = self.state.model.device, iter(self.state.model.loss(batch, streams))
-        while True:
-            with autocast(device, self.training.precision):
-                part = next(parts, None)
-            if part is None:
-                return
+        """Compute and differentiate each part of the loss, before the next part exists."""
+        for part in loss_parts(self.state.model, batch, streams, self.training.precision):
             part_weight = weight(self.training.schedule, part.title, self.state.step, self.steps_per_epoch)
             part = part if part_weight == 1 else replace(part, value=part_weight * part.value)
             self.gradients.next_backward()
