@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ def draw_curves(metrics: Path, path: Path) -> None:
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     FigureCanvasAgg(figure).print_figure(temporary, dpi=100)
     temporary.replace(path)
+    figure.clear()
+    gc.collect()  # a figure is full of cycles: left to chance, dozens of canvases are kept
 
 
 def read_points(metrics: Path) -> Points:
