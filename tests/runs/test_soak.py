@@ -95,6 +95,7 @@ def test_f41_memory_files_and_disk_stay_flat(tmp_path: Path, monkeypatch: pytest
     assert len(memory) == 200
     early, late = statistics.median(memory[50:75]), statistics.median(memory[-25:])
     assert late < 1.02 * early, f"{early / 2**20:.1f} MiB became {late / 2**20:.1f} MiB"
-    assert max(files[-25:]) == max(files[50:75]), files
+    # medians: a save that is being written in the background has a file open when it is looked at
+    assert statistics.median(files[-25:]) == statistics.median(files[50:75]), files
     assert max(disk[3:]) < 1.02 * disk[3], "three checkpoints, whenever one looks"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
