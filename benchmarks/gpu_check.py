@@ -76,8 +76,8 @@ from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
 from unilatent.modalities._atoms.modality import SingleKindModality
 from unilatent.modalities._atoms.systems import System, Systems
+from unilatent.modalities._media.similarity import psnr
 from unilatent.modalities.image import ImageConfig
-from unilatent.modalities.image.metrics import psnr
 from unilatent.nets.layers import Repeated
 from unilatent.nets.lpips import vgg_features
 from unilatent.presets import preset

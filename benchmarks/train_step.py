@@ -6,7 +6,7 @@ python benchmarks/train_step.py --grow tokens|draws|batch        how the time gr
 python benchmarks/train_step.py --against ../before --batch 1    another checkout in turn with this one, and the ratios
 python benchmarks/train_step.py --preset qm9-unite-s --batch 32 data.path=qm9-like data.num=200
 
-Images are random numbers; of anything else, the first training samples of data.path.
+Images and videos are random numbers; of anything else, the first training samples of data.path.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from unilatent.batches import collate
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
-from unilatent.modalities.image import ImageConfig
+from unilatent.modalities._media.modality import PixelModality
 from unilatent.nets.layers import Repeated
 from unilatent.presets import preset
 from unilatent.training.config import RunConfig
@@ -35,7 +35,7 @@ from unilatent.training.ema import EMA
 from unilatent.training.flop import StepCounter
 from unilatent.training.optimizer import Optimizers, clip_gradients
 from unilatent.training.parts import differentiate
-from unilatent.types import Batch
+from unilatent.types import Batch, Tokens
 
 
 @dataclass
@@ -125,7 +125,7 @@ def rows_of(table: str) -> list[list[str]]:
 def cases(options: argparse.Namespace) -> list[tuple[str, RunConfig, int]]:
     """Label, run and batch of each case; LPIPS is left out, since its network is a download."""
     base = preset(options.preset).override(*options.overrides).resolved()
-    if isinstance(base.modality, ImageConfig):
+    if "perceptual_weight" in type(base.modality).model_fields:
         base = base.override("modality.perceptual_weight=0")
     if options.grow == "tokens":
         return [(f"{side}x{side}", base.override(f"modality.size={side}"), options.batch) for side in (128, 192, 256)]
@@ -188,13 +188,14 @@ def count_flop(model: LatentModel, batch: Batch, n: int) -> float:
 
 
 def a_batch(model: LatentModel, config: RunConfig, n: int, device: torch.device) -> Batch:
-    """Random images, or the first training samples."""
-    image = config.modality
-    if isinstance(image, ImageConfig):
-        images = torch.rand(n, image.channels, image.height, image.width)
-        return Batch(images, model.conditions.example(n)).to(device)
-    train = model.modality.splits(config.data).train
-    return collate([train[i % len(train)] for i in range(n)], model.modality).to(device)
+    """Random pixels, or the first training samples."""
+    modality = model.modality
+    if isinstance(modality, PixelModality):
+        layout = modality.sample_layout(Streams(("layout",), range(n)))
+        pixels = modality.unpack(Tokens(torch.rand(n, modality.max_tokens, modality.channels), layout))
+        return Batch(pixels, model.conditions.example(n)).to(device)
+    train = modality.splits(config.data).train
+    return collate([train[i % len(train)] for i in range(n)], modality).to(device)
 
 
 def matmul_speed(device: torch.device, precision: str) -> float:

@@ -21,7 +21,7 @@ from unilatent.batches import load_all
 from unilatent.maths.coding import rates
 from unilatent.maths.frechet import frechet_distance_of
 from unilatent.maths.streams import Streams
-from unilatent.modalities.image.metrics import psnr
+from unilatent.modalities._media.similarity import psnr
 from unilatent.presets import preset
 from unilatent.sampling import reconstruct, sample
 from unilatent.training.config import RunConfig

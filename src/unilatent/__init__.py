@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .methods.unified_latents import UnifiedLatents
     from .methods.unite import UNITE
     from .sampling import decode, encode, reconstruct, sample
+    from .types import Given
 
 _HOMES = {
     "load": "loading",
@@ -26,10 +27,12 @@ _HOMES = {
     "decode": "sampling",
     "LatentDiffusion": "methods.latent_diffusion",
     "UNITE": "methods.unite",
+    "Given": "types",
     "UnifiedLatents": "methods.unified_latents",
 }
 __all__ = [
-    "UNITE", "LatentDiffusion", "UnifiedLatents", "__version__", "decode", "encode", "load", "reconstruct", "sample",
+    "UNITE", "Given", "LatentDiffusion", "UnifiedLatents", "__version__", "decode", "encode", "load", "reconstruct",
+    "sample",
 ]  # fmt: skip
 
 

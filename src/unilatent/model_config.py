@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .config import Config, ConfigError, component
 from .maths.solvers import find_solver
@@ -52,13 +52,29 @@ class SamplingConfig(Config):
         return interval
 
 
+class GivenConfig(Config):
+    """Which parts of training samples a model is given, so that it learns to complete samples as well as to draw whole
+    ones.
+
+    kinds: what may be given (`Modality.given_kinds`); one is drawn for each sample, all equally likely. None: all.
+    nothing: share of samples of which nothing is given.
+    """
+
+    kinds: tuple[str, ...] | None = None
+    nothing: float = Field(default=0.3, ge=0, lt=1)
+
+
 class ModelConfig(Config):
-    """Everything that is needed to build a model and sample from it."""
+    """Everything that is needed to build a model and sample from it.
+
+    given: `{}` trains a model that can be given parts of a sample; None: one that draws whole samples only.
+    """
 
     modality: component("modalities")  # type: ignore[valid-type]
     conditions: dict[str, component("conditions")] = Field(default={})  # type: ignore[valid-type]
     method: component("methods")  # type: ignore[valid-type]
     sampling: SamplingConfig = SamplingConfig()
+    given: GivenConfig | None = None
 
     @field_validator("conditions", mode="before")
     @classmethod
@@ -67,6 +83,19 @@ class ModelConfig(Config):
         if not isinstance(conditions, dict):
             return conditions
         return {key: {"name": key, **value} if isinstance(value, dict) else value for key, value in conditions.items()}
+
+    @model_validator(mode="after")
+    def _known_kinds(self) -> Self:
+        if self.given is None:
+            return self
+        kinds = find("modalities", self.modality.name).given_kinds
+        if not kinds:
+            raise ValueError(f"given: no part of a sample of {self.modality.name} can be given; leave it out")
+        unknown = [kind for kind in self.given.kinds or () if kind not in kinds]
+        if unknown or self.given.kinds == ():
+            named = repr(unknown[0]) if unknown else "nothing"
+            raise ValueError(f"given.kinds: {named} is no part that can be given; use {' or '.join(kinds)}")
+        return self
 
     def example(self) -> Self:
         return self.model_copy(update={"conditions": {name: c.example() for name, c in self.conditions.items()}})

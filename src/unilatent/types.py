@@ -7,7 +7,7 @@ or of a network, A axes of a position, L condition tokens.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,11 +71,14 @@ class Conditioning:
 
     vector: (B, D), added to the time embedding; zeros for an unconditional model.
     tokens: (B, L, D) or None. mask: (B, L) bool, True at real tokens; None if there is no padding.
+    known: what is given of each sample, per token that the network computes: (B, N, C + M), values and how much of them
+        is known, zeros where nothing is; None: nothing is given.
     """
 
     vector: Tensor
     tokens: Tensor | None = None
     mask: Tensor | None = None
+    known: Tensor | None = None
 
     def __len__(self) -> int:
         return self.vector.shape[0]
@@ -84,7 +87,19 @@ class Conditioning:
         """Repeat the batch `times` times."""
         tokens = None if self.tokens is None else self.tokens.repeat(times, 1, 1)
         mask = None if self.mask is None else self.mask.repeat(times, 1)
-        return Conditioning(self.vector.repeat(times, 1), tokens, mask)
+        known = None if self.known is None else self.known.repeat(times, 1, 1)
+        return Conditioning(self.vector.repeat(times, 1), tokens, mask, known)
+
+    def given(self, known: Tensor | None) -> Conditioning:
+        """Return the same condition of samples of which this is known."""
+        return replace(self, known=known)
+
+    def known_of(self, tokens: int, channels: int) -> Tensor:
+        """Return what is known, (B, tokens, channels); zeros if nothing is given."""
+        if self.known is None:
+            return self.vector.new_zeros(len(self), tokens, channels)
+        assert self.known.shape[1:] == (tokens, channels), (self.known.shape, tokens, channels)
+        return self.known
 
     def padded(self, length: int) -> Conditioning:
         """Pad to exactly `length` tokens; the new ones are masked."""
@@ -92,18 +107,20 @@ class Conditioning:
         tokens = self.vector.new_zeros(n, 0, self.vector.shape[1]) if self.tokens is None else self.tokens
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device) if self.mask is None else self.mask
         more = length - tokens.shape[1]
-        return Conditioning(self.vector, F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more), value=False))
+        tokens, mask = F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more), value=False)
+        return Conditioning(self.vector, tokens, mask, self.known)
 
     def trimmed(self) -> Conditioning:
         """Drop tokens that are padding in every row. Reads the mask, which waits for its device."""
         if self.tokens is None or self.mask is None:
             return self
         used = self.mask.any(0)  # (L,)
-        return self if used.all() else Conditioning(self.vector, self.tokens[:, used], self.mask[:, used])
+        return self if used.all() else replace(self, tokens=self.tokens[:, used], mask=self.mask[:, used])
 
     def where(self, keep: Tensor, other: Conditioning) -> Conditioning:
         """Take rows of self where `keep` (B,) is True, rows of `other` elsewhere."""
         a, b = _aligned(self, other)
+        assert a.known is None and b.known is None, "parts are given to a condition after dropout"
         vector = torch.where(keep[:, None], a.vector, b.vector)
         if a.tokens is None or b.tokens is None or a.mask is None or b.mask is None:
             return Conditioning(vector)
@@ -113,10 +130,10 @@ class Conditioning:
     def cat(self, other: Conditioning) -> Conditioning:
         """Concatenate along the batch."""
         a, b = _aligned(self, other)
-        vector = torch.cat([a.vector, b.vector])
+        vector, known = torch.cat([a.vector, b.vector]), _joined_known(a, b)
         if a.tokens is None or b.tokens is None or a.mask is None or b.mask is None:
-            return Conditioning(vector)
-        return Conditioning(vector, torch.cat([a.tokens, b.tokens]), torch.cat([a.mask, b.mask]))
+            return Conditioning(vector, known=known)
+        return Conditioning(vector, torch.cat([a.tokens, b.tokens]), torch.cat([a.mask, b.mask]), known)
 
 
 def _aligned(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioning]:
@@ -125,6 +142,14 @@ def _aligned(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioni
         return a, b
     length = max(0 if c.tokens is None else c.tokens.shape[1] for c in (a, b))
     return a.padded(length), b.padded(length)
+
+
+def _joined_known(a: Conditioning, b: Conditioning) -> Tensor | None:
+    """Concatenate what is known of the samples of both; zeros where nothing is given."""
+    if a.known is None and b.known is None:
+        return None
+    shape = (a.known if a.known is not None else b.known).shape[1:]  # type: ignore[union-attr]
+    return torch.cat([c.vector.new_zeros(len(c), *shape) if c.known is None else c.known for c in (a, b)])
 
 
 def encode_texts(texts: Sequence[str]) -> Tensor:
@@ -183,6 +208,30 @@ def move(data: Any, device: torch.device | str) -> Any:
     if isinstance(data, dict):
         return {key: move(value, device) for key, value in data.items()}
     return data.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Parts of samples that are given, from which a model completes them.
+
+    data: of whole samples; what is not given has no meaning. mask: bool, True where data are given, in the shape of
+    data with one channel (images: (B, 1, H, W)). complete: whether data that are not given are the true ones, so that
+    they can be shown beside what a model makes.
+    """
+
+    data: Any
+    mask: Tensor
+    complete: bool = False
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def to(self, device: torch.device | str) -> Given:
+        return replace(self, data=move(self.data, device), mask=self.mask.to(device))
+
+    def rows(self, rows: slice | Tensor) -> Given:
+        """Return some of the samples."""
+        return replace(self, data=take(self.data, rows), mask=self.mask[rows])
 
 
 LATENTS = "latents"

@@ -69,10 +69,23 @@ def conditions_for(facts: dict[str, Any]) -> list[str]:
     return [name for name in available("conditions") if find("conditions", name).argument in facts]
 
 
-def model_of(modality: str, method: str, seed: int = 0, awake: bool = False, **fields: Any) -> LatentModel:
-    """awake: random weights where initialisation has zeros, so that nothing is trivially equal or without gradient."""
+def with_given(config: ModelConfig) -> ModelConfig:
+    """Return the configuration of the same model, which is given parts of samples, as its tokenizer is."""
+    plain = config.plain()
+    plain["given"] = {}
+    if (tokenizer := plain["method"].get("tokenizer_model")) is not None:
+        tokenizer["given"] = {}
+    return ModelConfig.parse(plain)
+
+
+def model_of(
+    modality: str, method: str, seed: int = 0, awake: bool = False, given: bool = False, **fields: Any
+) -> LatentModel:  # fmt: skip
+    """awake: random weights where initialisation has zeros, so that nothing is trivially equal or without gradient.
+    given: whether it is given parts of samples."""
     torch.manual_seed(seed)
-    model = LatentModel.build(model_config(modality, method, **fields))
+    config = model_config(modality, method, **fields)
+    model = LatentModel.build(with_given(config) if given else config)
     if awake:
         for p in model.parameters():
             if p.requires_grad:

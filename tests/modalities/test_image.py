@@ -12,7 +12,8 @@ from torch import nn
 
 from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
-from unilatent.modalities.image import Image, ImageConfig, losses
+from unilatent.modalities._media import losses
+from unilatent.modalities.image import Image, ImageConfig
 from unilatent.registry import available, find
 from unilatent.types import Tokens
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from unilatent.modalities._media.similarity import psnr
 from unilatent.modalities.base import Evidence, Row
 from unilatent.modalities.image import Image, ImageConfig, ImageData
 from unilatent.modalities.image.fidelity import ClassifierMetrics
@@ -15,7 +16,6 @@ from unilatent.modalities.image.metrics import (
     PixelMetrics,
     identical_pairs,
     nearest_distance,
-    psnr,
     within_class_std,
 )
 from unilatent.modalities.image.scene_metrics import SceneAccuracy

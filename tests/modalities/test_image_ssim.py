@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unilatent.modalities.image.ssim import ssim
+from unilatent.modalities._media.similarity import ssim
 
 
 def images(batch: int = 2, channels: int = 3, height: int = 20, width: int = 31, seed: int = 0) -> Tensor:

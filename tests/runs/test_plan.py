@@ -18,7 +18,7 @@ import unilatent
 from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
-from unilatent.modalities.image import losses
+from unilatent.modalities._media import losses
 from unilatent.nets import branches, gpu_formulas
 from unilatent.nets.lpips import STAGES
 from unilatent.presets import preset, presets

@@ -28,6 +28,12 @@ SYSTEM_SIZE = 512
 Workers = Annotated[int, typer.Option(help="Processes, by default one per core; they change only the speed.", min=1)]
 
 
+Kind = Annotated[
+    str | None,
+    typer.Option("--modality", help="Read SOURCE as this kind of data [default: the kind that reads the most files]."),
+]
+
+
 @app.callback(help=HELP)
 def _group() -> None: ...
 
@@ -37,25 +43,31 @@ def prepare(
     source: Annotated[Path, typer.Argument(help="A folder or zip of class folders, or of samples without classes.")],
     out: Annotated[Path, typer.Option(help="Folder for the shards; after an interruption, the same command resumes.")],
     size: Annotated[
-        str | None, typer.Option(help="Crop to a square of this side, or to HEIGHTxWIDTH [default: no cropping].")
+        str | None,
+        typer.Option(
+            help="Crop to a square of this side, or to HEIGHTxWIDTH; videos are resized to just cover it, uncropped "
+            "[default: unchanged]."
+        ),
     ] = None,
     format: Annotated[
-        str | None, typer.Option(help="Format of the stored files: jpg, png or webp [default: jpg].")
+        str | None,
+        typer.Option(help="Format of the stored files: jpg, png or webp [default: jpg]; of videos always mp4."),
     ] = None,
-    quality: Annotated[int, typer.Option(help="Quality of jpg and webp files.", min=1, max=100)] = 95,
+    quality: Annotated[int, typer.Option(help="Quality of jpg, webp and mp4 files.", min=1, max=100)] = 95,
     shard_size: Annotated[int, typer.Option(help="Samples per shard.", min=1)] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the shuffling across shards.", min=0)] = 0,
     shuffle: Annotated[bool, typer.Option(help="Shuffle, so that every shard has samples of all classes.")] = True,
     workers: Workers = CORES,
+    modality: Kind = None,
 ) -> None:
     """Write a folder or zip as tar shards.
 
-    Samples are cropped once, instead of each time they are read.
+    Samples are cropped or resized once, instead of each time they are read. Videos get a keyframe every 12 frames.
     """
     from ..shards.writing import BAD, write
 
     refuse_overlap(out, [source], around=True)
-    raw = _raw_to_prepare(source, _size(size), format, quality)
+    raw = _raw_to_prepare(source, _size(size), format, quality, modality)
     _print(f"note: {line}" for line in raw.notes)
     folder = make_folder(out)
     done = 0
@@ -78,15 +90,20 @@ def prepare(
 def verify(
     source: Annotated[str, typer.Argument(help="Shards (a folder, pattern or URL), or a folder or zip of samples.")],
     workers: Workers = CORES,
+    modality: Kind = None,
 ) -> None:
-    """Check shards against their manifest, or read every image, molecule and crystal.
+    """Check shards against their manifest, or read every image, video, molecule and crystal.
 
     Exit code 1 if anything is bad.
     """
     from ..shards.places import is_shards
 
-    shards = is_shards(source, _suffixes())
-    checked, bad = _verify_shards(source) if shards else _verify_samples(Path(source).expanduser(), workers)
+    suffixes = _suffixes(modality)
+    shards = is_shards(source, suffixes)
+    if shards:
+        checked, bad = _verify_shards(source, suffixes)
+    else:
+        checked, bad = _verify_samples(Path(source).expanduser(), workers, modality)
     print(f"{count_of(checked, 'shard' if shards else 'sample')} checked, {f'{bad:,} bad' if bad else 'all valid'}")
     if bad:
         raise typer.Exit(1)
@@ -127,7 +144,7 @@ for _path in sorted((Path(__file__).parents[1] / "modalities").glob("*/generator
     app.command(f"make-{_path.parent.name}s")(_maker(_path.parent.name))
 
 
-def _verify_shards(source: str) -> tuple[int, int]:
+def _verify_shards(source: str, suffixes: set[str]) -> tuple[int, int]:
     from ..shards.places import find
     from ..shards.writing import verify as check
 
@@ -136,31 +153,34 @@ def _verify_shards(source: str) -> tuple[int, int]:
         print("no shards.json: the shards are checked without a manifest")
     bad = 0
     with progress("verifying", len(shards)) as advance:
-        for shard, faults in check(shards, manifest is not None and bool(manifest.class_names), frozenset(_suffixes())):
+        for shard, faults in check(shards, manifest is not None and bool(manifest.class_names), frozenset(suffixes)):
             _print(f"{shard.name}: {fault}" for fault in faults)
             bad += bool(faults)
             advance(1)
     return len(shards), bad
 
 
-def _verify_samples(source: Path, workers: int) -> tuple[int, int]:
+def _verify_samples(source: Path, workers: int, modality: str | None) -> tuple[int, int]:
     """Check the files of a modality whose samples are files, or else the records that the other ones read."""
     try:
-        raw = _raw(source, None, None, 95)
+        raw = _raw(source, None, None, 95, modality)
     except ValueError as refusal:
-        records = _records(source) if source.exists() else None
+        records = _records(source, modality) if source.exists() else None
         if records is None:
             raise refusal from None
         return _verify_records(records)
     return _verify_files(raw, workers)
 
 
-def _records(source: Path) -> list[CheckedRecords] | None:
-    """What each modality reads from a path; None if none reads anything. ValueError names a file that is damaged."""
+def _records(source: Path, modality: str | None = None) -> list[CheckedRecords] | None:
+    """What each modality, or the named one, reads from a path; None if none reads anything.
+
+    ValueError names a file that is damaged.
+    """
     from ..registry import available, find
 
     found, errors = [], []
-    for name in available("modalities"):
+    for name in available("modalities") if modality is None else [modality]:
         try:
             found.append(find("modalities", name).verify(source))
         except ValueError as error:
@@ -217,10 +237,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(sides[1]), int(sides[2] or sides[1])
 
 
-def _raw_to_prepare(source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
+def _raw_to_prepare(
+    source: Path, size: tuple[int, int] | None, format: str | None, quality: int, modality: str | None
+) -> Raw:
     """The samples at a path; ValueError says so if they are records that need no preparing."""
     try:
-        return _raw(source, size, format, quality)
+        return _raw(source, size, format, quality, modality)
     except ValueError as error:
         refusal, found = error, None
         with suppress(ValueError):
@@ -233,26 +255,40 @@ def _raw_to_prepare(source: Path, size: tuple[int, int] | None, format: str | No
         raise refusal from None
 
 
-def _modalities() -> list[Any]:
-    """Modalities whose samples are files."""
+def _modalities(modality: str | None = None) -> list[Any]:
+    """Modalities whose samples are files, or the named one; ValueError if it has none."""
     from ..registry import available, find
 
-    modalities = [find("modalities", name) for name in available("modalities")]
-    return [modality for modality in modalities if modality.suffixes]
+    known = {name: found for name in available("modalities") if (found := find("modalities", name)).suffixes}
+    if modality is not None and modality not in known:
+        raise ValueError(f"--modality: {modality!r} has no files of its own; use {' or '.join(known)}, or leave it out")
+    return [found for name, found in known.items() if modality in (None, name)]
 
 
-def _suffixes() -> set[str]:
-    return {suffix for modality in _modalities() for suffix in modality.suffixes}
+def _suffixes(modality: str | None = None) -> set[str]:
+    return {suffix for found in _modalities(modality) for suffix in found.suffixes}
 
 
-def _raw(source: Path, size: tuple[int, int] | None, format: str | None, quality: int) -> Raw:
-    """The samples at a path, read by the first modality that accepts them."""
-    refusal: ValueError | None = None
-    for modality in _modalities():
+def _raw(
+    source: Path, size: tuple[int, int] | None, format: str | None, quality: int, modality: str | None = None
+) -> Raw:
+    """The samples at a path, read by the first modality that leaves no file unread, or else the one that reads most.
+
+    If none does, the ValueError of one that finds its files there, or else of the first.
+    """
+    from ..modalities.base import NothingFound
+
+    read: list[Raw] = []
+    refusals: list[ValueError] = []
+    for found in _modalities(modality):
         try:
-            raw: Raw = modality.raw(source, size, format, quality)
-            return raw
+            raw: Raw = found.raw(source, size, format, quality)
         except ValueError as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
+            refusals.append(error)
+            continue
+        if not raw.notes:
+            return raw
+        read.append(raw)
+    if not read:
+        raise next((error for error in refusals if not isinstance(error, NothingFound)), refusals[0])
+    return max(read, key=lambda raw: len(raw.names))

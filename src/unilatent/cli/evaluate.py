@@ -20,6 +20,7 @@ from .options import (
     GuidanceInterval,
     GuidanceNorm,
     GuidanceScale,
+    I3DWeights,
     InceptionWeights,
     Labels,
     NumReference,
@@ -40,6 +41,7 @@ from .running import (
     data_of,
     evaluation_folder,
     find_run_folder,
+    for_evaluation,
     join_processes,
     leave_stopped,
     load,
@@ -47,7 +49,6 @@ from .running import (
     precision_of,
     print_notes,
     progress_of,
-    with_weights,
 )
 
 if TYPE_CHECKING:
@@ -97,6 +98,14 @@ def run(
     lpips_weights: Annotated[
         str | None, typer.Option(help="A local file with the VGG16 of LPIPS [default: downloaded once].")
     ] = None,
+    i3d_weights: I3DWeights = None,
+    given_frames: Annotated[
+        int | None, typer.Option(help="Continue so many first frames of held-out clips, in place of new samples.")
+    ] = None,
+    given_context: Annotated[
+        str | None,
+        typer.Option(help='What metrics see in place of given frames: real, decoded or "left out" [default: real].'),
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Only compare the two JSON files of earlier evaluations.")
     ] = None,
@@ -134,7 +143,10 @@ def run(
     processes = join_processes(network, device)
     chosen = precision_of(precision, network, processes)
     modality = network.modality if network is not None else modality_for(samples or Path())
-    modality = with_weights(modality, {"inception_weights": inception_weights, "perceptual_weights": lpips_weights})
+    weights = {
+        "inception_weights": inception_weights, "perceptual_weights": lpips_weights, "i3d_weights": i3d_weights,
+    }  # fmt: skip
+    modality = for_evaluation(modality, {**weights, "given_frames": given_frames, "given_context": given_context})
     run_folder = find_run_folder(model)
     folder = evaluation_folder(out, run_folder)
     refuse_overlap(folder, [samples, reference, data, *data_of(model)])
@@ -160,6 +172,7 @@ def run(
             sources={
                 "--data": data, "--reference": reference, "--samples": None if samples is None else str(samples),
                 "--inception-weights": inception_weights, "--lpips-weights": lpips_weights,
+                "--i3d-weights": i3d_weights,
             }, **settings,
         )  # fmt: skip
         if processes.is_main:

@@ -120,6 +120,10 @@ InceptionWeights = Annotated[
     str | None, typer.Option(help="A local file with the FID Inception network [default: downloaded once].")
 ]
 
+I3DWeights = Annotated[
+    str | None, typer.Option("--i3d-weights", help="A local file with FVD's I3D network [default: downloaded once].")
+]
+
 # How to run.
 
 Seed = Annotated[int, typer.Option(help="Random numbers are a function of (seed, sample index).", min=0)]
@@ -141,7 +145,10 @@ LIBRARY_NAMES = {"steps": "num_inference_steps", "property": "properties", "nega
 """Options that `unilatent.sample` has under another name."""
 
 
-PLACES = ("model", "models", "reference", "data", "source", "preset", "resume", "inception_weights", "lpips_weights")
+PLACES = (
+    "model", "models", "reference", "data", "source", "preset", "resume", "inception_weights", "lpips_weights",
+    "i3d_weights",
+)  # fmt: skip
 """Arguments of commands that are texts and may be paths."""
 
 

@@ -11,7 +11,7 @@ import typer
 from ..outputs import single_file
 from ..plain_text import count_of
 from .options import BatchSize, Device, InceptionWeights
-from .running import leave_stopped, print_notes, progress_of, with_weights
+from .running import for_evaluation, leave_stopped, print_notes, progress_of
 
 STATISTICS = 50 * 2**20
 """Bytes of the statistics, about."""
@@ -36,7 +36,7 @@ def run(
 
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: ends in {out.suffix or 'nothing'}; name a .npz file")
-    modality = with_weights(modality_of_size(size), {"inception_weights": inception_weights})
+    modality = for_evaluation(modality_of_size(size), {"inception_weights": inception_weights})
     print_notes(modality.notes(Path(source)) if Path(source).expanduser().exists() else ())
     outputs, chosen = single_file(out, "reference", [source]), pick_device(device, "--device")
     with progress_of() as progress, StopRequest() as stop:

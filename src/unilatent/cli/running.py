@@ -63,16 +63,16 @@ def join_processes(model: LatentModel | None, device: str | None) -> Processes:
     return processes
 
 
-def with_weights(modality: Modality, files: dict[str, str | None]) -> Modality:
-    """Return the modality with other weights files for its metrics; ValueError if it has no such network.
+def for_evaluation(modality: Modality, settings: dict[str, Any]) -> Modality:
+    """Return the modality with other settings of its metrics; ValueError names an option that it has no use for.
 
-    files: field of the modality's configuration -> file, None to leave the field as it is.
+    settings: field of the modality's configuration -> value, None to leave the field as it is.
     """
-    files = {key: file for key, file in files.items() if file is not None}
-    for key in files:
+    settings = {key: value for key, value in settings.items() if value is not None}
+    for key in settings:
         if key not in type(modality.config).model_fields:
-            raise ValueError(f"--{key.replace('_', '-')}: this modality has no such network; leave it out")
-    return type(modality)(modality.config.model_copy(update=files))
+            raise ValueError(f"--{key.replace('_', '-')}: samples of this model have no such metric; leave it out")
+    return type(modality)(type(modality.config).parse({**modality.config.plain(), **settings}))
 
 
 def precision_of(option: str, model: LatentModel | None, processes: Processes | None = None) -> Computed:

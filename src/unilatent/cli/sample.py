@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..methods.base import LatentModel
+    from ..types import Given
 
 NUM = 16
 GRID = 100
@@ -59,6 +60,17 @@ def run(
     negative_prompt: NegativePrompt = None,
     property: PropertyOption = None,
     num_atoms: NumAtoms = None,
+    given: Annotated[
+        Path | None, typer.Option(help="An image or video of which a part is given; the model makes the rest.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of --given that are given [default: 1].", min=1)] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="An image that is white where the model is to paint, of the size of --given.")
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(help="Frames of longer clips: windows that each continue the last --frames of the one before."),
+    ] = None,
     guidance_scale: GuidanceScale = None,
     guidance_interval: GuidanceInterval = None,
     guidance_norm: GuidanceNorm = None,
@@ -80,8 +92,9 @@ def run(
     from ..signals import StopRequest
     from ..types import join, take
 
-    outputs = Outputs(out, "sample", [prompts, *data_of(model)])
+    outputs = Outputs(out, "sample", [prompts, given, mask, *data_of(model)])
     network = load(model, device)
+    known = _given(network, given, frames, mask, length)
     settings = sampling_settings(
         labels=labels, prompt=prompt, prompts=prompts, negative_prompt=negative_prompt, property=property,
         num_atoms=num_atoms, guidance_scale=guidance_scale, guidance_interval=guidance_interval,
@@ -98,7 +111,7 @@ def run(
     with progress("sampling", num) as advance, StopRequest() as stop:
         batches = sample_batches(
             network, num, seed=seed, batch_size=batch_size, precision=precision, progress=advance, all_used=True,
-            **settings,
+            given=known, length=length, overlap=frames, **settings,
         )  # fmt: skip
         first = next(batches)  # nothing is written if this fails
         folder = outputs.begin()
@@ -123,12 +136,39 @@ def run(
         grid = network.modality.join(shown)
         record = {"model": model, "fingerprint": network.fingerprint(), "num": num, "made": generated, "seed": seed,
                   **conditions, "precision": precision, **sampling.plain(), "resolved": resolved}  # fmt: skip
+        if known is not None:
+            record |= {"given": str(given), "mask": None if mask is None else str(mask)}
+        if frames is not None:
+            record |= {"frames": frames, "length": length}
         with outputs.writing(disk_space(network.modality.arrays(grid), 2)) as new:
-            network.modality.draw_grid([grid], new / "grid.png", columns=network.conditions.columns, captions=captions)
+            drawn = [grid] if known is None else _beside(network, known, grid)
+            network.modality.draw_grid(drawn, new / "grid.png", columns=network.conditions.columns, captions=captions)
             write_json(new / "sampling.json", record)
     if generated < num:
         leave_stopped(stop, f"{generated} of {count_of(num, 'sample')} are in {folder}", STARTS_AGAIN)
     print(f"{count_of(num, 'sample')} in {folder}: grid.png, samples.npz and one file per sample")
+
+
+def _given(
+    network: LatentModel, path: Path | None, frames: int | None, mask: Path | None, length: int | None
+) -> Given | None:
+    """Read the given part; ValueError names an option that has no meaning without it."""
+    if path is not None:
+        return network.modality.read_given(path, mask, frames)
+    if mask is not None:
+        raise ValueError(f"--mask: {mask}, but nothing is given; add --given FILE")
+    if frames is not None and length is None:
+        raise ValueError(f"--frames: {frames}, but nothing is given; add --given FILE, or --length")
+    return None
+
+
+def _beside(network: LatentModel, part: Given, made: Any) -> list[Any]:
+    """Return rows for a grid: what is given of each sample, the sample, and what the file has there, if it has it."""
+    from ..types import count
+
+    modality, number = network.modality, count(made)
+    known, true = (modality.join([data] * number) for data in (modality.fill(part), part.data))
+    return [known, made, true] if part.complete else [known, made]
 
 
 def _add_values(resolved: dict[str, dict[str, list[Any]]], network: LatentModel, values: dict[str, Tensor]) -> None:

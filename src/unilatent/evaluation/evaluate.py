@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +29,17 @@ from ..model_config import SamplingConfig, follow
 from ..pretrained import cache_folder
 from ..processes import Processes
 from ..records import Joined, Moments, Records, Rows, Statistics, open_records, remove_records
-from ..sampling import SampleBatch, decoder_rows, reconstruct, sample_batches, split_settings
+from ..sampling import (
+    SampleBatch,
+    check_given,
+    decoder_rows,
+    reconstruct,
+    sample_batches,
+    sample_rows,
+    split_settings,
+)
 from ..sharding import is_sharded
-from ..types import Batch, join_values
+from ..types import Batch, Given, join_values
 from .condition_values import values_from_data
 from .protocol import Balance, Protocol
 
@@ -157,6 +166,8 @@ class Evaluator:
             model.conditions.parse(max(num, 1), self.condition_arguments, all_used=num > 0)
             if samples is None:
                 self.settings = {**settings, **self._condition_values()}
+        if self.modality.completes_in_evaluation:
+            self._refuse_no_completions()
         self.metrics = choose_metrics(self.modality, request.metrics)
         self.spaces = _with_needs(self.modality.spaces(), {metric.space for metric in self.metrics})
         self.decoding: dict[str, Any] | None = None
@@ -168,6 +179,17 @@ class Evaluator:
         for space in self.spaces:
             space.prepare(device)
         self.fingerprint = samples.data_hash if model is None and samples is not None else self.model.fingerprint()
+
+    def _refuse_no_completions(self) -> None:
+        """ValueError if held-out samples cannot be completed, before anything is computed."""
+        if self._model is None or self._model.config.given is None:
+            raise ValueError(
+                "given: this model was trained on whole samples only; train one with `unilatent train ... given={}`"
+            )
+        if self.splits is None or not len(self.splits.held_out):
+            raise ValueError("data.held_out: 0, but held-out samples are needed to give parts of; set it, or --data")
+        if chosen := [key for key, value in self.condition_arguments.items() if value is not None]:
+            raise ValueError(f"{chosen[0]}: completed samples have the values of the held-out ones; leave it out")
 
     def _condition_values(self) -> dict[str, Tensor]:
         """Return the condition values that the data supplies, the same in all processes."""
@@ -201,7 +223,8 @@ class Evaluator:
         light = [space for space in self.spaces if not _is_heavy(space)]
         generates = bool(self.external_samples or self.request.num_samples) and "generation" in self._tracks
         train = self._reference([s for s in self.spaces if s in generation or s in light]) if generates else None
-        held_out = self._held_out([s for s in self.spaces if s in reconstruction or s in light])
+        beside = {metric.space for metric in self.metrics if metric.needs_held_out}
+        held_out = self._held_out([s for s in self.spaces if s in reconstruction or s in light or s.name in beside])
         samples = self._samples(generation) if generates else None
         reconstructs = self._model is not None and held_out is not None and "reconstruction" in self._tracks
         reconstructions = self._reconstructions(len(held_out), reconstruction) if reconstructs and held_out else None
@@ -244,6 +267,13 @@ class Evaluator:
         return self.reference is None and s is not None and s.train.fingerprint == s.held_out.fingerprint
 
     @property
+    def _dataset_details(self) -> Mapping[str, str]:
+        """`Dataset.details` of the reference, or else of the run's own data."""
+        if self.reference is not None:
+            return self.reference.dataset.details if self.reference.dataset is not None else {}
+        return self.splits.train.details if self.splits is not None else {}
+
+    @property
     def _tracks(self) -> set[str]:
         return {metric.track for metric in self.metrics}
 
@@ -272,13 +302,15 @@ class Evaluator:
     def _held_out(self, spaces: list[Space]) -> Rows | None:
         if self.splits is None or self._model is None or not len(self.splits.held_out):
             return None
-        return self._real(self.splits.held_out, self.request.num_held_out, spaces)
+        return self._real(self.splits.held_out, self.request.num_held_out, spaces, controls=True)
 
     def _real(
-        self, dataset: Dataset, limit: int | None, spaces: list[Space], fit: bool = False, what: str = "real"
+        self, dataset: Dataset, limit: int | None, spaces: list[Space], fit: bool = False, what: str = "real",
+        controls: bool = False,
     ) -> Joined:  # fmt: skip
         """Return the features of at most `limit` samples of a data set, spread evenly over it.
 
+        controls: whether to add those of `Space.controls`, where an extractor has any.
         Column `replaced` is 1 where another sample replaces one that cannot be used.
         """
         size = dataset.size or limit if isinstance(dataset, Stream) else len(dataset)
@@ -294,13 +326,18 @@ class Evaluator:
             if space.compares or space.silent:
                 continue
             about = {"data": dataset.fingerprint, "of": size, "space": space.name, "weights": space.weights,
-                     "preprocessing": self.modality.preprocessing}  # fmt: skip
+                     "preprocessing": self.modality.preprocessing, **_details_of([space])}  # fmt: skip
+            controlled = controls and type(space).controls is not Space.controls
+            if controlled:
+                about["controls"] = True
             records, missing = self._open(self._root(space), what, count, about)
 
-            def extract(rows: range, space: Space = space) -> Iterator[dict[str, Tensor]]:
+            def extract(
+                rows: range, space: Space = space, controlled: bool = controlled
+            ) -> Iterator[dict[str, Tensor]]:
                 for batch, replaced in self._batches(dataset, rows, count):
                     with float32_products():
-                        features = space(batch.data)
+                        features = space(batch.data) | (space.controls(batch.data) if controlled else {})
                     yield {**batch.values, "replaced": replaced, **features}
 
             self._complete(f"{what}, {space.name}", records, missing, extract)
@@ -349,6 +386,8 @@ class Evaluator:
         if self.external_samples is not None:
             assert self.external_samples.dataset is not None
             return self._real(self.external_samples.dataset, None, spaces, what="made")
+        if self.modality.completes_in_evaluation:
+            return self._completions(spaces)
         num = self.request.num_samples
         values = self.model.conditions.parse(num, split_settings(self.sampling, self.settings)[1])
         hashes = {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in values.items()}
@@ -370,6 +409,44 @@ class Evaluator:
                 yield tensors
 
         self._complete("samples", records, missing, make, lambda: next(batches(range(1))))
+        return records
+
+    def _completions(self, spaces: list[Space]) -> Rows:
+        """Complete held-out samples from what the modality gives of them, each once and with its own condition values;
+        with the errors of what was made against the truth."""
+        assert self.splits is not None
+        dataset = self.splits.held_out
+        num = min(self.request.num_samples, len(dataset))
+        about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "data": dataset.fingerprint,
+                 "given": self.modality.config.plain(), **self._about(spaces)}  # fmt: skip
+        records, missing = self._open(self.folder, "samples", num, about)
+        seed, precision = self.request.seed, self.request.precision
+
+        def completed(rows: range) -> Iterator[tuple[Any, SampleBatch, Batch, Given]]:
+            first = rows.start
+            for batch, _ in self._batches(dataset, rows, num):
+                given = check_given(self.model, self.modality.given_in_evaluation(batch.data), num)
+                assert given is not None
+                at = range(first, first + len(given))
+                made = sample_rows(self.model, at, batch.values, self.sampling, seed, precision, given=given)
+                again = partial(reconstruct, self.model, seed=seed, start=at.start, precision=precision)
+                yield self.modality.scored(made.data, given, again), made, batch, given
+                first = at.stop
+
+        def make(rows: range) -> Iterator[dict[str, Tensor]]:
+            for seen, made, batch, given in completed(rows):
+                tensors = {**made.values, "nfe": torch.full((made.count,), made.evaluations)}
+                errors = self.modality.errors_of_rest(seen, batch.data, given)
+                tensors |= {key: torch.tensor(values) for key, values in errors.items()}
+                filled = self.modality.fill(given)
+                with float32_products():
+                    for space in spaces:
+                        tensors |= space(seen) | space.against(seen, batch.data)
+                        control = space.against(filled, batch.data)
+                        tensors |= {f"filled_{key}": value for key, value in control.items()}
+                yield tensors
+
+        self._complete("completed samples", records, missing, make, lambda: next(completed(range(1))))
         return records
 
     def _open(self, root: Path, what: str, count: int, about: dict[str, Any]) -> tuple[Records, list[range]]:
@@ -424,6 +501,7 @@ class Evaluator:
     def _about(self, spaces: list[Space]) -> dict[str, Any]:
         weights = {space.name: space.weights for space in spaces}
         about = {"seed": self.request.seed, "precision": self.request.precision, "spaces": weights}
+        about |= _details_of(spaces)
         return about if self.decoding is None else {**about, "decoding": self.decoding}
 
     def _batches(self, dataset: Dataset, rows: range, count: int) -> Iterator[tuple[Batch, Tensor]]:
@@ -455,6 +533,7 @@ class Evaluator:
             resolution=self.modality.resolution,
             space=space.name if space else None,
             weights=space.weights if space else None,
+            details={**self._dataset_details, **(space.details if space else {}), **metric.details},
             balance=self._balance(evidence.samples) if generation and evidence.samples is not None else {},
             sampling=self.sampling.plain() if generation and not external else None,
             decoding=None if generation and external else self.decoding,
@@ -514,6 +593,12 @@ def _with_needs(spaces: Sequence[Space], names: set[str | None]) -> list[Space]:
     """Return the named spaces and those they are fitted to, in order."""
     needed = {need for space in spaces if space.name in names for need in space.needs}
     return [space for space in spaces if space.name in names | needed]
+
+
+def _details_of(spaces: Sequence[Space]) -> dict[str, Any]:
+    """Return the details of the extractors that have any, for the identity of records."""
+    details = {space.name: dict(space.details) for space in spaces if space.details}
+    return {"details": details} if details else {}
 
 
 def _is_heavy(space: Space) -> bool:

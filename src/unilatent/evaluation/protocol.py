@@ -39,7 +39,8 @@ class Protocol(Config):
     reference_preprocessing, reference_resolution: the same for the reference; None if unknown. sampling: solver, steps,
     guidance; None for reconstructions and external samples. decoding: solver and steps of a decoder with steps; else
     None. nfe: evaluations of the denoiser, and of a decoder with steps, per sample. replaced: number of unusable real
-    samples that were replaced by others. precision: what the model computed in.
+    samples that were replaced by others. precision: what the model computed in. details: what else the extractor and
+    the metric depend on, name -> what.
     """
 
     track: Track
@@ -60,6 +61,7 @@ class Protocol(Config):
     nfe: float | None = None
     seed: int = 0
     precision: str = "fp32"
+    details: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("sampling")
     @classmethod
@@ -70,10 +72,12 @@ class Protocol(Config):
     def key(self, metric: str) -> str:
         """Return the metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; the interval has t = 1 at noise.
 
-        The steps of a decoder come last: psnr360/adm/decoder-ddim-50.
+        Details follow the preprocessing: fvd2048/centre/16f-stride1/heun-50/cfg1. The steps of a decoder come last:
+        psnr360/adm/decoder-ddim-50.
         """
         between = "-" if metric[-1:].isdigit() else ""
         parts = [f"{metric}{between}{_count(self.num_samples)}", self.preprocessing.split(" ")[0]]
+        parts += [detail.replace(" ", "-") for detail in self.details.values()]
         if self.sampling is not None:
             s = self.sampling
             parts.append(f"{s['solver']}-{s['num_inference_steps']}")

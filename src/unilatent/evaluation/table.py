@@ -92,7 +92,7 @@ def format_counts(protocol: Protocol) -> str:
 def outline(protocol: Protocol) -> str:
     """Return a summary of a protocol in one line; the JSON file has all of it."""
     parts = [f"{protocol.track}: {format_counts(protocol)}", protocol.preprocessing.split(",")[0]]
-    if protocol.sampling is not None or protocol.decoding is not None:
+    if protocol.sampling is not None or protocol.decoding is not None or protocol.details:
         parts.append("/".join(protocol.key("").split("/")[2:]))
     if protocol.nfe is not None:
         parts.append(f"{protocol.nfe:g} evaluations of {_networks(protocol)} per sample")

@@ -25,9 +25,10 @@ from ..maths.streams import Streams
 from ..modalities.base import Modality
 from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..model_folder import DTYPES, SavedModel
+from ..nets.convnet import pool, to_grid, to_tokens
 from ..registry import find
 from ..sharding import full
-from ..types import LATENTS, Batch, Conditioning, Layout, Tokens, is_encoded
+from ..types import LATENTS, Batch, Conditioning, Given, Layout, Tokens, is_encoded
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,13 +96,15 @@ class LatentModel(SavedModel, ABC):
     @abstractmethod
     def decode(
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
-        settings: SamplingConfig | None = None,
+        settings: SamplingConfig | None = None, given: Given | None = None,
     ) -> Any:  # fmt: skip
         """Decode latents (B, K, D) to data. A subclass decorates it with `gradients_on_request`.
 
         layout: of the data tokens. None: see `decoder_inputs`.
         seed, start: noise, if any, is a function of (seed, start + row).
         settings: `decoder_solver` and `decoder_steps` of a diffusion decoder; None takes the model's own.
+        given: parts of the samples; the data contain them unchanged, and a model that was trained with given parts
+            (`ModelConfig.given`) decodes the rest to fit them.
         """
 
     @abstractmethod
@@ -138,8 +141,11 @@ class LatentModel(SavedModel, ABC):
         """Map raw estimates to clean ones (UNITE: the output norm)."""
         return latents
 
-    def costs(self, batch: Batch, streams: Streams) -> Costs | None:
-        """Measure rate and decoder loss of each sample of a batch of at least two; None if the latents have no rate."""
+    def costs(self, batch: Batch, streams: Streams, given: Given | None = None) -> Costs | None:
+        """Measure rate and decoder loss of each sample of a batch of at least two; None if the latents have no rate.
+
+        given: parts of the samples; what they hold then counts for neither.
+        """
         return None
 
     def load_sources(self, method: MethodConfig) -> None:
@@ -200,6 +206,76 @@ class LatentModel(SavedModel, ABC):
             return Tokens(data[LATENTS].to(self.device), layout.to(self.device))
         layout = self.latent_layout(self.modality.pack(data).layout)
         return Tokens(self.encode_clean(data, streams), layout.to(self.device))
+
+    # ---- given parts
+
+    @property
+    def known_data_channels(self) -> int | None:
+        """Channels of `known_data`; None for a model that is not given parts."""
+        return None if self.config.given is None else self.modality.channels + self.modality.mask_channels
+
+    @property
+    def known_latent_channels(self) -> int | None:
+        """Channels of `known_latents`; None for a model that is not given parts."""
+        return None if self.config.given is None else self.latent_channels + 1
+
+    def draw_given(self, data: Any, streams: Streams) -> Given | None:
+        """Draw which parts of a batch of training samples are given; None for a model that is not given parts."""
+        settings = self.config.given
+        if settings is None:
+            return None
+        mask = self.modality.draw_mask(data, streams, settings.kinds or self.modality.given_kinds)
+        keep = (streams.uniform() >= settings.nothing).to(mask.device)  # (B,)
+        return Given(data, mask & keep.view(-1, *[1] * (mask.ndim - 1)))
+
+    def known_data(self, given: Given | None) -> Tensor | None:
+        """Return concat(m x, m) (B, N, C + M), as a decoder reads it: given data tokens scaled as noise is, zeros where
+        nothing is given, and the packed mask. None if nothing is given, or the model is not given parts."""
+        if given is None or self.config.given is None:
+            return None
+        modality = self.modality
+        shift, scale = modality.token_shift, modality.token_scale
+        values = modality.pack(modality.put_back(torch.full_like(given.data, shift), given)).values
+        known = torch.cat([(values - shift) / scale, modality.pack_mask(given.mask)], dim=2)
+        return known.to(self.device)
+
+    @torch.no_grad()
+    def known_latents(self, given: Given | None, streams: Streams) -> Tensor | None:
+        """Return concat(m z, m) (B, K, D + 1), as a generator reads it: latents of the given parts alone (the rest is
+        `Modality.fill`ed before they are encoded), where any of the data that a latent stands for are given, and the
+        share m of these that are. None if nothing is given, or the model is not given parts."""
+        if given is None or self.config.given is None:
+            return None
+        filled = self.modality.fill(given)
+        share = self._share_of_latents(self.modality.pack_mask(given.mask).mean(2), self.modality.pack(filled).layout)
+        z = self.encode_clean(filled, streams).float()
+        share = share.to(z.device)[..., None]  # (B, K, 1)
+        return torch.cat([torch.where(share > 0, z, 0.0), share], dim=2)
+
+    def _share_of_latents(self, share: Tensor, layout: Layout) -> Tensor:
+        """Shares (B, N) of data tokens as shares (B, K) of latents: means over the cells of the latents' grid, or over
+        all tokens where latents have no place."""
+        latents = self.latent_layout(layout)
+        if latents is layout:  # one latent per token, at its place
+            return share
+        if latents.grid is None or layout.grid is None:
+            return share.mean(1, keepdim=True).expand(-1, latents.num_tokens)
+        cell = tuple(n // k for n, k in zip(layout.grid, latents.grid, strict=True))
+        return to_tokens(pool(to_grid(share[..., None], layout.grid), cell))[..., 0]
+
+    def keep_given(self, values: Tensor, tokens: Tensor, given: Given | None) -> Tensor:
+        """Return token values (B, N, C) with those of `tokens` where data are given: no loss is paid for what a decoder
+        is told."""
+        if given is None:
+            return values
+        channels = self.modality.channels // self.modality.mask_channels  # that share one value of a mask
+        mask = self.modality.pack_mask(given.mask).to(values.device)  # (B, N, M)
+        return torch.where(mask.bool().repeat_interleave(channels, dim=2), tokens.to(values.dtype), values)
+
+    def finished(self, values: Tensor, layout: Layout, given: Given | None) -> Any:
+        """Return decoded token values (B, N, C) as data, with the given parts."""
+        data = self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
+        return data if given is None else self.modality.put_back(data, given.to(data.device))
 
     def latent_noise(self, streams: Streams, k: int) -> Tensor:
         """Draw N(0, 1) for k latents of each sample, (B, k, D); more latents would begin with the same numbers."""

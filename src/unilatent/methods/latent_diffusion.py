@@ -35,7 +35,7 @@ from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..model_folder import find_model_folder, read_config, read_model, refuse_other_tokens
 from ..nets.backbones import Backbone, UViTConfig, ViTConfig, make_backbone
 from ..nets.denoiser import Denoiser
-from ..types import Batch, Conditioning, Layout
+from ..types import Batch, Conditioning, Given, Layout, is_encoded
 from .base import Costs, LatentModel, LossPart
 
 
@@ -100,7 +100,10 @@ class LatentDiffusion(LatentModel):
         self.max_latents = self.tokenizer.max_latents
         self.conditions = Conditions(config.conditions, method.base.width)
         axes = self.example_latent_layout().positions.shape[-1]
-        network = make_backbone(method.base, self.latent_channels, axes, reads_tokens=self.conditions.give_tokens)
+        network = make_backbone(
+            method.base, self.latent_channels, axes, reads_tokens=self.conditions.give_tokens,
+            known_channels=self.known_latent_channels,
+        )  # fmt: skip
         self.base = Denoiser(network, self.path)
 
     def load_sources(self, method: MethodConfig) -> None:
@@ -122,9 +125,10 @@ class LatentDiffusion(LatentModel):
 
     def decode(
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
-        settings: SamplingConfig | None = None,
+        settings: SamplingConfig | None = None, given: Given | None = None,
     ) -> Any:  # fmt: skip
-        return self.tokenizer.decode(latents, layout, seed, start, settings or self.config.sampling)
+        """Decode with the tokenizer, which fits the rest to given parts only if it was trained with some."""
+        return self.tokenizer.decode(latents, layout, seed, start, settings or self.config.sampling, given)
 
     def denoise(
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
@@ -135,7 +139,8 @@ class LatentDiffusion(LatentModel):
 
     def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
         """L_base of the module's docstring."""
-        noised = self._noised(batch, streams, dropout=True)
+        given = None if is_encoded(batch.data) else self.draw_given(batch.data, streams)
+        noised = self._noised(batch, streams, given, dropout=True)
         nats = denoising_nats(noised.clean, noised.estimate, self.weight(noised.t), noised.layout.mask).mean()
         value = nats / (self.max_latents * self.latent_channels)
         yield LossPart(value, {"base": value}, name="base", latents=noised.clean, latent_mask=noised.layout.mask)
@@ -162,17 +167,17 @@ class LatentDiffusion(LatentModel):
         return self.tokenizer.stepped_decoder
 
     @torch.no_grad()
-    def costs(self, batch: Batch, streams: Streams) -> Costs | None:
+    def costs(self, batch: Batch, streams: Streams, given: Given | None = None) -> Costs | None:
         """The tokenizer's costs and the unweighted rate with the base: a second bound on the same information."""
-        costs = self.tokenizer.costs(batch, streams)
+        costs = self.tokenizer.costs(batch, streams, given)
         if costs is None or not isinstance(self.path, LogSNRPath):
             return costs
-        z, estimate, t, layout = self._noised(batch, streams, dropout=False)
+        z, estimate, t, layout = self._noised(batch, streams, given, dropout=False)
         nats = denoising_nats(z, estimate, weightings.elbo(t, self.path), layout.mask)
         rate = nats + terminal_kl(z, self.path, layout.mask)
         return replace(costs, base_rate=rate if costs.variance is None else rate + costs.variance)
 
-    def _noised(self, batch: Batch, streams: Streams, dropout: bool) -> NoisedLatents:
+    def _noised(self, batch: Batch, streams: Streams, given: Given | None, dropout: bool) -> NoisedLatents:
         """The batch's clean latents and the base's estimate of them; dropout: of the conditions."""
         tokens = self.clean_latents(batch.data, streams)
         z, layout = tokens.values, tokens.layout
@@ -182,5 +187,6 @@ class LatentDiffusion(LatentModel):
             cond = self.conditions(batch.values, drop)
         else:
             cond = self.conditions.null(len(z))
+        cond = cond.given(self.known_latents(given, streams))
         estimate = self.base(self.path.add_noise(z, eps, t), t, cond, layout)
         return NoisedLatents(z, estimate, t, layout)

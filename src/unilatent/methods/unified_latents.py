@@ -42,7 +42,7 @@ from ..model_folder import find_model_folder, read_config, read_model, refuse_ot
 from ..nets.backbones import Backbone, ConvEncoderConfig, Encoder, UViTConfig, ViTConfig, make_backbone, make_encoder
 from ..nets.denoiser import Denoiser
 from ..nets.fields import any_exact
-from ..types import Batch, Conditioning, Layout, Tokens
+from ..types import Batch, Conditioning, Given, Layout, Tokens
 from .base import Costs, Junction, LatentModel, LossPart, gradients_on_request
 
 
@@ -171,11 +171,17 @@ class UnifiedLatents(LatentModel):
         self.prior = None
         if prior is not None:
             reads_tokens = self.conditions.give_tokens
-            network = make_backbone(prior, method.latent_channels, axes, reads_tokens=reads_tokens)
+            network = make_backbone(
+                prior, method.latent_channels, axes, reads_tokens=reads_tokens,
+                known_channels=self.known_latent_channels,
+            )  # fmt: skip
             self.prior = Denoiser(network, self.path)
         one_pass = method.decoder_loss == "mse"
         exact = any_exact(self.modality.fields)
-        network = make_backbone(method.decoder, channels, axes, context_channels=method.latent_channels, exact=exact)
+        network = make_backbone(
+            method.decoder, channels, axes, context_channels=method.latent_channels, exact=exact,
+            known_channels=self.known_data_channels,
+        )  # fmt: skip
         self.decoder_width = method.decoder.width
         self.decoder = Denoiser(network, self.data_path, "clean" if one_pass else "velocity")
         for module in self._encoder_and_prior:
@@ -227,16 +233,18 @@ class UnifiedLatents(LatentModel):
     @gradients_on_request
     def decode(
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
-        settings: SamplingConfig | None = None,
+        settings: SamplingConfig | None = None, given: Given | None = None,
     ) -> Any:  # fmt: skip
         """Decode z_0 (B, K, D) with `decoder_steps` of `decoder_solver`; the result is the last clean estimate."""
         settings = settings or self.config.sampling
         latents, layout = self.decoder_inputs(latents, layout, seed, start)
         rows = range(start, start + len(latents))
-        cond = self._no_condition(len(latents))
+        cond = self._no_condition(len(latents)).given(self.known_data(given))
+        shown = None if given is None else self._tokens(given.data).values  # only its given parts are read
 
         def denoise(x: Tensor, t: Tensor | float, _: Conditioning | None = None) -> Tensor:
-            return self.decoder(x, t, cond, layout, latents)
+            estimate = self.decoder(x, t, cond, layout, latents)
+            return estimate if shown is None else self.keep_given(estimate, shown, given)
 
         streams = Streams(("decode", seed), rows, self.device)
 
@@ -250,7 +258,7 @@ class UnifiedLatents(LatentModel):
             grid = times.grid(settings.decoder_steps)
             x = find_solver(settings.decoder_solver)(denoise, noise(), grid, self.data_path, noise)
             x = denoise(x, 0.0)
-        return self.modality.finish(self.modality.unpack(Tokens(self._natural(x.float()), layout)))
+        return self.finished(self._natural(x.float()), layout, given)
 
     def denoise(
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
@@ -263,7 +271,9 @@ class UnifiedLatents(LatentModel):
 
     def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
         tokens = self._tokens(batch.data)
-        return self.loss_from(batch, tokens, self.draw(streams, tokens))
+        draws, given = self.draw(streams, tokens), self.draw_given(batch.data, streams)
+        known = None if self.prior is None else self.known_latents(given, streams)
+        return self.loss_from(batch, tokens, draws, given, known)
 
     def latent_layout(self, layout: Layout) -> Layout:
         return self.encoder.latent_layout(layout)
@@ -300,15 +310,22 @@ class UnifiedLatents(LatentModel):
             drop=streams.uniform(len(self.conditions)),
         )
 
-    def loss_from(self, batch: Batch, tokens: Tokens, draws: UnifiedLatentsDraws) -> Iterator[LossPart]:
-        """Algorithm 1 for given random numbers: yield L_z, then L_x, in nats per sample divided by N C of the largest
-        sample."""
+    def loss_from(
+        self, batch: Batch, tokens: Tokens, draws: UnifiedLatentsDraws, given: Given | None = None,
+        known: Tensor | None = None,
+    ) -> Iterator[LossPart]:  # fmt: skip
+        """Algorithm 1 for these random numbers: yield L_z, then L_x, in nats per sample divided by N C of the largest
+        sample.
+
+        given, known: the given parts of the samples, and their `known_latents`: L_z then bounds what z_0 adds to them,
+        and L_x counts the other parts only.
+        """
         trained = self.method.train_encoder
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             layout = self.latent_layout(tokens.layout)
             encoded = Junction(self._encoder_output(tokens))
             z, log_std = self._latents(encoded.leaf, draws)  # (B, K, D)
-            nats = self.rate_nats(z, batch, layout, draws)  # (B,)
+            nats = self.rate_nats(z, batch, layout, draws, known)  # (B,)
         num_values = self.modality.max_tokens * self.modality.channels
         rate = nats if log_std is None else nats + self.variance_nats(log_std, layout)
         value = rate.mean() / num_values
@@ -321,21 +338,22 @@ class UnifiedLatents(LatentModel):
             yield LossPart(value, {"prior": nats.mean() / num_values}, name="prior", junction=encoded, **logged)
             logged = {}
         z, _ = self._latents(encoded.leaf, draws)  # again, since the graph of the first is gone
-        error = self.decoder_nats(z, tokens, draws).mean() / num_values
+        error = self.decoder_nats(z, tokens, draws, given).mean() / num_values
         yield LossPart(
             self.method.loss_factor * error, {"decoder": error}, name="decoder", junction=encoded, closes=True, **logged
         )
 
     @torch.no_grad()
-    def costs(self, batch: Batch, streams: Streams) -> Costs:
+    def costs(self, batch: Batch, streams: Streams, given: Given | None = None) -> Costs:
         """L_z and L_x / c_lf as in Algorithm 1; L_x / c_lf also with the latents of the batch's previous sample."""
         tokens = self._tokens(batch.data)
         draws = self.draw(streams, tokens)
         layout = self.latent_layout(tokens.layout)
         z, log_std = self._latents(self._encoder_output(tokens), draws)
         z = layout.blank(z)
-        rate = self.rate_nats(z, batch, layout, draws)
-        costs = Costs(rate, self.decoder_nats(z, tokens, draws), self.decoder_nats(z.roll(1, 0), tokens, draws))
+        rate = self.rate_nats(z, batch, layout, draws, self.known_latents(given, streams))
+        own, others = (self.decoder_nats(latents, tokens, draws, given) for latents in (z, z.roll(1, 0)))
+        costs = Costs(rate, own, others)
         if self.prior is not None:
             t = draws.prior_time
             density = (rate - terminal_kl(z, self.path, layout.mask)) / -self.path.dlogsnr(t)
@@ -352,8 +370,11 @@ class UnifiedLatents(LatentModel):
         variance = self.variance_nats(log_std, layout)
         return replace(costs, rate=rate + variance, variance=variance)
 
-    def rate_nats(self, z: Tensor, batch: Batch, layout: Layout, draws: UnifiedLatentsDraws) -> Tensor:
-        """L_z (B,): the bound on the information in z_0 in nats, with the terminal KL (Eq. 3)."""
+    def rate_nats(
+        self, z: Tensor, batch: Batch, layout: Layout, draws: UnifiedLatentsDraws, known: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """L_z (B,): the bound on the information in z_0 in nats, with the terminal KL (Eq. 3); beyond that in what is
+        known of the samples (`known_latents`), if anything is."""
         if self.prior is None:
             return self._normal_nats(z, layout)
         z = z if self.method.prior_gradient else z.detach()
@@ -361,21 +382,25 @@ class UnifiedLatents(LatentModel):
         cond = self._no_condition(len(z), self.conditions.dim)
         if len(self.conditions):
             cond = self.conditions(batch.values, draws.drop)
+        cond = cond.given(known)
         estimate = self.prior(self.path.add_noise(z, draws.prior_noise, t), t, cond, layout)
         nats = denoising_nats(z, estimate, weightings.elbo(t, self.path), layout.mask)
         return nats + terminal_kl(z, self.path, layout.mask)
 
-    def decoder_nats(self, z: Tensor, tokens: Tokens, draws: UnifiedLatentsDraws) -> Tensor:
+    def decoder_nats(
+        self, z: Tensor, tokens: Tokens, draws: UnifiedLatentsDraws, given: Given | None = None
+    ) -> Tensor:  # fmt: skip
         """L_x / c_lf (B,): the decoder's error given z_0, in weighted nats (Eq. 4); a decoder in one pass:
-        |x - x_hat(z_0)|^2."""
+        |x - x_hat(z_0)|^2. Where data are given there is no error."""
         z0 = self.add_encoder_noise(z, draws.latent_noise)
         x, t = tokens.values, draws.data_time
-        cond = self._no_condition(len(z))
+        cond = self._no_condition(len(z)).given(self.known_data(given))
         if self.method.decoder_loss == "mse":
             one = torch.ones_like(t)
             estimate = self.decoder(torch.zeros_like(x), one, cond, tokens.layout, z0)
-            return denoising_nats(x, estimate, one, tokens.layout.mask)
+            return denoising_nats(x, self.keep_given(estimate, x, given), one, tokens.layout.mask)
         estimate = self.decoder(self.data_path.add_noise(x, draws.data_noise, t), t, cond, tokens.layout, z0)
+        estimate = self.keep_given(estimate, x, given)
         weight = weightings.sigmoid(t, self.data_path, self.method.bias)
         return denoising_nats(x, estimate, weight, tokens.layout.mask)
 

@@ -43,7 +43,7 @@ from ..nets.embeddings import sincos
 from ..nets.fields import TokenField, any_exact, token_input
 from ..nets.layers import Float32LayerNorm, Float32RMSNorm, linear
 from ..nets.transformer import PlainTransformer, Transformer
-from ..types import Batch, Conditioning, Layout, Tokens
+from ..types import Batch, Conditioning, Given, Layout, Tokens
 from .base import LatentModel, LossPart, gradients_on_request
 
 MIN_TIME = 0.05
@@ -153,12 +153,13 @@ class GenerativeEncoder(nn.Module):
 
     def __init__(
         self, config: UNITEConfig, fields: Sequence[TokenField], max_latents: int,
-        reads_tokens: bool = False,
+        reads_tokens: bool = False, known_channels: int | None = None,
     ):  # fmt: skip
         super().__init__()
         ge = config.generative_encoder
         self.max_latents = max_latents
         self.latent_in = linear(config.latent_channels, ge.width)
+        self.known_in = None if known_channels is None else linear(known_channels, ge.width)
         self.data_in = token_input(fields, ge.width)
         self.latent_positions = nn.Parameter(sincos(torch.arange(max_latents)[:, None].float(), ge.width))
         self.transformer = Transformer(
@@ -175,6 +176,8 @@ class GenerativeEncoder(nn.Module):
         k = z.shape[1]
         h = self.latent_in(z) + self.latent_positions[:k]  # (B, K, H)
         index = torch.arange(k, device=z.device)
+        if data is None and self.known_in is not None:
+            h = h + self.known_in(cond.known_of(k, self.known_in.in_features))
         if data is not None:
             n = data.values.shape[1]
             h = torch.cat([h, self.data_in(data.values, data.layout.positions)], dim=1)  # (B, K + N, H)
@@ -190,10 +193,13 @@ class Decoder(nn.Module):
     With one latent per data token, each latent has its token's position. Otherwise the sequence is the latents at their
     indices followed by a learned query at each data token's position; the output is that of the queries.
 
-    exact: compute the output layer in float32, inside autocast too.
+    exact: compute the output layer in float32, inside autocast too. known_channels: of what is given of the data, which
+    is added at the data tokens' places; None: nothing is.
     """
 
-    def __init__(self, config: UNITEConfig, channels: int, exact: bool = False):
+    def __init__(
+        self, config: UNITEConfig, channels: int, exact: bool = False, known_channels: int | None = None
+    ):  # fmt: skip
         super().__init__()
         sizes = config.decoder
         self.width = sizes.width
@@ -202,11 +208,15 @@ class Decoder(nn.Module):
         self.latent_in = linear(stem or config.latent_channels, sizes.width, xavier=False)
         self.transformer = PlainTransformer(sizes.width, sizes.depth, sizes.heads, sizes.mlp_width)
         self.out = linear(sizes.width, channels, xavier=False, exact=exact)
+        self.known_in = None if known_channels is None else linear(known_channels, sizes.width, xavier=False)
         self.query = None if config.num_latents is None else nn.Parameter(torch.randn(sizes.width) * 0.02)
 
-    def forward(self, z: Tensor, layout: Layout) -> Tensor:
-        """Latents (B, K, D) and the layout of N data tokens -> (B, N, C)."""
+    def forward(self, z: Tensor, layout: Layout, known: Tensor | None = None) -> Tensor:
+        """Latents (B, K, D), the layout of N data tokens, what is given of them (B, N, C') -> (B, N, C)."""
         positions = sincos(layout.positions, self.width)  # (B or 1, N, H)
+        if self.known_in is not None:
+            known = z.new_zeros(len(z), layout.num_tokens, self.known_in.in_features) if known is None else known
+            positions = positions + self.known_in(known)
         h = self.latent_in(self.stem(z))  # (B, K, H)
         if self.query is None:
             return self.out(self.transformer(h + positions, layout.mask))
@@ -247,12 +257,13 @@ class UNITE(LatentModel):
         fields = self.modality.fields
         self.conditions = Conditions(config.conditions, method.generative_encoder.width)
         reads_tokens = self.conditions.give_tokens
-        self.generative_encoder = GenerativeEncoder(method, fields, max_latents, reads_tokens)
-        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, fields, max_latents, reads_tokens)
+        reads = (reads_tokens, self.known_latent_channels)
+        self.generative_encoder = GenerativeEncoder(method, fields, max_latents, *reads)
+        self.denoiser = None if method.shared_weights else GenerativeEncoder(method, fields, max_latents, *reads)
         if self.denoiser is not None:
             self.denoiser.data_in.requires_grad_(False)  # this network never reads data
         self.latent_norm = _latent_norm(method)
-        self.decoder = Decoder(method, self.modality.channels, any_exact(fields))
+        self.decoder = Decoder(method, self.modality.channels, any_exact(fields), self.known_data_channels)
 
     # ---- the core methods --------------------------------------------------------------------------------------------
 
@@ -265,11 +276,10 @@ class UNITE(LatentModel):
     @gradients_on_request
     def decode(
         self, latents: Tensor, layout: Layout | None = None, seed: int = 0, start: int = 0,
-        settings: SamplingConfig | None = None,
+        settings: SamplingConfig | None = None, given: Given | None = None,
     ) -> Any:  # fmt: skip
         latents, layout = self.decoder_inputs(latents, layout, seed, start)
-        values = self.decoder(latents, layout)
-        return self.modality.finish(self.modality.unpack(Tokens(values.float(), layout)))
+        return self.finished(self.decoder(latents, layout, self.known_data(given)), layout, given)
 
     def denoise(
         self, z: Tensor, t: Tensor | float, cond: Conditioning, layout: Layout | None = None, finish: bool = True
@@ -281,7 +291,9 @@ class UNITE(LatentModel):
 
     def loss(self, batch: Batch, streams: Streams) -> Iterator[LossPart]:
         tokens = self._tokens(batch.data)
-        return self.loss_from(batch, tokens, self.draw(streams, self.latent_layout(tokens.layout).num_tokens))
+        draws = self.draw(streams, self.latent_layout(tokens.layout).num_tokens)
+        given = self.draw_given(batch.data, streams)
+        return self.loss_from(batch, tokens, draws, given, self.known_latents(given, streams))
 
     def latent_layout(self, layout: Layout) -> Layout:
         if self.method.num_latents is None:
@@ -331,12 +343,17 @@ class UNITE(LatentModel):
             drop=uniform[3].unflatten(1, (f, c)),
         )
 
-    def loss_from(self, batch: Batch, tokens: Tokens, draws: UNITEDraws) -> Iterator[LossPart]:
-        """Yield the loss for given random numbers: the reconstruction part, then the flow draws chunk by chunk."""
+    def loss_from(
+        self, batch: Batch, tokens: Tokens, draws: UNITEDraws, given: Given | None = None, known: Tensor | None = None
+    ) -> Iterator[LossPart]:  # fmt: skip
+        """Yield the loss for these random numbers: the reconstruction part, then the flow draws chunk by chunk.
+
+        given, known: the given parts of the samples, and their `known_latents`.
+        """
         z = self.tokenize(tokens, draws.registers, draws.register_time)  # (B, K, D)
-        part = self._reconstruction(z, batch.data, tokens.layout, draws)
+        part = self._reconstruction(z, batch.data, tokens, draws, given)
         if not self.method.stop_gradient:
-            flow = self._flow(z, batch, tokens.layout, draws, slice(None))
+            flow = self._flow(z, batch, tokens.layout, draws, slice(None), known)
             yield replace(
                 part, value=part.value + flow.value, terms=part.terms | flow.terms, name="reconstruction_and_flow"
             )
@@ -345,11 +362,14 @@ class UNITE(LatentModel):
         z = z.detach()
         chunk = self.method.flow_chunk or self.method.flow_draws
         for start in range(0, self.method.flow_draws, chunk):
-            yield self._flow(z, batch, tokens.layout, draws, slice(start, start + chunk))
+            yield self._flow(z, batch, tokens.layout, draws, slice(start, start + chunk), known)
 
-    def _reconstruction(self, z: Tensor, data: Any, layout: Layout, draws: UNITEDraws) -> LossPart:
-        noisy = self.add_reconstruction_noise(z, draws)
-        prediction = Tokens(self.decoder(noisy, layout), layout)
+    def _reconstruction(
+        self, z: Tensor, data: Any, tokens: Tokens, draws: UNITEDraws, given: Given | None
+    ) -> LossPart:  # fmt: skip
+        noisy, layout = self.add_reconstruction_noise(z, draws), tokens.layout
+        values = self.decoder(noisy, layout, self.known_data(given))
+        prediction = Tokens(self.keep_given(values, tokens.values, given), layout)
         terms = self.modality.reconstruction_loss(prediction, data)
         value = self.method.reconstruction_weight * torch.stack(list(terms.values())).sum()
         mask = self.latent_layout(layout).mask
@@ -360,7 +380,9 @@ class UNITE(LatentModel):
         t = self.method.reconstruction_noise * draws.noise_time
         return self.path.add_noise(z, draws.noise, torch.where(draws.noisy < 0.5, t, 0.0))
 
-    def _flow(self, z: Tensor, batch: Batch, layout: Layout, draws: UNITEDraws, which: slice) -> LossPart:
+    def _flow(
+        self, z: Tensor, batch: Batch, layout: Layout, draws: UNITEDraws, which: slice, known: Tensor | None = None,
+    ) -> LossPart:  # fmt: skip
         """The terms of L_flow of some draws. z is repeated: all samples of one draw, then all of the next."""
         t = times.shift(times.logit_normal(draws.flow_time[:, which]), self.method.time_shift)  # (B, f)
         f = t.shape[1]
@@ -369,6 +391,7 @@ class UNITE(LatentModel):
         drop = draws.drop[:, which].transpose(0, 1).flatten(0, 1)  # (f B, c)
         clean = z.repeat(f, 1, 1)
         cond = self.conditions(batch.values, drop) if len(self.conditions) else self.conditions.null(len(clean))
+        cond = cond.given(None if known is None else known.repeat(f, 1, 1))
         latents = self.latent_layout(layout).repeat(f)
         estimate = self.denoise(self.path.add_noise(clean, eps, t), t, cond, latents)
         mean = denoising_loss(clean, estimate, weightings.velocity(t, MIN_TIME), latents.mask)

@@ -34,13 +34,17 @@ from ..listings import ALONE, Listings
 from ..maths.streams import Streams, generator
 from ..nets.fields import TokenField
 from ..records import Rows
-from ..types import Layout, Tokens, join, move
+from ..types import Given, Layout, Tokens, join, move
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 
 
 class BadSample(ValueError):
     """A sample that cannot be used. The message has its path and the reason; training counts and replaces it."""
+
+
+class NothingFound(ValueError):
+    """A folder or archive that holds no samples of a modality."""
 
 
 Skipped = Callable[[str], object]
@@ -68,6 +72,9 @@ class Dataset(ABC):
 
     notes: Sequence[str] = ()
     """What was found with the samples and is not used (files that are not read, say), one line each."""
+
+    details: Mapping[str, str] = {}
+    """How samples are chosen from what lies at the source, in words: part of the protocol of a number."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -245,6 +252,8 @@ class Space(ABC):
     """Whether `fit` found that it has no output for this data; then no set is run through it."""
     compares: ClassVar[bool] = False
     """Whether its only output is that of `against`, for pairs of a reconstruction and its original."""
+    details: Mapping[str, str] = {}
+    """What its features depend on besides data and weights, in words: part of the protocol of its numbers."""
 
     def prepare(self, device: torch.device) -> None:
         """Load the weights before first use; ValueError names what is missing. Default: nothing."""
@@ -264,6 +273,11 @@ class Space(ABC):
 
     def against(self, made: Any, data: Any) -> dict[str, Tensor]:
         """Return features (B,) of reconstructions (`made`) paired with their originals. Default: none."""
+        return {}
+
+    def controls(self, data: Any) -> dict[str, Tensor]:
+        """Return features of samples spoiled in a known way, for baselines. Called with held-out real samples only.
+        Names differ from those of `__call__`. Default: none."""
         return {}
 
 
@@ -299,6 +313,10 @@ class Metric(ABC):
     """Keys of the rows it can return."""
     track: str = "generation"
     """"generation" or "reconstruction"."""
+    details: Mapping[str, str] = {}
+    """What its numbers depend on besides its Space, in words: part of their protocol."""
+    needs_held_out: bool = False
+    """Whether held-out real samples are its baseline: they are passed through its Space even if that is a large one."""
     most_samples: int | None = None
     """It reads at most this many samples, the first ones; None: all."""
     most_reference: int | None = None
@@ -432,6 +450,70 @@ class Modality(ABC):
         Used by `LatentModel.decoder_inputs`. Only called if layouts have masks.
         """
         raise AssertionError(f"{type(self).__name__} has one layout")
+
+    # ---- given parts: a modality whose samples can be given in part has all of these
+
+    given_kinds: ClassVar[tuple[str, ...]] = ()
+    """Kinds of parts that `draw_mask` draws. Default: none; then nothing in this section is called."""
+
+    @property
+    def mask_channels(self) -> int:
+        """M, values per token of a packed mask."""
+        raise AssertionError(f"{type(self).__name__} has no parts that can be given")
+
+    def draw_mask(self, data: Any, streams: Streams, kinds: Sequence[str]) -> Tensor:
+        """Return for each sample a random part of one of these kinds: the mask of a `Given`, on the data's device."""
+        raise AssertionError(f"{type(self).__name__} has no parts that can be given")
+
+    def pack_mask(self, mask: Tensor) -> Tensor:
+        """Convert the mask of a `Given` to tokens (B, N, M) of 0 and 1, float32."""
+        raise AssertionError(f"{type(self).__name__} has no parts that can be given")
+
+    def fill(self, given: Given) -> Any:
+        """Return Data for an encoder: something likely where data are not given, which depends on nothing else."""
+        raise AssertionError(f"{type(self).__name__} has no parts that can be given")
+
+    def put_back(self, data: Any, given: Given) -> Any:
+        """Return the data with the given parts, exactly."""
+        raise AssertionError(f"{type(self).__name__} has no parts that can be given")
+
+    @property
+    def completes_in_evaluation(self) -> bool:
+        """Whether an evaluation completes parts of held-out samples in place of drawing whole ones. Default: false."""
+        return False
+
+    def given_in_evaluation(self, data: Any) -> Given:
+        """Return what an evaluation gives of held-out samples."""
+        raise AssertionError(f"{type(self).__name__} has no parts that can be given")
+
+    def scored(self, made: Any, given: Given, reconstruct: Callable[[Any], Any]) -> Any:
+        """Return completed samples as metrics see them. Default: with the given parts as they are."""
+        return made
+
+    def errors_of_rest(self, made: Any, data: Any, given: Given) -> dict[str, list[float]]:
+        """Return the errors of completed samples (`made`) against the true ones where nothing was given, and, as
+        `filled_...`, those of `fill`."""
+        raise AssertionError(f"{type(self).__name__} has no parts that can be given")
+
+    def check_given(self, given: Given) -> Given:
+        """Return given parts if the modality can use them, else ValueError: what they are and what is expected."""
+        raise AssertionError(f"{type(self).__name__} has no parts that can be given")
+
+    def check_length(self, length: int, overlap: int | None) -> None:
+        """ValueError unless `lengthen` can make samples of this length with this overlap."""
+        raise ValueError(f"length: samples of {self.config.name} have no length; leave it out")
+
+    def lengthen(self, data: Any, length: int, overlap: int, complete: Callable[[Given, int], Any]) -> Any:
+        """Return samples of a greater length, made window by window: `complete` takes the last `overlap` of what there
+        is, as the given part of the next window, and its number, from 1 on. Called after `check_length`."""
+        raise AssertionError(f"{type(self).__name__} has no length")
+
+    def read_given(self, path: Path, mask: Path | None, frames: int | None) -> Given:
+        """Read the given part of one sample from files; ValueError names the option that is missing or wrong.
+
+        mask: where it is not given, as an image. frames: how many, from the first on.
+        """
+        raise ValueError(f"--given: no part of a sample of {self.config.name} can be given; leave it out")
 
     # ---- loss
 

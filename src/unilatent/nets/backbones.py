@@ -76,22 +76,22 @@ def per_axis(size: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 def make_backbone(
     config: ViTConfig | UViTConfig, channels: int, axes: int, context_channels: int | None = None,
-    reads_tokens: bool = False, exact: bool = False,
+    reads_tokens: bool = False, exact: bool = False, known_channels: int | None = None,
 ) -> nn.Module:  # fmt: skip
     """Build a backbone over tokens of `channels` channels.
 
     reads_tokens: whether it reads condition tokens too (`Conditions.give_tokens`). exact: of a transformer, whether
-        values enter and leave in float32 (`nets.fields`).
+        values enter and leave in float32 (`nets.fields`). known_channels: of `Conditioning.known`, if it is read.
     """
     if isinstance(config, ViTConfig):
         return ViT(
             channels, config.width, config.depth, config.heads, config.dropout, context_channels,
-            reads_tokens=reads_tokens, exact=exact,
+            reads_tokens=reads_tokens, exact=exact, known_channels=known_channels,
         )  # fmt: skip
     return UViT(
         channels, config.channels, config.blocks, config.transformers, per_axis(config.patch, axes),
         [per_axis(stride, axes) for stride in config.strides], config.width, config.heads, config.dropout,
-        context_channels, reads_tokens,
+        context_channels, reads_tokens, known_channels,
     )  # fmt: skip
 
 

@@ -238,6 +238,7 @@ class UViT(nn.Module):
     context_channels: D' of context tokens (B, K, D'), one per cell of the coarsest grid. They are added there, and
         repeated and concatenated to the input. None: no context.
     reads_tokens: transformer levels read condition tokens, see `Transformer`.
+    known_channels: of `Conditioning.known`, which is concatenated to the input; None: it is not read.
 
     Sizes of Unified Latents: parameters, those in attention and MLPs (AdaLN has many parameters but few operations),
     and multiply-adds for one 512 x 512 image with 32 x 32 latents:
@@ -248,7 +249,7 @@ class UViT(nn.Module):
     def __init__(
         self, in_channels: int, channels: Sequence[int], blocks: Sequence[int], transformers: int, patch: PerAxis,
         strides: Sequence[PerAxis], cond_dim: int, heads: int = 16, dropout: float = 0.0,
-        context_channels: int | None = None, reads_tokens: bool = False,
+        context_channels: int | None = None, reads_tokens: bool = False, known_channels: int | None = None,
     ):  # fmt: skip
         super().__init__()
         _check_levels(channels, blocks, strides)
@@ -274,9 +275,10 @@ class UViT(nn.Module):
                 )
             return ConvLevel(axes, channels[i], blocks[i], cond_dim)
 
-        self.reads_tokens = reads_tokens
+        self.reads_tokens, self.known_channels = reads_tokens, known_channels
         self.time = TimeEmbedding(cond_dim)
-        self.patch_in = conv(axes, in_channels * math.prod(patch) + concatenated, first, kernels[0])
+        read = (in_channels + (known_channels or 0)) * math.prod(patch)
+        self.patch_in = conv(axes, read + concatenated, first, kernels[0])
         self.down_levels = nn.ModuleList(level(i) for i in range(len(strides)))
         self.down = nn.ModuleList(conv(axes, a, b, k) for (a, b), k in zip(pairwise(channels), kernels, strict=False))
         self.middle = level(len(strides))
@@ -297,6 +299,9 @@ class UViT(nn.Module):
         grid = grid_of(layout, self.axes)
         coarsest = coarser(grid, [self.patch, *self.strides])
         weight = self.time.out.weight
+        if self.known_channels is not None:
+            known = cond.known_of(values.shape[1], self.known_channels)
+            values = torch.cat([values, known.to(values.dtype)], dim=2)  # (B, N, C + C')
         values = in_compute_dtype(values, weight)
         c = in_compute_dtype(self.time(time) + cond.vector, weight)  # (B, D)
         h = gather_patches(to_grid(values, grid), self.patch)  # (B, C prod(patch), *grid / patch)

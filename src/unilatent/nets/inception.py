@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..pretrained import WeightFile, check_layout, fetch, read
+from .resizing import stretch_tf1, stretch_torch
 
 PUBLISHED = WeightFile(
     name="InceptionV3 weights for FID",
@@ -277,28 +278,14 @@ COUNTER = "num_batches_tracked"
 
 
 def resize_tf1(levels: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 255] to (B, 3, 299, 299) in about [-1, 1], as in the original graph.
-
-    TensorFlow 1's bilinear resize: output pixel i is at input coordinate i * H / 299, counted from the centre of the
-    first pixel, without half-pixel offset and without antialiasing. Then (x - 128) / 128.
-    """
-    return (_linear(_linear(levels, 3), 2) - 128) / 128
-
-
-def _linear(x: Tensor, dim: int) -> Tensor:
-    """Resize one axis to 299 pixels."""
-    size = x.shape[dim]
-    source = torch.arange(SIDE, dtype=torch.float32, device=x.device) * torch.tensor(size / SIDE, dtype=torch.float32)
-    lower = source.long().clamp(max=size - 1)
-    upper = (lower + 1).clamp(max=size - 1)
-    weight = (source - lower).view([-1 if axis == dim else 1 for axis in range(x.ndim)])
-    below, above = x.index_select(dim, lower), x.index_select(dim, upper)
-    return below + (above - below) * weight
+    """(B, 3, H, W) in [0, 255] to (B, 3, 299, 299) in about [-1, 1], as in the original graph: (x - 128) / 128 after
+    TensorFlow 1's bilinear resize."""
+    return (stretch_tf1(levels, SIDE) - 128) / 128
 
 
 def resize_torch(levels: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 255] to (B, 3, 299, 299) in [-1, 1], as in pytorch-fid, with half-pixel centres."""
-    return 2 * F.interpolate(levels / 255, (SIDE, SIDE), mode="bilinear", align_corners=False) - 1
+    return 2 * stretch_torch(levels / 255, SIDE) - 1
 
 
 RESIZES: dict[str, Callable[[Tensor], Tensor]] = {"tf1": resize_tf1, "torch": resize_torch}

@@ -22,13 +22,15 @@ class ViT(nn.Module):
     fields: what the channels mean (`nets.fields`); None: all the same.
     exact: without fields, read and return values in float32, inside autocast too.
     context_channels: D' of context tokens (B, N, D'), one per token, added to the input; None: no context.
-    out_channels: default in_channels. reads_tokens: see `Transformer`.
+    out_channels: default in_channels. reads_tokens: see `Transformer`. known_channels: of `Conditioning.known`, which
+        is added to the input; None: it is not read.
     """
 
     def __init__(
         self, in_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
         context_channels: int | None = None, out_channels: int | None = None,
         fields: Sequence[TokenField] | None = None, reads_tokens: bool = False, exact: bool = False,
+        known_channels: int | None = None,
     ):  # fmt: skip
         super().__init__()
         assert not (fields and exact), "fields say which of them are exact"
@@ -36,6 +38,7 @@ class ViT(nn.Module):
             ExactLinearInput(in_channels, width) if exact else token_input(fields or [TokenField(in_channels)], width)
         )
         self.context_in = None if context_channels is None else linear(context_channels, width)
+        self.known_in = None if known_channels is None else linear(known_channels, width)
         out_channels = in_channels if out_channels is None else out_channels
         self.transformer = Transformer(
             width, depth, heads, out_channels, block_norm=False, dropout=dropout, reads_tokens=reads_tokens,
@@ -52,6 +55,8 @@ class ViT(nn.Module):
                 got = "none" if context is None else f"{context.shape[1]} tokens"
                 raise ValueError(f"context: expected {values.shape[1]} tokens, one per data token, got {got}")
             h = h + self.context_in(context)
+        if self.known_in is not None:
+            h = h + self.known_in(cond.known_of(values.shape[1], self.known_in.in_features))
         return self.transformer(h, layout, time, cond)
 
 

@@ -277,8 +277,8 @@ class RunConfig(ModelConfig):
     preset: str = "custom"
     """Name of the preset that this configuration came from."""
     tokenizer: RunConfig | None = None
-    """First stage, trained before in RUN/tokenizer with this run's seed, data and modality; `method.tokenizer` is then
-    the path of its model; null: no first stage."""
+    """First stage, trained before in RUN/tokenizer with this run's seed, data, modality and given parts;
+    `method.tokenizer` is then the path of its model; null: no first stage."""
     seed: int = Field(default=0, ge=0)
     """Seed of all random numbers: initialisation, order of the data, training noise, samples."""
     data: SerializeAsAny[Config]
@@ -312,7 +312,13 @@ class RunConfig(ModelConfig):
         """The first stage, with this run's data, modality and seed; None if there is none or it is trained already."""
         if self.tokenizer is None or getattr(self.method, "tokenizer", None) is not None:
             return None
-        shared = {"seed": self.seed, "data": self.data, "modality": self.modality, "preset": f"{self.preset}-tokenizer"}
+        shared = {
+            "seed": self.seed,
+            "data": self.data,
+            "modality": self.modality,
+            "given": self.given,
+            "preset": f"{self.preset}-tokenizer",
+        }
         return self.tokenizer.model_copy(update=shared)
 
     def example(self) -> Self:
@@ -338,5 +344,6 @@ class RunConfig(ModelConfig):
     def model(self) -> ModelConfig:
         """Return the part that describes the model."""
         return ModelConfig(
-            modality=self.modality, conditions=self.conditions, method=self.method, sampling=self.sampling
-        )
+            modality=self.modality, conditions=self.conditions, method=self.method, sampling=self.sampling,
+            given=self.given,
+        )  # fmt: skip

@@ -29,14 +29,16 @@ from ..evaluation.reference import find_reference
 from ..evaluation.table import is_better, table, write_evaluation
 from ..files import read_json, write_json
 from ..maths.solvers import ADAPTIVE
+from ..maths.streams import Streams
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Modality, Splits, Stream
 from ..processes import Processes
 from ..runs.crash import first_line
 from ..runs.curves import draw_curves
 from ..runs.journal import Journal
-from ..sampling import reconstruct, sample_batches
+from ..sampling import reconstruct, sample_batches, sample_rows
 from ..signals import StopRequest
+from ..types import Given
 from .config import RunConfig
 from .loggers import Loggers
 from .memory import OUT_OF_MEMORY, is_out_of_memory
@@ -140,7 +142,10 @@ class Monitor:
         count = min(DRAWN, self.training.num_samples, self._drawn_size)
         parts: list[dict[str, Any]] = []
         faults: list[str] = []
-        for num, make in ((self.training.num_samples, self._new_samples), (count, self._reconstructions)):
+        kinds = [(self.training.num_samples, self._new_samples), (count, self._reconstructions)]
+        if self.config.given is not None:
+            kinds.append((count, self._completions))
+        for num, make in kinds:
             rank, world = self.processes.rank, self.processes.world
             own = range(rank * num // world, (rank + 1) * num // world)
             turns, batches = self._collecting(make(own, num), parts, faults), -(-len(own) // BATCH)
@@ -179,6 +184,21 @@ class Monitor:
             real = collate(examples, model.modality).data
             yield {"real": real, "recon": reconstruct(model, real, seed=seed, start=rows.start, precision=precision)}
 
+    def _completions(self, rows: range, count: int) -> Iterator[dict[str, Any]]:
+        """Held-out samples, completed from parts that are drawn as in training."""
+        model, seed, settings = self.state.model, self.config.seed, self.config.given
+        assert settings is not None
+        examples = [example for example, _ in spread_evenly(self._drawn_data, rows, count)]
+        if not examples:
+            return
+        batch = collate(examples, model.modality)
+        kinds = settings.kinds or model.modality.given_kinds
+        given = Given(batch.data, model.modality.draw_mask(batch.data, Streams(("drawn", seed), rows), kinds))
+        made = sample_rows(
+            model, rows, batch.values, self.config.sampling, seed, self.training.precision, given=given
+        )  # fmt: skip
+        yield {"given": model.modality.fill(given), "completed": made.data, "true": batch.data}
+
     @property
     def _drawn_data(self) -> Dataset:
         """The data whose reconstructions are drawn."""
@@ -193,7 +213,8 @@ class Monitor:
         return self.stop.received is not None
 
     def _draw(self, parts: list[dict[str, Any]], fault: str | None) -> None:
-        """Draw a grid of samples, one of held-out samples above their reconstructions, and the curves."""
+        """Draw a grid of samples, one of held-out samples above their reconstructions, one of what was given of them,
+        how the model completed it and how they are, and the curves."""
         try:
             if fault is None:
                 self._draw_grids(parts)
@@ -211,13 +232,17 @@ class Monitor:
     def _draw_grids(self, parts: list[dict[str, Any]]) -> None:
         modality, conditions = self.state.model.modality, self.state.model.conditions
         name = f"step_{self.state.step:08d}.png"
-        samples, real, made = (
-            modality.join([part[kind] for part in parts if kind in part]) for kind in ("samples", "real", "recon")
-        )
+
+        def of(*names: str) -> list[Any]:
+            return [modality.join([part[name] for part in parts if name in part]) for name in names]
+
+        [samples], recon = of("samples"), of("real", "recon")
         captions = conditions.grid_captions(conditions.parse(self.training.num_samples, {}))
         modality.draw_grid([samples], self.run / "samples" / name, columns=conditions.columns, captions=captions)
-        modality.draw_grid([real, made], self.run / "recon" / name)
-        for kind in ("samples", "recon"):
+        modality.draw_grid(recon, self.run / "recon" / name)
+        if self.config.given is not None:
+            modality.draw_grid(of("given", "completed", "true"), self.run / "given" / name)
+        for kind in ("samples", "recon", *(["given"] if self.config.given is not None else [])):
             self.loggers.image(self.state.step, kind, self.run / kind / name)
 
     # Evaluations.

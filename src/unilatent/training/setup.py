@@ -91,6 +91,8 @@ def training_set(config: RunConfig, splits: Splits, modality: Modality, processe
             f"training.latents: set, but {config.method.name} trains its own encoder, whose latents change; leave it "
             "out"
         )
+    if config.given is not None:
+        raise ConfigError("training.latents: set, but given parts are encoded in each step; leave it or given out")
     folder, precision = expanded(config.training.latents), config.training.precision
     header = processes.from_main(lambda: read_header(folder, splits.train, modality, precision))
     return StoredLatents(folder, header, splits.train)

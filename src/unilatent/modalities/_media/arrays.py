@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -61,6 +62,37 @@ def stored_arrays(path: Path, field: str) -> dict[str, StoredArray]:
     return {array.name: array for array in arrays}
 
 
+def stored_array(path: Path, field: str) -> StoredArray:
+    """Read the header of a .npy; ValueError names `field` unless it is a complete numeric array in C order.
+
+    Its `crc` is that of the header and of the file's size and time of change: the values are not read.
+    """
+    try:
+        with path.open("rb") as file:
+            shape, fortran, dtype = _header(file)
+            start = file.tell()
+            stat = path.stat()
+    except OSError as error:
+        raise ValueError(f"{field}: {path}: {error.strerror or error}; give a readable .npy") from None
+    except Exception as error:  # ValueError, KeyError, EOFError, struct.error, ...
+        raise ValueError(
+            f"{field}: {path}: not a .npy of a numeric array ({_reason(error)}); save it with numpy.save"
+        ) from None
+    if dtype.hasobject or fortran or stat.st_size != start + math.prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"{field}: {path}: not a complete numeric array in C order; save it with numpy.save, or copy it again"
+        )
+    crc = zlib.crc32(repr((shape, str(dtype), stat.st_size, stat.st_mtime_ns)).encode())
+    return StoredArray(path, path.stem, shape, dtype, crc, start)
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of an array; ValueError or KeyError if there is none."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return read[version](file)
+
+
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -69,9 +101,7 @@ def _stored_array(path: Path, archive: zipfile.ZipFile, raw: BinaryIO, member: z
     """Read the header of one array. raw: the archive's own bytes."""
     name = member.filename.removesuffix(".npy")
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read[version](file)
+        shape, fortran, dtype = _header(file)
         header = file.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} contains Python objects, which would have to be unpickled")

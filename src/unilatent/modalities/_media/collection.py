@@ -52,6 +52,9 @@ class Collection(ABC):
     listings: Listings = ALONE
     """Who looks at files when a data set of the collection is opened."""
 
+    sources: Sequence[str] | None = None
+    """What each sample was taken from; samples of one source are held out together. None: each is its own source."""
+
     @property
     def groups(self) -> Sequence[int]:
         """Numbers of the samples' classes for the choice of held-out samples, whatever order the classes are in."""
@@ -87,11 +90,28 @@ class CachedCollection(Collection):
         return pixels.float() / 255
 
 
-FileDecoder = Callable[[bytes, Frame, str], Tensor]
+FileDecoder = Callable[[Any, Frame, str], Tensor]
 """(content of a file, frame, its path for messages) -> sample as uint8; BadSample if it cannot be decoded."""
 
 
-class FileCollection(CachedCollection):
+class EncodedCollection(CachedCollection):
+    """Samples that are decoded from files, wherever these lie."""
+
+    decoder: FileDecoder
+
+    def decode(self, index: int) -> Tensor:
+        return self.decoder(self.content(index), self.frame, self.where(index))
+
+    @abstractmethod
+    def content(self, index: int) -> Any:
+        """Return the content of a sample's file; BadSample if it cannot be read."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """Return the place of a sample, for messages."""
+
+
+class FileCollection(EncodedCollection):
     """The files of a folder or archive."""
 
     def __init__(
@@ -104,6 +124,7 @@ class FileCollection(CachedCollection):
         self.root, self.names, self.captions = listing.root, listing.names, listing.captions
         self.class_names, self.labels, self.notes = listing.class_names, listing.labels, listing.notes
         self.hints, self.stamps = listing.hints, listing.stamps
+        self.sources = source.kind.source_of and [source.kind.source_of(name) for name in self.names]
         places = {name: place for place, name in enumerate(sorted(self.class_names))}
         order = [places[name] for name in self.class_names]
         self.places = None if order == sorted(order) else [order[label] for label in self.labels or ()]
@@ -113,9 +134,11 @@ class FileCollection(CachedCollection):
         """Labels by the order of the class names' characters."""
         return super().groups if self.places is None else self.places
 
-    def decode(self, index: int) -> Tensor:
-        name = self.root + self.names[index]
-        return self.decoder(self.source.read(name), self.frame, self.source.where(name))
+    def content(self, index: int) -> Any:
+        return self.source.content(self.root + self.names[index])
+
+    def where(self, index: int) -> str:
+        return self.source.where(self.root + self.names[index])
 
     def stamp(self, index: int) -> str:
         return self.source.stamp(self.root + self.names[index]) if self.stamps is None else self.stamps[index]
@@ -242,16 +265,25 @@ def configured_names(names: tuple[str, ...], config: MediaData, numbers_are_name
     return names
 
 
+DatasetMaker = Callable[[Any, Any], Dataset]
+"""(collection, numbers of its samples) -> data set."""
+
+
 # ---- held-out samples ----------------------------------------------------------------------------------------------
 
 
-def divide(collection: Collection, held_out: float) -> Splits:
-    """Hold out `held_out` samples (below 1: a fraction) and train on the others; ValueError if none is left."""
-    total = len(collection.names)
-    indices = held_out_indices(collection.names, collection.groups, held_out_count(held_out, total))
-    excluded = set(indices)
-    train = [i for i in range(total) if i not in excluded]
-    return Splits(CollectionDataset(collection, train), CollectionDataset(collection, indices))
+def divide(
+    collection: Collection, held_out: float, make: DatasetMaker = CollectionDataset, among: Sequence[int] | None = None
+) -> Splits:
+    """Hold out `held_out` samples (below 1: a fraction) and train on the others; ValueError if none is left.
+
+    make: builds a data set of some samples. among: the samples that are used; None: all.
+    """
+    used = range(len(collection.names)) if among is None else among
+    names, groups = [collection.names[i] for i in used], [collection.groups[i] for i in used]
+    sources = None if collection.sources is None else [collection.sources[i] for i in used]
+    chosen = {used[i] for i in held_out_indices(names, groups, held_out_count(held_out, len(used)), sources)}
+    return Splits(make(collection, [i for i in used if i not in chosen]), make(collection, sorted(chosen)))
 
 
 def held_out_count(held_out: float, total: int) -> int:
@@ -265,19 +297,48 @@ def held_out_count(held_out: float, total: int) -> int:
     return count
 
 
-def held_out_indices(names: Sequence[str], labels: Sequence[int], count: int) -> list[int]:
+def held_out_indices(
+    names: Sequence[str], labels: Sequence[int], count: int, sources: Sequence[str] | None = None
+) -> list[int]:
     """Return the `count` samples to hold out, sorted: round-robin over classes, within a class by the hash of the name.
 
     Adding samples therefore moves few others between the splits. The last remaining sample of a class is taken only
-    after all other samples.
+    after all other samples. sources: what each sample was taken from; then whole sources are held out, as many as give
+    at least `count` samples. ValueError if there is none left to train on.
     """
+    if sources is not None and len(set(sources)) < len(names):
+        return _held_out_sources(labels, count, sources)
+    return sorted(_in_turns(names, labels)[:count])
+
+
+def _in_turns(names: Sequence[str], labels: Sequence[int]) -> list[int]:
+    """Return all indices in the order in which they are held out."""
     sizes, seen = Counter(labels), Counter[int]()
     turns = []
     for index in sorted(range(len(names)), key=lambda i: seed_of("held_out", names[i])):
         label = labels[index]
         seen[label] += 1
         turns.append((seen[label] == sizes[label], seen[label], label, index))
-    return sorted(turn[-1] for turn in sorted(turns)[:count])
+    return [turn[-1] for turn in sorted(turns)]
+
+
+def _held_out_sources(labels: Sequence[int], count: int, sources: Sequence[str]) -> list[int]:
+    members: dict[str, list[int]] = {}
+    for index, source in enumerate(sources):
+        members.setdefault(source, []).append(index)
+    units = list(members)
+    firsts = [labels[members[unit][0]] for unit in units]
+    chosen: list[int] = []
+    for unit in _in_turns(units, firsts):
+        if len(chosen) >= count:
+            break
+        chosen += members[units[unit]]
+    if len(chosen) == len(labels):
+        raise ValueError(
+            f"data.held_out: {count}, but samples of one source are held out together, and all "
+            f"{count_of(len(labels), 'sample')} come from {count_of(len(units), 'source')} ({units[0]}); hold out fewer"
+        )
+    return sorted(chosen)
 
 
 # ---- reading in order ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -16,7 +16,7 @@ from typing import Any
 
 from ...listings import spread
 from ...zip_names import OPENING_FAILS, members
-from ..base import BadSample
+from ..base import BadSample, NothingFound
 
 MEMBER_BYTES = 256 * 2**20
 """Largest unpacked size of one file of an archive, against archives that unpack to terabytes."""
@@ -43,11 +43,16 @@ class FileKind:
     """Which files are samples.
 
     noun: what messages call a sample; suffixes: lower case, with the dot; convert_to: those that messages recommend.
+    by_path: whether the decoder opens a file on disk itself, because whole files may be too large to be read.
+    source_of: maps the name of a sample to that of its source; samples of one source (clips of one recording) are held
+    out together. None: each sample is its own.
     """
 
     noun: str
     suffixes: tuple[str, ...]
     convert_to: tuple[str, ...]
+    by_path: bool = False
+    source_of: Callable[[str], str] | None = None
 
     def holds(self, name: str) -> bool:
         """Whether a file is a sample, by its suffix. Hidden files and those of the operating system are not."""
@@ -120,6 +125,10 @@ class FileSource(ABC):
     def read(self, name: str) -> bytes:
         """Return the content of a file; BadSample if it cannot be read."""
 
+    def content(self, name: str) -> Any:
+        """Return what the decoder of the samples takes: the bytes of a file, or its path (`FileKind.by_path`)."""
+        return self.read(name)
+
     @abstractmethod
     def stamp(self, name: str) -> str:
         """Return what is known about a file without reading it: part of the data fingerprint."""
@@ -168,6 +177,9 @@ class Folder(FileSource):
             raise BadSample(
                 f"{self.kind.noun} {self.where(name)}: {error.strerror}; make it readable or remove it"
             ) from error
+
+    def content(self, name: str) -> Any:
+        return self.path / name if self.kind.by_path else self.read(name)
 
     def stamp(self, name: str) -> str:
         try:
@@ -287,12 +299,12 @@ def locate(path: Path, field: str, kind: FileKind) -> FileSource:
 
 
 def at_least_one(names: list[str], source: FileSource, field: str) -> list[str]:
-    """Return the names; ValueError if there are none."""
+    """Return the names; NothingFound if there are none."""
     if not names:
         kind = source.kind
         unread = kind.unread(source.files())
         found = f", but {counted(unread)}" if unread else ""
-        raise ValueError(
+        raise NothingFound(
             one_line(f"{field}: {source.path} holds no {kind.noun}s{found}; accepted are {', '.join(kind.suffixes)}")
         )
     return names
@@ -339,6 +351,12 @@ def number_order(name: str) -> tuple[int, str, str]:
     """Sort key of decimal numbers of any length by their value; equal ones by their text."""
     digits = name.lstrip("0")
     return len(digits), digits, name
+
+
+def natural_order(name: str) -> list[tuple[int, str, str]]:
+    """Sort key of names with numbers in them, by the values of these: 2.png before 10.png."""
+    parts = re.split("([0-9]+)", name)
+    return [(-1, part, "") if place % 2 == 0 else number_order(part) for place, part in enumerate(parts)]
 
 
 def lone_class(root: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Samples from Hugging Face data sets, read by the library `datasets`: a table with random access, or a stream.
 
-Only parquet, arrow and folders of images are opened: no loading scripts, no pickle.
+Only parquet, arrow and folders of images or videos are opened: no loading scripts, no pickle.
 """
 
 from __future__ import annotations
@@ -23,11 +23,19 @@ from ...plain_text import count_of
 from ..base import BadSample, Dataset, Splits, Stream
 from . import captions as texts
 from .captions import ARGUMENT, Captions, TemplateCaptions
-from .collection import CachedCollection, CollectionDataset, FileDecoder, configured_names, divide, with_names
+from .collection import (
+    CollectionDataset,
+    DatasetMaker,
+    EncodedCollection,
+    FileDecoder,
+    configured_names,
+    divide,
+    with_names,
+)
 from .config import HUB, MediaData
 from .pixels import Frame
 
-FORMATS = ("parquet", "arrow", "imagefolder")
+FORMATS = ("parquet", "arrow", "imagefolder", "videofolder")
 """Supported builders of the library."""
 CHUNKS = 1024
 """Largest number of chunks that a stream's files are grouped into; lanes are assigned chunks."""
@@ -60,11 +68,13 @@ class Column:
 
 
 def splits(
-    config: MediaData, column: Column, name: str | None, frame: Frame, listings: Listings = ALONE
+    config: MediaData, column: Column, name: str | None, frame: Frame, make: DatasetMaker = CollectionDataset,
+    streams: tuple[type[HubStream], type[HubStream]] | None = None, listings: Listings = ALONE,
 ) -> Splits:  # fmt: skip
     """Open the training and held-out samples; ValueError names the field, the problem and the fix.
 
-    name: of the column; None: the only one of its feature type.
+    name: of the column; None: the only one of its feature type. make: builds a data set of some samples. streams:
+    the classes of a stream of training and of held-out samples; None: HubStream.
     """
     if config.held_out_split is not None and not config.held_out:
         raise ValueError(
@@ -72,22 +82,25 @@ def splits(
             f"{column.noun}s to hold out"
         )
     if config.streaming:
-        return _stream_splits(config, column, name, frame, listings)
+        return _stream_splits(config, column, name, frame, *(streams or (HubStream, HubStream)), listings)
     table = HubTable(_HubSplit(config, config.split, column, name, listings), frame, config.cache)
     collection = with_names(table, config)
     if config.held_out_split is None:
-        return divide(collection, config.held_out)
+        return divide(collection, config.held_out, make)
     other = HubTable(_HubSplit(config, config.held_out_split, column, name, listings), frame, config.cache)
     with_names(other, config)
     _same_classes(table.source.class_names, other.source.class_names, config)
     total = len(other.names)
     count = round(config.held_out * total) if config.held_out < 1 else int(config.held_out)
-    held_out = CollectionDataset(other, range(total)) if count == total else divide(other, count).held_out
-    return Splits(CollectionDataset(collection, range(len(collection.names))), held_out)
+    held_out = make(other, range(total)) if count == total else divide(other, count, make).held_out
+    return Splits(make(collection, range(len(collection.names))), held_out)
 
 
-def _stream_splits(config: MediaData, column: Column, name: str | None, frame: Frame, listings: Listings) -> Splits:
-    train = HubStream(_HubSplit(config, config.split, column, name, listings), config, frame)
+def _stream_splits(
+    config: MediaData, column: Column, name: str | None, frame: Frame, training: type[HubStream],
+    evaluation: type[HubStream], listings: Listings,
+) -> Splits:  # fmt: skip
+    train = training(_HubSplit(config, config.split, column, name, listings), config, frame)
     if not config.held_out:
         return Splits(train, InMemory([], train.facts))
     if config.held_out_split is None:
@@ -99,7 +112,7 @@ def _stream_splits(config: MediaData, column: Column, name: str | None, frame: F
         raise ValueError(
             f"data.held_out: {config.held_out:g}, a fraction, but the size of a stream is unknown; give a number"
         )
-    other = HubStream(_HubSplit(config, config.held_out_split, column, name, listings), config, frame)
+    other = evaluation(_HubSplit(config, config.held_out_split, column, name, listings), config, frame)
     _same_classes(train.source.class_names, other.source.class_names, config)
     held_out = listings.share(lambda: first_samples(other, int(config.held_out)))
     return Splits(train, InMemory(held_out, train.facts))
@@ -161,8 +174,11 @@ class _HubSplit:
 
     def decode(self, cell: dict[str, Any] | None, frame: Frame, number: str) -> Tensor:
         """Decode the sample in a cell, uint8; BadSample names its row and its file."""
-        where = partial(self.where, number)
-        return self.column.decoder(_content(cell, self.column.noun, where), frame, where((cell or {}).get("path")))
+        return self.column.decoder(self.content(cell, number), frame, self.where(number, (cell or {}).get("path")))
+
+    def content(self, cell: dict[str, Any] | None, number: str) -> bytes:
+        """Return the bytes of the sample in a cell; BadSample names its row."""
+        return _content(cell, self.column.noun, partial(self.where, number))
 
     def _shared(self) -> Any:
         """Open the split in the first process, which finds the files, and in the others what it opened.
@@ -305,7 +321,7 @@ def _content(cell: dict[str, Any] | None, noun: str, where: Callable[[str | None
 # ---- random access -------------------------------------------------------------------------------------------------
 
 
-class HubTable(CachedCollection):
+class HubTable(EncodedCollection):
     """A split with random access; its names are row numbers."""
 
     def __init__(self, source: _HubSplit, frame: Frame, cache: bool):
@@ -331,6 +347,12 @@ class HubTable(CachedCollection):
     def decode(self, index: int) -> Tensor:
         cell = self.source.rows[index][self.source.data]
         return self.source.decode(cell, self.frame, f"row {index}")
+
+    def content(self, index: int) -> bytes:
+        return self.source.content(self.source.rows[index][self.source.data], f"row {index}")
+
+    def where(self, index: int) -> str:
+        return self.source.where(f"row {index}", None)
 
     def stamp(self, index: int) -> str:
         """Return size and name of the file, and the label."""
@@ -457,7 +479,7 @@ class HubStream(Stream):
 
     def _sample(self, index: int, cell: dict[str, Any], epoch: int) -> HubSample:
         row = "row {1} of file {0}".format(*divmod(index, ROWS))
-        pixels = self.source.decode(cell[self.source.data], self.frame, row)
+        sample = self._decoded(index, cell[self.source.data], row, epoch)
         where = self.source.where(row, None)
         values: dict[str, Any] = {}
         if self.source.label is not None:
@@ -467,7 +489,11 @@ class HubStream(Stream):
             values["labels"] = label
         if (captions := self._captions(cell, where)) is not None:
             values[ARGUMENT] = texts.chosen(captions[0], index, epoch)
-        return pixels.float() / 255, values
+        return sample, values
+
+    def _decoded(self, index: int, cell: dict[str, Any] | None, row: str, epoch: int) -> Tensor:
+        """Return the sample in a cell, as training uses it in an epoch; BadSample if it cannot be decoded."""
+        return self.source.decode(cell, self.frame, row).float() / 255
 
     def _captions(self, cell: dict[str, Any], where: str) -> Captions | None:
         """Return the captions of one row, as a collection of one sample."""
@@ -505,10 +531,13 @@ class HubStream(Stream):
 
 
 class InMemory(Dataset):
-    """Samples in memory, in 8 bits."""
+    """Samples in memory, in 8 bits; returned as they were given, in [0, 1] or as uint8."""
 
     def __init__(self, samples: Sequence[HubSample], facts: dict[str, dict[str, Any]]):
-        self.samples = [((data * 255).round().to(torch.uint8), values) for data, values in samples]
+        self.eight_bits = any(data.dtype == torch.uint8 for data, _ in samples)
+        self.samples = [
+            (data if self.eight_bits else (data * 255).round().to(torch.uint8), values) for data, values in samples
+        ]
         self.facts = facts
 
     def __len__(self) -> int:
@@ -516,7 +545,7 @@ class InMemory(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         pixels, values = self.samples[index]
-        return pixels.float() / 255, values
+        return pixels.clone() if self.eight_bits else pixels.float() / 255, values
 
     def values(self, index: int) -> dict[str, Any]:
         return self.samples[index][1]

@@ -87,13 +87,18 @@ def open_image(raw: bytes, channels: int, where: str) -> Image.Image:
 
 def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     """Return ADM's centre crop (Dhariwal & Nichol 2021): halve by averaging, resize to just cover the target, crop."""
+    image = cover(image, height, width)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Return the image resized to just cover the target, as `fit` does before it crops."""
     while min(image.height / height, image.width / width) >= 2:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(height / image.height, width / image.width)
     wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize((wide, high), Image.Resampling.BICUBIC)  # a copy if the size is already right
-    left, top = (wide - width) // 2, (high - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return image.resize((wide, high), Image.Resampling.BICUBIC)  # a copy if the size is already right
 
 
 def _open(raw: bytes, channels: int, where: str) -> Image.Image:
@@ -117,10 +122,15 @@ def _open(raw: bytes, channels: int, where: str) -> Image.Image:
             image = _keeping_alpha(image, _profiled_mode(image), described.to_srgb)
         else:
             _warn_once(f"its colours are described by {described.words}", described.words, where)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB" if channels == 3 else "L")
+    return on_white(image).convert("RGB" if channels == 3 else "L")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return an image without transparency, composed on white where it has some."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def colour_fault(raw: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,13 @@ def to_uint8(images: Tensor) -> np.ndarray:
 def draw_grid(
     rows: Sequence[Tensor], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
 ) -> None:
-    """Draw rows of images (B, C, H, W) in one PNG; small images are magnified by an integer factor to 32 to 63 pixels.
+    """Draw the `grid` of rows of images (B, C, H, W) in one PNG."""
+    save(grid(rows, columns, captions), path)
+
+
+def grid(rows: Sequence[Tensor], columns: int | None = None, captions: Sequence[str] | None = None) -> np.ndarray:
+    """Put rows of images (B, C, H, W) on one canvas (H', W', C) uint8; small images are magnified by an integer factor
+    to 32 to 63 pixels.
 
     columns: largest number of images per line; longer rows are wrapped, in groups of one line of each row. captions: B
     texts, drawn under the images of the last row; images are then at least 96 pixels wide.
@@ -63,7 +69,7 @@ def draw_grid(
             corner = canvas[top + height * factor :, GAP + j * right :]
             for k, words in enumerate(text):
                 _print(words, corner[k * LINE : (k + 1) * LINE, : width * factor])
-    save(canvas, path)
+    return canvas
 
 
 def _captions(
@@ -119,10 +125,16 @@ def write(images: Tensor, folder: Path, start: int = 0) -> list[Path]:
 
 def save(image: np.ndarray, path: Path) -> None:
     """Write (H, W, 1 or 3) uint8 to a PNG, atomically."""
+    drawn = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    replace(path, lambda partial: drawn.save(partial, format="PNG"))
+
+
+def replace(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Have a file written beside its place, and move it there when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(partial, format="PNG")
+        write_to(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

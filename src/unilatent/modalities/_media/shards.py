@@ -21,8 +21,9 @@ from ...shards.reading import SampleError, ShardSet
 from ..base import BadSample, Skipped, Splits
 from . import captions as texts
 from .collection import (
-    CachedCollection,
     CollectionDataset,
+    DatasetMaker,
+    EncodedCollection,
     FileDecoder,
     held_out_count,
     held_out_indices,
@@ -64,7 +65,7 @@ class MemberCaptions(texts.Captions):
         raise AssertionError("the fingerprint of shards does not read their samples")
 
 
-class ShardCollection(CachedCollection):
+class ShardCollection(EncodedCollection):
     """All samples of a set of shards."""
 
     def __init__(
@@ -81,14 +82,20 @@ class ShardCollection(CachedCollection):
 
     def decode(self, index: int) -> Tensor:
         """Decode a sample. BadSample if it is damaged; ValueError, which ends the run, if a download fails."""
+        raw = self.content(index)
         try:
-            raw = self.shards.read(index)
-        except SampleError as error:
-            raise BadSample(str(error)) from error
-        try:
-            return self.decoder(raw, self.frame, self.shards.where(index))
+            return self.decoder(raw, self.frame, self.where(index))
         except ValueError as error:
             raise BadSample(str(error)) from error
+
+    def content(self, index: int) -> bytes:
+        try:
+            return self.shards.read(index)
+        except SampleError as error:
+            raise BadSample(str(error)) from error
+
+    def where(self, index: int) -> str:
+        return self.shards.where(index)
 
     def stamp(self, index: int) -> str:
         raise AssertionError("the fingerprint of shards does not read their samples")
@@ -140,9 +147,13 @@ def is_shards(path: str, kind: FileKind, listings: Listings = ALONE) -> bool:
 
 
 def splits(
-    config: MediaData, kind: FileKind, decoder: FileDecoder, frame: Frame, listings: Listings = ALONE
+    config: MediaData, kind: FileKind, decoder: FileDecoder, frame: Frame, make: DatasetMaker = ShardDataset,
+    listings: Listings = ALONE,
 ) -> Splits:  # fmt: skip
-    """Open the training and held-out samples of shards; ValueError names what is missing and the fix."""
+    """Open the training and held-out samples of shards; ValueError names what is missing and the fix.
+
+    make: builds a data set of some samples.
+    """
     assert config.path is not None
     path = config.path
     key = ("shards", str(Path(path).expanduser().absolute()), kind.suffixes, config.held_out)
@@ -154,7 +165,7 @@ def splits(
     with_names(collection, config)
     held_out = np.asarray(found["held_out"], dtype=np.int64)
     train = np.setdiff1d(np.arange(len(shards)), held_out, assume_unique=True)
-    return Splits(ShardDataset(collection, train), ShardDataset(collection, held_out))
+    return Splits(make(collection, train), make(collection, held_out))
 
 
 def _look(path: str, kind: FileKind, held_out: float) -> tuple[dict[str, Any], list[str] | None]:
@@ -163,7 +174,7 @@ def _look(path: str, kind: FileKind, held_out: float) -> tuple[dict[str, Any], l
     found = {
         "shards": [asdict(shard) for shard in shards.shards],
         "summary": shards.summary,
-        "held_out": _held_out(shards, held_out_count(held_out, len(shards))).tolist(),
+        "held_out": _held_out(shards, held_out_count(held_out, len(shards)), kind).tolist(),
     }
     if not all(map(places.is_local, shards.shards)):
         return found, None  # what is at a URL may change without a sign
@@ -174,7 +185,7 @@ def _look(path: str, kind: FileKind, held_out: float) -> tuple[dict[str, Any], l
     return found, [str(folder), *manifest, *files]
 
 
-def _held_out(shards: ShardSet, count: int) -> np.ndarray:
+def _held_out(shards: ShardSet, count: int, kind: FileKind) -> np.ndarray:
     """Choose held-out samples as for folders, among those with all their members. Reads the index of each shard."""
     if not count:
         return np.arange(0)
@@ -188,7 +199,8 @@ def _held_out(shards: ShardSet, count: int) -> np.ndarray:
                 labels.append(shards.label(number) if shards.labelled else 0)
             if place + 1 == shards.counts[shard]:
                 advance(1)
-    return np.asarray([usable[i] for i in held_out_indices(names, labels, count)])
+    sources = kind.source_of and [kind.source_of(name) for name in names]
+    return np.asarray([usable[i] for i in held_out_indices(names, labels, count, sources)])
 
 
 def notes(path: Path, kind: FileKind) -> list[str]:

@@ -13,21 +13,22 @@ from torch import Tensor
 
 from ...config import Config
 from ...listings import ALONE, Listings
-from ...maths.streams import Streams
-from ...types import Layout, Tokens, grid_layout
-from .._media import render
+from ...types import Given, Layout, Tokens, grid_layout
+from .._media import losses, render
+from .._media import modality as media
+from .._media.given import read_mask
 from .._media.pixels import Frame
 from .._media.shards import suffixes_in_shards
-from ..base import CheckedRecords, Dataset, Metric, Modality, Raw, Skipped, Space, Splits
-from . import clip_score, fidelity, generated, losses, scene_metrics, spaces, storing
+from .._media.similarity import WINDOW, psnr, ssim
+from ..base import CheckedRecords, Dataset, Metric, Raw, Skipped, Space, Splits
+from . import clip_score, fidelity, generated, scene_metrics, spaces, storing
 from . import tokens as patches
 from .data import KIND, ImageData, verify_arrays
 from .data import notes as notes_on_images
 from .data import read as read_images
 from .data import splits as load_splits
-from .metrics import ImageReconstruction, PixelMetrics, psnr
+from .metrics import ImageReconstruction, PixelMetrics
 from .scenes import SCENES
-from .ssim import WINDOW, ssim
 
 SMALLEST_PERCEPTUAL = 32
 """Smallest image side in pixels that VGG16's four poolings can process."""
@@ -106,13 +107,12 @@ class ImageConfig(Config):
         return str(list(sides)) if isinstance(self.size, tuple) else str(sides[0])
 
 
-class Image(Modality):
+class Image(media.PixelModality):
     """Data are images (B, C, H, W) float32 in [0, 1]."""
 
     Config = ImageConfig
     DataConfig = ImageData
     suffixes = suffixes_in_shards(KIND)
-    token_shift = token_scale = 0.5  # noise is added to pixels in [-1, 1]
     config: ImageConfig
 
     @property
@@ -146,14 +146,19 @@ class Image(Modality):
     def unpack(self, tokens: Tokens) -> Tensor:
         return patches.unpack(tokens.values, self.config.height, self.config.width, self.config.patch_size)
 
-    def finish(self, data: Tensor) -> Tensor:
-        return data.float().clamp(0, 1)
+    def pack_mask(self, mask: Tensor) -> Tensor:
+        return patches.pack(mask.float(), self.config.patch_size)
 
-    def prepare(self, device: torch.device) -> None:
-        """Load LPIPS if it has a loss weight; for a GPU in both types that it may train in."""
-        if self.config.perceptual_weight:
-            for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
-                losses.lpips(self.config.perceptual_weights, device, dtype)
+    def read_given(self, path: Path, mask: Path | None, frames: int | None) -> Given:
+        """Read an image, and the mask of where it is to be painted."""
+        if frames is not None:
+            raise ValueError(f"--frames: {frames}, but samples of this model are images; leave it out")
+        if mask is None:
+            raise ValueError("--mask: not set; give an image that is white where the model is to paint")
+        found = [images for images, _ in read_images(path, self.frame, 1)]
+        if len(found) != 1:
+            raise ValueError(f"--given: {path} holds {len(found):,} images; give one of them")
+        return Given(found[0], read_mask(mask, self.frame)[None], complete=True)
 
     def reconstruction_loss(self, prediction: Tokens, data: Tensor) -> dict[str, Tensor]:
         """Return the terms `l1`, `squared`, `perceptual` with non-zero weight: means over pixels and batch, float32."""
@@ -161,17 +166,6 @@ class Image(Modality):
         weights = losses.ImageLossWeights(c.l1_weight, c.squared_weight, c.perceptual_weight)
         compiled = self.compiles_losses
         return losses.terms(self.unpack(prediction), data, weights, c.perceptual_weights, compiled)
-
-    def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
-        """Return the patch grid, which is the same for all samples: positions (1, N, 2)."""
-        return self._layout(streams.device)
-
-    def augment(self, data: Tensor, streams: Streams) -> Tensor:
-        """Flip each image horizontally if its stream draws a uniform number below 1/2."""
-        if not self.config.flip:
-            return data
-        mirror = (streams.uniform() < 0.5).to(data.device)  # (B,)
-        return torch.where(mirror[:, None, None, None], data.flip(-1), data)
 
     @property
     def augmentation(self) -> dict[str, Any]:
@@ -188,8 +182,10 @@ class Image(Modality):
         return load_splits(data, self.frame, listings)
 
     @classmethod
-    def of_resolution(cls, resolution: tuple[int, ...]) -> Self:
-        """resolution: (height, width, channels), or (side,) for a square RGB image."""
+    def of_resolution(cls, resolution: tuple[int, ...]) -> Self | None:
+        """resolution: (height, width, channels), or (side,) for a square RGB image; None for other numbers of axes."""
+        if len(resolution) not in (1, 3):
+            return None
         height, width, channels = resolution if len(resolution) == 3 else (resolution[0], resolution[0], 3)
         return cls(ImageConfig.parse({"size": [height, width], "patch_size": 1, "channels": channels}))
 

@@ -59,9 +59,9 @@ def splits(config: ImageData, frame: Frame, listings: Listings = ALONE) -> Split
     if config.path is None:
         raise ValueError(f"data.path: not set; give a folder or .zip of images, or {DIGITS!r} for the built-in digits")
     if shards.is_shards(config.path, KIND, listings):
-        return shards.splits(config, KIND, decode, frame, listings)
+        return shards.splits(config, KIND, decode, frame, listings=listings)
     if config.path.startswith(HUB):
-        return hub.splits(config, COLUMN, config.image_column, frame, listings)
+        return hub.splits(config, COLUMN, config.image_column, frame, listings=listings)
     if config.path == SCENES:
         return scenes.splits(frame, config.num_samples, config.held_out)
     return divide(with_names(_collection(config, config.path, frame, listings), config), config.held_out)

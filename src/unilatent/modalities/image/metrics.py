@@ -79,12 +79,6 @@ class PixelMetrics(Metric):
         return rows
 
 
-def psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return 10 log10(1 / mean squared error) of each image (B, C, H, W), in dB: (B,); at most 100."""
-    error = (prediction.float() - target.float()).square().flatten(1).mean(1)
-    return -10 * error.clamp(min=1e-10).log10()
-
-
 def recognition(
     train: Tensor, train_labels: Tensor, held_out: Tensor, held_out_labels: Tensor, samples: Tensor, requested: Tensor
 ) -> list[Row]:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from ...maths.streams import generator
 from ...nets.inception import PUBLISHED, InceptionV3
 from ...plain_text import count_of
-from ...pretrained import fetch, offline
+from ...pretrained import fetch, fingerprint, offline
 from ...records import Rows
+from .._media import losses
 from .._media.render import to_levels
 from ..base import Space
-from . import losses
 from .metrics import MAX_VALUES
 
 EVALUATION_EXTRA = "pip install 'unilatent[eval]'"
@@ -239,16 +239,6 @@ def colours(images: Tensor) -> Tensor:
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images: need 1 or 3 channels, got {images.shape[1]}")
     return images.expand(-1, 3, -1, -1)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Return the SHA-256 of the names, types, shapes and bytes of a network's tensors, sorted by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _unit(images: Tensor) -> Tensor:

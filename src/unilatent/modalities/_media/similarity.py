@@ -1,4 +1,4 @@
-"""Structural similarity of images (Wang et al. 2004, IEEE TIP 13(4))."""
+"""Similarity of paired images: PSNR, and structural similarity (Wang et al. 2004, IEEE TIP 13(4))."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from torch import Tensor
 WINDOW, SIGMA = 11, 1.5
 """Side of the Gaussian window and its standard deviation, in pixels."""
 K1, K2 = 0.01, 0.03
+
+
+def psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return 10 log10(1 / mean squared error) of each image (B, C, H, W), in dB: (B,); at most 100."""
+    error = (prediction.float() - target.float()).square().flatten(1).mean(1)
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+def masked_psnr(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Return the PSNR of each sample (B, ..., C, H, W) over the pixels where mask (B, ..., 1, H, W) is True, in dB:
+    (B,); at most 100."""
+    squared = (prediction.float() - target.float()).square().mean(-3, keepdim=True)  # over channels
+    squared = torch.where(mask, squared, 0.0).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+    return -10 * squared.clamp(min=1e-10).log10()
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reconstruction losses of images: means over pixels and batch."""
+"""Reconstruction losses of images and frames: means over pixels and batch."""
 
 from __future__ import annotations
 
@@ -48,6 +48,13 @@ def terms(
             distance = network(2 * prediction - 1, 2 * target - 1)  # (B,)
             out["perceptual"] = weights.perceptual * distance.mean()
     return out
+
+
+def prepare(weights: str | None, device: torch.device) -> None:
+    """Load the perceptual network before first use; for a GPU in both types that it may train in. ValueError if it
+    cannot be had."""
+    for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
+        lpips(weights, device, dtype)
 
 
 @cache
