@@ -50,6 +50,13 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def readable(path: Path) -> None:
+    """Give a file the permissions of one that is opened and written: safetensors writes for its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def read_json(path: Path, way_out: str) -> dict[str, Any]:
     """Read a JSON object; ValueError names the file and the fault, and ends with `way_out`."""
     try:

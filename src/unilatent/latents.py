@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .devices import resolve_precision
-from .files import expanded, read_json, write_json
+from .files import expanded, read_json, readable, write_json
 from .methods.base import LatentModel
 from .modalities.base import Skipped
 from .model_config import SamplingConfig
@@ -176,6 +176,7 @@ def _flush(outputs: Outputs, index: dict[str, Any], pending: list[Tensor], size:
         shard = latents[:size].contiguous()
         with outputs.writing(shard.nbytes) as new:
             save_file({"latents": shard}, new / name)
+            readable(new / name)
         index["shards"].append(name)
         named = min(len(index["shards"]) * size, len(index["names"]))
         with outputs.writing(NAME_SIZE * named) as new:

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .config import ConfigError
 from .devices import pick_device
-from .files import expanded, read_json, room, write_json
+from .files import expanded, read_json, readable, room, write_json
 from .model_config import ModelConfig
 from .outputs import refuse_foreign
 from .registry import find
@@ -80,6 +80,7 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
         write_config(self.config, save_directory / CONFIG, self.precision)
         with room(save_directory, sum(tensor.nbytes for tensor in weights.values())):
             save_file(weights, save_directory / WEIGHTS)
+            readable(save_directory / WEIGHTS)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -54,6 +54,8 @@ class Processes:
             self.device = torch.device("cuda", torch.cuda.current_device())
         else:
             self.device = torch.device("cpu")
+        self.timeout = timedelta(seconds=timeout)
+        """Of every collective, in groups of some processes too."""
         self.heartbeat: Heartbeat | None = None
         if self.world > 1 and dist.get_backend() != "fake":  # of a fake group's processes there is only this one
             self.heartbeat = Heartbeat(dist.distributed_c10d._get_default_store(), self.world, timeout)
@@ -64,6 +66,7 @@ class Processes:
         alone = cls.__new__(cls)
         alone.rank, alone.world, alone.is_main, alone.heartbeat = 0, 1, True, None
         alone.device = device or torch.device("cpu")
+        alone.timeout = timedelta(seconds=1800)
         return alone
 
     def sum_tensors(self, tensors: list[Tensor]) -> None:

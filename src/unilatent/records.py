@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .faults import reach
-from .files import read_json, room, write_json
+from .files import read_json, readable, room, write_json
 from .maths.frechet import Moments, RunningMoments
 from .types import join_values
 
@@ -32,7 +32,7 @@ HEADER = "header.json"
 OWN_FILE = re.compile(r"header\.json(\.tmp-\d+)?|\.?rows_\d+_\d+\.safetensors(\.\d+\.tmp)?")
 SMALLEST, LARGEST = 64, 512
 """Rows per chunk: a 16th of the set, clamped to this range; less where processes would get unequal shares of it."""
-WAY_OUT = "delete the folder and run the command again"
+WAY_OUT = "delete the folder and write it again"
 
 
 class Rows(ABC):
@@ -198,6 +198,7 @@ class Records(Rows):
         with room(self.folder, sum(tensor.nbytes for tensor in rows_of.values())):
             try:
                 save_file(rows_of, temporary)
+                readable(temporary)
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
 
@@ -49,12 +50,16 @@ def shards_of(mode: Mode, world: int) -> int:
     return int(local)
 
 
-def shard(model: nn.Module, device: torch.device, mode: Mode, precision: str = "fp32") -> None:
+def shard(
+    model: nn.Module, device: torch.device, mode: Mode, precision: str = "fp32", timeout: timedelta | None = None
+) -> None:  # fmt: skip
     """Shard every `Repeated` block over processes (`Mode`); gradients become sums over all processes, not means.
 
     With "hybrid", each machine holds a copy: blocks are gathered and their gradients reduced within a machine, and
     only the reduced gradients travel between machines. precision "bf16": blocks are gathered in bfloat16, which is
     what they compute in, and half as much to send; gradients are summed in float32, and shards are float32.
+
+    timeout: of the collectives within and between machines; None: torch's own.
 
     The network around the blocks becomes their FSDP root without parameters of its own, so that its forward pass
     prefetches them in turn.
@@ -65,6 +70,9 @@ def shard(model: nn.Module, device: torch.device, mode: Mode, precision: str = "
         mesh = init_device_mesh(device.type, (world // shards, shards), mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(device.type, (world,))
+    if timeout is not None:  # a mesh makes groups with torch's default, ten minutes with NCCL
+        for dimension in range(mesh.ndim):
+            dist.distributed_c10d._set_pg_timeout(timeout, mesh.get_group(dimension))
     narrow = torch.bfloat16 if precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
     sharded: set[nn.Parameter] = set()

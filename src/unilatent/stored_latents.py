@@ -268,11 +268,15 @@ def read_header(folder: Path, train: Dataset, modality: Modality, precision: str
     """
 
     again = "encode them again with `unilatent encode --views`, in another folder"
+    if isinstance(train, Stream):
+        raise ConfigError(f"{FIELD}: set, but data that are streamed have no stored latents; leave it out")
     if not (folder / HEADER).is_file():
-        other = "holds no latents to train on" if folder.is_dir() else "is not there"
+        occupied = folder.is_dir() and any(folder.iterdir())
+        where = f"{folder}-views" if occupied else str(folder)
+        other = "holds no latents to train on" if occupied else "is not there"
         raise ConfigError(
-            f"{FIELD}: {folder} {other}; write them, then run this command again: "
-            f"unilatent encode TOKENIZER --views 1 --out {folder}"
+            f"{FIELD}: {folder} {other}; write them, then set {FIELD}={where}: "
+            f"unilatent encode TOKENIZER --views 1 --out {where}, with the run or model of method.tokenizer"
         )
     try:
         header = read_json(folder / HEADER, again)
@@ -281,7 +285,7 @@ def read_header(folder: Path, train: Dataset, modality: Modality, precision: str
         raise ConfigError(f"{FIELD}: {error}") from None
     if header.get("format") != FORMAT or type(header.get("views")) is not int or header["views"] < 1:
         raise ConfigError(f"{FIELD}: {folder} holds other records, or latents of another version; {again}")
-    if isinstance(train, Stream) or header.get("data") != train.fingerprint or len(records) != len(train):
+    if header.get("data") != train.fingerprint or len(records) != len(train):
         raise ConfigError(
             f"{FIELD}: {folder} has latents of other data than data.path and data.held_out of this run give; set them "
             f"as they were, or {again}"

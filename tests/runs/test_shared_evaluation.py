@@ -30,6 +30,7 @@ from unilatent.evaluation.reference import find_reference, splits_of
 from unilatent.heartbeat import Heartbeat
 from unilatent.modalities.image import Image as ImageModality
 from unilatent.nets.inception import InceptionV3
+from unilatent.processes import Processes
 from unilatent.records import open_records
 from unilatent.training.monitoring import check_evaluation
 from unilatent.training.trainer import Trainer
@@ -331,6 +332,6 @@ def test_sharded_models_are_sampled_with_equally_many_steps() -> None:
     config = digits("sampling.solver=dopri5", "training.sample_every=5")
     modality = ImageModality(config.modality)
     splits = modality.splits(config.data)
-    assert check_evaluation(config, modality, splits, sharded=False) is None
+    assert check_evaluation(config, modality, splits, False, Processes.alone()) is None
     with pytest.raises(ConfigError, match=r"sampling\.solver: dopri5 takes other steps for other samples"):
-        check_evaluation(config, modality, splits, sharded=True)
+        check_evaluation(config, modality, splits, True, Processes.alone())

@@ -98,6 +98,7 @@ def _encode_views(
 ) -> None:  # fmt: skip
     """Encode the training set of a run; several processes share the shards."""
     from ..evaluation.reference import splits_of
+    from ..listings import Listings
     from ..signals import Stopped, StopRequest
     from ..stored_latents import encode_views, is_file_of_latents
 
@@ -108,7 +109,7 @@ def _encode_views(
         raise ValueError(f"INPUT: {model} is not a run and does not record its training data; give a run, or the data")
     network: LatentModel = load(model, device)
     processes = join_processes(network, device)
-    splits = splits_of(network.modality, run_folder, data)
+    splits = splits_of(network.modality, run_folder, data, Listings(processes))
     assert splits is not None
     processes.on_main(outputs.begin)
     chosen, left_out, here = precision_of(precision, network, processes), LeftOut(), 0
@@ -118,13 +119,18 @@ def _encode_views(
             advance(count)
             stop.between_batches()
 
-        try:
-            here = encode_views(
-                network, splits.train, outputs.folder, views=views, seed=seed, batch_size=batch_size,
-                shard_size=shard_size, precision=chosen, workers=workers, rank=processes.rank, world=processes.world,
-                progress=after_batch, skipped=left_out,
-            )  # fmt: skip
-        except Stopped:
+        stopped = False
+        with processes.working():  # for as long as it takes; those that are done wait without a timeout
+            try:
+                here = encode_views(
+                    network, splits.train, outputs.folder, views=views, seed=seed, batch_size=batch_size,
+                    shard_size=shard_size, precision=chosen, workers=workers, rank=processes.rank,
+                    world=processes.world, progress=after_batch, skipped=left_out,
+                )  # fmt: skip
+            except Stopped:
+                stopped = True
+        processes.meet()
+        if processes.highest(stopped):
             left_out.show()
             leave_stopped(stop, f"the shards that are complete are in {out}", RESUMES, processes)
     left_out.show()

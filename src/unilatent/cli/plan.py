@@ -14,6 +14,7 @@ from .options import Overrides, Preset
 from .train import read_run
 
 if TYPE_CHECKING:
+    from ..training.config import RunConfig
     from ..training.plan import Machines, RunPlan
 
 COLUMNS = 80
@@ -48,8 +49,10 @@ def run(
     config = read_run(preset, overrides)
     machines = Machines(gpu, gpus, share, gpus_per_node, network * 1e9 / 8)
     known = presets().get(config.preset)
-    if samples is None and known is not None and not any(is_other_data(text) for text in overrides or []):
+    if samples is None and known is not None and not _other_data(config, known()):
         samples = known.samples
+    if getattr(config.method, "tokenizer", None) is not None:
+        config = config.with_sources()  # what it reads of a finished first stage
     stages = stages_of(config)
     plans: list[RunPlan] = []
     with progress("counting", len(stages)) as advance:
@@ -61,14 +64,15 @@ def run(
         return
     for planned in plans:
         print("\n".join([*wrapped(rows(planned)), ""]))
-    published = [("published", str(record)) for record in (known.published if known else ()) if not overrides]
+    records = [record for record in (known.published if known else ()) if known and record.fits(config, known())]
+    published = [("published", str(record)) for record in records]
     print("\n".join(wrapped([*published, *assumptions(machines, samples)])))
 
 
-def is_other_data(override: str) -> bool:
-    """Whether a setting may change the number of training samples; a path alone says where the preset's data are."""
-    key = override.partition("=")[0].strip()
-    return key.startswith("data.") and key != "data.path"
+def _other_data(config: RunConfig, preset: RunConfig) -> bool:
+    """Whether settings may change the number of training samples; a path alone says where the preset's data are."""
+    now, then = config.plain()["data"], preset.plain()["data"]
+    return any(now[key] != then.get(key) for key in now if key != "path" or then.get(key) is not None)
 
 
 _Row = tuple[str, str]

@@ -61,17 +61,18 @@ def run(
         else:
             trainer = Trainer(config.first, first, resume=resume, allow_data_change=allow_data_change)
             if dry_run:
-                print(describe(trainer))
-                print(f"then       {config.preset} in {folder}, on its latents")
+                if trainer.processes.is_main:
+                    print(describe(trainer))
+                    print(f"then       {config.preset} in {folder}, on its latents")
                 trainer.processes.leave()
                 return
             _train(trainer)
         config = config.override(f"method.tokenizer={first}")
     trainer = Trainer(config, folder, resume=resume, allow_data_change=allow_data_change)
-    if dry_run:
-        print(describe(trainer))
-    else:
+    if not dry_run:
         _train(trainer)
+    elif trainer.processes.is_main:
+        print(describe(trainer))
     trainer.processes.leave()
 
 

@@ -176,8 +176,9 @@ class Evaluator:
             self.decoding = {"decoder_solver": s.decoder_solver, "decoder_steps": s.decoder_steps}
         runs_on = model or processes
         device = torch.device("cpu") if runs_on is None else runs_on.device
-        for space in self.spaces:
-            space.prepare(device)
+        self.processes.on_main(lambda: prepare(self.spaces, device))  # downloads what is missing
+        if not self.processes.is_main:
+            prepare(self.spaces, device)
         self.fingerprint = samples.data_hash if model is None and samples is not None else self.model.fingerprint()
 
     def _refuse_no_completions(self) -> None:
@@ -565,6 +566,12 @@ class Evaluator:
             counts = samples[key].unique(dim=0, return_counts=True)[1]
             balance[key] = Balance(values=len(counts), smallest=int(counts.min()), largest=int(counts.max()), of=of)
         return balance
+
+
+def prepare(spaces: Iterable[Space], device: torch.device) -> None:
+    """Load the weights of extractors; ValueError names what is missing."""
+    for space in spaces:
+        space.prepare(device)
 
 
 def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:

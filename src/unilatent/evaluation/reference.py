@@ -17,6 +17,7 @@ import torch
 
 from ..batches import collate, spread_evenly
 from ..config import read_yaml
+from ..listings import ALONE, Listings
 from ..maths.frechet import Moments, RunningMoments
 from ..modalities.base import Dataset, Modality, Splits
 from ..registry import available, find
@@ -29,21 +30,25 @@ PROVENANCE = "provenance"
 """Name of a JSON text that this package stores with the moments: which data and weights they are from."""
 
 
-def splits_of(modality: Modality, run: Path | None, data_path: str | None) -> Splits | None:
+def splits_of(
+    modality: Modality, run: Path | None, data_path: str | None, listings: Listings = ALONE
+) -> Splits | None:  # fmt: skip
     """Open the data a run was trained on, from its config.yaml or at another path; None if unknown.
 
-    The training data of a model folder is unknown: the data at `data_path` is then used for both splits.
+    The training data of a model folder is unknown: the data at `data_path` is then used for both splits. listings: who
+    looks at files.
     """
     settings = find("modalities", modality.config.name).DataConfig
     if run is None:
         if data_path is None:
             return None
-        dataset = modality.splits(settings.parse({"path": data_path})).train
+        dataset = modality.splits(settings.parse({"path": data_path}), listings).train
         return Splits(dataset, dataset)
     content = read_yaml(run / "config.yaml").get("data")
     if not isinstance(content, dict):
         raise ValueError(f"{run / 'config.yaml'}: has no field `data`; give the model/ folder of the run and --data")
-    return modality.splits(settings.parse(content if data_path is None else {**content, "path": data_path}))
+    chosen = settings.parse(content if data_path is None else {**content, "path": data_path})
+    return modality.splits(chosen, listings)
 
 
 def find_reference(modality: Modality, source: str) -> SampleSet:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 from functools import cache, partial
+from pathlib import Path
 
 from ..config import ConfigError
 from ..training.config import RunConfig
@@ -37,6 +38,8 @@ def find_preset(name: str) -> PresetEntry:
     if name not in presets():
         close = difflib.get_close_matches(name, presets(), n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
+        if (Path(name) / "config.yaml").is_file():
+            hint = f"; that is a run: give {Path(name) / 'config.yaml'} for its configuration, or"
         raise ConfigError(f"preset {name!r} is unknown{hint} see `unilatent presets`")
     return presets()[name]
 

@@ -27,6 +27,16 @@ class Published:
     source: str
     unstated: str = ""
 
+    def fits(self, config: RunConfig, preset: RunConfig) -> bool:
+        """Whether a configuration has these settings, and differs from the preset in nothing that changes results: it
+        may have its data elsewhere, and be for other machines."""
+        now, then = config.plain(), preset.plain()
+        own = ("modality", "conditions", "method", "sampling", "given")
+        learning = ("steps", "epochs", "batch_size", "optimizer", "schedule", "gradient_clip", "ema_decay", "latents")
+        same = all(now[part] == then[part] for part in own)
+        same = same and all(now["training"][name] == then["training"][name] for name in learning)
+        return same and config.override(*self.settings).plain() == now
+
     def __str__(self) -> str:
         numbers = ", ".join(f"{name} {value:g}" for name, value in self.numbers.items())
         unstated = f"; not stated there: {self.unstated}" if self.unstated else ""

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import readable
 from ..maths.ema_profiles import PowerProfile, Profile, coefficients, gamma_of
 from ..methods.base import LatentModel
 
@@ -31,6 +32,7 @@ def write_snapshot(run: Path, step: int, weights: dict[str, Tensor]) -> Path:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         save_file(weights, temporary)
+        readable(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -80,7 +80,7 @@ class GradientSums:
         if self.processes.world == 1:
             return
         if self.sums_blocks.blocks:  # FSDP's collectives are ordered among themselves only
-            self.group = dist.new_group()
+            self.group = dist.new_group(timeout=self.processes.timeout)
         for i, parameter in enumerate(self.parameters):
             parameter.register_post_accumulate_grad_hook(partial(self._arrived, i))
 

@@ -24,6 +24,7 @@ from ..evaluation.evaluate import (
     SampleSet,
     choose_metrics,
     heavy_spaces,
+    prepare,
 )
 from ..evaluation.reference import find_reference
 from ..evaluation.table import is_better, table, write_evaluation
@@ -53,7 +54,9 @@ DRAWN, BATCH = 16, 64
 """Held-out samples whose reconstructions are drawn, at most; samples of one forward pass for drawing."""
 
 
-def check_evaluation(config: RunConfig, modality: Modality, splits: Splits, sharded: bool) -> SampleSet | None:
+def check_evaluation(
+    config: RunConfig, modality: Modality, splits: Splits, sharded: bool, processes: Processes
+) -> SampleSet | None:  # fmt: skip
     """Check, before anything is trained, all that the evaluations of a run will need; return their reference, None for
     the training data.
 
@@ -84,13 +87,14 @@ def check_evaluation(config: RunConfig, modality: Modality, splits: Splits, shar
         if lacking := [key for key in t.evaluate_metrics if key in reconstructions]:
             raise ConfigError(f"training.evaluate_metrics: {lacking[0]} needs held-out samples; set data.held_out")
     try:
-        for space in heavy_spaces(modality, metrics):
-            space.prepare(torch.device("cpu"))
+        heavy = heavy_spaces(modality, metrics)
+        processes.on_main(lambda: prepare(heavy, torch.device("cpu")))
     except ValueError as error:
         way_out = "training.evaluate_samples=0 trains without evaluation"
         raise ConfigError(f"training.evaluate_metrics: {error}. {way_out}") from None
     try:
-        return None if t.evaluate_reference is None else find_reference(modality, t.evaluate_reference)
+        source = t.evaluate_reference
+        return None if source is None else processes.from_main(lambda: find_reference(modality, source))
     except ValueError as error:
         raise ConfigError(f"training.evaluate_reference: {error}") from None
 

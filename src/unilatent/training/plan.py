@@ -7,6 +7,9 @@ those of its matrix products. Times are these counts divided by rates, which are
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +96,19 @@ class Machines:
     def nodes(self) -> int:
         return -(-self.gpus // self.gpus_per_node)
 
+    @contextmanager
+    def local(self) -> Iterator[None]:
+        """Give code that asks how many processes a machine has (`sharding.shards_of`) this answer, inside the block."""
+        before = os.environ.get("LOCAL_WORLD_SIZE")
+        os.environ["LOCAL_WORLD_SIZE"] = str(min(self.gpus, self.gpus_per_node))
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["LOCAL_WORLD_SIZE"]
+            else:
+                os.environ["LOCAL_WORLD_SIZE"] = before
+
     @property
     def rate(self) -> float:
         """Bytes/s that a card sends in a collective of all cards."""
@@ -142,7 +158,9 @@ class RunPlan:
         return {
             "forward and backward pass": max(self.products, self.launching),
             "update of the weights": self.flop_update / (m.gpu.bf16 * m.share) + moved / m.gpu.bandwidth,
-            "communication": sum(self.sent.values()) / m.rate,
+            "communication": sum(
+                size / (m.gpu.link if purpose == WITHIN else m.rate) for purpose, size in self.sent.items()
+            ),
         }
 
     @property
@@ -224,13 +242,17 @@ def plan(config: RunConfig, machines: Machines, samples: int | None = None) -> R
 
     samples: of the training set. ConfigError if the batch cannot be divided over the GPUs.
     """
-    config = on_gpu(config)
+    with machines.local():
+        return _plan(on_gpu(config), machines, samples)
+
+
+def _plan(config: RunConfig, machines: Machines, samples: int | None) -> RunPlan:
     t, world = config.training, machines.gpus
     check_processes(t, world)
     shapes, micro = Shapes.of(example(config)), micro_batch(t, world)
     most = -(-t.batch_size // world)  # samples of one process
     passes = -(-most // micro)
-    seen, counter = _Seen(config, world), StepCounter()
+    seen, counter = _Seen(config, world, machines.gpus_per_node), StepCounter()
     with gpu_formulas():
         memory = measure(config, shapes, CPU, micro, world, counter, seen)
         memory = replace(memory, free=int(machines.gpu.memory))
@@ -276,11 +298,15 @@ def example(config: RunConfig) -> Batch:
     return Batch(data, model.conditions.example(DRAWN))
 
 
+WITHIN = "gathers and sums within machines"
+"""What goes over the cards' own links, however many machines there are."""
+
+
 class _Seen:
     """What is learned of a model whose step is being counted, for one of `world` processes."""
 
-    def __init__(self, config: RunConfig, world: int):
-        self.config, self.world = config, world
+    def __init__(self, config: RunConfig, world: int, local: int):
+        self.config, self.world, self.local = config, world, local
 
     def __call__(self, model: LatentModel) -> None:
         """Look at a model of fake tensors, and count how often its blocks are called from now on."""
@@ -302,17 +328,24 @@ class _Seen:
         Muon in bfloat16 (`sharding.Owners`)."""
         others, t = (self.world - 1) / self.world, self.config.training
         sharded = {p for block in self.calls for p in block.parameters()} if t.shard and self.world > 1 else set()
-        gathered = 0.0
+        hybrid = bool(sharded) and t.shard == "hybrid"
+        local = self.local if hybrid else self.world
+        gathered, between = 0.0, 0.0
         if sharded:
             passes = 2 if t.activation_checkpointing else 1  # a block that is recomputed is called twice
             sizes = {block: 4 * sum(p.numel() for p in block.parameters()) for block in self.calls}
-            gathered = micro_batches * others * sum(n / passes * sizes[block] for block, n in self.calls.items())
+            once = sum(n / passes * sizes[block] for block, n in self.calls.items())
+            gathered = micro_batches * (local - 1) / local * once
+        if hybrid:  # each process sums its shard with those of the other machines
+            machines = self.world // local
+            between = 2 * (machines - 1) / machines * 4 * sum(p.numel() for p in sharded) / local
         replicated = 4 * sum(p.numel() for p in self.trained if p not in sharded)
         whole = sum(p.numel() for p in self.matrices if p not in sharded)
         cut = sum(p.numel() for p in self.matrices if p in sharded)
         sent = {
-            "sums of gradients": 2 * others * replicated + gathered,
-            "gathers of sharded weights": 2 * gathered,
+            "sums of gradients": 2 * others * replicated + (0 if hybrid else gathered) + between,
+            "gathers of sharded weights": 0 if hybrid else 2 * gathered,
+            WITHIN: 3 * gathered if hybrid else 0,
             "updates of Muon": 2 * others * (whole + 2 * cut / self.world),
         }
         return {purpose: size for purpose, size in sent.items() if size}

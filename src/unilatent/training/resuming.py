@@ -268,6 +268,12 @@ def refuse_other_run(checkpoint: Path, config: RunConfig, fingerprint: str, allo
             raise ConfigError(f"{field}: {value!r}, but the checkpoint has {stored!r}; keep it, or start a new run")
     stored = state.get("data")
     if stored != fingerprint and not allow_data_change:
+        before = (state.get("training") or {}).get("latents")
+        if before != training.latents:
+            raise ConfigError(
+                f"training.latents: {training.latents!r}, but the checkpoint has {before!r}; keep it, "
+                "or start a new run"
+            )
         raise ConfigError(
             f"data: {fingerprint!r}, but the checkpoint has {stored!r}: samples were added, removed or changed. "
             "Restore them, start a new run, or resume with --allow-data-change"

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..faults import reach
-from ..files import nearest, size_text
+from ..files import nearest, readable, size_text
 from ..maths.streams import GENERATOR
 from ..model_folder import write_config
 from ..plain_text import count_of
@@ -199,6 +199,7 @@ class Checkpoints:
     def _write(self, folder: Path, step: int, files: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         for file, tensors in files.items():
             save_file(tensors, folder / f"{file}.safetensors")
+            readable(folder / f"{file}.safetensors")
             if file == "model":
                 reach("save.after_model", step)
         write_config(self.state.model.config, folder / "config.json", self.state.model.precision)

@@ -128,7 +128,8 @@ def build_model(config: RunConfig, resumes: bool, sources: Any, processes: Proce
     if compiles(config.training, model):
         compile_networks(model)
     if sharded:
-        shard(model, processes.device, config.training.shard, config.training.precision)
+        t = config.training
+        shard(model, processes.device, t.shard, t.precision, processes.timeout)
     return model
 
 

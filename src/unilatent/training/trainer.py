@@ -91,7 +91,7 @@ class Trainer:
         self.sharded = bool(t.shard) and self.processes.world > 1
         setup.check_processes(t, self.processes.world)
         check_loggers(t.loggers)
-        self.reference = check_evaluation(self.config, modality, self.splits, self.sharded)
+        self.reference = check_evaluation(self.config, modality, self.splits, self.sharded, self.processes)
         self.checkpoint = find_checkpoint(out, resume, self.processes, self._print)
         if self.checkpoint is not None:
             self.config = keep_order(self.checkpoint, self.config, self.splits, self.processes)
