@@ -60,7 +60,8 @@ def test_the_public_names_are_listed_and_importing_stays_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     public = [name for name in done.stdout.split() if not name.startswith("_")]
     assert public == [
-        "Given", "LatentDiffusion", "UNITE", "UnifiedLatents", "decode", "encode", "load", "reconstruct", "sample",
+        "Given", "LatentDiffusion", "UNITE", "UnifiedLatents", "decode", "encode", "load", "reconstruct", "record",
+        "sample",
     ]  # fmt: skip
     assert set(unilatent.__all__) <= set(done.stdout.split())
     with pytest.raises(AttributeError, match="no attribute 'smaple'"):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .methods.latent_diffusion import LatentDiffusion
     from .methods.unified_latents import UnifiedLatents
     from .methods.unite import UNITE
+    from .nets.activations import record
     from .sampling import decode, encode, reconstruct, sample
     from .types import Given
 
@@ -28,11 +29,12 @@ _HOMES = {
     "LatentDiffusion": "methods.latent_diffusion",
     "UNITE": "methods.unite",
     "Given": "types",
+    "record": "nets.activations",
     "UnifiedLatents": "methods.unified_latents",
 }
 __all__ = [
     "UNITE", "Given", "LatentDiffusion", "UnifiedLatents", "__version__", "decode", "encode", "load", "reconstruct",
-    "sample",
+    "record", "sample",
 ]  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def encode_to_shards(
     """
     outputs = encoded_outputs(out, source)
     precision = resolve_precision(precision, model.device, model.precision)
-    header = {"model": model.fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
+    header = {"model": model.tokenizer_fingerprint(), "seed": seed, "precision": precision, "shard_size": shard_size}
     left_out: list[str] = []
 
     def note(reason: str) -> None:
@@ -112,7 +112,7 @@ def decode_shards(
         views = " without --views" if (folder / HEADER).is_file() else ""
         raise ValueError(f"{folder}: no {INDEX} in it; give a folder written by `unilatent encode`{views}")
     index = _read_index(path)
-    if index["model"] != model.fingerprint():
+    if index["model"] not in (model.tokenizer_fingerprint(), model.fingerprint()):  # as earlier versions wrote it
         raise ValueError(
             f"{folder}: latents of another model (fingerprint {index['model'][:12]}); decode with that one"
         )

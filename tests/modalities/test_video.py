@@ -89,7 +89,7 @@ def test_an_mp4_is_drawn_where_pyav_is_there(tmp_path):
 
 
 def test_a_bouncing_digit_keeps_its_mass_and_moves_by_the_law():
-    drawn = bouncing.trajectory(5, 16, 16)
+    drawn = bouncing.bounce(5, 16, 16)
     corners = drawn.path(16, (8.0, 8.0))
     assert corners.min() >= 0 and corners.max() <= 8
     digit = np.random.default_rng(0).random((8, 8))
@@ -139,7 +139,7 @@ def test_the_judge_reads_the_digit_and_the_speed():
     found = {row.key: row for row in judge.BouncingMetrics()(Evidence(train, held_out, wrong))}
     assert found["recognised"].value < 30
     speed = measured(clips(100))["speed"]
-    true = torch.tensor([np.hypot(*bouncing.trajectory(100 + i, 16, 16).velocity) for i in range(100)])
+    true = torch.tensor([np.hypot(*bouncing.bounce(100 + i, 16, 16).velocity) for i in range(100)])
     assert (speed - true).abs().max() < 0.1
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Command
 
+from unilatent.analysis.analyze import PARTS
 from unilatent.methods.base import LatentModel
 from unilatent.presets import preset
 
@@ -37,7 +38,9 @@ def test_an_analysis_and_a_comparison_of_runs(cli: Command, tmp_path: Path, two_
     assert done.code == 0 and "bits per pixel" in done.out and "bits per pixel, base" in done.out
     assert "warning: low: collapse" in done.out, "three steps teach a decoder nothing"
     written = {path.name for path in out.glob("[!.]*")}
-    assert written == {"analysis.json", "latents.png", "noise_levels.png", "interpolation.png"}
+    pictures = ("latents", "noise_levels", "sensitivity", "alignment", "compression", "losses", "course",
+                "interpolation", "nearest", "trajectory", "trajectory_curve")  # fmt: skip
+    assert written == {"analysis.json", *(f"{name}.png" for name in pictures)}, "layers: too few samples"
     found = json.loads((out / "analysis.json").read_text())
     assert found["split"] == "held_out" and found["latents"]["samples"] == 20 and len(found["warnings"]) >= 1
     assert {"bits_per_pixel", "bits_per_subpixel", "bits_per_latent_dimension"} == found["rate"]["bits"].keys()
@@ -49,6 +52,35 @@ def test_an_analysis_and_a_comparison_of_runs(cli: Command, tmp_path: Path, two_
     assert {row["run"]: row["method.loss_factor"] for row in rows} == {"low": 1.0, "high": 30.0}
     assert [row["bits_per_pixel"] for row in rows] == sorted(row["bits_per_pixel"] for row in rows)
     assert (both / "low" / "analysis.json").is_file() and "psnr" in rows[0]
+
+
+def test_parts_of_an_analysis(cli: Command, tmp_path: Path, run_folder: Path) -> None:
+    """Each part alone writes its files and numbers; layers need 50 samples."""
+    files = {
+        "latents": {"latents.png", "interpolation.png", "nearest.png"},
+        "reconstruction": {"sensitivity.png"},
+        "rate": set(),
+        "alignment": {"alignment.png"},
+        "compression": {"compression.png"},
+        "layers": {"layers.png"},
+        "trajectory": {"trajectory.png", "trajectory_curve.png"},
+        "losses": {"losses.png", "course.png"},
+    }
+    assert set(files) == set(PARTS)
+    for name, written in files.items():
+        out = tmp_path / name
+        done = cli("analyze", run_folder, "--only", name, "--num", 60, "--out", out)
+        assert done.code == 0, done.err
+        assert {path.name for path in out.glob("[!.]*")} == {"analysis.json", *written}, name
+    both = json.loads((tmp_path / "alignment" / "analysis.json").read_text())
+    assert both["alignment"]["shared"] and both["latents"] is None
+    losses = json.loads((tmp_path / "losses" / "analysis.json").read_text())
+    assert losses["gradients"][0]["parts"] == ["reconstruction", "flow"] and losses["course"]["losses"]["flow"][0]
+    for only, words in (("alignement", "'alignement' is unknown; use latents"), ("", "'' is unknown")):
+        refused = cli("analyze", run_folder, "--only", only or " ", "--out", tmp_path / "x")
+        assert refused.code == 2 and words in refused.err.replace("\n", " "), refused.err
+    refused = cli("analyze", "--compare", run_folder, run_folder / "model", "--only", "rate", "--out", tmp_path / "y")
+    assert refused.code == 2 and "--compare needs latents, reconstruction, rate" in refused.err.replace("\n", " ")
 
 
 def test_a_model_without_a_rate_says_so(cli: Command, tmp_path: Path, run_folder: Path) -> None:

@@ -97,12 +97,15 @@ def test_encode_resumes_and_decodes(cli: Command, run_folder: Path, tmp_path: Pa
 
 @pytest.mark.covers("F31")
 def test_decode_refuses_the_latents_of_another_model(cli: Command, run_folder: Path, tmp_path: Path) -> None:
-    """Latents of other weights: refused by fingerprint."""
-    other = tmp_path / "other"
+    """Latents of other weights of the encoder: refused by fingerprint. Another decoder of the same latents decodes."""
+    other, sharpened = tmp_path / "other", tmp_path / "sharpened"
     model = unilatent.load(run_folder, device="cpu")
     model.decoder.out.bias.data += 1
+    model.save_pretrained(sharpened)
+    model.generative_encoder.latent_in.weight.data += 1
     model.save_pretrained(other)
     assert cli("encode", run_folder, images(tmp_path / "in"), "--out", tmp_path / "latents").code == 0
+    assert cli("decode", sharpened, tmp_path / "latents", "--out", tmp_path / "sharp").code == 0
     refused = cli("decode", other, tmp_path / "latents", "--out", tmp_path / "decoded")
     assert refused.code == 2 and "latents of another model" in refused.err and not (tmp_path / "decoded").exists()
 

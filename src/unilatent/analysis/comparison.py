@@ -88,14 +88,14 @@ def compare_runs(runs: list[ComparedRun], distance: str | None, path: Path) -> t
             raise ValueError(f"--compare: {run.name}: {NO_RATE}")
     key = sample_distance({run.name: run.numbers for run in runs}, distance)
     differing = _differing(runs)
-    error = next(iter(runs[0].analysis.errors))
+    error = next(iter(runs[0].analysis.errors or ()))
     rows: list[dict[str, Any]] = []
     for run in runs:
-        rate = run.analysis.rate
-        assert rate is not None
+        rate, errors = run.analysis.rate, run.analysis.errors
+        assert rate is not None and errors is not None
         row = {"run": run.name, **{name: run.settings.get(name) for name in differing}}
         row |= {name: bits.mean for name, bits in rate.bits.items()}
-        row |= {error: run.analysis.errors[error], "use": rate.use}
+        row |= {error: errors[error], "use": rate.use}
         if key is not None:
             row[key] = next(m.row.value for m in run.numbers if m.row.key == key)
         rows.append(row)

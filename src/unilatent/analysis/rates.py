@@ -130,10 +130,10 @@ def rate_report(
     )
 
 
-def in_batches(n: int, size: int) -> Iterator[slice]:
-    """Yield slices of `size` rows; the last one has at least two, so that a single last row joins the slice before."""
-    starts = list(range(0, n, max(size, 2)))
-    if n - starts[-1] < 2 and len(starts) > 1:
+def in_batches(n: int, size: int, least: int = 2) -> Iterator[slice]:
+    """Yield slices of `size` rows; the last one has at least `least`, so that fewer last rows join the slice before."""
+    starts = list(range(0, n, max(size, least)))
+    if n - starts[-1] < least and len(starts) > 1:
         starts.pop()
     for start, stop in zip(starts, [*starts[1:], n], strict=True):
         yield slice(start, stop)

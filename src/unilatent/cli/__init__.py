@@ -28,6 +28,7 @@ from . import (
     ema,
     encode,
     evaluate,
+    finetune_decoder,
     plan,
     presets,
     reconstruct,
@@ -35,6 +36,7 @@ from . import (
     runs,
     sample,
     search,
+    sweep,
     train,
 )
 from .options import with_home
@@ -52,10 +54,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for command in (
-    train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, reference, ema, convert, presets,
-    plan, runs, doctor,
+    train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, sweep, finetune_decoder,
+    reference, ema, convert, presets, plan, runs, doctor,
 ):  # fmt: skip
-    app.command(command.__name__.rpartition(".")[2])(with_home(command.run))
+    app.command(command.__name__.rpartition(".")[2].replace("_", "-"))(with_home(command.run))
 for name, group in {"config": config.app, "ckpt": ckpt.app, "data": data.app}.items():
     for entry in group.registered_commands:
         assert entry.callback is not None

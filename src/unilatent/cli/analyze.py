@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,14 +37,22 @@ def run(
         str | None,
         typer.Option(help="With --compare: the metric of eval/*.json to draw, e.g. fid."),
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated parts: latents, reconstruction, rate, alignment, compression, layers, trajectory, "
+            "losses [default: all; with --compare the first three]."
+        ),
+    ] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
-    """Measure the latents: spread, rank, rate, use.
+    """Measure the latents, and what the model's networks do with them.
 
-    Also the loss by noise level, how much the decoder uses its latents, linear probes and interpolations; warns of
+    Spread, rank, rate and use of the latents, probes, nearest samples; the loss by noise level; alignment of the
+    tokenise and the denoise pass by layer; entropy of the weights; agreement of the losses' gradients. Warns of
     collapsed latents.
     """
     from rich.console import Console
@@ -52,7 +61,7 @@ def run(
         raise ValueError(f"MODEL: {len(models)} given; add --compare to compare them")
     if compare and len(models) < 2:
         raise ValueError("--compare: needs at least two runs")
-    from ..analysis.analyze import analysis_table
+    from ..analysis.analyze import BASIC, PARTS, absent_parts, analysis_table, check_parts
     from ..analysis.comparison import (
         ComparedRun,
         compare_runs,
@@ -63,6 +72,9 @@ def run(
     )
     from ..files import write_json
 
+    chosen_parts = check_parts([part.strip() for part in only.split(",")]) if only else BASIC if compare else PARTS
+    if compare and not set(BASIC) <= set(chosen_parts):
+        raise ValueError(f"--only: {only!r}, but --compare needs {', '.join(BASIC)}; leave it out")
     console = wide(Console())
     runs = []
     names = _names(models)
@@ -76,11 +88,13 @@ def run(
     for source, name in zip(models, names, strict=True):
         network = load(source, device)
         folder, chosen = name if compare else "", precision_of(precision, network)
-        analysis, paths = _analyse(network, source, outputs, folder, num, draws, data, seed, batch_size, chosen)
+        analysis, paths = _analyse(
+            network, source, outputs, folder, num, draws, data, seed, batch_size, chosen, chosen_parts
+        )
         if compare:
             runs.append(ComparedRun(name, analysis, numbers[name], settings_of(network)))
         else:
-            console.print(analysis_table(analysis, f"{name}, {analysis.latents.samples} samples"))
+            console.print(analysis_table(analysis, name, absent_parts(network, analysis, chosen_parts)))
             print(f"written: {', '.join(path.name for path in paths)} in {out}")
         for warning in analysis.warnings():
             print(f"warning: {name}: {warning}")
@@ -94,7 +108,7 @@ def run(
 
 def _analyse(
     network: LatentModel, source: str, outputs: Outputs, folder: str, num: int, draws: int, data: str | None,
-    seed: int, batch_size: int, precision: str,
+    seed: int, batch_size: int, precision: str, only: tuple[str, ...],
 ) -> tuple[Analysis, list[Path]]:  # fmt: skip
     """Analyse a model; return the analysis and the files that it was written to, in a subfolder of the outputs."""
     from ..analysis.analyze import analyze, write_analysis
@@ -109,12 +123,17 @@ def _analyse(
     samples = load_all(with_columns(splits.held_out if held_out else splits.train), network.modality, limit=num)
     if not held_out:
         print("note: no samples are held out of this data, so training samples are analysed")
-    analysis = analyze(network, samples, draws=draws, seed=seed, batch_size=batch_size, precision=precision)
+    analysis = analyze(
+        network, samples, draws=draws, seed=seed, batch_size=batch_size, precision=precision, only=only,
+        run=find_run_folder(source), progress=lambda part: print(f"analysing: {part}", file=sys.stderr),
+    )  # fmt: skip
     about = {"model": source, "fingerprint": network.fingerprint(), "split": "held_out" if held_out else "train",
              "num": num, "draws": draws, "seed": seed, "precision": precision}  # fmt: skip
     with outputs.writing(PICTURES) as new:
         (new / folder).mkdir(exist_ok=True)
-        return analysis, write_analysis(network, samples, analysis, new / folder, about, seed, precision)
+        return analysis, write_analysis(
+            network, samples, analysis, new / folder, about, seed, precision, only, batch_size
+        )
 
 
 def _names(models: list[str]) -> list[str]:

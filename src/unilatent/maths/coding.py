@@ -33,6 +33,25 @@ def histogram_entropy(values: Tensor, width: float) -> Tensor:
     return torch.stack([_entropy(channel.unique(return_counts=True)[1]) for channel in bins.unbind(1)])
 
 
+LEVELS = 4096
+"""Bins of `description_bits`."""
+
+
+def description_bits(values: Tensor, levels: int = LEVELS) -> float:
+    """Return the bits that a tensor takes by the entropy of its histogram: n times the entropy of its n values, in
+    `levels` bins of equal width from the least to the largest.
+
+    0 for a tensor of one value. Shape and scale of a distribution count, structure between values does not.
+    """
+    flat = values.detach().double().flatten()
+    low, high = float(flat.min()), float(flat.max())
+    if low == high:
+        return 0.0
+    bins = ((flat - low) / (high - low) * levels).floor().clamp(max=levels - 1).long()
+    counts = torch.bincount(bins)
+    return float(_entropy(counts[counts > 0])) * len(flat)
+
+
 def _mean(count: int | Tensor) -> float | Tensor:
     return count if isinstance(count, int) else count.double().mean()
 

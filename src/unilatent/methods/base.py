@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -69,6 +69,8 @@ class LatentModel(SavedModel, ABC):
     """Whether samples are drawn with `denoise`. False: `denoise` only bounds a rate, a second stage draws samples."""
     trains_on_latents: ClassVar[bool] = False
     """Whether `loss` reads nothing of the data but `clean_latents`, so that a batch may hold stored ones."""
+    ablations: ClassVar[Mapping[str, Sequence[Ablation]]] = {}
+    """What the method's paper varied, by name."""
     path: NoisePath
     """Noise path of the latents: z_t = alpha(t) z + sigma(t) eps."""
     latent_channels: int
@@ -148,6 +150,15 @@ class LatentModel(SavedModel, ABC):
         """
         return None
 
+    def passes(self, layout: Layout) -> tuple[LatentPass, LatentPass] | None:
+        """Return the pass that makes latents of data with this layout, and the one that denoises them, if both are of
+        transformers with the same tokens; otherwise None."""
+        return None
+
+    def sharpening(self) -> Sharpening | None:
+        """Return what an adversary needs to sharpen the decoder; None where that is not possible."""
+        return None
+
     def load_sources(self, method: MethodConfig) -> None:
         """Load weights that come from another run, before the first training step. Default: none.
 
@@ -160,9 +171,13 @@ class LatentModel(SavedModel, ABC):
         """The network that `decode` evaluates in each of its `decoder_steps`; None if it decodes in one pass."""
         return None
 
+    encoder_parts: ClassVar[tuple[str, ...]] = ("",)
+    """Beginnings of the names of all weights that `encode` and `encode_clean` run. Default: all."""
+
     def tokenizer_fingerprint(self) -> str:
-        """Return the `fingerprint` of what `encode_clean` runs, without a generator that was trained on its latents."""
-        return self.fingerprint()
+        """Return a SHA-256 of everything that determines latents: stored ones carry it. A decoder that is trained on,
+        or a generator that was trained on them, does not change it."""
+        return self._hash([name for name in self.state_dict() if name.startswith(self.encoder_parts)])
 
     # ---- every method gets these -------------------------------------------------------------------------------------
 
@@ -327,13 +342,18 @@ class LatentModel(SavedModel, ABC):
         return latents.to(self.device).float(), layout.to(self.device)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of everything that determines latents. Stored latents carry it, and only a model with the
-        same fingerprint decodes them. Of a sharded model, all processes call it, and one tensor at a time is whole."""
+        """Return a SHA-256 of everything that determines latents and data: numbers of an evaluation carry it. Of a
+        sharded model, all processes call it, and one tensor at a time is whole."""
+        return self._hash(list(self.state_dict()))
+
+    def _hash(self, names: Sequence[str]) -> str:
+        """SHA-256 of the method's configuration and of these weights."""
         geometry = [self.modality.channels, self.modality.max_tokens, self.config.plain()["method"]]
         digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        weights = self.state_dict()
+        for name in sorted(names):
             digest.update(name.encode())
-            digest.update(full(tensor.detach()).float().cpu().contiguous().numpy().tobytes())
+            digest.update(full(weights[name].detach()).float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -356,6 +376,54 @@ class Junction:
     def gradients(self, seed: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
         """The gradient of each parameter for a gradient `seed` of the tensor, without changing anything."""
         return torch.autograd.grad(self.output, parameters, seed, retain_graph=True, allow_unused=True)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A choice of a method that its paper varied.
+
+    label: the setting in words. overrides: KEY=VALUE that make it. scales: keys whose value of the run is multiplied
+    instead, because a small run has another default than the paper's. published: the paper's numbers of it, "FID" (of
+    samples) and "rFID" (of reconstructions), lower is better. base: the same of the row that it is compared with.
+    """
+
+    label: str
+    overrides: tuple[str, ...] = ()
+    published: Mapping[str, float] = field(default_factory=dict)
+    base: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LatentPass:
+    """A pass of latents through the blocks of a transformer, which can be compared with another one, block by block.
+
+    blocks: what `nets.activations.record` reads; each returns (B, N', H). after: tokens of the sequence that follow the
+    K latents; any others are before them.
+    """
+
+    blocks: Sequence[nn.Module]
+    after: int = 0
+
+    def latents_of(self, activations: Tensor, k: int) -> Tensor:
+        """Return the K latents' part (B, K, H) of what a block returned."""
+        end = activations.shape[1] - self.after
+        return activations[:, end - k : end]
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """What an adversary needs to sharpen a decoder (`training.decoder_gan`).
+
+    decoder: the network to train. last: the weight of its last layer. discriminator: a network of data tokens (B, N, C)
+    and their layout to logits (B, K), which starts from the encoder. predict: data and streams -> the decoder's
+    prediction (B, N, C) of their tokens, from latents without gradient.
+    """
+
+    decoder: nn.Module
+    last: nn.Parameter
+    discriminator: nn.Module
+    predict: Callable[[Any, Streams], Tensor]
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from ..maths.paths import LogSNRPath
 from ..maths.streams import Streams
 from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..model_folder import find_model_folder, read_config, read_model, refuse_other_tokens
-from ..nets.backbones import Backbone, UViTConfig, ViTConfig, make_backbone
+from ..nets.backbones import Backbone, UViTConfig, ViTConfig, blocks_of, make_backbone
 from ..nets.denoiser import Denoiser
 from ..types import Batch, Conditioning, Given, Layout, is_encoded
-from .base import Costs, LatentModel, LossPart
+from .base import Costs, LatentModel, LatentPass, LossPart, Sharpening
 
 
 class LatentDiffusionConfig(MethodConfig):
@@ -147,6 +147,13 @@ class LatentDiffusion(LatentModel):
 
     def latent_layout(self, layout: Layout) -> Layout:
         return self.tokenizer.latent_layout(layout)
+
+    def passes(self, layout: Layout) -> tuple[LatentPass, LatentPass] | None:
+        tokenizing, base = self.tokenizer.passes(layout), blocks_of(self.base.backbone)
+        return None if tokenizing is None or base is None else (tokenizing[0], LatentPass(base))
+
+    def sharpening(self) -> Sharpening | None:
+        return self.tokenizer.sharpening()
 
     # ---- their parts -------------------------------------------------------------------------------------------------
 

@@ -39,11 +39,65 @@ from ..maths.solvers import find_solver
 from ..maths.streams import Streams
 from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..model_folder import find_model_folder, read_config, read_model, refuse_other_tokens
-from ..nets.backbones import Backbone, ConvEncoderConfig, Encoder, UViTConfig, ViTConfig, make_backbone, make_encoder
+from ..nets.backbones import (
+    Backbone,
+    ConvEncoderConfig,
+    Encoder,
+    UViTConfig,
+    ViTConfig,
+    blocks_of,
+    make_backbone,
+    make_encoder,
+)
 from ..nets.denoiser import Denoiser
 from ..nets.fields import any_exact
 from ..types import Batch, Conditioning, Given, Layout, Tokens
-from .base import Costs, Junction, LatentModel, LossPart, gradients_on_request
+from .base import Ablation, Costs, Junction, LatentModel, LatentPass, LossPart, gradients_on_request
+
+TABLE_2 = {1.3: (1.42, 0.79), 1.7: (1.77, 0.36), 1.9: (2.02, 0.31), 2.1: (2.38, 0.27)}
+"""Loss factor -> FID with the small base, rFID; against 1.5."""
+TABLE_3 = {4: (None, 7.19), 8: (None, 1.53), 16: (1.76, 0.54), 64: (1.77, 0.48)}
+"""Latent channels -> FID, rFID; against 32."""
+TABLE_6 = {"FID": 1.54, "rFID": 0.47}
+
+
+def _published(fid: float | None, rfid: float) -> dict[str, float]:
+    return {"rFID": rfid} if fid is None else {"FID": fid, "rFID": rfid}
+
+
+ABLATIONS = {
+    "factor": tuple(
+        Ablation(f"loss factor x {factor / 1.5:.2g}", (), _published(*row), TABLE_6,
+                 {"method.loss_factor": factor / 1.5})
+        for factor, row in TABLE_2.items()
+    ),
+    "channels": tuple(
+        Ablation(f"channels x {n / 32:g}", (), _published(*row), {"FID": 1.60, "rFID": 0.42},
+                 {"method.latent_channels": n / 32})
+        for n, row in TABLE_3.items()
+    ),
+    "prior": (
+        Ablation("normal prior", ("method.prior=normal",), {"FID": 2.5, "rFID": 0.83}, {"FID": 1.4, "rFID": 0.86}),
+    ),
+    "decoder": (
+        Ablation("decoder in one pass", ("method.decoder_loss=mse",), {"FID": 2.4, "rFID": 1.1},
+                 {"FID": 1.4, "rFID": 0.86}),
+    ),
+    "gradient": (
+        Ablation("A: no gradient from the prior", ("method.prior_gradient=false",), {"FID": 7.80, "rFID": 1.81},
+                 TABLE_6),
+    ),
+    "precision": (Ablation("B: logsnr_0 = 10", ("method.latent_logsnr=10",), {"rFID": 28.27}, TABLE_6),),
+    "variance": (
+        Ablation(
+            "D: learned variance at logsnr_0 = 10", ("method.learned_variance=true", "method.latent_logsnr=10"),
+            {"FID": 1.81, "rFID": 0.69}, TABLE_6,
+        ),
+    ),
+}  # fmt: skip
+"""Tables 2 (factor), 3 (channels), 5 (prior, decoder) and 6 of the paper, each against its own base row. Loss factor
+and channels are relative to the run's. The paper's A has a quarter of the channels too, and its decoder in one pass
+another loss factor, which it does not state. Table 4 (shapes of the latents) needs other encoders: use a grid."""
 
 
 class UnifiedLatentsConfig(MethodConfig):
@@ -149,6 +203,8 @@ class UnifiedLatents(LatentModel):
     """Encode and add the fixed noise; the prior denoises latents, the decoder denoises data conditioned on latents."""
 
     Config = UnifiedLatentsConfig
+    ablations = ABLATIONS
+    encoder_parts = ("encoder.",)
     generates = False  # the prior is trained on the unweighted bound, which gives poor samples (Sec. 3.3)
 
     def __init__(self, config: ModelConfig):
@@ -277,6 +333,11 @@ class UnifiedLatents(LatentModel):
 
     def latent_layout(self, layout: Layout) -> Layout:
         return self.encoder.latent_layout(layout)
+
+    def passes(self, layout: Layout) -> tuple[LatentPass, LatentPass] | None:
+        prior = None if self.prior is None else blocks_of(self.prior.backbone)
+        encoder = blocks_of(self.encoder)
+        return None if prior is None or encoder is None else (LatentPass(encoder), LatentPass(prior))
 
     # ---- their parts -------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ Conventions are those of the authors' code, with time reversed: the official t (
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
@@ -41,13 +42,52 @@ from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..nets.attention import join_masks
 from ..nets.embeddings import sincos
 from ..nets.fields import TokenField, any_exact, token_input
-from ..nets.layers import Float32LayerNorm, Float32RMSNorm, linear
+from ..nets.layers import Float32LayerNorm, Float32RMSNorm, linear, zero_init
 from ..nets.transformer import PlainTransformer, Transformer
 from ..types import Batch, Conditioning, Given, Layout, Tokens
-from .base import LatentModel, LossPart, gradients_on_request
+from .base import Ablation, LatentModel, LatentPass, LossPart, Sharpening, gradients_on_request
 
 MIN_TIME = 0.05
 REGISTER_TIME = 0.01
+
+
+def _ablation(label: str, *overrides: str, **published: float) -> Ablation:
+    """A row of Table 7, against its default."""
+    return Ablation(label, overrides, published, {"FID": 2.71, "rFID": 1.01})
+
+
+ABLATIONS = {
+    "gradient": (
+        _ablation("gradient through the latents", "method.stop_gradient=false", "method.flow_chunk=null",
+                  FID=5.69, rFID=0.95),
+    ),
+    "weights": (_ablation("separate weights", "method.shared_weights=false", FID=3.81, rFID=1.38),),
+    "norm": (
+        _ablation("LayerNorm without affine", "method.latent_norm=layer_fixed", FID=19.48, rFID=0.97),
+        _ablation("RMSNorm", "method.latent_norm=rms", FID=2.80, rFID=1.20),
+        _ablation("no block norm", "method.generative_encoder.block_norm=false", FID=2.61, rFID=1.23),
+    ),
+    "noise": (
+        _ablation("noise 0", "method.reconstruction_noise=0", FID=6.58, rFID=1.60),
+        _ablation("noise 0.2", "method.reconstruction_noise=0.2", FID=2.87, rFID=1.42),
+        _ablation("noise 0.3", "method.reconstruction_noise=0.3", FID=2.71, rFID=1.01),
+        _ablation("noise 0.4", "method.reconstruction_noise=0.4", FID=2.80, rFID=1.21),
+        _ablation("noise 1", "method.reconstruction_noise=1", FID=2.87, rFID=1.09),
+    ),
+    "draws": (
+        _ablation("1 draw", "method.flow_draws=1", FID=3.45),
+        _ablation("3 draws", "method.flow_draws=3", FID=2.71, rFID=1.01),
+        _ablation("4 draws", "method.flow_draws=4", FID=2.70),
+        _ablation("7 draws", "method.flow_draws=7", FID=2.43),
+    ),
+    "shift": (
+        _ablation("no shift", "method.time_shift=1", FID=3.14),
+        _ablation("shift 4/3", "method.time_shift=1.3333333", FID=2.93),
+        _ablation("shift 2", "method.time_shift=2", FID=2.71, rFID=1.01),
+    ),
+}  # fmt: skip
+"""Table 7 of the paper (encoder and decoder B, 120 epochs). Its noise is the official t at which it begins, 0 to 1:
+here the largest t, 1 to 0. Its shift alpha is 1 / alpha here."""
 
 
 class GenerativeEncoderConfig(Config):
@@ -228,6 +268,31 @@ class Decoder(nn.Module):
         return self.out(self.transformer(torch.cat([h, queries.to(h.dtype)], dim=1), mask)[:, k:])
 
 
+class Discriminator(nn.Module):
+    """The Generative Encoder with one logit a latent in place of latents: it reads data as in its tokenise mode, with
+    registers of zeros (the mean of their noise) and without a condition."""
+
+    def __init__(self, encoder: GenerativeEncoder, null: Conditioning, channels: int):
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).requires_grad_(True)
+        self.encoder.known_in = None
+        width = self.encoder.latent_in.out_features
+        self.encoder.transformer.out = zero_init(nn.Linear(width, 1).to(next(encoder.parameters())))
+        self.channels = channels
+        self.vector: Tensor
+        self.tokens: Tensor | None
+        self.register_buffer("vector", null.vector.detach().clone())
+        self.register_buffer("tokens", None if null.tokens is None else null.tokens.detach().clone())
+
+    def forward(self, values: Tensor, layout: Layout) -> Tensor:
+        """Data tokens (B, N, C) -> logits (B, K)."""
+        n = len(values)
+        tokens = None if self.tokens is None else self.tokens.expand(n, -1, -1)
+        cond = Conditioning(self.vector.expand(n, -1), tokens)
+        registers = values.new_zeros(n, self.encoder.max_latents, self.channels)
+        return self.encoder(registers, values.new_ones(n), cond, None, Tokens(values, layout))[..., 0]
+
+
 class UNITEDraws(NamedTuple):
     """All random numbers of one training step: F flow draws, K x D latents, c conditions."""
 
@@ -246,6 +311,8 @@ class UNITE(LatentModel):
     same weights: flow loss."""
 
     Config = UNITEConfig
+    ablations = ABLATIONS
+    encoder_parts = ("generative_encoder.", "latent_norm.", "conditions.")
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -300,6 +367,29 @@ class UNITE(LatentModel):
             return layout
         index = torch.arange(self.method.num_latents, dtype=torch.float32, device=layout.positions.device)
         return Layout(index[None, :, None])
+
+    def passes(self, layout: Layout) -> tuple[LatentPass, LatentPass]:
+        tokenizing = self.generative_encoder
+        denoising = tokenizing if self.denoiser is None else self.denoiser
+        return (
+            LatentPass(list(tokenizing.transformer.blocks), layout.num_tokens),
+            LatentPass(list(denoising.transformer.blocks)),
+        )
+
+    def sharpening(self) -> Sharpening:
+        def predict(data: Any, streams: Streams) -> Tensor:
+            tokens = self._tokens(data)
+            with torch.no_grad():
+                z = self._encoded(tokens, streams)
+                noisy = self.add_reconstruction_noise(z, self.draw(streams, z.shape[1]))
+                given = self.draw_given(data, streams)
+            values = self.decoder(noisy, tokens.layout, self.known_data(given))
+            return self.keep_given(values, tokens.values, given)
+
+        judge = Discriminator(self.generative_encoder, self.conditions.null(1), self.latent_channels)
+        last = self.decoder.out.weight
+        assert isinstance(last, nn.Parameter)
+        return Sharpening(self.decoder, last, judge, predict)
 
     # ---- their parts -------------------------------------------------------------------------------------------------
 

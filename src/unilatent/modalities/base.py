@@ -451,6 +451,10 @@ class Modality(ABC):
         """
         raise AssertionError(f"{type(self).__name__} has one layout")
 
+    tokens_are_data: ClassVar[bool] = False
+    """Whether a decoder predicts the packed data themselves, so that another network can read its prediction as it
+    reads data."""
+
     # ---- given parts: a modality whose samples can be given in part has all of these
 
     given_kinds: ClassVar[tuple[str, ...]] = ()

@@ -95,6 +95,12 @@ def make_backbone(
     )  # fmt: skip
 
 
+def blocks_of(network: nn.Module) -> list[nn.Module] | None:
+    """Return the blocks of a transformer over one sequence of tokens, in order; None for a network on several grids."""
+    network = network.vit if isinstance(network, TokenEncoder) else network
+    return list(network.transformer.blocks) if isinstance(network, ViT) else None
+
+
 def make_encoder(
     config: ConvEncoderConfig | ViTConfig, channels: int, latent_channels: int, axes: int,
     fields: Sequence[TokenField] | None = None,

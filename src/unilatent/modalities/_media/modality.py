@@ -26,6 +26,7 @@ class PixelModality(Modality):
     """
 
     token_shift = token_scale = 0.5  # noise is added to pixels in [-1, 1]
+    tokens_are_data = True
     given_kinds: ClassVar[tuple[str, ...]] = (BOX,)
 
     def finish(self, data: Tensor) -> Tensor:

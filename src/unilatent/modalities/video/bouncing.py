@@ -38,7 +38,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Bounce:
     """Where a digit's upper left corner is in the first frame (row, column), and its velocity in pixels per frame."""
 
     start: tuple[float, float]
@@ -56,12 +56,12 @@ def triangle(unfolded: np.ndarray, way: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=32768)
-def trajectory(number: int, height: int, width: int) -> Trajectory:
+def bounce(number: int, height: int, width: int) -> Bounce:
     """Return the motion of a clip in frames of this size: all starts, directions and speeds of SPEEDS are as likely."""
     draw = random.Random(seed_of(BOUNCING, number)).random  # `random` gives equal numbers in every version of Python
     start = draw() * (height - SIDE), draw() * (width - SIDE)
     angle, speed = 2 * math.pi * draw(), SPEEDS[0] + draw() * (SPEEDS[1] - SPEEDS[0])
-    return Trajectory(start, (speed * math.sin(angle), speed * math.cos(angle)))
+    return Bounce(start, (speed * math.sin(angle), speed * math.cos(angle)))
 
 
 def draw(digit: np.ndarray, corners: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -103,7 +103,7 @@ class Bouncing(CachedCollection):
     def decode(self, index: int) -> Tensor:
         height, width = self.clip.height, self.clip.width
         ways = float(height - SIDE), float(width - SIDE)
-        corners = trajectory(index, height, width).path(self.clip.span(), ways)[:: self.clip.strides[0]]
+        corners = bounce(index, height, width).path(self.clip.span(), ways)[:: self.clip.strides[0]]
         drawn = draw(self.digits[self.shows[index]], corners, height, width)
         levels = torch.from_numpy(np.rint(255 * drawn).astype(np.uint8))[:, None]  # (T, 1, H, W)
         return levels.repeat(1, self.clip.channels, 1, 1)

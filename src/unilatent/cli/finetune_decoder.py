@@ -1,0 +1,47 @@
+"""unilatent finetune-decoder"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..outputs import refuse_overlap
+from .options import Data, Model, Overrides
+from .running import data_of, find_run_folder, leave_stopped
+
+
+def run(
+    model: Model,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sharpened model [default: RUN-sharpened].")] = None,
+    data: Data = None,
+) -> None:
+    """Sharpen the decoder of a finished model with an adversary; latents stay the same, bit for bit.
+
+    The discriminator starts from the model's own encoder. Settings are KEY=VALUE: steps, batch_size, seed,
+    learning_rate, discriminator_learning_rate, adversarial_weight, start, r1_weight, r1_every, ema_decay, precision,
+    workers, threads, device, log_every, sample_every, checkpoint_every. After a stop, the same command goes on.
+    """
+    from ..evaluation.reference import splits_of
+    from ..loading import load
+    from ..model_folder import find_model_folder
+    from ..training.decoder_gan import DecoderGAN, DecoderGANConfig
+
+    config = DecoderGANConfig().override(*(overrides or []))
+    source = Path(model)
+    folder = out or source.with_name(f"{source.resolve().name}-sharpened")
+    refuse_overlap(folder, [*data_of(model), *([data] if data else [])])
+    run_folder = find_run_folder(model)
+    modality = load(find_model_folder(model, "MODEL"), device="cpu").modality
+    splits = splits_of(modality, run_folder, data)
+    if splits is None:
+        raise ValueError(f"--data: {model} is not a run and does not record its training data; give them")
+    settings = None if run_folder is None else (run_folder / "config.yaml").read_text(encoding="utf-8")
+    tuning = DecoderGAN(source, folder, config, splits, settings)
+    finished = tuning.fit()
+    if finished == folder:
+        done = f"step {tuning.step} of {config.steps} is saved in {folder}"
+        leave_stopped(tuning.stop, done, "the same command goes on")
+    print(f"written: {finished}; compare with `unilatent evaluate {model}` and `unilatent evaluate {folder}`")

@@ -1,0 +1,137 @@
+"""Sweeps: their cells, what is read from finished runs, and what is compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from unilatent.analysis import sweeps
+from unilatent.analysis.sweeps import Cell, SweepRun, collect, grid_cells, split_grid, table_of
+from unilatent.config import ConfigError
+from unilatent.evaluation.evaluate import EvaluatedMetric
+from unilatent.evaluation.protocol import Protocol
+from unilatent.evaluation.table import as_json
+from unilatent.modalities.base import Row
+from unilatent.presets import preset
+from unilatent.registry import available, find
+
+
+def test_values_are_split_at_commas_outside_of_brackets_and_quotes():
+    fixed, axes = split_grid(["a.b=1,2", "c=[1,2]", 'd="x,y"', "e=[1,2],[3]", "f=1"])
+    assert fixed == ["c=[1,2]", 'd="x,y"', "f=1"] and axes == {"a.b": ["1", "2"], "e": ["[1,2]", "[3]"]}
+    cells = grid_cells(axes)
+    assert [cell.overrides for cell in cells] == [
+        ("a.b=1", "e=[1,2]"), ("a.b=1", "e=[3]"), ("a.b=2", "e=[1,2]"), ("a.b=2", "e=[3]"),
+    ]  # fmt: skip
+    assert len({cell.name for cell in cells}) == 4
+
+
+@pytest.mark.parametrize("method", [name for name in available("methods") if find("methods", name).ablations])
+def test_every_ablation_is_a_setting_of_its_method(method: str):
+    """Each can be parsed, changes the configuration, and has a folder of its own."""
+    run = preset({"unite": "digits", "unified_latents": "digits-ul"}[method])
+    cells = sweeps.ablation_cells(run, list(find("methods", method).ablations))
+    assert len(cells) > 6 and len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        assert run.override(*cell.overrides).plain() != run.plain() and cell.published and cell.base, cell.label
+
+
+def test_ablations_of_a_first_stage_change_that_stage():
+    run = preset("digits-ul")
+    [cell] = sweeps.ablation_cells(run, ["precision"])
+    assert cell.overrides == ("tokenizer.method.latent_logsnr=10",)
+    labels = [cell.label for cell in sweeps.ablation_cells(run, ["channels"])]
+    assert labels == ["channels x 0.125", "channels x 0.25", "channels x 0.5", "channels x 2"]
+    assert sweeps.ablation_cells(run, ["channels"])[3].overrides == ("tokenizer.method.latent_channels=8",)
+    with pytest.raises(ConfigError, match="'shift' is no ablation of this method; there are factor, channels"):
+        sweeps.ablation_cells(preset("digits-ul"), ["shift"])
+
+
+def protocol(**changes: object) -> Protocol:
+    fields = {"track": "generation", "num_samples": 100, "reference": "training data", "reference_data": "0",
+              "num_reference": 100, "preprocessing": "adm", "resolution": (8, 8, 1), **changes}  # fmt: skip
+    return Protocol.parse(fields)
+
+
+def finished(folder: Path, distance: float, psnr: float, **changes: object) -> None:
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "eval").mkdir()
+    numbers = [
+        EvaluatedMetric(Row("frechet", "distance", distance, "", "lower"), protocol(**changes)),
+        EvaluatedMetric(Row("psnr", "PSNR", psnr, "dB", "higher"), protocol(track="reconstruction")),
+    ]
+    content = {"format_version": 1, "numbers": [as_json(number) for number in numbers]}
+    (folder / "eval" / "step_00000010.json").write_text(json.dumps(content))
+
+
+def runs_of(folder: Path, cells: Sequence[Cell], seeds: int = 3) -> list[SweepRun]:
+    return [SweepRun(cell, seed, folder / cell.name / f"seed-{seed}") for seed in range(seeds) for cell in cells]
+
+
+BASE = {"FID": 2.71, "rFID": 1.01}
+CELLS = [Cell("default", "default"), Cell("a", "A", ("x=1",), {"FID": 5.69, "rFID": 0.95}, BASE),
+         Cell("b", "B", ("x=2",), {"FID": 2.70}, BASE)]  # fmt: skip
+
+
+def test_means_spreads_and_directions(tmp_path: Path):
+    runs = runs_of(tmp_path, CELLS)
+    values = {"default": (1.0, 1.2, 1.1), "a": (2.0, 2.1, 2.2), "b": (1.05, 1.2, 1.25)}
+    for run in runs:
+        distance = values[run.cell.name][run.seed]
+        finished(run.folder, distance, {"default": 30.0, "a": 31.0, "b": 29.0}[run.cell.name] + 0.1 * run.seed)
+    result = collect(runs)
+    assert list(result.metrics) == ["psnr", "frechet"] and not result.left_out
+    default, a, b = result.rows
+    assert default.numbers["frechet"].mean == pytest.approx(1.1) and default.numbers["frechet"].std == pytest.approx(
+        0.1
+    )
+    assert default.here == default.paper == {}
+    assert a.here == {"psnr": "better", "frechet": "worse"}
+    assert a.paper == {"generation": "worse", "reconstruction": "better"}
+    assert b.here == {"psnr": "worse", "frechet": "equal"} and b.paper == {"generation": "equal"}
+    head, *rows = table_of(result)
+    assert head[2:4] == ["PSNR, dB", "distance"] and rows[1][3] == "2.1 +- 0.1 (worse)"
+    assert rows[1][4] == "FID 5.69, rFID 0.95 (worse, better)"
+    json.dumps(sweeps.plain(result))
+
+
+def test_one_seed_has_no_spread_and_so_no_direction(tmp_path: Path):
+    runs = runs_of(tmp_path, CELLS[:2], seeds=1)
+    for distance, run in enumerate(runs, 1):
+        finished(run.folder, distance, 30.0)
+    assert collect(runs).rows[1].here == {} and collect(runs).rows[1].paper["generation"] == "worse"
+
+
+def test_a_folder_of_other_settings_is_refused_by_name(tmp_path: Path):
+    run = preset("digits").override("training.steps=7")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.yaml").write_text(run.to_yaml())
+    cell = Cell("x", "x")
+    SweepRun(cell, 0, tmp_path / "x", run.override("training.threads=2")).refuse_other()
+    with pytest.raises(ConfigError, match=r"training\.steps: 8, but .* was trained with 7"):
+        SweepRun(cell, 0, tmp_path / "x", run.override("training.steps=8")).refuse_other()
+
+
+def test_settings_that_read_alike_have_folders_of_their_own():
+    names = {cell.name for cell in grid_cells({"method.bias": ["-1", "1"], "data.path": ["a/b", "a-b"]})}
+    assert len(names) == 4
+    assert grid_cells({"a.depth": ["2"]})[0].name != grid_cells({"b.depth": ["2"]})[0].name
+    assert len(grid_cells({"k": ["1", "1"]})) == 1
+
+
+def test_other_protocols_and_unfinished_runs_are_left_out_by_name(tmp_path: Path):
+    runs = runs_of(tmp_path, CELLS[:2], seeds=2)
+    for run in runs[:3]:
+        finished(run.folder, 1.0, 30.0, **({"num_samples": 50} if run is runs[1] else {}))
+    result = collect(runs)
+    assert result.left_out == ["A, seed 1: is not finished", "A, seed 0: frechet has num_samples 50, others 100"]
+    assert "frechet" not in result.rows[1].numbers and "psnr" in result.rows[1].numbers
+    with pytest.raises(ValueError, match="'fid' was not measured; there are frechet, psnr"):
+        collect(runs, ["fid"])
+    with pytest.raises(ValueError, match="no run is finished"):
+        collect([replace(run, folder=tmp_path / "nothing") for run in runs])

@@ -1,0 +1,63 @@
+"""`unilatent finetune-decoder`: from a run to a run, killed and continued."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+from safetensors.torch import load_file
+
+TINY = ("batch_size=8", "start=1", "log_every=2", "sample_every=0", "checkpoint_every=2", "threads=1")
+
+
+def test_a_run_becomes_a_run_with_another_decoder(run_folder: Path, tmp_path: Path, cli: Command) -> None:
+    out = tmp_path / "sharp"
+    done = cli("finetune-decoder", run_folder, "steps=4", *TINY, "sample_every=2", "--out", out)
+    assert done.code == 0 and "unilatent evaluate" in done.out, done.err
+    assert (out / "recon" / "step_00000004.png").is_file() and (out / "metrics.jsonl").read_text().count("\n") == 2
+    old, new = (load_file(folder / "model" / "model.safetensors") for folder in (run_folder, out))
+    assert {name.partition(".")[0] for name in old if not torch.equal(old[name], new[name])} == {"decoder"}
+    evaluated = cli(
+        "evaluate", out, "--num-samples", 0, "--num-held-out", 20, "--metrics", "psnr", "--out", tmp_path / "e"
+    )
+    assert evaluated.code == 0 and "psnr" in evaluated.out.lower(), "its data are those of the run"
+
+
+def test_settings_that_make_no_sense_are_refused(run_folder: Path, tmp_path: Path, cli: Command) -> None:
+    for setting, words in (("steps=0", "steps"), ("adversary=1", "adversary"), ("batch_size=x", "batch_size")):
+        refused = cli("finetune-decoder", run_folder, setting, "--out", tmp_path / "x")
+        assert refused.code == 2 and words in refused.err and not (tmp_path / "x").exists()
+    absent = cli("finetune-decoder", tmp_path / "none", "--out", tmp_path / "x")
+    assert absent.code == 2
+
+
+@pytest.mark.faults
+def test_f01_f02_a_killed_fine_tuning_goes_on_bitwise(run_folder: Path, tmp_path: Path) -> None:
+    """Kill -9 while a decoder is sharpened, at any moment: the same command goes on, to the same weights."""
+    arguments = [sys.executable, "-m", "unilatent", "finetune-decoder", str(run_folder), "steps=60", *TINY]
+    whole = subprocess.run([*arguments, "--out", str(tmp_path / "whole")], capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0, whole.stderr
+    killed = 0
+    for moment in (0.1, 0.35, 0.6):
+        process = subprocess.Popen([*arguments, "--out", str(tmp_path / "cut")], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)  # fmt: skip
+        begun, checkpoints = time.monotonic(), tmp_path / "cut" / "checkpoints"
+        before = len(list(checkpoints.glob("step_*"))) if checkpoints.is_dir() else 0
+        while process.poll() is None and time.monotonic() - begun < 120:
+            if checkpoints.is_dir() and len(list(checkpoints.glob("step_*"))) > min(before, 2):
+                time.sleep(moment)
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed, "every one was over before it could be killed"
+    rest = subprocess.run([*arguments, "--out", str(tmp_path / "cut")], capture_output=True, text=True, timeout=300)
+    assert rest.returncode == 0, rest.stderr
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
