@@ -69,6 +69,14 @@ def digest(model: Path) -> str:
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 of a folder, and of a file that a save in the background has just renamed."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
+
+
 @pytest.mark.soak
 def test_f41_memory_files_and_disk_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2,000 steps with a save every 10: memory and open files flat within 2 %, disk bounded by keep_checkpoints."""
@@ -88,14 +96,15 @@ def test_f41_memory_files_and_disk_stay_flat(tmp_path: Path, monkeypatch: pytest
             memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
             files.append(len(os.listdir("/proc/self/fd")))
             folder = tmp_path / "run" / "checkpoints"
-            disk.append(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+            disk.append(sum(size_of(path) for path in folder.rglob("*")))
 
     monkeypatch.setattr(trainer, "_monitor_and_save", measured)
     trainer.fit()
     assert len(memory) == 200
     early, late = statistics.median(memory[50:75]), statistics.median(memory[-25:])
     assert late < 1.02 * early, f"{early / 2**20:.1f} MiB became {late / 2**20:.1f} MiB"
-    # medians: a save that is being written in the background has a file open when it is looked at
-    assert statistics.median(files[-25:]) == statistics.median(files[50:75]), files
-    assert max(disk[3:]) < 1.02 * disk[3], "three checkpoints, whenever one looks"
+    # the fewest: a save that is being written in the background has a file open when it is looked at
+    assert min(files[-25:]) == min(files[50:75]), files
+    assert statistics.median(disk[3:]) < 1.02 * disk[3], "three checkpoints"
+    assert max(disk[3:]) < 1.02 * 4 / 3 * disk[3], "and at most the one that is being written"
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
