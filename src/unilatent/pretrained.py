@@ -10,11 +10,11 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 from urllib.request import urlopen
 
@@ -30,6 +30,9 @@ PACKAGE = "pkg"
 CHUNK = 1 << 20
 TIMEOUT = 30.0
 """Seconds without data after which a download fails."""
+COUNTER = "num_batches_tracked"
+"""A buffer that batch norm does not use in eval mode."""
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,21 @@ def check_layout(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ..
         if tuple(state[key].shape) != shape:
             raise ValueError(f"tensor {key} has shape {tuple(state[key].shape)}, {network}'s is {shape}")
     return {key: state[key].float() for key in shapes}
+
+
+def filled(make: Callable[[], N], state: Mapping[str, Tensor], name: str) -> N:
+    """Build a network from tensors of a published file, in float32; ValueError unless names and shapes are the same.
+
+    Counters of batch norm, which eval mode does not use, may be there or not.
+    """
+    with torch.device("meta"):  # no memory and no random numbers for unused initial weights
+        network = make()
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    wanted = {key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)}
+    given = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
+    counters = {key: torch.zeros((), dtype=torch.long) for key in shapes.keys() - wanted.keys()}
+    network.load_state_dict(check_layout(given, wanted, name) | counters, assign=True)
+    return network
 
 
 def fingerprint(network: nn.Module) -> str:

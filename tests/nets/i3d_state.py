@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unilatent.nets.i3d import COUNTER, InflatedInception
+from unilatent.nets.i3d import InflatedInception
+from unilatent.pretrained import COUNTER
 
 
 def seeded_state(seed: int = 0) -> dict[str, Tensor]:

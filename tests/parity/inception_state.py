@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unilatent.nets.inception import COUNTER, Network
+from unilatent.nets.inception import Network
+from unilatent.pretrained import COUNTER
 
 
 def seeded_state() -> dict[str, Tensor]:

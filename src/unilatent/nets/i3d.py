@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..pretrained import WeightFile, check_layout, copy_member, fetch, read
+from ..pretrained import COUNTER, WeightFile, copy_member, fetch, filled, read
 from .pickled_arrays import is_pickle, read_arrays
 from .resizing import STRETCHES
 
@@ -182,13 +182,7 @@ class I3D(nn.Module):
         if resize not in STRETCHES:
             raise ValueError(f"resize {resize!r} is unknown; one of {', '.join(STRETCHES)}")
         self.resize = resize
-        with torch.device("meta"):  # no memory and no random numbers for unused initial weights
-            self.network = InflatedInception()
-        shapes = {key: tuple(value.shape) for key, value in self.network.state_dict().items()}
-        wanted = {key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)}
-        given = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
-        counters = {key: torch.zeros((), dtype=torch.long) for key in shapes.keys() - wanted.keys()}
-        self.network.load_state_dict(check_layout(given, wanted, "FVD's I3D") | counters, assign=True)
+        self.network = filled(InflatedInception, state, "FVD's I3D")
         self.requires_grad_(False)
         self.eval()
 
@@ -240,10 +234,6 @@ class I3D(nn.Module):
             frames = stretch(frames, scored)
         frames = 2 * stretch(frames, SIDE) / 255 - 1
         return frames.expand(-1, 3, -1, -1).unflatten(0, clips.shape[:2]).transpose(1, 2)  # (B, 3, T, 224, 224)
-
-
-COUNTER = "num_batches_tracked"
-"""A buffer that batch norm does not use in eval mode."""
 
 
 def check_clips(clips: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..pretrained import WeightFile, check_layout, fetch, read
+from ..pretrained import WeightFile, fetch, filled, read
 from .resizing import stretch_tf1, stretch_torch
 
 PUBLISHED = WeightFile(
@@ -234,13 +234,7 @@ class InceptionV3(nn.Module):
         if resize not in RESIZES:
             raise ValueError(f"resize {resize!r} is unknown; one of {', '.join(RESIZES)}")
         self.resize = resize
-        with torch.device("meta"):  # no memory and no random numbers for unused initial weights
-            self.network = Network()
-        shapes = {key: tuple(value.shape) for key, value in self.network.state_dict().items()}
-        wanted = {key: shape for key, shape in shapes.items() if not key.endswith(COUNTER)}
-        given = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
-        counters = {key: torch.zeros((), dtype=torch.long) for key in shapes.keys() - wanted.keys()}
-        self.network.load_state_dict(check_layout(given, wanted, "the FID InceptionV3") | counters, assign=True)
+        self.network = filled(Network, state, "the FID InceptionV3")
         self.requires_grad_(False)
         self.eval()
 
@@ -271,10 +265,6 @@ class InceptionV3(nn.Module):
         precise: Any = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with torch.autocast(images.device.type, enabled=False), precise:
             return self.network(RESIZES[self.resize](images.float()))
-
-
-COUNTER = "num_batches_tracked"
-"""A buffer that batch norm does not use in eval mode."""
 
 
 def resize_tf1(levels: Tensor) -> Tensor:

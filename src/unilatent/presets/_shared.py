@@ -10,7 +10,7 @@ from ..methods.latent_diffusion import LatentDiffusionConfig
 from ..methods.unified_latents import UnifiedLatentsConfig
 from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..nets.backbones import ViTConfig
-from ..training.config import Decay, Onset, RunConfig, ScheduleConfig, TrainingConfig
+from ..training.config import Decay, Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,24 @@ def small_unified_latents(width: int, decoder: ViTConfig) -> UnifiedLatentsConfi
         loss_factor=8.0,
         bias=2.0,
         latent_min_logsnr=-10.0,
+    )
+
+
+def joint_stage(batch_size: int) -> TrainingConfig:
+    """Training of encoder, prior and decoder at the size of Unified Latents' paper, with its optimiser."""
+    return TrainingConfig(
+        steps=400_000,
+        batch_size=batch_size,
+        micro_batch_size=16,
+        optimizer=OptimizerConfig(learning_rate=1e-4, muon=False, betas=(0.9, 0.99), eps=1e-12),
+        gradient_clip=1.0,
+        schedule=ScheduleConfig(warmup=10_000),
+        ema_decay=0.9999,
+        log_every=100,
+        sample_every=10_000,
+        checkpoint_every=5_000,
+        num_samples=8,
+        workers=8,
     )
 
 

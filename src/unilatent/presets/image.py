@@ -13,7 +13,7 @@ from ..modalities.image import ImageConfig, ImageData
 from ..model_config import SamplingConfig
 from ..nets.backbones import UViTConfig, ViTConfig
 from ..training.config import BatchScaledRate, Decay, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
-from ._shared import PresetEntry, Published, decaying, second_stage, small_unified_latents, small_unite
+from ._shared import PresetEntry, Published, decaying, joint_stage, second_stage, small_unified_latents, small_unite
 
 # Paper, Table "sizes": width, depth, heads.
 GENERATIVE_ENCODERS = {
@@ -191,20 +191,7 @@ def imagenet512_ul() -> RunConfig:
         method=UnifiedLatentsConfig(),
         sampling=SamplingConfig(solver="ddim", num_inference_steps=100),
         data=ImageData(),
-        training=TrainingConfig(
-            steps=400_000,
-            batch_size=512,
-            micro_batch_size=16,
-            optimizer=OptimizerConfig(learning_rate=1e-4, muon=False, betas=(0.9, 0.99), eps=1e-12),
-            gradient_clip=1.0,
-            schedule=ScheduleConfig(warmup=10_000),
-            ema_decay=0.9999,
-            log_every=100,
-            sample_every=10_000,
-            checkpoint_every=5_000,
-            num_samples=8,
-            workers=8,
-        ),
+        training=joint_stage(batch_size=512),
     )
     base = UViTConfig(channels=(512, 1024), blocks=(6, 16), transformers=2, patch=1, strides=(2,), dropout=0.1)
     return second_stage(

@@ -9,8 +9,8 @@ from ..methods.unite import UNITEConfig
 from ..modalities.video import VideoConfig, VideoData
 from ..model_config import GivenConfig, SamplingConfig
 from ..nets.backbones import ConvEncoderConfig, UViTConfig, ViTConfig
-from ..training.config import BatchScaledRate, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
-from ._shared import PresetEntry, decaying, second_stage, small_unified_latents, small_unite
+from ..training.config import BatchScaledRate, OptimizerConfig, RunConfig, TrainingConfig
+from ._shared import PresetEntry, decaying, joint_stage, second_stage, small_unified_latents, small_unite
 from .image import DECODERS, GENERATIVE_ENCODERS
 
 DIGITS = VideoData(path="bouncing", held_out=360)
@@ -115,20 +115,7 @@ def kinetics600_ul() -> RunConfig:
         ),
         sampling=SamplingConfig(solver="ddim", num_inference_steps=50),
         data=VideoData(),
-        training=TrainingConfig(
-            steps=400_000,
-            batch_size=256,
-            micro_batch_size=16,
-            optimizer=OptimizerConfig(learning_rate=1e-4, muon=False, betas=(0.9, 0.99), eps=1e-12),
-            gradient_clip=1.0,
-            schedule=ScheduleConfig(warmup=10_000),
-            ema_decay=0.9999,
-            log_every=100,
-            sample_every=10_000,
-            checkpoint_every=5_000,
-            num_samples=8,
-            workers=8,
-        ),
+        training=joint_stage(batch_size=256),
     )
     base = UViTConfig(channels=(512, 1024), blocks=(6, 16), transformers=2, patch=1, strides=((1, 2, 2),), dropout=0.1)
     return second_stage(

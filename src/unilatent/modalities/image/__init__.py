@@ -20,6 +20,7 @@ from .._media.given import read_mask
 from .._media.pixels import Frame
 from .._media.shards import suffixes_in_shards
 from .._media.similarity import WINDOW, psnr, ssim
+from .._media.values import check_values
 from ..base import CheckedRecords, Dataset, Metric, Raw, Skipped, Space, Splits
 from . import clip_score, fidelity, generated, scene_metrics, spaces, storing
 from . import tokens as patches
@@ -138,7 +139,8 @@ class Image(media.PixelModality):
         return Frame(self.config.height, self.config.width, self.config.channels, self.config.patch_size)
 
     def check(self, data: Any) -> Tensor:
-        return patches.check(data, self.config.channels, self.config.height, self.config.width)
+        size = (self.config.channels, self.config.height, self.config.width)
+        return check_values(data, "image", size, "crop or resize them, or convert their channels")
 
     def pack(self, data: Tensor) -> Tokens:
         return Tokens(patches.pack(data, self.config.patch_size), self._layout(data.device))

@@ -18,6 +18,7 @@ from .._media import losses
 from .._media import modality as media
 from .._media.given import BOX, FRAMES, read_mask
 from .._media.shards import suffixes_in_shards
+from .._media.values import check_values
 from ..base import CheckedRecords, Dataset, Metric, Raw, Skipped, Space, Splits
 from . import files, fvd, judge, motion, render, storing
 from . import tokens as tubelets
@@ -162,7 +163,8 @@ class Video(media.PixelModality):
 
     def check(self, data: Any) -> Tensor:
         c = self.config
-        return tubelets.check(data, c.frames, c.channels, c.height, c.width)
+        size = (c.frames, c.channels, c.height, c.width)
+        return check_values(data, "clip", size, "axes are batch, time, channel, row and column")
 
     def pack(self, data: Tensor) -> Tokens:
         return Tokens(tubelets.pack(data, self.config.tubelet), self._layout(data.device))
