@@ -98,7 +98,7 @@ def sample_batches(
     _refuse_unknown(model, [key for key, value in arguments.items() if value is not None])
     given = check_given(model, given, num)
     if length is not None:
-        _refuse_given(model)
+        refuse_given(model)
         model.modality.check_length(length, overlap)
     all_values = model.conditions.parse(num, arguments, all_used)
     all_layout_values = model.modality.parse_layout(num, layout_arguments)
@@ -164,14 +164,14 @@ def check_given(model: LatentModel, given: Given | None, num: int) -> Given | No
     """ValueError unless these parts can be given to the model, and a sample uses each."""
     if given is None:
         return None
-    _refuse_given(model)
+    refuse_given(model)
     refuse_unused("given", len(given), num)
     return model.modality.check_given(given)
 
 
-def _refuse_given(model: LatentModel) -> None:
-    """ValueError if the model cannot be given parts of samples."""
-    if model.config.given is None:
+def refuse_given(model: LatentModel | None) -> None:
+    """ValueError if the model cannot be given parts of samples, or there is none."""
+    if model is None or model.config.given is None:
         raise ValueError(
             "given: this model was trained on whole samples only; train one with `unilatent train ... given={}`"
         )

@@ -117,6 +117,16 @@ def test_a_folder_of_other_settings_is_refused_by_name(tmp_path: Path):
         SweepRun(cell, 0, tmp_path / "x", run.override("training.steps=8")).refuse_other()
 
 
+def test_the_settings_of_a_first_stage_count_as_well(tmp_path: Path):
+    run = preset("digits-ul").override("tokenizer.training.steps=7")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.yaml").write_text(run.to_yaml())
+    cell = Cell("x", "x")
+    SweepRun(cell, 0, tmp_path / "x", run.override("tokenizer.training.threads=2")).refuse_other()
+    with pytest.raises(ConfigError, match=r"tokenizer\.training\.steps: 8, but .* was trained with 7"):
+        SweepRun(cell, 0, tmp_path / "x", run.override("tokenizer.training.steps=8")).refuse_other()
+
+
 def test_settings_that_read_alike_have_folders_of_their_own():
     names = {cell.name for cell in grid_cells({"method.bias": ["-1", "1"], "data.path": ["a/b", "a-b"]})}
     assert len(names) == 4

@@ -129,3 +129,11 @@ def test_groups_of_some_processes_have_the_timeout_of_the_run(tmp_path: Path) ->
     launcher = [*TORCHRUN, "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port())]
     done = subprocess.run([*launcher, str(script)], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.splitlines() == ["[77.0] 2"] * 2, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_hybrid_sharding_of_fewer_cards_than_a_machine_has_stays_within_it(gpus: int) -> None:
+    one = Machines(gpus=gpus)
+    found = planned("digits", "training.shard=hybrid", machines=one)
+    whole = planned("digits", "training.shard=true", machines=one)
+    assert found.sent[WITHIN] == pytest.approx(whole.sent["gathers of sharded weights"] * 3 / 2)

@@ -154,9 +154,9 @@ class SweepRun:
             return
         wanted, there = flat(self.config.resolved().plain()), flat(read_yaml(path))
         for key, value in wanted.items():
-            part = key.partition(".")[0]
-            counts = part in ("seed", "data", "modality", "conditions", "method", "sampling", "given", "training")
-            if key in ANY or key.startswith("method.tokenizer") or value is None or not counts:
+            own = key.removeprefix("tokenizer.")  # of the first stage, the same settings count
+            counts = own.partition(".")[0] in COUNT
+            if own in ANY or key.startswith("method.tokenizer") or value is None or not counts:
                 continue  # None: found when training started
             if key in there and there[key] != value:
                 raise ConfigError(
@@ -165,6 +165,8 @@ class SweepRun:
                 )
 
 
+COUNT = ("seed", "data", "modality", "conditions", "method", "sampling", "given", "training")
+"""Parts of a configuration that determine what comes out of a run."""
 ANY = ("training.precision", "training.device", "training.threads", "training.workers", "training.timeout")
 """Settings that may differ from those of a run that is there: they are of the machine, or found on it."""
 

@@ -25,8 +25,8 @@ def run(
     workers, threads, device, log_every, sample_every, checkpoint_every. After a stop, the same command goes on.
     """
     from ..evaluation.reference import splits_of
-    from ..loading import load
-    from ..model_folder import find_model_folder
+    from ..model_folder import find_model_folder, read_config
+    from ..registry import find
     from ..training.decoder_gan import DecoderGAN, DecoderGANConfig
 
     config = DecoderGANConfig().override(*(overrides or []))
@@ -34,7 +34,8 @@ def run(
     folder = out or source.with_name(f"{source.resolve().name}-sharpened")
     refuse_overlap(folder, [*data_of(model), *([data] if data else [])])
     run_folder = find_run_folder(model)
-    modality = load(find_model_folder(model, "MODEL"), device="cpu").modality
+    settings_of = read_config(find_model_folder(model, "MODEL")).modality
+    modality = find("modalities", settings_of.name)(settings_of)
     splits = splits_of(modality, run_folder, data)
     if splits is None:
         raise ValueError(f"--data: {model} is not a run and does not record its training data; give them")

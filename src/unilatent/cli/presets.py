@@ -12,12 +12,13 @@ def run() -> None:
 
     from ..methods.base import LatentModel
     from ..presets import preset, presets, summary
+    from ..training.plan import stages_of
 
     table = Table("preset", "parameters", "what it is", show_lines=False)
     for name, entry in presets().items():
         config = preset(name)
         sizes = []
-        for stage in filter(None, (config.first, config)):
+        for stage in stages_of(config):
             with torch.device("meta"):
                 sizes.append(f"{LatentModel.build(stage.example().model()).num_trainable / 1e6:.2f}")
         lines = [summary(name), *(f"Published: {record}." for record in entry.published)]

@@ -34,6 +34,7 @@ from ..sampling import (
     check_given,
     decoder_rows,
     reconstruct,
+    refuse_given,
     sample_batches,
     sample_rows,
     split_settings,
@@ -183,10 +184,7 @@ class Evaluator:
 
     def _refuse_no_completions(self) -> None:
         """ValueError if held-out samples cannot be completed, before anything is computed."""
-        if self._model is None or self._model.config.given is None:
-            raise ValueError(
-                "given: this model was trained on whole samples only; train one with `unilatent train ... given={}`"
-            )
+        refuse_given(self._model)
         if self.splits is None or not len(self.splits.held_out):
             raise ValueError("data.held_out: 0, but held-out samples are needed to give parts of; set it, or --data")
         if chosen := [key for key, value in self.condition_arguments.items() if value is not None]:

@@ -281,11 +281,12 @@ class LatentModel(SavedModel, ABC):
     def keep_given(self, values: Tensor, tokens: Tensor, given: Given | None) -> Tensor:
         """Return token values (B, N, C) with those of `tokens` where data are given: no loss is paid for what a decoder
         is told."""
-        if given is None:
-            return values
+        return values if given is None else torch.where(self.given_values(given), tokens.to(values.dtype), values)
+
+    def given_values(self, given: Given) -> Tensor:
+        """Return which token values are given, bool (B, N, C), on the model's device."""
         channels = self.modality.channels // self.modality.mask_channels  # that share one value of a mask
-        mask = self.modality.pack_mask(given.mask).to(values.device)  # (B, N, M)
-        return torch.where(mask.bool().repeat_interleave(channels, dim=2), tokens.to(values.dtype), values)
+        return self.modality.pack_mask(given.mask).to(self.device).bool().repeat_interleave(channels, dim=2)
 
     def finished(self, values: Tensor, layout: Layout, given: Given | None) -> Any:
         """Return decoded token values (B, N, C) as data, with the given parts."""

@@ -296,11 +296,11 @@ class UnifiedLatents(LatentModel):
         latents, layout = self.decoder_inputs(latents, layout, seed, start)
         rows = range(start, start + len(latents))
         cond = self._no_condition(len(latents)).given(self.known_data(given))
-        shown = None if given is None else self._tokens(given.data).values  # only its given parts are read
+        shown = None if given is None else (self.given_values(given), self._tokens(given.data).values)
 
         def denoise(x: Tensor, t: Tensor | float, _: Conditioning | None = None) -> Tensor:
             estimate = self.decoder(x, t, cond, layout, latents)
-            return estimate if shown is None else self.keep_given(estimate, shown, given)
+            return estimate if shown is None else torch.where(shown[0], shown[1].to(estimate.dtype), estimate)
 
         streams = Streams(("decode", seed), rows, self.device)
 

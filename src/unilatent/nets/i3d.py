@@ -50,7 +50,7 @@ FRAMES_AT_ONCE = 128
 
 
 class ClipFeatures(NamedTuple):
-    """ClipFeatures of a batch, float32. logits: (B, 400), before the softmax, for FVD. pool: (B, 1024), their input.
+    """Features of a batch, float32. logits: (B, 400), before the softmax, for FVD. pool: (B, 1024), their input.
 
     Both are means over time.
     """

@@ -20,7 +20,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 
 from ..batches import Plan, collate, loader, spread_evenly, worker_deaths
 from ..config import Config, ConfigError
-from ..devices import autocast, resolve_precision, set_float32_products
+from ..devices import autocast, pick_device, resolve_precision, set_float32_products
 from ..files import read_json, write_json, write_text
 from ..loading import load
 from ..maths.streams import Streams
@@ -102,17 +101,14 @@ def hinge(real: Tensor, made: Tensor) -> Tensor:
     return (torch.relu(1 - real).mean() + torch.relu(1 + made).mean()) / 2
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:
-    """Return |d reconstruction / d last| / |d adversarial / d last|, at most 10,000, without a gradient."""
-    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
+def adaptive_weight(made: Tensor, reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:
+    """Return |d reconstruction / d last| / |d adversarial / d last|, at most 10,000, without a gradient.
+
+    made: what both losses are of. reconstruction, adversarial: their gradients by it.
+    """
+    slopes = (reconstruction, adversarial)
+    norms = [torch.autograd.grad(made, last, slope, retain_graph=True)[0].norm() for slope in slopes]
     return (norms[0] / (norms[1] + 1e-8)).clamp(0, 1e4).detach()
-
-
-@dataclass(frozen=True)
-class StepLosses:
-    """What one step measured, as tensors on the device."""
-
-    numbers: dict[str, Tensor]
 
 
 class DecoderGAN:
@@ -129,9 +125,9 @@ class DecoderGAN:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("finetune-decoder: runs in one process; start it without torchrun")
         try:
-            device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except RuntimeError:
-            raise ConfigError(f"device: {config.device!r} is unknown; give cpu, cuda or cuda:1") from None
+            device = pick_device(config.device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         self._refuse_other_files()
         self.processes = Processes.alone(device)
         if config.threads:
@@ -140,9 +136,10 @@ class DecoderGAN:
         self.precision = resolve_precision(config.precision, device, self.model.precision)
         parts = self.model.sharpening()
         if parts is None or not self.model.modality.tokens_are_data:
+            names = self.model.config
             raise ConfigError(
-                f"{source}: this decoder cannot be sharpened: that needs one that decodes images or videos in one "
-                f"pass; this is {self.model.config.method.name} on {self.model.config.modality.name}"
+                f"{source}: this decoder cannot be sharpened: that needs a method that decodes in one pass, and data "
+                f"that are tokens, such as pixels; this is {names.method.name} on {names.modality.name}"
             )
         self.parts: Sharpening = parts
         self.model.requires_grad_(False)
@@ -291,7 +288,7 @@ class DecoderGAN:
                     journal.warn("samples", f"left out: {sample.message}")
                 if batch is None:
                     raise ConfigError(f"data: no sample of step {self.step + 1} can be used; repair or remove them")
-                losses = self.take_step(batch.to(self.processes.device), rows).numbers
+                losses = self.take_step(batch.to(self.processes.device), rows)
                 self.step += 1
                 done += len(rows)
                 numbers = dict(
@@ -316,9 +313,9 @@ class DecoderGAN:
                 if request == SAVE or (self.step % c.checkpoint_every == 0 and self.step < c.steps):
                     self.save()
 
-    def take_step(self, batch: Batch, rows: range) -> StepLosses:
+    def take_step(self, batch: Batch, rows: range) -> dict[str, Tensor]:
         """One step of the discriminator, then, after `start` of them, one of the decoder. rows: the samples' positions,
-        which their noise depends on."""
+        which their noise depends on. Returns what it measured, as tensors on the device."""
         c, model, parts = self.config, self.model, self.parts
         model.train()
         parts.discriminator.train()
@@ -331,24 +328,24 @@ class DecoderGAN:
         layout = tokens.layout
         numbers = self._discriminator_step(real, made.detach(), layout, streams)
         if self.step < c.start:
-            return StepLosses(numbers)
+            return numbers
         parts.discriminator.requires_grad_(False)
         with autocast(model.device, self.precision):
             logits = parts.discriminator(made, layout).float()
             terms = model.modality.reconstruction_loss(Tokens(made, layout), data)
         reconstruction = torch.stack(list(terms.values())).sum()
         adversarial = -logits.mean()
-        factor = adaptive_weight(reconstruction, adversarial, parts.last)
-        loss = reconstruction + c.adversarial_weight * factor * adversarial
+        slopes = [torch.autograd.grad(loss, made)[0] for loss in (reconstruction, adversarial)]
+        factor = adaptive_weight(made, slopes[0], slopes[1], parts.last)
         self.optimizers["decoder"].zero_grad(set_to_none=True)
-        loss.backward()
+        made.backward(slopes[0] + c.adversarial_weight * factor * slopes[1])
         self.optimizers["decoder"].step()
         parts.discriminator.requires_grad_(True)
         self.ema.update(parts.decoder)
-        return StepLosses({
+        return {
             "loss/reconstruction": reconstruction.detach(), "loss/adversarial": adversarial.detach(),
             "adaptive_weight": factor, **{f"loss/{key}": value.detach() for key, value in terms.items()}, **numbers,
-        })  # fmt: skip
+        }  # fmt: skip
 
     def _discriminator_step(
         self, real: Tensor, made: Tensor, layout: Layout, streams: Streams

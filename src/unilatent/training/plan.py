@@ -21,6 +21,7 @@ from ..maths.streams import Streams
 from ..methods.base import LatentModel
 from ..nets.gpu_formulas import gpu_formulas
 from ..nets.layers import Repeated, muon_parameters
+from ..sharding import shards_of
 from ..types import Batch, Tokens
 from .config import RunConfig
 from .flop import StepCounter
@@ -252,7 +253,7 @@ def _plan(config: RunConfig, machines: Machines, samples: int | None) -> RunPlan
     shapes, micro = Shapes.of(example(config)), micro_batch(t, world)
     most = -(-t.batch_size // world)  # samples of one process
     passes = -(-most // micro)
-    seen, counter = _Seen(config, world, machines.gpus_per_node), StepCounter()
+    seen, counter = _Seen(config, world), StepCounter()
     with gpu_formulas():
         memory = measure(config, shapes, CPU, micro, world, counter, seen)
         memory = replace(memory, free=int(machines.gpu.memory))
@@ -305,8 +306,8 @@ WITHIN = "gathers and sums within machines"
 class _Seen:
     """What is learned of a model whose step is being counted, for one of `world` processes."""
 
-    def __init__(self, config: RunConfig, world: int, local: int):
-        self.config, self.world, self.local = config, world, local
+    def __init__(self, config: RunConfig, world: int):
+        self.config, self.world = config, world
 
     def __call__(self, model: LatentModel) -> None:
         """Look at a model of fake tensors, and count how often its blocks are called from now on."""
@@ -329,7 +330,7 @@ class _Seen:
         others, t = (self.world - 1) / self.world, self.config.training
         sharded = {p for block in self.calls for p in block.parameters()} if t.shard and self.world > 1 else set()
         hybrid = bool(sharded) and t.shard == "hybrid"
-        local = self.local if hybrid else self.world
+        local = shards_of(t.shard, self.world)
         gathered, between = 0.0, 0.0
         if sharded:
             passes = 2 if t.activation_checkpointing else 1  # a block that is recomputed is called twice

@@ -73,6 +73,7 @@ def _look(
         class_names, labels = alone, [0] * len(paths)
     sidecars = texts.sidecars(source, paths, present) if captions and not tables else None
     beside = [name for name in sidecars or () if name is not None]
+    directory = source.directory()
     found = {
         "root": root,
         "names": [path.removeprefix(root) for path in paths],
@@ -85,10 +86,10 @@ def _look(
         "sidecars": sidecars,
         "stamps": [source.stamp(path) for path in paths] if stamped else None,
         "sidecar_stamps": {name: source.stamp(name) for name in beside} if stamped else None,
-        "directory": source.directory(),
+        "directory": directory,
     }
     others = [str(source.path / name) for name in sorted(present) if name.rpartition("/")[2].lower() in texts.TABLES]
-    is_folder = not source.directory()
+    is_folder = not directory
     return found, [*source.witnesses(sorted([*(samples & set(paths)), *beside])), *(others if is_folder else ())]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...maths.streams import Streams
 from ...types import Given, Layout
 from ..base import Modality
-from . import losses
+from . import losses, render
 from .given import BOX, draw_masks
 from .similarity import masked_psnr
 
@@ -71,6 +71,10 @@ class PixelModality(Modality):
 
     def put_back(self, data: Tensor, given: Given) -> Tensor:
         return torch.where(given.mask, given.data, data)
+
+    def drawable(self, data: Tensor) -> Tensor:
+        """Return levels (B, T, C, H, W) of 0 to 255, uint8 on the CPU."""
+        return render.to_levels(data).cpu()
 
     def errors_of_rest(self, made: Tensor, data: Tensor, given: Given) -> dict[str, list[float]]:
         """Return `rest_psnr` and `filled_rest_psnr` in dB: of the pixels that are not given; 100 where all are."""

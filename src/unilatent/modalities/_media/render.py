@@ -21,12 +21,24 @@ TEXT_SIZE, LINE, MOST_LINES = 10, 13, 6
 """Of captions: font size and line height in pixels, and largest number of lines."""
 
 
-def to_levels(images: Tensor) -> Tensor:
-    """Round (B, C, H, W) in [0, 1] to 256 levels, uint8 on the same device; NaN becomes black. Levels stay as they
-    are."""
-    if images.dtype == torch.uint8:
-        return images
-    return (images.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+def to_levels(values: Tensor) -> Tensor:
+    """Round values in [0, 1] to 256 levels, uint8 on the same device; NaN becomes black. Levels stay as they are."""
+    if values.dtype == torch.uint8:
+        return values
+    return (values.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def finite_levels(data: Tensor, noun: str, axes: str) -> Tensor:
+    """Round samples in [0, 1] to 256 levels: uint8 on their device, a quarter of the bytes to move from there.
+
+    noun: of one sample; axes: of a batch, such as "B, C, H, W". ValueError on others, and on NaN or infinity.
+    """
+    if data.ndim != len(axes.split(", ")):
+        raise ValueError(f"{noun}s: need ({axes}), got shape {tuple(data.shape)}")
+    if not data.isfinite().all():
+        bad = int((~data.flatten(1).isfinite().all(1)).sum())
+        raise ValueError(f"{noun}s: NaN or infinity in {bad} of {len(data)}; the model that generated them diverged")
+    return to_levels(data)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

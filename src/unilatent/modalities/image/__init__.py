@@ -255,10 +255,6 @@ class Image(media.PixelModality):
             errors["ssim"] = ssim(made, data).tolist()
         return errors
 
-    def drawable(self, data: Tensor) -> Tensor:
-        """Return levels (B, C, H, W) of 0 to 255, uint8 on the CPU."""
-        return render.to_levels(data).cpu()
-
     def draw_grid(
         self, rows: Sequence[Tensor], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
     ) -> None:

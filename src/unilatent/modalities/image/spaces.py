@@ -21,7 +21,7 @@ from ...plain_text import count_of
 from ...pretrained import fetch, fingerprint, offline
 from ...records import Rows
 from .._media import losses
-from .._media.render import to_levels
+from .._media.render import finite_levels
 from ..base import Space
 from .metrics import MAX_VALUES
 
@@ -35,12 +35,7 @@ HIDDEN = 64
 def levels(images: Tensor) -> Tensor:
     """Round images (B, C, H, W) in [0, 1] to 256 levels: uint8 on their device, a quarter of the bytes to move from
     there. ValueError on NaN or infinity."""
-    if images.ndim != 4:
-        raise ValueError(f"images: need (B, C, H, W), got shape {tuple(images.shape)}")
-    if not images.isfinite().all():
-        bad = int((~images.flatten(1).isfinite().all(1)).sum())
-        raise ValueError(f"images: NaN or infinity in {bad} of {len(images)}; the model that generated them diverged")
-    return to_levels(images)
+    return finite_levels(images, "image", "B, C, H, W")
 
 
 class Pixels(Space):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-from ...plain_text import same_names
 from .._media.files import locate
-from .._media.listing import Listing
 from .._media.pixels import Frame, colour_fault, decode, fit, is_srgb, open_image
-from ..base import Raw
+from .._media.storing import FilesToStore
 from .data import KIND
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -29,35 +26,14 @@ class Encoding:
     quality: int
 
 
-class ImagesToStore(Raw):
+class ImagesToStore(FilesToStore):
     """The images of a folder or zip, with the same classes and captions as in training."""
 
     def __init__(self, source: Path, encoding: Encoding):
         self.encoding = encoding
-        self.files = locate(source, "source", KIND)
-        listing = Listing(self.files, "source")
-        self.notes = listing.notes
-        self.root, self.names, self.captions = listing.root, listing.names, listing.captions
-        self.class_names, self.labels = listing.class_names, listing.labels
         size = list(encoding.size) if encoding.size else None
         quality = {} if encoding.format == "png" else {"quality": encoding.quality}
-        captions = {} if self.captions is None else {"captions": True}
-        self.settings = {"size": size, "format": encoding.format, **quality, **captions}
-
-    def stamp(self, number: int) -> str:
-        stamp = self.files.stamp(self.root + self.names[number])
-        return stamp if self.captions is None else f"{stamp} {self.captions.stamp(number)}"
-
-    def adopt(self, class_names: Sequence[str]) -> None:
-        """Take over the order of the same classes; no classes in place of the name of a single folder."""
-        names, labels = self.class_names, self.labels
-        if labels is None:
-            return
-        if not class_names and len(names) == 1:
-            self.class_names, self.labels = (), None
-        elif same := same_names(names, class_names):
-            self.class_names = tuple(class_names)
-            self.labels = [class_names.index(same[names[label]]) for label in labels]
+        super().__init__(locate(source, "source", KIND), {"size": size, "format": encoding.format, **quality})
 
     def check(self, number: int) -> str:
         name = self.root + self.names[number]
@@ -66,12 +42,6 @@ class ImagesToStore(Raw):
         self.beside(number)
         fault = colour_fault(raw)
         return f"{fault}, read as sRGB" if fault else ""
-
-    def beside(self, number: int) -> list[tuple[str, bytes]]:
-        """Return a .txt with the captions, one per line; nothing without captions."""
-        if self.captions is None:
-            return []
-        return [("txt", "\n".join(" ".join(line.split()) for line in self.captions[number]).encode())]
 
     def encode(self, number: int) -> tuple[str, bytes]:
         """Crop as in training and encode; a file that already has the size and format is copied unchanged."""

@@ -321,10 +321,6 @@ class Video(media.PixelModality):
         errors = motion.reconstruction_errors(motion.to_clips(made), motion.to_clips(data))
         return {**errors, "l1": (made - data).abs().mean((1, 2, 3, 4)).tolist()}
 
-    def drawable(self, data: Tensor) -> Tensor:
-        """Return levels (B, T, C, H, W) of 0 to 255, uint8 on the CPU."""
-        return render.to_levels(data).cpu()
-
     def draw_grid(
         self, rows: Sequence[Tensor], path: Path, columns: int | None = None, captions: Sequence[str] | None = None
     ) -> None:

@@ -81,7 +81,7 @@ def sizes(path: Path, field: str, axes: str = AXES) -> dict[str, int] | None:
     if not is_npz(path):
         return _sizes(stored_array(path, field), axes, field)
     found = [array for array in stored_arrays(path, field).values() if len(array.shape) == len(axes)]
-    return {"c": 1, **_sizes(found[0], axes, field)} if len(found) == 1 else None
+    return _sizes(found[0], axes, field) if len(found) == 1 else None
 
 
 def check_axes(axes: str) -> str:

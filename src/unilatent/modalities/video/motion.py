@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...maths.streams import generator
 from ...records import Rows
+from .._media.render import finite_levels
 from .._media.similarity import WINDOW, psnr, ssim
 from ..base import Evidence, Metric, Row, Space
 
@@ -21,12 +22,7 @@ LEAST_FRAMES = 3
 
 def to_clips(data: Tensor) -> Tensor:
     """Round (B, T, C, H, W) in [0, 1] to 256 levels: uint8, on its device. ValueError on NaN or infinity."""
-    if data.ndim != 5:
-        raise ValueError(f"clips: need (B, T, C, H, W), got shape {tuple(data.shape)}")
-    if not data.isfinite().all():
-        bad = int((~data.flatten(1).isfinite().all(1)).sum())
-        raise ValueError(f"clips: NaN or infinity in {bad} of {len(data)}; the model that generated them diverged")
-    return (data.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return finite_levels(data, "clip", "B, T, C, H, W")
 
 
 # ---- reconstructions against their originals

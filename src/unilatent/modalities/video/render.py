@@ -19,14 +19,9 @@ QUANTISER = 17
 """H.264's, of a drawn .mp4: differences cannot be seen."""
 
 
-def to_levels(clips: Tensor) -> Tensor:
-    """Round (B, T, C, H, W) in [0, 1] to 256 levels, uint8 on the same device; NaN becomes black. Levels stay."""
-    return render.to_levels(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
-
-
 def to_uint8(clips: Tensor) -> np.ndarray:
     """Round (B, T, C, H, W) in [0, 1], or levels, to 256 levels: (B, T, H, W, C) uint8; NaN becomes black."""
-    return to_levels(clips).cpu().movedim(2, -1).numpy()
+    return render.to_levels(clips).cpu().movedim(2, -1).numpy()
 
 
 def draw_grid(

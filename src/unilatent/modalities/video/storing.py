@@ -1,19 +1,16 @@
-"""VideoEncoding of videos for tar shards (`unilatent data prepare`) and their check (`unilatent data verify`)."""
+"""Encoding of videos for tar shards (`unilatent data prepare`) and their check (`unilatent data verify`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from ...plain_text import same_names
-from .._media.listing import Listing
 from .._media.pixels import cover
-from ..base import Raw
+from .._media.storing import FilesToStore
 from . import decoding
 from .files import open_source
 from .reading import FileVideo, Recording, open_video
@@ -36,33 +33,14 @@ class VideoEncoding:
         return 0 if self.quality == 100 else min(51, 112 - self.quality)
 
 
-class VideosToStore(Raw):
+class VideosToStore(FilesToStore):
     """The videos of a folder or zip, with the same classes and captions as in training."""
 
     def __init__(self, source: Path, encoding: VideoEncoding):
         self.encoding = encoding
-        self.files = open_source(source, "source")
-        listing = Listing(self.files, "source")
-        self.notes = listing.notes
-        self.root, self.captions = listing.root, listing.captions
-        self.names = listing.names
-        self.class_names, self.labels = listing.class_names, listing.labels
         size = list(encoding.size) if encoding.size else None
-        captions = {} if self.captions is None else {"captions": True}
-        self.settings: dict[str, Any] = {
-            "cover": size, "format": FORMAT, "qp": encoding.qp, "gop": GOP, **captions,
-        }  # fmt: skip
-
-    def stamp(self, number: int) -> str:
-        stamp = self.files.stamp(self.root + self.names[number])
-        return stamp if self.captions is None else f"{stamp} {self.captions.stamp(number)}"
-
-    def adopt(self, class_names: Sequence[str]) -> None:
-        """Take over the order of the same classes."""
-        names, labels = self.class_names, self.labels
-        if labels is not None and (same := same_names(names, class_names)):
-            self.class_names = tuple(class_names)
-            self.labels = [class_names.index(same[names[label]]) for label in labels]
+        settings = {"cover": size, "format": FORMAT, "qp": encoding.qp, "gop": GOP}
+        super().__init__(open_source(source, "source"), settings)
 
     def video(self, number: int) -> Recording:
         name = self.root + self.names[number]
@@ -80,12 +58,6 @@ class VideosToStore(Raw):
         if found.fault:
             raise ValueError(f"video {video.where}: damaged ({found.fault}); remove or replace it")
         return found.remark
-
-    def beside(self, number: int) -> list[tuple[str, bytes]]:
-        """Return a .txt with the captions, one per line; nothing without captions."""
-        if self.captions is None:
-            return []
-        return [("txt", "\n".join(" ".join(line.split()) for line in self.captions[number]).encode())]
 
     def encode(self, number: int) -> tuple[str, bytes]:
         """Decode the frames in order, resize them to just cover the size, and encode them; sound is dropped.
