@@ -19,6 +19,7 @@ from ..files import expanded, write_json, write_text
 from ..maths.streams import seed_of
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Modality, Splits, Stream
+from ..model_config import follow
 from ..nets.layers import Repeated
 from ..processes import Processes
 from ..registry import find
@@ -53,6 +54,13 @@ def count_samples(splits: Splits, training: TrainingConfig) -> float:
     if not samples:
         raise ConfigError("data.held_out: leaves nothing to train on; hold out fewer, e.g. data.held_out=0")
     return samples
+
+
+def completed(config: RunConfig, splits: Splits, processes: Processes) -> RunConfig:
+    """Fill in what the data and the method's other runs determine; the first process reads these for all."""
+    if not processes.is_main:
+        follow(config.conditions, splits)  # as `with_data` does
+    return processes.from_main(lambda: config.with_data(splits).with_sources())
 
 
 def check_processes(training: TrainingConfig, world: int) -> None:
@@ -101,7 +109,7 @@ def training_set(config: RunConfig, splits: Splits, modality: Modality, processe
 def read_examples(config: RunConfig, train: Dataset, modality: Modality, processes: Processes) -> list[Example]:
     """Read the run's first samples, in the first process, and the weights of its losses; missing data or weights fail
     here, before the run folder is created. Other processes return no sample."""
-    modality.prepare(processes.device)
+    modality.prepare(processes.device, processes)
     count, all_usable = min(config.training.batch_size, EXAMPLES), not config.training.bad_samples
     examples: list[Example] = []
     processes.on_main(lambda: examples.extend(try_samples(train, config.seed, count, all_usable)))
@@ -118,7 +126,7 @@ def build_model(config: RunConfig, resumes: bool, sources: Any, processes: Proce
     """
     torch.manual_seed(seed_of("init", config.seed))
     model = LatentModel.build(config.model()).to(processes.device)
-    model.conditions.prepare()
+    model.conditions.prepare(processes)
     if not resumes:
         processes.on_main(lambda: model.load_sources(sources))
         processes.same_weights(model)
