@@ -85,7 +85,7 @@ def test_a_batch_equals_its_texts_one_by_one_and_weights_stay_outside(kind: str,
     assert cond.tokens is not None and cond.mask is not None
     assert cond.tokens.shape == (4, 12, D) and cond.mask.sum(1).tolist() == [2, 10, 1, 3]
     null = conditions.null(4)
-    assert torch.equal(cond.vector[2], null.vector[2]) and torch.equal(cond.tokens[2], null.tokens[2])
+    assert torch.equal(cond.vector[2], null.vector[2]) and torch.equal(cond.tokens[2, :1], null.tokens[2])
     for i, prompt in enumerate(PROMPTS):
         one = conditions({"prompts": encode_texts([prompt])})
         torch.testing.assert_close(one.vector[0], cond.vector[i], atol=1e-5, rtol=0)
@@ -181,7 +181,7 @@ def test_an_incomplete_or_another_encoder_is_refused(encoders: dict[str, Path], 
     with pytest.raises(ValueError, match="is not the one this model was trained with"):
         Conditions({"text": config}, D).prepare()
     text_encoder.DESCRIBED.clear()
-    with pytest.raises(ValueError, match=r"lacks 1 tensors, for example encoder.final_layer_norm.weight"):
+    with pytest.raises(ValueError, match=r"lacks 1 tensor, for example encoder.final_layer_norm.weight"):
         Conditions({"text": config_of(folder)}, D).prepare()
 
 
@@ -279,7 +279,7 @@ def test_many_files_at_rest_become_one(tmp_path: Path):
     for path in tmp_path.iterdir():
         os.utime(path, (0, 0))
     merged = EmbeddingCache(tmp_path, 16)
-    assert len(list(tmp_path.iterdir())) == 2 + 4 and len(merged.entries) == 13, "files of others stay"
+    assert len(merged.entries) == 13 and len(list(tmp_path.iterdir())) == 2 + 4, "files of others stay"
     for kept in (merged, EmbeddingCache(tmp_path, 16)):
         for i in range(13):
             found = kept.get(f"text {i}")

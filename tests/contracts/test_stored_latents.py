@@ -22,6 +22,8 @@ from unilatent.processes import Processes, SharedItems
 from unilatent.records import Records
 from unilatent.registry import available, find
 from unilatent.stored_latents import StoredLatents, encode_views, read_header
+from unilatent.training.config import RunConfig
+from unilatent.training.plan import example
 from unilatent.types import Batch, is_encoded
 
 GENERATORS = [name for name in available("methods") if find("methods", name).trains_on_latents]
@@ -48,6 +50,22 @@ class First(Dataset):
     @property
     def fingerprint(self) -> str:
         return f"first {self.count} of {self.data.fingerprint}"
+
+
+@every_modality
+@every_generator
+def test_a_plan_counts_latents_of_the_shapes_that_are_stored(modality: str, method: str, tmp_path: Path) -> None:
+    model = model_of(modality, method, awake=True).eval()
+    samples = stored(model, First(splits_of(modality).train, B), tmp_path)
+    batch = collate([samples[i] for i in range(B)], model.modality)
+    run = {"data": model.modality.DataConfig.small().plain(), "training": {"steps": 1, "batch_size": B, "latents": "z"}}
+    planned = example(RunConfig.parse({**model.config.plain(), **run}))
+    for of_plan, read in ((planned.data, batch.data), (planned.values, batch.values)):
+        assert of_plan.keys() == read.keys()
+        for name, tensor in read.items():
+            assert of_plan[name].dtype == tensor.dtype, name
+            if name != "prompts":  # as long as the longest text
+                assert of_plan[name].shape[1:] == tensor.shape[1:], name
 
 
 class EveryOther(Processes):

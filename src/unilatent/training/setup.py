@@ -87,13 +87,10 @@ def check_processes(training: TrainingConfig, world: int) -> None:
         )
 
 
-def training_set(config: RunConfig, splits: Splits, modality: Modality, processes: Processes) -> Dataset:
-    """Return what the steps of a run read: the training samples, or stored latents of them (`training.latents`).
-
-    The first process checks the latents; ConfigError in all says why they are not those of this run.
-    """
+def check_latents(config: RunConfig) -> None:
+    """ConfigError if `training.latents` is set and the run cannot be trained on stored latents."""
     if config.training.latents is None:
-        return splits.train
+        return
     if not find("methods", config.method.name).trains_on_latents:
         raise ConfigError(
             f"training.latents: set, but {config.method.name} trains its own encoder, whose latents change; leave it "
@@ -101,6 +98,16 @@ def training_set(config: RunConfig, splits: Splits, modality: Modality, processe
         )
     if config.given is not None:
         raise ConfigError("training.latents: set, but given parts are encoded in each step; leave it or given out")
+
+
+def training_set(config: RunConfig, splits: Splits, modality: Modality, processes: Processes) -> Dataset:
+    """Return what the steps of a run read: the training samples, or stored latents of them (`training.latents`).
+
+    The first process checks the latents; ConfigError in all says why they are not those of this run.
+    """
+    check_latents(config)
+    if config.training.latents is None:
+        return splits.train
     folder, precision = expanded(config.training.latents), config.training.precision
     header = processes.from_main(lambda: read_header(folder, splits.train, modality, precision))
     return StoredLatents(folder, header, splits.train)
