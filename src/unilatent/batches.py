@@ -337,10 +337,10 @@ class _Positions:
 
 
 def read_views(
-    dataset: Dataset, batches: Sequence[Sequence[tuple[int, int]]], workers: int = 0
+    dataset: Dataset, batches: Iterable[Sequence[tuple[int, int]]], workers: int = 0
 ) -> Generator[list[Example | BadSample], None, None]:
-    """Yield `Dataset.view` of the (index, position) of each batch in turn, read by `workers` processes; a sample that
-    cannot be used is its BadSample. Close the generator to end the workers."""
+    """Yield `Dataset.view` of the (index, position) of each batch in turn, read by `workers` processes, two batches of
+    each ahead; a sample that cannot be used is its BadSample. Close the generator to end the workers."""
     data_loader: DataLoader[Any] = DataLoader(
         _Positions(dataset), batch_sampler=batches, collate_fn=list, num_workers=workers,  # type: ignore[arg-type]
         worker_init_fn=_init_worker if workers else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
@@ -21,6 +21,9 @@ SHORTEST_NAP, LONGEST_NAP = 0.001, 0.5
 """Seconds between two looks at the store: they grow with the time that a process has waited, so that short waits end
 at once and hundreds of processes do not wear out the store in long ones."""
 
+Counter = Callable[[int], int]
+"""Adds a number to a count, and returns the sum."""
+
 _number = itertools.count()  # of the heartbeats of this process: all processes create as many, in the same order
 
 
@@ -30,7 +33,7 @@ class Heartbeat:
     def __init__(self, store: dist.Store, world: int, timeout: float):
         """timeout: seconds without any sign of life after which the processes that are missing count as dead."""
         self.store, self.world, self.timeout = dist.PrefixStore(f"heartbeat/{next(_number)}", store), world, timeout
-        self.meetings = itertools.count()
+        self.meetings, self.counters = itertools.count(), itertools.count()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -43,6 +46,11 @@ class Heartbeat:
         finally:
             ended.set()
             thread.join()
+
+    def counter(self) -> Counter:
+        """Return a counter that all processes share; all of them call this in the same order."""
+        key = f"counter/{next(self.counters)}"
+        return lambda number: int(self.store.add(key, number))
 
     def meet(self) -> None:
         """Wait until every process has called this as often; RuntimeError if those that are missing seem dead."""
@@ -78,3 +86,15 @@ class Heartbeat:
         with suppress(RuntimeError):  # the store is gone, and with it those that would hear
             while not ended.wait(self._pause):
                 self.store.add("beats", 1)
+
+
+def local_counter() -> Counter:
+    """Return a counter of this process alone."""
+    total = 0
+
+    def add(number: int) -> int:
+        nonlocal total
+        total += number
+        return total
+
+    return add

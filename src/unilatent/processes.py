@@ -6,13 +6,14 @@ decided.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from .config import ConfigError
 from .devices import pick_device
-from .heartbeat import Heartbeat
+from .heartbeat import Counter, Heartbeat, local_counter
 
 T = TypeVar("T")
 
@@ -29,6 +30,26 @@ BUCKET = 8 * 2**20
 
 SMALL, TOGETHER = 2**20, 2**24
 """Bytes below which a tensor is broadcast together with others, and bytes of those, about."""
+
+
+class SharedItems(Generic[T]):
+    """Items of work of which this process does some, those that it gets by iterating (`Processes.shared`)."""
+
+    def __init__(self, items: Sequence[T], taken: Counter, done: Counter):
+        """taken: counts the items that were taken. done: what `add` counts."""
+        self.items, self._taken, self._done = items, taken, done
+
+    def __iter__(self) -> Iterator[T]:
+        while (number := self._taken(1) - 1) < len(self.items):
+            yield self.items[number]
+
+    def add(self, done: int) -> int:
+        """Count what this process has done, in any unit; return what all have done so far."""
+        return self._done(done)
+
+    def stop(self) -> None:
+        """Leave out the items that no process has taken yet."""
+        self._taken(len(self.items))
 
 
 class Processes:
@@ -138,6 +159,18 @@ class Processes:
         if self.heartbeat is not None:
             self.heartbeat.meet()
 
+    def shared(self, items: Sequence[T], fixed: bool = False) -> SharedItems[T]:
+        """Return items of work, the same list in all processes, each of which is then done by one of them. Collective.
+
+        A process gets the next item when it asks for it, so that a slow one does fewer, and the others wait at the end
+        for no more than its last one. fixed: it gets every n-th item instead, whichever process is fast.
+        """
+        own = items[self.rank :: self.world]
+        if self.heartbeat is None:  # a single process, or one of a fake group
+            return SharedItems(own, local_counter(), local_counter())
+        taken, done = self.heartbeat.counter(), self.heartbeat.counter()
+        return SharedItems(own, local_counter(), done) if fixed else SharedItems(items, taken, done)
+
     def take_turns(
         self, turns: Iterator[object], count: int, stop: Callable[[], bool], company: Callable[[], object] | None = None
     ) -> bool:  # fmt: skip
@@ -211,6 +244,69 @@ class Processes:
         if failure is not None:
             raise ConfigError(failure) if refused else RuntimeError(f"the first process failed: {failure}")
         return cast(T, result)
+
+    @torch.no_grad()
+    def share(self, find: Callable[[], T]) -> T:
+        """`from_main` for a network, or a dict that holds some: rank 0 reads their weights, the others receive them.
+
+        Parameters and buffers are broadcast as by `broadcast`, and come to the CPU. Rank 0 gets its own result.
+        """
+        if self.world == 1:
+            return find()
+        found: list[T] = []
+
+        def without_weights() -> T:
+            found.append(find())
+            return copy.deepcopy(found[0], {id(tensor): _hollow(tensor) for tensor in _tensors_of(found[0])})
+
+        result = self.from_main(without_weights)
+        result = found[0] if self.is_main else _allocated(result)
+        tensors = [tensor for tensor in _tensors_of(result) if tensor.numel()]
+        hollow = {id(outline): (outline, tensor) for tensor in tensors for outline in [_hollow(tensor)]}
+        for group in together([outline for outline, _ in hollow.values()]):  # alike, whatever device rank 0 has used
+            own = [hollow[id(outline)][1] for outline in group]
+            sent = [tensor.to(self.device) for tensor in own]
+            _broadcast(sent)
+            if not self.is_main and self.device.type != "cpu":
+                for tensor, received in zip(own, sent, strict=True):
+                    tensor.copy_(received)
+        return result
+
+
+def _networks_of(found: Any) -> Iterator[nn.Module]:
+    values = found.values() if isinstance(found, dict) else [found]
+    return (value for value in values if isinstance(value, nn.Module))
+
+
+def _tables_of(found: Any) -> Iterator[dict[str, Any]]:
+    """Parameters and buffers by name, of each module of the networks in a result of `Processes.share`."""
+    for network in _networks_of(found):
+        for module in network.modules():
+            yield module._parameters
+            yield module._buffers
+
+
+def _tensors_of(found: Any) -> list[Tensor]:
+    """Return these parameters and buffers; those that have several names once."""
+    tensors = (tensor for table in _tables_of(found) for tensor in table.values() if tensor is not None)
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def _hollow(tensor: Tensor, device: str = "meta") -> Tensor:
+    """Return a tensor or parameter of the same shape, type and attributes, on the meta device without storage."""
+    empty = torch.empty_like(tensor, device=device)
+    if isinstance(tensor, nn.Parameter):
+        empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    vars(empty).update(vars(tensor))
+    return empty
+
+
+def _allocated(found: T) -> T:
+    """Allocate the weights of networks without storage, on the CPU."""
+    made = {id(tensor): (tensor, _hollow(tensor, "cpu")) for tensor in _tensors_of(found)}
+    for table in _tables_of(found):
+        table.update({name: made[id(tensor)][1] for name, tensor in table.items() if tensor is not None})
+    return found
 
 
 def _create_group(cpu: bool, timeout: timedelta) -> None:

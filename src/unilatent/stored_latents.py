@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +30,7 @@ from .files import read_json
 from .maths.streams import Streams
 from .methods.base import LatentModel
 from .modalities.base import BadSample, Dataset, Modality, Skipped, Stream
+from .processes import Processes, SharedItems
 from .records import HEADER, OWN_FILE, Records, open_records, read_records
 from .sampling import computing
 from .types import LATENTS, Tokens, decode_texts, encode_texts, move
@@ -66,17 +68,21 @@ class ViewStreams(Streams):
 
 def encode_views(
     model: LatentModel, train: Dataset, folder: Path, *, views: int, seed: int = 0, batch_size: int = 64,
-    shard_size: int = 4096, precision: str, workers: int = 0, rank: int = 0, world: int = 1,
+    shard_size: int = 4096, precision: str, workers: int = 0, processes: Processes | None = None,
     progress: Callable[[int], None] | None = None, skipped: Skipped | None = None,
 ) -> int:  # fmt: skip
     """Encode `views` views of each training sample to a folder; shards that are there are not encoded again.
 
-    precision: "fp32" or "bf16". workers: processes that read the data. rank, world: of several processes, each encodes
-    shards of its own. progress: called with the number of latents done so far in addition; it may raise.
-    skipped: called with the reason for each sample that cannot be used.
-    Returns how many latents of this process were there before. ValueError if the folder holds latents of another
-    tokenizer, other data or other settings.
+    Returns how many latents were there before. ValueError if the folder holds latents of another tokenizer, other data
+    or other settings.
+
+    precision: "fp32" or "bf16". workers: processes that read the data. processes: all call this; each takes the next
+    shard when it reads the last samples of one, so that a slow process encodes fewer, and the others wait for no more
+    than its last shard. A shard is the same whichever process encodes it. progress: called with the number of latents
+    done so far in addition, by all processes; if it raises (a stop, say), this process ends there, and the others after
+    the shards that they have begun. skipped: called with the reason for each sample that this process cannot use.
     """
+    processes = processes or Processes.alone()
     if isinstance(train, Stream):
         raise ValueError(
             "data.streaming: a stream is read in another order in each epoch, so its samples cannot be stored by "
@@ -84,38 +90,68 @@ def encode_views(
         )
     if not len(train):
         raise ValueError("data.held_out: leaves no training sample to encode; hold out fewer")
-    made_by = {
-        "format": FORMAT, "tokenizer": model.tokenizer_fingerprint(), "data": train.fingerprint,
-        "conditions": _digests(train), "augmentation": model.modality.augmentation, "views": views, "seed": seed,
-        "precision": precision,
-    }  # fmt: skip
-    records = open_records(folder, len(train), made_by, chunk_size=shard_size)
-    missing = records.missing(rank, world)
-    done = views * (sum(map(len, records.ranges[rank::world])) - sum(map(len, missing)))
+
+    def open_here() -> tuple[Records, list[range]]:
+        made_by = {
+            "format": FORMAT, "tokenizer": model.tokenizer_fingerprint(), "data": train.fingerprint,
+            "conditions": _digests(train), "augmentation": model.modality.augmentation, "views": views, "seed": seed,
+            "precision": precision,
+        }  # fmt: skip
+        records = open_records(folder, len(train), made_by, chunk_size=shard_size)
+        return records, records.missing()
+
+    records, missing = processes.from_main(open_here)
+    before = shown = views * (len(train) - sum(map(len, missing)))
     if progress:
-        progress(done)
-    keys = [_batches(rows, views, len(train), batch_size) for rows in missing]
+        progress(before)
+    reading = _Reading(processes.shared(missing), views, len(train), batch_size)
     per_sample = model.modality.sample_layout(Streams(("layout",), [0, 1])).positions.shape[0] > 1
     reasons: set[str] = set()
-    with closing(read_views(train, [key for of_shard in keys for key in of_shard], workers)) as batches:
-        for rows, of_shard in zip(missing, keys, strict=True):
-            shard = _Shard(rows, views)
-            for key in of_shard:
-                shard.add(key, next(batches), model, seed, precision, per_sample)
+    try:
+        with closing(read_views(train, reading, workers)) as batches:
+            for examples in batches:
+                shard, keys = reading.next()
+                shard.add(keys, examples, model, seed, precision, per_sample)
+                done = before + reading.shards.add(len(keys))
                 if progress:
-                    progress(len(key))
-            for reason in shard.reasons:
-                if reason not in reasons and skipped:
-                    skipped(reason)
-                reasons.add(reason)
-            records.add(rows, shard.tensors())
-    return done
+                    progress(done - shown)
+                shown = done
+                if not shard.is_complete:
+                    continue
+                for reason in shard.reasons:
+                    if reason not in reasons and skipped:
+                        skipped(reason)
+                    reasons.add(reason)
+                records.add(shard.rows, shard.tensors())
+    except BaseException:
+        reading.shards.stop()
+        raise
+    return before
 
 
-def _batches(rows: range, views: int, size: int, batch_size: int) -> list[list[tuple[int, int]]]:
-    """(index, position) of all views of a shard's samples; view v of sample i is read at its place in epoch v."""
-    keys = [(index, view * size + index) for index in rows for view in range(views)]
-    return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+class _Reading:
+    """Batches of samples in the order in which they are read: those of the shards that this process takes.
+
+    A shard is taken when its first batch is to be read, with workers a few batches before that is encoded.
+    """
+
+    def __init__(self, shards: SharedItems[range], views: int, size: int, batch_size: int):
+        self.shards, self.views, self.size, self.batch_size = shards, views, size, batch_size
+        self.coming: deque[tuple[_Shard, list[tuple[int, int]]]] = deque()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield (index, position) of each batch; view v of sample i is read at its place in epoch v."""
+        for rows in self.shards:
+            keys = [(index, view * self.size + index) for index in rows for view in range(self.views)]
+            shard = _Shard(rows, self.views)
+            for start in range(0, len(keys), self.batch_size):
+                batch = keys[start : start + self.batch_size]
+                self.coming.append((shard, batch))
+                yield batch
+
+    def next(self) -> tuple[_Shard, list[tuple[int, int]]]:
+        """Return the shard and the keys of the first batch that is not encoded yet."""
+        return self.coming.popleft()
 
 
 class _Shard:
@@ -160,6 +196,10 @@ class _Shard:
         if name not in self.parts:
             self.parts[name] = torch.zeros(len(self.faults), *values.shape[1:], dtype=values.dtype)
         self.parts[name][at] = values.cpu()
+
+    @property
+    def is_complete(self) -> bool:
+        return self.done == len(self.faults)
 
     @property
     def reasons(self) -> Iterator[str]:

@@ -14,7 +14,7 @@ import torch
 from unilatent.conditions.base import Conditions
 from unilatent.conditions.text import TextConfig
 from unilatent.nets import text_encoder
-from unilatent.nets.text_encoder import ENTRY, EmbeddingCache, TextEncoder, describe
+from unilatent.nets.text_encoder import ENTRY, EmbeddingCache, TextEncoder
 from unilatent.types import Batch, decode_texts, encode_texts
 
 transformers = pytest.importorskip("transformers")
@@ -29,7 +29,7 @@ PROMPTS = ["a", "a small red circle left of two blue squares", "", "two squares"
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Clear all caches between tests."""
     monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
-    describe.cache_clear()
+    text_encoder.DESCRIBED.clear()
     text_encoder.text_encoder.cache_clear()
     return tmp_path / "cache" / "embeddings"
 
@@ -85,7 +85,7 @@ def test_a_batch_equals_its_texts_one_by_one_and_weights_stay_outside(kind: str,
     assert cond.tokens is not None and cond.mask is not None
     assert cond.tokens.shape == (4, 12, D) and cond.mask.sum(1).tolist() == [2, 10, 1, 3]
     null = conditions.null(4)
-    assert torch.equal(cond.vector[2], null.vector[2]) and torch.equal(cond.tokens[2], null.tokens[2])
+    assert torch.equal(cond.vector[2], null.vector[2]) and torch.equal(cond.tokens[2, :1], null.tokens[2])
     for i, prompt in enumerate(PROMPTS):
         one = conditions({"prompts": encode_texts([prompt])})
         torch.testing.assert_close(one.vector[0], cond.vector[i], atol=1e-5, rtol=0)
@@ -162,7 +162,7 @@ def test_what_is_missing_is_named(encoders: dict[str, Path], tmp_path: Path, mon
     with pytest.raises(ValueError, match=r"max_length: 40, .* at most 12 tokens; set conditions.text.max_length=12"):
         TextConfig(encoder=str(encoders["clip"]), max_length=40).with_data()
     monkeypatch.setitem(sys.modules, "transformers", None)
-    describe.cache_clear()
+    text_encoder.DESCRIBED.clear()
     with pytest.raises(ValueError, match=r"needs the package transformers: pip install 'unilatent\[text\]'"):
         TextConfig(encoder=str(encoders["t5"])).with_data()
 
@@ -177,11 +177,11 @@ def test_an_incomplete_or_another_encoder_is_refused(encoders: dict[str, Path], 
     weights = load_file(folder / "model.safetensors")
     weights.pop("encoder.final_layer_norm.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    describe.cache_clear()
+    text_encoder.DESCRIBED.clear()
     with pytest.raises(ValueError, match="is not the one this model was trained with"):
         Conditions({"text": config}, D).prepare()
-    describe.cache_clear()
-    with pytest.raises(ValueError, match=r"lacks 1 tensors, for example encoder.final_layer_norm.weight"):
+    text_encoder.DESCRIBED.clear()
+    with pytest.raises(ValueError, match=r"lacks 1 tensor, for example encoder.final_layer_norm.weight"):
         Conditions({"text": config_of(folder)}, D).prepare()
 
 
@@ -279,7 +279,7 @@ def test_many_files_at_rest_become_one(tmp_path: Path):
     for path in tmp_path.iterdir():
         os.utime(path, (0, 0))
     merged = EmbeddingCache(tmp_path, 16)
-    assert len(list(tmp_path.iterdir())) == 2 + 4 and len(merged.entries) == 13, "files of others stay"
+    assert len(merged.entries) == 13 and len(list(tmp_path.iterdir())) == 2 + 4, "files of others stay"
     for kept in (merged, EmbeddingCache(tmp_path, 16)):
         for i in range(13):
             found = kept.get(f"text {i}")

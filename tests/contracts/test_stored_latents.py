@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from building import batch_of, model_of, splits_of
 
 from unilatent.batches import collate, loader
+from unilatent.heartbeat import Heartbeat, local_counter
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
 from unilatent.modalities.base import BadSample, Dataset
+from unilatent.processes import Processes, SharedItems
 from unilatent.records import Records
 from unilatent.registry import available, find
 from unilatent.stored_latents import StoredLatents, encode_views, read_header
+from unilatent.training.config import RunConfig
+from unilatent.training.plan import example
 from unilatent.types import Batch, is_encoded
 
 GENERATORS = [name for name in available("methods") if find("methods", name).trains_on_latents]
@@ -42,6 +50,29 @@ class First(Dataset):
     @property
     def fingerprint(self) -> str:
         return f"first {self.count} of {self.data.fingerprint}"
+
+
+@every_modality
+@every_generator
+def test_a_plan_counts_latents_of_the_shapes_that_are_stored(modality: str, method: str, tmp_path: Path) -> None:
+    model = model_of(modality, method, awake=True).eval()
+    samples = stored(model, First(splits_of(modality).train, B), tmp_path)
+    batch = collate([samples[i] for i in range(B)], model.modality)
+    run = {"data": model.modality.DataConfig.small().plain(), "training": {"steps": 1, "batch_size": B, "latents": "z"}}
+    planned = example(RunConfig.parse({**model.config.plain(), **run}))
+    for of_plan, read in ((planned.data, batch.data), (planned.values, batch.values)):
+        assert of_plan.keys() == read.keys()
+        for name, tensor in read.items():
+            assert of_plan[name].dtype == tensor.dtype, name
+            if name != "prompts":  # as long as the longest text
+                assert of_plan[name].shape[1:] == tensor.shape[1:], name
+
+
+class EveryOther(Processes):
+    """A process that gets every other piece of work."""
+
+    def shared(self, items: Sequence[Any], fixed: bool = False) -> SharedItems[Any]:
+        return super().shared(items[1::2])
 
 
 def stored(model: LatentModel, data: Dataset, folder: Path, **settings: Any) -> StoredLatents:
@@ -88,9 +119,9 @@ def test_views_are_pure_functions_of_sample_and_view(modality: str, method: str,
     data = First(splits_of(modality).train, 7)
     whole = stored(model, data, tmp_path / "whole", views=2, batch_size=5, shard_size=4)
     torn = First(splits_of(modality).train, 7, bad=(2,))
-    for rank in (1, 0):
-        encode_views(model, torn, tmp_path / "parts", views=2, precision="fp32", batch_size=3, shard_size=2, rank=rank,
-                     world=2)  # fmt: skip
+    for processes in (EveryOther.alone(), None):
+        encode_views(model, torn, tmp_path / "parts", views=2, precision="fp32", batch_size=3, shard_size=2,
+                     processes=processes)  # fmt: skip
     parts = StoredLatents(tmp_path / "parts", read_header(tmp_path / "parts", torn, model.modality, "fp32"), torn)
     differ = False
     for i in (0, 1, 3, 4, 5, 6):
@@ -106,6 +137,68 @@ def test_views_are_pure_functions_of_sample_and_view(modality: str, method: str,
     assert differ or model.modality.augmentation.get("flip") is False, "pixels that are not flipped have one view"
     with pytest.raises(BadSample, match="sample 2: torn"):
         parts.view(2, 0)
+
+
+@every_generator
+def test_others_do_not_wait_for_a_slow_process(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, here threads: one stands still in its first shard until the other has encoded all the rest. The
+    files are those of one process."""
+    model, data = model_of("image", method).eval(), First(splits_of("image").train, 12)
+    settings = {"views": 1, "precision": "fp32", "shard_size": 2, "batch_size": 1}
+    encode_views(model, data, tmp_path / "alone", **settings)
+    add, wrote = Records.add, Counter[int]()
+
+    def noted(self: Records, rows: range, tensors: dict[str, torch.Tensor]) -> None:
+        wrote[threading.get_ident()] += 1
+        add(self, rows, tensors)
+
+    monkeypatch.setattr(Records, "add", noted)
+    beats = [Heartbeat(dist.HashStore(), 2, 60) for _ in range(2)]
+    beats[1].store = beats[0].store
+    slow, fast = Processes.alone(), Processes.alone()
+    slow.heartbeat, fast.heartbeat = beats
+    began, rest_is_done, done = threading.Event(), threading.Event(), list[int]()
+
+    def stand_still(count: int) -> None:
+        done.append(count)
+        if count:
+            began.set()
+            assert rest_is_done.wait(60), "the other process left shards to this one"
+
+    of_slow = {**settings, "processes": slow, "progress": stand_still}
+    one = threading.Thread(target=encode_views, args=(model, data, tmp_path / "two"), kwargs=of_slow)
+    one.start()
+    assert began.wait(60)
+    encode_views(model, data, tmp_path / "two", **settings, processes=fast)
+    rest_is_done.set()
+    one.join()
+    assert sorted(wrote.values()) == [1, 5] and wrote[threading.get_ident()] == 5
+    assert done == [0, 1, 11], "progress is that of all processes"
+    names = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert len(names) == 7 and names == {path.name for path in (tmp_path / "two").iterdir()}
+    for name in names:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+@every_generator
+def test_a_process_that_is_stopped_leaves_the_others_what_they_began(method: str, tmp_path: Path) -> None:
+    """No process takes another shard; the next call encodes the rest."""
+    model, data = model_of("image", method).eval(), First(splits_of("image").train, 12)
+    settings = {"views": 1, "precision": "fp32", "shard_size": 2, "batch_size": 1}
+    taken = SharedItems(range(6), local_counter(), local_counter())
+
+    class Stopped(Processes):
+        def shared(self, items: Sequence[Any], fixed: bool = False) -> SharedItems[Any]:
+            return SharedItems(items, taken._taken, taken._done)
+
+    def stop(count: int) -> None:
+        if count:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_views(model, data, tmp_path, **settings, processes=Stopped.alone(), progress=stop)
+    assert list(taken) == [], "the others find nothing to take"
+    assert encode_views(model, data, tmp_path, **settings) == 0 and len(list(tmp_path.glob("rows_*"))) == 6
 
 
 @every_generator

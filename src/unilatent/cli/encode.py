@@ -96,7 +96,7 @@ def _encode_views(
     model: str, data: str | None, out: Path, views: int, shard_size: int, seed: int, batch_size: int, workers: int,
     device: str | None, precision: str,
 ) -> None:  # fmt: skip
-    """Encode the training set of a run; several processes share the shards."""
+    """Encode the training set of a run; several processes take the shards one by one."""
     from ..evaluation.reference import splits_of
     from ..listings import Listings
     from ..signals import Stopped, StopRequest
@@ -107,13 +107,14 @@ def _encode_views(
     run_folder = find_run_folder(model)
     if run_folder is None and data is None:
         raise ValueError(f"INPUT: {model} is not a run and does not record its training data; give a run, or the data")
-    network: LatentModel = load(model, device)
-    processes = join_processes(network, device)
+    processes = join_processes(device)
+    network: LatentModel = load(model, device, processes)
     splits = splits_of(network.modality, run_folder, data, Listings(processes))
     assert splits is not None
     processes.on_main(outputs.begin)
     chosen, left_out, here = precision_of(precision, network, processes), LeftOut(), 0
-    with progress("encoding", views * len(splits.train) // processes.world) as advance, StopRequest() as stop:
+    total, quiet = views * len(splits.train), not processes.is_main
+    with progress("encoding", total, quiet) as advance, StopRequest() as stop:
 
         def after_batch(count: int) -> None:
             advance(count)
@@ -124,17 +125,17 @@ def _encode_views(
             try:
                 here = encode_views(
                     network, splits.train, outputs.folder, views=views, seed=seed, batch_size=batch_size,
-                    shard_size=shard_size, precision=chosen, workers=workers, rank=processes.rank,
-                    world=processes.world, progress=after_batch, skipped=left_out,
+                    shard_size=shard_size, precision=chosen, workers=workers, processes=processes,
+                    progress=after_batch, skipped=left_out,
                 )  # fmt: skip
             except Stopped:
                 stopped = True
         processes.meet()
-        if processes.highest(stopped):
+        left_out.reasons = [reason for of_one in processes.gather(left_out.reasons) for reason in of_one]
+        if processes.is_main:
             left_out.show()
+        if processes.highest(stopped):
             leave_stopped(stop, f"the shards that are complete are in {out}", RESUMES, processes)
-    left_out.show()
-    here = sum(processes.gather(here))
     already = f", {here:,} of them already encoded" if here else ""
     if processes.is_main:
         size = f"{count_of(len(splits.train), 'sample')} in {count_of(views, 'view')}"

@@ -132,41 +132,51 @@ def run(
     from ..evaluation.evaluate import EvaluationRequest, Evaluator, Interrupted
     from ..evaluation.reference import find_reference, find_samples, modality_for, splits_of
     from ..evaluation.report import check_report, report_names
+    from ..listings import Listings
     from ..signals import StopRequest
 
-    reports = None
+    processes = join_processes(device)
+    reports: Outputs | None = None
+
+    def open_report(path: Path) -> None:
+        nonlocal reports
+        check_report(path)
+        reports = single_file(path, "evaluate", [samples, reference, data], field="--report")
+        reports.check(*report_names(path))
+
     if report is not None:
-        check_report(report)
-        reports = single_file(report, "evaluate", [samples, reference, data], field="--report")
-        reports.check(*report_names(report))
-    network = None if model is None else load(model, device)
-    processes = join_processes(network, device)
+        processes.on_main(lambda: open_report(report))
+    network = None if model is None else load(model, device, processes)
+    listings = Listings(processes)
     chosen = precision_of(precision, network, processes)
-    modality = network.modality if network is not None else modality_for(samples or Path())
+    modality = network.modality if network is not None else modality_for(samples or Path(), listings)
     weights = {
         "inception_weights": inception_weights, "perceptual_weights": lpips_weights, "i3d_weights": i3d_weights,
     }  # fmt: skip
     modality = for_evaluation(modality, {**weights, "given_frames": given_frames, "given_context": given_context})
     run_folder = find_run_folder(model)
-    folder = evaluation_folder(out, run_folder)
-    refuse_overlap(folder, [samples, reference, data, *data_of(model)])
+    folder = processes.from_main(lambda: evaluation_folder(out, run_folder))
+    processes.on_main(lambda: refuse_overlap(folder, [samples, reference, data, *data_of(model)]))
     request = EvaluationRequest(
         metrics=tuple(key.strip() for key in metrics.split(",")) if metrics else (),
         num_samples=num, num_reference=num_reference, num_held_out=num_held_out, seed=seed, batch_size=batch_size,
         precision=chosen,
     )  # fmt: skip
-    settings = sampling_settings(
-        labels=labels, prompt=prompt, prompts=prompts, property=property, guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval, guidance_norm=guidance_norm, steps=steps, solver=solver,
-        denoise_to_zero=denoise_to_zero, decoder_solver=decoder_solver, decoder_steps=decoder_steps,
+    settings = processes.from_main(
+        lambda: sampling_settings(
+            labels=labels, prompt=prompt, prompts=prompts, property=property, guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval, guidance_norm=guidance_norm, steps=steps, solver=solver,
+            denoise_to_zero=denoise_to_zero, decoder_solver=decoder_solver, decoder_steps=decoder_steps,
+        )
     )  # fmt: skip
     check_decoder_settings(network, settings)
     started = time.perf_counter()
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
+        splits = splits_of(modality, run_folder, data, listings) if network is not None else None
         evaluator = Evaluator(
-            network, splits_of(modality, run_folder, data) if network is not None else None, folder / "records",
-            request, modality=modality, samples=None if samples is None else find_samples(modality, str(samples)),
-            reference=None if reference is None else find_reference(modality, reference),
+            network, splits, folder / "records", request, modality=modality,
+            samples=None if samples is None else find_samples(modality, str(samples), listings),
+            reference=None if reference is None else find_reference(modality, reference, listings),
             processes=processes, progress=progress,
             stop=lambda: stop.received is not None,
             sources={

@@ -66,7 +66,8 @@ def run(
         print("\n".join([*wrapped(rows(planned)), ""]))
     records = [record for record in (known.published if known else ()) if known and record.fits(config, known())]
     published = [("published", str(record)) for record in records]
-    print("\n".join(wrapped([*published, *assumptions(machines, samples)])))
+    stored = any(planned.latents is not None for planned in plans)
+    print("\n".join(wrapped([*published, *assumptions(machines, stored)])))
 
 
 def _other_data(config: RunConfig, preset: RunConfig) -> bool:
@@ -106,6 +107,7 @@ def rows(plan: RunPlan) -> list[_Row]:
     return [
         ("run", f"{plan.preset} on {m.gpus} x {gpu.title}, {plan.precision}"),
         ("parameters", f"{plan.parameters / 1e6:.2f} M trainable"),
+        *([("latents", f"stored in {plan.latents}; no step encodes")] if plan.latents is not None else []),
         ("batch", f"{plan.batch:,} samples: {-(-plan.batch // m.gpus):,} a GPU, in {batches}"),
         ("memory", f"{in_bytes(needed.total)} of {in_bytes(gpu.memory)} a GPU ({share:.0f} %)"
                    f"{': fits' if needed.fits else ': does not fit'}"),
@@ -141,8 +143,8 @@ def lengths(plan: RunPlan) -> list[_Row]:
     return [*found, ("", f"{duration(seconds)} for the whole run of {steps:,} steps{of}: {hours:,.3g} GPU hours")]
 
 
-def assumptions(machines: Machines, samples: int | None) -> list[_Row]:
-    """Return the rates and rules that the numbers rest on."""
+def assumptions(machines: Machines, stored: bool) -> list[_Row]:
+    """Return the rates and rules that the numbers rest on. stored: whether a stage reads stored latents."""
     from ..training.plan import LAUNCH
 
     gpu = machines.gpu
@@ -155,6 +157,9 @@ def assumptions(machines: Machines, samples: int | None) -> list[_Row]:
         ("", f"eager code, {1e6 * LAUNCH:g} us a launch: compiled blocks hold and launch less. A step "
              "fits if it takes at most 90 % of the card. Left out: reading data, samples and evaluation, checkpoints, "
              "kernels' own memory"),
+        *([("", "stored latents: complete, of this tokenizer and these data; the folder was not looked at. Left out: "
+                "`unilatent encode --views`, which encodes each sample once for each view. The frozen tokenizer counts "
+                "as weights: samples and evaluations need it on the card")] if stored else []),
     ]  # fmt: skip
 
 

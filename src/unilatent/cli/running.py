@@ -36,11 +36,16 @@ WIDE = 200
 """Columns of a table that goes to a file or a pipe."""
 
 
-def load(source: str, device: str | None) -> LatentModel:
-    """Load a model onto the device; ValueError if there is no such device."""
+def load(source: str, device: str | None, processes: Processes | None = None) -> LatentModel:
+    """Load a model onto the device; ValueError if there is no such device.
+
+    processes: of the command, from `join_processes`. The first one reads the model; each has it on its own device.
+    """
     from ..devices import pick_device
     from ..loading import load as load_model
 
+    if processes is not None and processes.world > 1:
+        return processes.share(lambda: load_model(source, device="cpu")).to(processes.device)
     chosen = pick_device(device, "--device")
     try:
         return load_model(source, device=chosen)
@@ -50,17 +55,14 @@ def load(source: str, device: str | None) -> LatentModel:
         raise ValueError(f"--device {chosen}: not available ({str(error).splitlines()[0]}); use cpu") from None
 
 
-def join_processes(model: LatentModel | None, device: str | None) -> Processes:
-    """Return the processes of this command; with several, the model moves to the device of each."""
+def join_processes(device: str | None) -> Processes:
+    """Return the processes of this command; ValueError if there is no such device."""
     from ..devices import pick_device
     from ..processes import Processes
 
     if device is not None:
         pick_device(device, "--device")
-    processes = Processes(device if model is None else str(model.device))
-    if model is not None:
-        model.to(processes.device)
-    return processes
+    return Processes(device)
 
 
 def for_evaluation(modality: Modality, settings: dict[str, Any]) -> Modality:
@@ -155,9 +157,9 @@ class LeftOut:
 
 
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """One progress bar; call it with the number of items that were finished since the last call."""
-    with progress_of() as advance:
+    with progress_of(quiet=quiet) as advance:
         advance(label, 0, total or 0)
         yield lambda count: advance(label, count, total or 0)
 

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
     from ..evaluation.evaluate import EvaluatedMetric
     from ..evaluation.search import Objective, Search, SettingValue
+    from ..methods.base import LatentModel
+    from ..processes import Processes
+    from ..runs.snapshots import EMASnapshots
 
 STEPS = (5, 10, 15, 25, 50, 100)
 LOWS, HIGHS = "0,0.1,0.2,0.3", "0.7,0.8,0.9,1"
@@ -107,21 +110,25 @@ def run(
     from ..evaluation.evaluate import EvaluationRequest, Evaluator, Interrupted, choose_metrics
     from ..evaluation.reference import find_reference, splits_of
     from ..evaluation.search import AXES, DECODER, INTERVAL, OVER, Search
+    from ..listings import Listings
     from ..runs.snapshots import EMASnapshots
     from ..sampling import split_settings
     from ..signals import StopRequest
 
     if over not in OVER:
         raise ValueError(f"--over: {over!r} is unknown; use one of {', '.join(OVER)}")
-    settings = sampling_settings(
-        labels=labels, prompt=prompt, prompts=prompts, guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval, steps=steps, solver=solver, decoder_solver=decoder_solver,
-        decoder_steps=decoder_steps,
+    processes = join_processes(device)
+    settings = processes.from_main(
+        lambda: sampling_settings(
+            labels=labels, prompt=prompt, prompts=prompts, guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval, steps=steps, solver=solver, decoder_solver=decoder_solver,
+            decoder_steps=decoder_steps,
+        )
     )  # fmt: skip
     if settings.get(over) is not None:
         raise ValueError(f"--{over.replace('_', '-')}: is the setting to search over; leave it out")
     find_best = _method(over, method, values, start, step, low, high, tolerance)
-    network = load(model, device)
+    network = load(model, device, processes)
     check_decoder_settings(network, settings)
     if over == DECODER and network.stepped_decoder is None:
         raise ValueError(f"--over {over}: this model decodes in one pass; choose another")
@@ -134,20 +141,19 @@ def run(
         raise ValueError(f"--over {over}: this model has no condition to guide by")
     if over == INTERVAL and sampling.guidance_scale == 1:
         raise ValueError(f"--over {over}: at guidance scale 1 no interval changes anything; give --guidance-scale 2")
-    processes = join_processes(network, device)
-    run_folder = find_run_folder(model)
+    run_folder, listings = find_run_folder(model), Listings(processes)
     if over == "ema" and run_folder is None:
         raise ValueError(f"{model}: not a run folder; only a run stores EMA snapshots")
-    snapshots = EMASnapshots(run_folder) if over == "ema" and run_folder else None
-    folder = evaluation_folder(out, run_folder)
-    refuse_overlap(folder, [reference, data, *data_of(model)])
-    splits = splits_of(network.modality, run_folder, data)
+    snapshots = processes.from_main(lambda: EMASnapshots(run_folder)) if over == "ema" and run_folder else None
+    folder = processes.from_main(lambda: evaluation_folder(out, run_folder))
+    processes.on_main(lambda: refuse_overlap(folder, [reference, data, *data_of(model)]))
+    splits = splits_of(network.modality, run_folder, data, listings)
     chosen = precision_of(precision, network, processes)
     request = EvaluationRequest(
         metrics=(metric,), num_samples=num, num_reference=num_reference, seed=seed, batch_size=batch_size,
         precision=chosen,
     )  # fmt: skip
-    real = None if reference is None else find_reference(network.modality, reference)
+    real = None if reference is None else find_reference(network.modality, reference, listings)
     if processes.is_main and real is not None:
         print_notes(real.notes)
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
@@ -156,7 +162,7 @@ def run(
             about: dict[str, Any] = {}
             if snapshots is not None:
                 assert isinstance(at, float)
-                about["profile_error"] = round(snapshots.apply(network, at), 6)
+                about["profile_error"] = round(_apply(snapshots, network, at, processes), 6)
             else:
                 settings[over] = int(at) if over in AXES and AXES[over].whole else at  # type: ignore[arg-type]
             evaluator = Evaluator(
@@ -177,7 +183,7 @@ def run(
             "request": requested,
             "sampling": fixed,
             "conditions": conditions,
-            "data": splits and [splits.train.fingerprint, splits.held_out.fingerprint],
+            "data": processes.from_main(lambda: splits and [splits.train.fingerprint, splits.held_out.fingerprint]),
             "reference": real and real.data_hash,
             "snapshots": snapshots and [[s.profile.end, s.length] for s in snapshots.stored],
         }
@@ -189,6 +195,13 @@ def run(
             leave_stopped(stop, f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
     processes.on_main(lambda: _finish(search, model, network.stepped_decoder is not None))
     processes.leave()
+
+
+def _apply(snapshots: EMASnapshots, network: LatentModel, sigma_rel: float, processes: Processes) -> float:
+    """Give the model the EMA weights of a length, which the first process reads; return the error of their profile."""
+    error = processes.from_main(lambda: snapshots.apply(network, sigma_rel))
+    processes.same_weights(network)
+    return error
 
 
 def _method(

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config as Settings
+from ..processes import Processes
 from ..registry import available, find
 from ..types import Conditioning, refuse_unused
 
@@ -64,8 +65,11 @@ class Condition(nn.Module, ABC):
         """Whether `embed` reads its values on the CPU; copying them back from a GPU would synchronise."""
         return False
 
-    def prepare(self) -> None:
-        """Load what embedding needs, such as pretrained weights; ValueError names what is missing. Default: nothing."""
+    def prepare(self, processes: Processes | None = None) -> None:
+        """Load what embedding needs, such as pretrained weights; ValueError names what is missing. Default: nothing.
+
+        processes: all call this; the first one reads for all.
+        """
         return None
 
     @abstractmethod
@@ -140,10 +144,10 @@ class Conditions(nn.ModuleDict):
         """Arguments whose values should stay on the CPU; all others are moved to the model's device."""
         return frozenset(condition.argument for condition in self.all if condition.reads_on_cpu)
 
-    def prepare(self) -> None:
-        """Prepare every condition; ValueError names what is missing."""
+    def prepare(self, processes: Processes | None = None) -> None:
+        """Prepare every condition; ValueError names what is missing. processes: the first one reads for all."""
         for condition in self.all:
-            condition.prepare()
+            condition.prepare(processes)
 
     def captions(self, values: dict[str, Tensor]) -> list[str]:
         """Return a caption per row, from all conditions in `values`; [] if there are none."""

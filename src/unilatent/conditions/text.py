@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..nets.byte_encoder import ByteEncoder, count_pieces
 from ..nets.layers import RMSNorm, linear
-from ..nets.text_encoder import EncoderDescription, TextEncoder, describe, text_encoder
+from ..nets.text_encoder import EncoderDescription, TextEncoder, describe, share_description, text_encoder
+from ..processes import Processes
 from ..types import Conditioning, decode_texts, encode_texts, move
 from .base import Condition, ConditionConfig, as_list
 
@@ -132,10 +133,12 @@ class Text(Condition):
         """True for a pretrained encoder: its cache is looked up by text."""
         return self.bytes is None
 
-    def prepare(self) -> None:
+    def prepare(self, processes: Processes | None = None) -> None:
         """Load the pretrained encoder, if any; ValueError names what is missing."""
-        if self.bytes is None:
-            self.encoder.prepare()
+        if self.config.encoder is not None:
+            if processes is not None:
+                share_description(self.config.encoder, self.config.revision, processes)
+            self.encoder.prepare(processes)
 
     def embed(self, values: Tensor) -> Conditioning:
         """Embed bytes (B, W), any W, as tokens (B, L, D), their mask, and a vector (B, D).

@@ -45,7 +45,7 @@ from .condition_values import values_from_data
 from .protocol import Balance, Protocol
 
 EvaluationProgress = Callable[[str, int, int], None]
-"""Called with the name of a set of samples, how many more are done, and how many this process has to do."""
+"""Called with the name of a set of samples, how many more are done, in all processes, and how many there are."""
 
 
 def no_progress(what: str, more: int, total: int) -> None:
@@ -164,6 +164,8 @@ class Evaluator:
             if splits is not None:
                 follow(model.config.conditions, splits)
             num = 0 if samples is not None else request.num_samples
+            if num and self.processes.world > 1:
+                model.conditions.prepare(self.processes)  # here, where the first process can read for all
             model.conditions.parse(max(num, 1), self.condition_arguments, all_used=num > 0)
             if samples is None:
                 self.settings = {**settings, **self._condition_values()}
@@ -176,10 +178,8 @@ class Evaluator:
             s = self.sampling
             self.decoding = {"decoder_solver": s.decoder_solver, "decoder_steps": s.decoder_steps}
         runs_on = model or processes
-        device = torch.device("cpu") if runs_on is None else runs_on.device
-        self.processes.on_main(lambda: prepare(self.spaces, device))  # downloads what is missing
-        if not self.processes.is_main:
-            prepare(self.spaces, device)
+        self.device = torch.device("cpu") if runs_on is None else runs_on.device
+        prepare(self.spaces, self.device, self.processes)
         self.fingerprint = samples.data_hash if model is None and samples is not None else self.model.fingerprint()
 
     def _refuse_no_completions(self) -> None:
@@ -292,10 +292,10 @@ class Evaluator:
     def _reference(self, spaces: list[Space]) -> Rows | None:
         reference = self.reference
         if reference is None:
-            return self._real(self.splits.train, self.request.num_reference, spaces, fit=True) if self.splits else None
+            return self._real(self.splits.train, self.request.num_reference, spaces, fits=True) if self.splits else None
         if reference.dataset is None:
             return Statistics(reference.moments, reference.size)
-        rows = self._real(reference.dataset, self.request.num_reference, spaces, fit=True)
+        rows = self._real(reference.dataset, self.request.num_reference, spaces, fits=True)
         return Joined(rows.parts, len(rows), reference.moments)
 
     def _held_out(self, spaces: list[Space]) -> Rows | None:
@@ -304,12 +304,13 @@ class Evaluator:
         return self._real(self.splits.held_out, self.request.num_held_out, spaces, controls=True)
 
     def _real(
-        self, dataset: Dataset, limit: int | None, spaces: list[Space], fit: bool = False, what: str = "real",
+        self, dataset: Dataset, limit: int | None, spaces: list[Space], fits: bool = False, what: str = "real",
         controls: bool = False,
     ) -> Joined:  # fmt: skip
         """Return the features of at most `limit` samples of a data set, spread evenly over it.
 
-        controls: whether to add those of `Space.controls`, where an extractor has any.
+        fits: whether extractors are fitted to it. controls: whether to add those of `Space.controls`, where an
+        extractor has any.
         Column `replaced` is 1 where another sample replaces one that cannot be used.
         """
         size = dataset.size or limit if isinstance(dataset, Stream) else len(dataset)
@@ -320,16 +321,16 @@ class Evaluator:
         count = size if limit is None else min(limit, size)
         parts: list[Rows] = []
         for space in spaces:
-            if fit:
-                space.fit(Joined(parts, count))
+            if fits:
+                fit(space, Joined(parts, count), self.device, self.processes)
             if space.compares or space.silent:
                 continue
-            about = {"data": dataset.fingerprint, "of": size, "space": space.name, "weights": space.weights,
+            about = {"of": size, "space": space.name, "weights": space.weights,
                      "preprocessing": self.modality.preprocessing, **_details_of([space])}  # fmt: skip
             controlled = controls and type(space).controls is not Space.controls
             if controlled:
                 about["controls"] = True
-            records, missing = self._open(self._root(space), what, count, about)
+            records, missing = self._open(self._root(space), what, count, about, dataset)
 
             def extract(
                 rows: range, space: Space = space, controlled: bool = controlled
@@ -351,9 +352,9 @@ class Evaluator:
         """Reconstruct the held-out samples; `nfe` holds the decoder evaluations per sample of a decoder with steps."""
         assert self.splits is not None
         dataset = self.splits.held_out
-        about = {"model": self.fingerprint, "data": dataset.fingerprint, "of": len(dataset), **self._about(spaces)}
+        about = {"model": self.fingerprint, "of": len(dataset), **self._about(spaces)}
         decoding = self.decoding or {}
-        records, missing = self._open(self.folder, "reconstructions", count, about)
+        records, missing = self._open(self.folder, "reconstructions", count, about, dataset)
 
         def make(rows: range) -> Iterator[dict[str, Tensor]]:
             first = rows.start
@@ -416,9 +417,9 @@ class Evaluator:
         assert self.splits is not None
         dataset = self.splits.held_out
         num = min(self.request.num_samples, len(dataset))
-        about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "data": dataset.fingerprint,
-                 "given": self.modality.config.plain(), **self._about(spaces)}  # fmt: skip
-        records, missing = self._open(self.folder, "samples", num, about)
+        about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "given": self.modality.config.plain(),
+                 **self._about(spaces)}  # fmt: skip
+        records, missing = self._open(self.folder, "samples", num, about, dataset)
         seed, precision = self.request.seed, self.request.precision
 
         def completed(rows: range) -> Iterator[tuple[Any, SampleBatch, Batch, Given]]:
@@ -448,34 +449,43 @@ class Evaluator:
         self._complete("completed samples", records, missing, make, lambda: next(completed(range(1))))
         return records
 
-    def _open(self, root: Path, what: str, count: int, about: dict[str, Any]) -> tuple[Records, list[range]]:
-        """Open or create records; also return the missing chunks, the same in all processes."""
-        name = hashlib.sha256(json.dumps({"rows": count, **about}, sort_keys=True).encode()).hexdigest()[:16]
+    def _open(
+        self, root: Path, what: str, count: int, about: dict[str, Any], data: Dataset | None = None
+    ) -> tuple[Records, list[range]]:  # fmt: skip
+        """Open or create records; also return the missing chunks, the same in all processes.
+
+        data: what the rows were made of, whose fingerprint the first process alone computes.
+        """
 
         def open_here() -> tuple[Path, int, list[range]]:
-            records = open_records(root / f"{what}-{name}", count, about, self.processes.world)
+            made_by = {**about, "data": data.fingerprint} if data is not None else about
+            name = hashlib.sha256(json.dumps({"rows": count, **made_by}, sort_keys=True).encode()).hexdigest()[:16]
+            records = open_records(root / f"{what}-{name}", count, made_by, self.processes.world)
             return records.folder, records.chunk_size, records.missing()
 
         folder, chunk_size, missing = self.processes.from_main(open_here)
         if root != self.folder and self.processes.highest(not folder.is_dir()):  # the cache of another machine
-            return self._open(self.folder, what, count, about)
+            return self._open(self.folder, what, count, about, data)
         return Records(folder, count, chunk_size), missing
 
     def _complete(
         self, what: str, records: Records, missing: list[range], make: Callable[[range], Iterator[dict[str, Tensor]]],
         company: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
-        """Write this process's share of the missing chunks; returns in every process once all chunks are there.
+        """Write missing chunks; returns in every process once all of them are there.
+
+        A process takes the next chunk when it has finished one. With a sharded model, whose processes work in lock
+        step, each has an equal share instead.
 
         make: yields the tensors of rows batch by batch. company: a smallest forward pass of the model that `make` runs;
         None if it runs none.
         """
-        own = missing[self.processes.rank :: self.processes.world]
-        done = (len(records) - sum(map(len, missing))) // self.processes.world
-        total = done + sum(map(len, own))
-        self.progress(what, done, total)
+        own, total = self.processes.shared(missing, fixed=self.in_lock_step), len(records)
+        before = shown = total - sum(map(len, missing))
+        self.progress(what, before, total)
 
         def turns() -> Iterator[None]:
+            nonlocal shown
             for rows in own:
                 batches: list[dict[str, Tensor]] = []
                 left = len(rows)
@@ -485,11 +495,18 @@ class Evaluator:
                     left -= count
                     if not left:
                         records.add(rows, _concatenated(batches))
-                    self.progress(what, count, total)
+                    done = before + own.add(count)
+                    self.progress(what, done - shown, total)
+                    shown = done
                     yield
 
-        count = sum(-(-len(rows) // self.request.batch_size) for rows in own)
-        goes_on = self.processes.take_turns(turns(), count, self.stop, company if self.in_lock_step else None)
+        def stop() -> bool:
+            if stopped := self.stop():
+                own.stop()
+            return stopped
+
+        batches = sum(-(-len(rows) // self.request.batch_size) for rows in own.items) if self.in_lock_step else 0
+        goes_on = self.processes.take_turns(turns(), batches, stop, company if self.in_lock_step else None)
         if not goes_on:
             raise Interrupted(what)
 
@@ -566,10 +583,43 @@ class Evaluator:
         return balance
 
 
-def prepare(spaces: Iterable[Space], device: torch.device) -> None:
-    """Load the weights of extractors; ValueError names what is missing."""
+def prepare(spaces: Sequence[Space], device: torch.device, processes: Processes) -> None:
+    """Load what extractors need; ValueError in all processes names what is missing.
+
+    The first process reads weights, after it has downloaded what is missing, and sends them to the others.
+    """
+    light = [space for space in spaces if not space.needs_download]
+
+    def prepare_light() -> None:
+        for space in light:
+            space.prepare(device)
+
+    processes.on_main(prepare_light)
+    if not processes.is_main:
+        prepare_light()
     for space in spaces:
-        space.prepare(device)
+        if space.needs_download:
+            _done_by_one(space, partial(space.prepare, device), space.loaded, device, processes)
+
+
+def fit(space: Space, train: Rows, device: torch.device, processes: Processes) -> None:
+    """Fit an extractor in the first process; the others take what it found."""
+    if type(space).fit is not Space.fit:
+        _done_by_one(space, partial(space.fit, train), space.fitted, device, processes)
+
+
+def _done_by_one(
+    space: Space, work: Callable[[], None], names: Sequence[str], device: torch.device, processes: Processes
+) -> None:
+    """Let the first process do work that sets these attributes of an extractor, and set them in the others."""
+
+    def state() -> dict[str, Any]:
+        work()
+        return space.state(names)
+
+    found = processes.share(state)
+    if not processes.is_main:
+        space.adopt(found, device)
 
 
 def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:

@@ -44,54 +44,65 @@ def splits_of(
             return None
         dataset = modality.splits(settings.parse({"path": data_path}), listings).train
         return Splits(dataset, dataset)
-    content = read_yaml(run / "config.yaml").get("data")
+    content = listings.share(lambda: read_yaml(run / "config.yaml").get("data"))
     if not isinstance(content, dict):
         raise ValueError(f"{run / 'config.yaml'}: has no field `data`; give the model/ folder of the run and --data")
     chosen = settings.parse(content if data_path is None else {**content, "path": data_path})
     return modality.splits(chosen, listings)
 
 
-def find_reference(modality: Modality, source: str) -> SampleSet:
+def find_reference(modality: Modality, source: str, listings: Listings = ALONE) -> SampleSet:
     """Open real samples in a folder, archive or .npz, or statistics in a .npz of ADM's layout, or both.
 
-    ValueError names the path and the fault.
+    listings: who looks at files: with processes, the first one for all. ValueError names the path and the fault.
     """
     path = Path(source).expanduser()
     if path.suffix.lower() != ".npz":
-        dataset = _dataset(modality, source)
+        dataset = _dataset(modality, source, listings)
+        fingerprint = listings.share(lambda: dataset.fingerprint)
         return SampleSet(
-            path.name or source, dataset.fingerprint, dataset, preprocessing=modality.preprocessing,
+            path.name or source, fingerprint, dataset, preprocessing=modality.preprocessing,
             resolution=modality.resolution,
         )  # fmt: skip
-    names, arrays = _arrays(path)
-    moments = _moments(arrays, path)
-    samples = _dataset(modality, source) if "arr_0" in names else None
-    if not moments and samples is None:
-        raise ValueError(f"--reference {path}: has {', '.join(names) or 'nothing'}; give mu and sigma, or arr_0")
-    about = _provenance(arrays, path)
+    has_samples, moments, about, digest = listings.share(lambda: _statistics(path))
+    samples = _dataset(modality, source, listings) if has_samples else None
     resolution = modality.resolution if samples is not None else about.get("resolution")
     return SampleSet(
-        path.name, _hash(path), samples, moments, size=about.get("num_samples", 0),
+        path.name, digest, samples, moments, size=about.get("num_samples", 0),
         preprocessing=about.get("preprocessing"), resolution=resolution and tuple(resolution),
     )  # fmt: skip
 
 
-def find_samples(modality: Modality, source: str) -> SampleSet:
-    """Open externally generated samples for evaluation."""
-    dataset = modality.made(Path(source))
+def find_samples(modality: Modality, source: str, listings: Listings = ALONE) -> SampleSet:
+    """Open externally generated samples for evaluation. listings: who looks at files."""
+
+    def open_here() -> tuple[Dataset, str]:
+        opened = modality.made(Path(source))
+        return opened, opened.fingerprint
+
+    dataset, fingerprint = listings.share(open_here)
     return SampleSet(
-        Path(source).name, dataset.fingerprint, dataset, preprocessing=modality.preprocessing,
+        Path(source).name, fingerprint, dataset, preprocessing=modality.preprocessing,
         resolution=modality.resolution,
     )  # fmt: skip
 
 
-def modality_for(samples: Path) -> Modality:
-    """Return a modality for externally generated samples, by their size; ValueError if no modality can read them."""
-    for name in available("modalities"):
-        kind = find("modalities", name)
-        if (resolution := kind.resolution_of(samples)) is not None:
-            return kind.of_resolution(resolution)
-    raise ValueError(f"--samples {samples}: in no format that can be evaluated without a model; give MODEL as well")
+def modality_for(samples: Path, listings: Listings = ALONE) -> Modality:
+    """Return a modality for externally generated samples, by their size; ValueError if no modality can read them.
+
+    listings: who looks at files.
+    """
+
+    def look() -> tuple[str, tuple[int, ...]]:
+        for name in available("modalities"):
+            if (resolution := find("modalities", name).resolution_of(samples)) is not None:
+                return name, resolution
+        raise ValueError(f"--samples {samples}: in no format that can be evaluated without a model; give MODEL as well")
+
+    name, resolution = listings.share(look)
+    modality = find("modalities", name).of_resolution(resolution)
+    assert modality is not None
+    return modality
 
 
 def modality_of_size(size: str) -> Modality:
@@ -147,12 +158,21 @@ def write_reference(
     return total
 
 
-def _dataset(modality: Modality, source: str) -> Dataset:
+def _dataset(modality: Modality, source: str, listings: Listings = ALONE) -> Dataset:
     settings = find("modalities", modality.config.name).DataConfig
     try:
-        return modality.splits(settings.parse({"path": source, "held_out": 0})).train
+        return modality.splits(settings.parse({"path": source, "held_out": 0}), listings).train
     except ValueError as error:
         raise ValueError(f"--reference: {error}") from None
+
+
+def _statistics(path: Path) -> tuple[bool, dict[str, Moments], dict[str, Any], str]:
+    """Return whether a .npz holds samples, its moments, what this package stored about them, and its hash."""
+    names, arrays = _arrays(path)
+    moments = _moments(arrays, path)
+    if not moments and "arr_0" not in names:
+        raise ValueError(f"--reference {path}: has {', '.join(names) or 'nothing'}; give mu and sigma, or arr_0")
+    return "arr_0" in names, moments, _provenance(arrays, path), _hash(path)
 
 
 def _arrays(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -146,7 +146,8 @@ class Search:
         evaluate: returns the result at a value, and further facts to store. processes: all call this together; the
         first one writes, and all use its results. ValueError if the file belongs to another search.
         """
-        self.over, self.metric, self.evaluate, self.processes, self.say = over, metric, evaluate, processes, say
+        self.over, self.metric, self.evaluate, self.say = over, metric, evaluate, say
+        self.processes = processes or Processes.alone()
         self.about = json.loads(json.dumps({"over": over, "metric": metric, **about}))
         name = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:12]
         self.path = folder / f"search-{name}.json"
@@ -154,11 +155,7 @@ class Search:
         self.points: list[SearchPoint] = []
         self.better = ""
         self.protocol: dict[str, Any] = {}
-        if self.path.is_file():
-            self._read()
-        self.outputs.check(self.path.name, self.path.with_suffix(".png").name)
-        if processes is not None:
-            processes.wait()  # nobody writes before everybody has read
+        self.points, self.better, self.protocol = self.processes.from_main(self._open)
 
     def __call__(self, at: SettingValue) -> float:
         """Return the number at a value, negated if higher is better."""
@@ -200,15 +197,14 @@ class Search:
                 f"--metric {self.metric}: has no better direction (neither higher nor lower); choose another"
             )
         point = SearchPoint(at, row.value, row.spread, result.key, round(time.perf_counter() - started, 2), about)
-        if self.processes is not None:
-            point = self.processes.gather(point)[0]
+        point = self.processes.from_main(lambda: point)
         if not math.isfinite(point.value):
             raise ValueError(
                 f"--metric {self.metric}: {point.value} at {self.over} {format_setting(at)}; take more samples"
             )
         self.points.append(point)
         self.better, self.protocol = row.better, _shared(result.protocol, self.over)
-        if self.processes is None or self.processes.is_main:
+        if self.processes.is_main:
             self._write()
             number = format_number(point.value)
             spread = "" if point.spread is None else f" ± {format_number(point.spread)}"
@@ -230,6 +226,13 @@ class Search:
             self.over: point.at, "value": point.value, "spread": point.spread, "key": point.key,
             "seconds": point.seconds, **point.about,
         }  # fmt: skip
+
+    def _open(self) -> tuple[list[SearchPoint], str, dict[str, Any]]:
+        """Return what an earlier search of this file has found; ValueError if the file cannot be read or written."""
+        if self.path.is_file():
+            self._read()
+        self.outputs.check(self.path.name, self.path.with_suffix(".png").name)
+        return self.points, self.better, self.protocol
 
     def _read(self) -> None:
         way_out = "delete it to start the search again"

@@ -33,6 +33,7 @@ from ..config import Config as Settings
 from ..listings import ALONE, Listings
 from ..maths.streams import Streams, generator
 from ..nets.fields import TokenField
+from ..processes import Processes
 from ..records import Rows
 from ..types import Given, Layout, Tokens, join, move
 
@@ -254,6 +255,10 @@ class Space(ABC):
     """Whether its only output is that of `against`, for pairs of a reconstruction and its original."""
     details: Mapping[str, str] = {}
     """What its features depend on besides data and weights, in words: part of the protocol of its numbers."""
+    loaded: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold the networks `prepare` loads. With several processes, the first one loads them."""
+    fitted: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold what `fit` finds: networks on the CPU, plain data. The first process fits for all."""
 
     def prepare(self, device: torch.device) -> None:
         """Load the weights before first use; ValueError names what is missing. Default: nothing."""
@@ -262,6 +267,16 @@ class Space(ABC):
     def fit(self, train: Rows) -> None:
         """Fit to the tensors that earlier extractors returned for real training samples. Default: nothing."""
         return None
+
+    def state(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return what `prepare` (names: `loaded`) or `fit` (`fitted`) has set, for `adopt` in other processes."""
+        return {name: getattr(self, name, None) for name in ("weights", "silent", *names)}
+
+    def adopt(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take the `state` of another process, in place of `prepare` or `fit`."""
+        self.device = device
+        for name, value in state.items():
+            setattr(self, name, value.to(device) if name in self.loaded else value)
 
     @abstractmethod
     def __call__(self, data: Any) -> dict[str, Tensor]:
@@ -532,8 +547,11 @@ class Modality(ABC):
         """
         return self.pack(data)
 
-    def prepare(self, device: torch.device) -> None:
-        """Load what the loss needs (e.g. pretrained weights); ValueError names what is missing. Default: nothing."""
+    def prepare(self, device: torch.device, processes: Processes | None = None) -> None:
+        """Load what the loss needs (e.g. pretrained weights); ValueError names what is missing. Default: nothing.
+
+        processes: all call this; the first one reads for all.
+        """
         return None
 
     # ---- files

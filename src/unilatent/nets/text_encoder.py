@@ -3,9 +3,10 @@
 CACHE/embeddings/HASH-LENGTH/NAME.rows    float32 (rows, W): for each text its pooled vector, then its tokens
                             /NAME.index   for each text 16 bytes of its hash, its first row and its number of rows
 
-Each process appends to its own pair of files, rows before index, and reads all files that existed when it started.
-A process that starts with many files that have not changed for an hour merges them into one. If that removes a file
-which another process uses, that process computes the embeddings again.
+Each process appends to its own pair of files, rows before index, and knows all that existed when it started; of the
+processes of one run, the first one reads their indices for all. If it finds many files that have not changed for an
+hour, it merges them into one. If that removes a file which another process uses, that process computes the embeddings
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from ..plain_text import count_of
 from ..pretrained import cache_folder, offline
+from ..processes import Processes
 from ..types import decode_texts, move
 
 EXTRA = "pip install 'unilatent[text]'"
@@ -51,6 +53,9 @@ ENTRY = struct.Struct("<16sQI")
 """An index entry: hash of the text, first row, number of rows."""
 
 
+_Entries = dict[bytes, tuple[Path, int, int]]
+
+
 @dataclass(frozen=True)
 class EncoderDescription:
     """An encoder's output width W, its maximum number of tokens (None: no limit), and the hash that identifies it."""
@@ -60,9 +65,24 @@ class EncoderDescription:
     hash: str
 
 
-@lru_cache(maxsize=8)
+DESCRIBED: dict[tuple[str, str | None], EncoderDescription] = {}
+"""What `describe` has found out, by source and revision: it reads all files of an encoder to hash them."""
+
+
 def describe(source: str, revision: str | None = None) -> EncoderDescription:
     """Describe an encoder without loading its weights; ValueError names what is missing."""
+    if (source, revision) not in DESCRIBED:
+        DESCRIBED[source, revision] = _described(source, revision)
+    return DESCRIBED[source, revision]
+
+
+def share_description(source: str, revision: str | None, processes: Processes) -> None:
+    """Let the first process `describe` an encoder for all; collective."""
+    if processes.highest((source, revision) not in DESCRIBED):
+        DESCRIBED[source, revision] = processes.from_main(lambda: describe(source, revision))
+
+
+def _described(source: str, revision: str | None) -> EncoderDescription:
     config = _load("AutoConfig", source, revision)
     text_config = config.get_text_config()
     folder = Path(source).expanduser()
@@ -95,16 +115,24 @@ class TextEncoder:
         self.network: nn.Module | None = None
         self.tokenizer: Any = None
 
-    def prepare(self) -> None:
+    def prepare(self, processes: Processes | None = None) -> None:
         """Check that new texts can be embedded; ValueError names what is missing.
 
         Loads the weights, unless the cache has entries: then it may hold all texts, and the weights only have to exist.
+        processes: all call this; the first one reads index, tokenizer and weights for all. A process that meets a new
+        text later loads the weights itself.
         """
-        if self.cache and self.cache.entries and self.network is None:
-            self._load_tokenizer()
-            _find_weights(self.source, self.revision)
+        processes = processes or Processes.alone()
+        if self.cache is not None:
+            self.cache.share(processes)
+        if processes.highest(self.tokenizer is None):
+            self.tokenizer = processes.from_main(self._load_tokenizer)
+        if not processes.highest(self.network is None):
+            return
+        if self.cache is not None and processes.highest(len(self.cache.entries)):
+            processes.on_main(lambda: _find_weights(self.source, self.revision))
         else:
-            self.load()
+            self.network = processes.share(self.load)
 
     def load(self) -> nn.Module:
         """Load weights and tokenizer; ValueError names what is missing."""
@@ -180,13 +208,20 @@ class EmbeddingCache:
     def __init__(self, folder: Path, width: int):
         self.folder, self.width = folder, width
         self.path = self._new_path()  # of this process's rows
-        self.entries: dict[bytes, tuple[Path, int, int]] = {}  # text key -> file, first row, number of rows
         self.files: dict[Path, BinaryIO] = {}
         self.rows, self.full = 0, False
-        self._read_indices()
+
+    @cached_property
+    def entries(self) -> _Entries:
+        """File, first row and number of rows of each text, by its hash; read from the folder when first asked for."""
+        entries = self._read_indices()
         idle = [path for path in self._own_files() if _is_idle(path)]
-        if len(idle) > MANY and self._merge(idle):
-            self._read_indices()
+        return self._read_indices() if len(idle) > MANY and self._merge(idle, entries) else entries
+
+    def share(self, processes: Processes) -> None:
+        """Let the first process read the folder for all, unless that is done; collective."""
+        if processes.highest("entries" not in vars(self)):
+            self.entries = processes.from_main(lambda: self.entries)
 
     def _new_path(self) -> Path:
         return self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows"
@@ -194,18 +229,19 @@ class EmbeddingCache:
     def _own_files(self) -> list[Path]:
         return [path for path in sorted(self.folder.glob("*.rows")) if ROWS_FILE.fullmatch(path.name)]
 
-    def _read_indices(self) -> None:
-        self.entries = {}
+    def _read_indices(self) -> _Entries:
+        entries: _Entries = {}
         for path in self._own_files():
             try:
                 size = path.stat().st_size // (4 * self.width)
                 for key, first, count in _entries(path.with_suffix(".index")):
                     if first + count <= size:
-                        self.entries[key] = (path, first, count)
+                        entries[key] = (path, first, count)
             except FileNotFoundError:  # just merged by another process
                 continue
+        return entries
 
-    def _merge(self, paths: list[Path]) -> bool:
+    def _merge(self, paths: list[Path], entries: _Entries) -> bool:
         """Merge files into one and delete them once it is complete; return whether this succeeded.
 
         If two processes merge at the same time, each text is stored twice.
@@ -215,7 +251,7 @@ class EmbeddingCache:
         try:
             with part.open("wb") as rows, new.with_suffix(".index").open("wb") as index:
                 start = 0
-                for key, (path, first, count) in self.entries.items():
+                for key, (path, first, count) in entries.items():
                     if path in merged:
                         rows.write(self._rows(path, first, count).tobytes())
                         index.write(ENTRY.pack(key, start, count))

@@ -29,6 +29,7 @@ from ..evaluation.evaluate import (
 from ..evaluation.reference import find_reference
 from ..evaluation.table import is_better, table, write_evaluation
 from ..files import read_json, write_json
+from ..listings import Listings
 from ..maths.solvers import ADAPTIVE
 from ..maths.streams import Streams
 from ..methods.base import LatentModel
@@ -88,13 +89,13 @@ def check_evaluation(
             raise ConfigError(f"training.evaluate_metrics: {lacking[0]} needs held-out samples; set data.held_out")
     try:
         heavy = heavy_spaces(modality, metrics)
-        processes.on_main(lambda: prepare(heavy, torch.device("cpu")))
+        processes.on_main(lambda: prepare(heavy, torch.device("cpu"), Processes.alone()))
     except ValueError as error:
         way_out = "training.evaluate_samples=0 trains without evaluation"
         raise ConfigError(f"training.evaluate_metrics: {error}. {way_out}") from None
     try:
         source = t.evaluate_reference
-        return None if source is None else processes.from_main(lambda: find_reference(modality, source))
+        return None if source is None else find_reference(modality, source, Listings(processes))
     except ValueError as error:
         raise ConfigError(f"training.evaluate_reference: {error}") from None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import ConfigError
 from ..maths.streams import Streams
@@ -22,12 +22,12 @@ from ..methods.base import LatentModel
 from ..nets.gpu_formulas import gpu_formulas
 from ..nets.layers import Repeated, muon_parameters
 from ..sharding import shards_of
-from ..types import Batch, Tokens
+from ..types import LATENTS, Batch, Layout, Tokens
 from .config import RunConfig
 from .flop import StepCounter
 from .memory import Memory, Shapes, fitting, measure, micro_batch
 from .optimizer import Optimizers
-from .setup import check_processes
+from .setup import check_latents, check_processes
 
 CPU = torch.device("cpu")
 LAUNCH = 5e-6
@@ -145,6 +145,8 @@ class RunPlan:
     epochs: float | None
     steps: int | None
     """Length of the run: what its configuration gives."""
+    latents: str | None = None
+    """Where the stored latents are that steps read in place of data; None: they read data."""
 
     @property
     def flop(self) -> float:
@@ -222,7 +224,7 @@ class RunPlan:
                 "epoch": None if epoch is None else epoch * self.step_seconds,
                 "run": None if run is None else run * self.step_seconds,
             },
-            "steps": run, "samples": self.samples, "epochs": self.epochs,
+            "steps": run, "samples": self.samples, "epochs": self.epochs, "latents": self.latents,
             "gpu_hours": None if run is None else run * self.step_seconds * m.gpus / 3600,
             "bound": self.bound,
             "assumed": {
@@ -241,7 +243,11 @@ def stages_of(config: RunConfig) -> list[RunConfig]:
 def plan(config: RunConfig, machines: Machines, samples: int | None = None) -> RunPlan:
     """Count one step of a run (one stage) on these machines.
 
-    samples: of the training set. ConfigError if the batch cannot be divided over the GPUs.
+    With `training.latents`, a step on latents of the shapes that `encode` stores; the folder is not looked at. Nothing
+    is encoded then, but the frozen tokenizer is in memory, as in a run, which draws and evaluates with it.
+
+    samples: of the training set. ConfigError if the batch cannot be divided over the GPUs, or the method cannot be
+    trained on stored latents.
     """
     with machines.local():
         return _plan(on_gpu(config), machines, samples)
@@ -250,6 +256,7 @@ def plan(config: RunConfig, machines: Machines, samples: int | None = None) -> R
 def _plan(config: RunConfig, machines: Machines, samples: int | None) -> RunPlan:
     t, world = config.training, machines.gpus
     check_processes(t, world)
+    check_latents(config)
     shapes, micro = Shapes.of(example(config)), micro_batch(t, world)
     most = -(-t.batch_size // world)  # samples of one process
     passes = -(-most // micro)
@@ -271,7 +278,7 @@ def _plan(config: RunConfig, machines: Machines, samples: int | None) -> RunPlan
         preset=config.preset, machines=machines, precision=t.precision, parameters=seen.parameters, batch=t.batch_size,
         micro_batches=passes, memory=memory, flop_per_sample=counter.flop / micro, flop_recomputed=twice,
         launches=counter.launches, flop_update=seen.update_flop, sent=seen.sent(passes), samples=samples,
-        epochs=t.epochs, steps=t.steps,
+        epochs=t.epochs, steps=t.steps, latents=t.latents,
     )  # fmt: skip
 
 
@@ -290,13 +297,26 @@ def _changed(config: RunConfig, **training: Any) -> RunConfig:
 
 
 def example(config: RunConfig) -> Batch:
-    """Return made-up samples of the run's modality, as its data sets would give them."""
+    """Return made-up samples of the run's modality, as its data sets would give them; or their latents, as those that
+    are stored (`training.latents`)."""
     with torch.device("meta"):
         model = LatentModel.build(config.model())
     layout = model.modality.sample_layout(Streams(("plan",), range(DRAWN)))
     values = torch.zeros(DRAWN, layout.num_tokens, model.modality.channels)
     data = model.modality.finish(model.modality.unpack(Tokens(values, layout)))
+    if config.training.latents is not None:
+        data = _latents(model, model.latent_layout(model.modality.pack(data).layout))
     return Batch(data, model.conditions.example(DRAWN))
+
+
+def _latents(model: LatentModel, layout: Layout) -> dict[str, Tensor]:
+    """Return latents of this layout in the form in which they are stored (`stored_latents`)."""
+    data = {LATENTS: torch.zeros(DRAWN, layout.num_tokens, model.latent_channels)}
+    if layout.mask is not None:
+        data["mask"] = layout.mask
+    if len(layout.positions) > 1:
+        data["positions"] = layout.positions
+    return data
 
 
 WITHIN = "gathers and sums within machines"

@@ -19,6 +19,7 @@ from ..files import expanded, write_json, write_text
 from ..maths.streams import seed_of
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Modality, Splits, Stream
+from ..model_config import follow
 from ..nets.layers import Repeated
 from ..processes import Processes
 from ..registry import find
@@ -55,6 +56,13 @@ def count_samples(splits: Splits, training: TrainingConfig) -> float:
     return samples
 
 
+def completed(config: RunConfig, splits: Splits, processes: Processes) -> RunConfig:
+    """Fill in what the data and the method's other runs determine; the first process reads these for all."""
+    if not processes.is_main:
+        follow(config.conditions, splits)  # as `with_data` does
+    return processes.from_main(lambda: config.with_data(splits).with_sources())
+
+
 def check_processes(training: TrainingConfig, world: int) -> None:
     """ConfigError unless every process has samples in each step, and as many micro-batches as the others if sharded,
     over processes that can be divided so.
@@ -79,13 +87,10 @@ def check_processes(training: TrainingConfig, world: int) -> None:
         )
 
 
-def training_set(config: RunConfig, splits: Splits, modality: Modality, processes: Processes) -> Dataset:
-    """Return what the steps of a run read: the training samples, or stored latents of them (`training.latents`).
-
-    The first process checks the latents; ConfigError in all says why they are not those of this run.
-    """
+def check_latents(config: RunConfig) -> None:
+    """ConfigError if `training.latents` is set and the run cannot be trained on stored latents."""
     if config.training.latents is None:
-        return splits.train
+        return
     if not find("methods", config.method.name).trains_on_latents:
         raise ConfigError(
             f"training.latents: set, but {config.method.name} trains its own encoder, whose latents change; leave it "
@@ -93,6 +98,16 @@ def training_set(config: RunConfig, splits: Splits, modality: Modality, processe
         )
     if config.given is not None:
         raise ConfigError("training.latents: set, but given parts are encoded in each step; leave it or given out")
+
+
+def training_set(config: RunConfig, splits: Splits, modality: Modality, processes: Processes) -> Dataset:
+    """Return what the steps of a run read: the training samples, or stored latents of them (`training.latents`).
+
+    The first process checks the latents; ConfigError in all says why they are not those of this run.
+    """
+    check_latents(config)
+    if config.training.latents is None:
+        return splits.train
     folder, precision = expanded(config.training.latents), config.training.precision
     header = processes.from_main(lambda: read_header(folder, splits.train, modality, precision))
     return StoredLatents(folder, header, splits.train)
@@ -101,7 +116,7 @@ def training_set(config: RunConfig, splits: Splits, modality: Modality, processe
 def read_examples(config: RunConfig, train: Dataset, modality: Modality, processes: Processes) -> list[Example]:
     """Read the run's first samples, in the first process, and the weights of its losses; missing data or weights fail
     here, before the run folder is created. Other processes return no sample."""
-    modality.prepare(processes.device)
+    modality.prepare(processes.device, processes)
     count, all_usable = min(config.training.batch_size, EXAMPLES), not config.training.bad_samples
     examples: list[Example] = []
     processes.on_main(lambda: examples.extend(try_samples(train, config.seed, count, all_usable)))
@@ -118,7 +133,7 @@ def build_model(config: RunConfig, resumes: bool, sources: Any, processes: Proce
     """
     torch.manual_seed(seed_of("init", config.seed))
     model = LatentModel.build(config.model()).to(processes.device)
-    model.conditions.prepare()
+    model.conditions.prepare(processes)
     if not resumes:
         processes.on_main(lambda: model.load_sources(sources))
         processes.same_weights(model)

@@ -80,7 +80,7 @@ class Trainer:
         self.listings = Listings(self.processes, out / LISTING)
         modality: Modality = find("modalities", config.modality.name)(config.modality)
         self.splits: Splits = modality.splits(config.data, self.listings)
-        self.config = config.with_data(self.splits).with_sources()
+        self.config = setup.completed(config, self.splits, self.processes)
         t = self.training = self.config.training
         self.samples = setup.count_samples(self.splits, t)
         self.steps = t.num_steps(self.samples)

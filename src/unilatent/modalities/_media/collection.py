@@ -243,10 +243,10 @@ class _Renumbered(Sequence[int]):
 
 def with_names(collection: Collection, config: MediaData) -> Collection:
     """Set the class names of a collection, and its captions if the configuration has templates; return it."""
-    found = collection.class_names
-    collection.class_names = configured_names(found, config, collection.numbers_are_names)
+    found, listings = collection.class_names, collection.listings
+    collection.class_names = configured_names(found, config, collection.numbers_are_names, listings)
     if config.class_names_file is not None and isinstance(collection, FileCollection) and collection.places is not None:
-        in_order = configured_names(tuple(sorted(found)), config) == collection.class_names
+        in_order = configured_names(tuple(sorted(found)), config, listings=listings) == collection.class_names
         collection.numbered_anew = in_order  # its lines are in the order of the classes, whatever that is
     if config.templates:
         renamed = config.class_names_file is not None
@@ -256,10 +256,16 @@ def with_names(collection: Collection, config: MediaData) -> Collection:
     return collection
 
 
-def configured_names(names: tuple[str, ...], config: MediaData, numbers_are_names: bool = False) -> tuple[str, ...]:
-    """Return the class names after `class_names_file`; ValueError if templates would be filled with codes."""
-    if config.class_names_file is not None:
-        return read_class_names(config.class_names_file, names)
+def configured_names(
+    names: tuple[str, ...], config: MediaData, numbers_are_names: bool = False, listings: Listings = ALONE
+) -> tuple[str, ...]:
+    """Return the class names after `class_names_file`; ValueError if templates would be filled with codes.
+
+    listings: who reads that file.
+    """
+    file = config.class_names_file
+    if file is not None:
+        return listings.share(lambda: read_class_names(file, names))
     if config.templates and not numbers_are_names:
         refuse_codes(names)
     return names

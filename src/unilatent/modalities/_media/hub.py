@@ -391,7 +391,7 @@ class HubStream(Stream):
 
     def __init__(self, source: _HubSplit, config: MediaData, frame: Frame):
         self.source, self.frame = source, frame
-        self.class_names = configured_names(source.class_names, config)
+        self.class_names = configured_names(source.class_names, config, listings=source.listings)
         self.facts: dict[str, dict[str, Any]] = {}
         if source.label:
             self.facts["labels"] = {"class_names": self.class_names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple, cast
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ...nets import branches
 from ...nets.gpu_formulas import counting
+from ...processes import Processes
 
 
 class ImageLossWeights(NamedTuple):
@@ -50,14 +52,26 @@ def terms(
     return out
 
 
-def prepare(weights: str | None, device: torch.device) -> None:
+LOADED: dict[tuple[str | None, torch.device, torch.dtype], nn.Module] = {}
+"""Perceptual networks by weight file (None: the published one), device and type of their convolutions."""
+
+
+def prepare(weights: str | None, device: torch.device, processes: Processes | None = None) -> None:
     """Load the perceptual network before first use; for a GPU in both types that it may train in. ValueError if it
-    cannot be had."""
+    cannot be had.
+
+    processes: all call this; the first one reads the weights and sends them to the others.
+    """
+    device = torch.empty(0, device=device).device  # cuda is cuda:0
+    key = (weights, device, torch.float32)
+    if processes is not None and processes.highest(key not in LOADED):
+        network = processes.share(lambda: lpips(weights, device))
+        with torch.inference_mode(False):
+            LOADED.setdefault(key, network.to(device))
     for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
         lpips(weights, device, dtype)
 
 
-@cache
 def lpips(weights: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return the perceptual network, cached here and not part of any model, so not in checkpoints or EMA weights.
 
@@ -65,9 +79,16 @@ def lpips(weights: str | None, device: torch.device, dtype: torch.dtype = torch.
     """
     from ...nets.lpips import LPIPS
 
+    device = torch.empty(0, device=device).device
+    if (found := LOADED.get((weights, device, dtype))) is not None:
+        return found
     with torch.inference_mode(False):  # gradients must work later even if the first use is in inference mode
-        network = LPIPS.load(weights).to(device)
-        return network if dtype == torch.float32 else network.in_16_bits(dtype)
+        if dtype == torch.float32:
+            network = LPIPS.load(weights).to(device)
+        else:
+            network = cast(LPIPS, copy.deepcopy(lpips(weights, device))).in_16_bits(dtype)
+    LOADED[weights, device, dtype] = network
+    return network
 
 
 @cache

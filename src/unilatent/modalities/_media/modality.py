@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...maths.streams import Streams
+from ...processes import Processes
 from ...types import Given, Layout
 from ..base import Modality
 from . import losses, render
@@ -32,10 +33,10 @@ class PixelModality(Modality):
     def finish(self, data: Tensor) -> Tensor:
         return data.float().clamp(0, 1)
 
-    def prepare(self, device: torch.device) -> None:
+    def prepare(self, device: torch.device, processes: Processes | None = None) -> None:
         """Load LPIPS if it has a loss weight; for a GPU in both types that it may train in."""
         if self.config.perceptual_weight:
-            losses.prepare(self.config.perceptual_weights, device)
+            losses.prepare(self.config.perceptual_weights, device, processes)
 
     def sample_layout(self, streams: Streams, values: dict[str, Tensor] | None = None) -> Layout:
         """Return the grid of tokens, which is the same for all samples: positions (1, N, A)."""

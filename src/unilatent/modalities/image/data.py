@@ -72,7 +72,7 @@ def _collection(config: ImageData, path: str, frame: Frame, listings: Listings) 
     if path == DIGITS:
         return Digits(frame)
     if is_npz(path):
-        return ImageArrays(Path(path).expanduser(), frame, "data.path")
+        return listings.share(lambda: ImageArrays(Path(path).expanduser(), frame, "data.path"))
     source = listings.share(lambda: locate(Path(path), "data.path", KIND))
     captions = config.captions and not config.templates
     return FileCollection(source, decode, frame, config.cache, captions, config.caption_column, listings)

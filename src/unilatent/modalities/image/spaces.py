@@ -58,6 +58,7 @@ class Inception(Space):
 
     name = "inception"
     needs_download = True
+    loaded = ("network",)
 
     def __init__(self, weights: str | None = None, resize: str = "tf1"):
         """weights: a local file; None: a cached download.
@@ -86,6 +87,7 @@ class PretrainedTransformer(Space):
     """
 
     needs_download = True
+    loaded = ("network",)
     network_class: ClassVar[str]
     feature: ClassVar[str]
     """Name of the network output that is used, (B, D)."""
@@ -180,6 +182,7 @@ class ClassifierSpace(Space):
 
     name = "classifier"
     needs = ("pixels",)
+    fitted = ("classes", "hidden", "output")
 
     classes: Tensor | None = None
     """The label of each column of `probabilities`; None before fitting."""
@@ -247,6 +250,7 @@ class Perceptual(Space):
     name = "lpips"
     needs_download = True
     compares = True
+    loaded = ("network",)
 
     def __init__(self, weights: str | None = None):
         """weights: a local file with VGG16's weights; None: a cached download."""

@@ -7,8 +7,9 @@ samples of the other kind. Metric keys are those of the parts; a key that both p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +102,7 @@ class PartSpace(Space):
         self.needs = (KindSpace.name, *(_prefixed(part, need) for need in space.needs))  # type: ignore[misc]
         self.needs_download, self.compares = space.needs_download, space.compares  # type: ignore[misc]
         self.on_request = space.on_request  # type: ignore[misc]
+        self.loaded, self.fitted = space.loaded, space.fitted  # type: ignore[misc]
 
     def prepare(self, device: torch.device) -> None:
         self.space.prepare(device)
@@ -108,6 +110,13 @@ class PartSpace(Space):
 
     def fit(self, train: Rows) -> None:
         self.space.fit(PartRows(train, self.part))
+        self.weights, self.silent = self.space.weights, self.space.silent
+
+    def state(self, names: Sequence[str]) -> dict[str, Any]:
+        return self.space.state(names)
+
+    def adopt(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self.space.adopt(state, device)
         self.weights, self.silent = self.space.weights, self.space.silent
 
     def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:

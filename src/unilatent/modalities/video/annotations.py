@@ -49,7 +49,7 @@ def annotate(collection: FileCollection, path: str | Path, captions: bool) -> li
     ValueError if the table cannot be read, or lists none of them.
     """
     path = Path(path).expanduser()
-    rows = _rows(path)
+    rows = collection.listings.share(lambda: _rows(path))
     places = _places(collection.names)
     listed: dict[int, _Row] = {}
     missing: list[str] = []

@@ -117,7 +117,8 @@ def _collection(
 ) -> tuple[EncodedCollection, list[int] | None]:
     """Open an array, or a folder or archive; with the numbers of the videos that annotations list."""
     if is_array(path):
-        return VideoArrays(Path(path).expanduser(), frame, "data.path", config.axes or arrays.AXES), None
+        axes = config.axes or arrays.AXES
+        return listings.share(lambda: VideoArrays(Path(path).expanduser(), frame, "data.path", axes)), None
     source = listings.share(lambda: open_source(Path(path), "data.path"))
     captions = config.captions and not config.templates
     collection = FileCollection(source, decode, frame, config.cache, captions, config.caption_column, listings)

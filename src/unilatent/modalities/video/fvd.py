@@ -76,6 +76,7 @@ class Inflated(Space):
 
     name = "i3d"
     needs_download = True
+    loaded = ("network",)
 
     def __init__(self, protocol: ClipProtocol, weights: str | None = None):
         """weights: a local file; None: the cache, or a download. See `nets.i3d.I3D.load`."""
