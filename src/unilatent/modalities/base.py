@@ -51,6 +51,21 @@ Skipped = Callable[[str], object]
 """Called with what is wrong with a sample that is left out."""
 
 
+class CountedBatches(Iterator[tuple[Any, list[str]]]):
+    """Batches of data with the names of their samples, and how many samples there are in all, unusable ones included."""
+
+    def __init__(self, total: int, batches: Iterator[tuple[Any, list[str]]]):
+        self.total, self.batches = total, batches
+
+    def __next__(self) -> tuple[Any, list[str]]:
+        return next(self.batches)
+
+    @staticmethod
+    def total_of(batches: Iterator[tuple[Any, list[str]]]) -> int | None:
+        """Return the number of samples, None if nobody counted them."""
+        return batches.total if isinstance(batches, CountedBatches) else None
+
+
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, size: int) -> list[int]:
     """Return a uniformly random order of the samples of an epoch."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from ..batches import collate, spread_evenly
 from ..config import ConfigError
@@ -39,6 +38,7 @@ from ..runs.curves import draw_curves
 from ..runs.journal import Journal
 from ..sampling import reconstruct, sample_batches, sample_rows
 from ..signals import StopRequest
+from ..tables import show
 from ..types import Given
 from .config import RunConfig
 from .loggers import Loggers
@@ -287,12 +287,14 @@ class Monitor:
             evaluator = Evaluator(
                 model, self.splits, self.run / "eval" / "records", request, reference=self.reference,
                 processes=self.processes, num_inference_steps=None if final else t.evaluate_steps,
-                stop=self._is_stopped,
+                stop=self._is_stopped, progress=self.journal.tasks.advance,
             )  # fmt: skip
             try:
                 evaluation = evaluator.run()
             except Interrupted:
                 return False
+            finally:
+                self.journal.tasks.clear()
 
             def report() -> bool:
                 evaluator.clear("samples", "reconstructions")
@@ -318,7 +320,7 @@ class Monitor:
             self.journal.bar.stop()
             held_out = f", {len(self.splits.held_out)} held-out" if len(self.splits.held_out) else ""
             title = f"{self.config.preset}, step {step}: {self.training.evaluate_samples} samples{held_out}"
-            Console().print(table(evaluation.numbers, title))
+            show(table(evaluation.numbers, title))
 
     def _is_best(self, evaluation: Evaluation, metric: str) -> bool:
         """Whether a model is better than that in RUN/best, by the number in best.json; True if there is none."""
