@@ -26,7 +26,7 @@ class Task:
 
     total: int
     done: int = 0
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=lambda: time.monotonic())
     line_at: float = field(default_factory=lambda: time.monotonic() + SECONDS_PER_LINE)
 
 

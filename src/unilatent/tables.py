@@ -71,12 +71,13 @@ def _show_blocks(table: Table, console: Console) -> None:
         return cell if isinstance(cell, Text) else console.render_str(str(cell), highlight=False)
 
     names = [text_of(column.header).plain for column in table.columns]
-    label = max(map(len, names)) + GAP
+    wide = max(map(len, names)) + GAP
     if table.title:
         console.print(table.title, style="bold", highlight=False)
     for row in zip(*(column.cells for column in table.columns), strict=True):
         for name, cell in zip(names, map(text_of, row), strict=True):
-            for number, line in enumerate(cell.wrap(console, max(console.width - label, 20))):
+            for number, line in enumerate(cell.wrap(console, max(console.width - wide, 20))):
                 if line.plain:
-                    console.print(Text(("" if number else name).ljust(label)) + line, highlight=False, soft_wrap=True)
+                    label = Text(("" if number else name).ljust(wide), style="bold")
+                    console.print(label + line, highlight=False, soft_wrap=True)
         console.print()

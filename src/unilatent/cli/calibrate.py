@@ -25,7 +25,7 @@ DRAWS = 8
 
 @examples(
     "unilatent calibrate digits-ul --psnr 28 --out calibration",
-    "unilatent calibrate digits-ul --bits-per-pixel 1.2 --over bias --steps 700 --out rate",
+    "unilatent calibrate digits-ul --bits-per-pixel 1.2 --over bias --out rate",
 )
 def run(
     preset: Preset,

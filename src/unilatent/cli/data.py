@@ -102,9 +102,10 @@ def verify(
     workers: Workers = CORES,
     modality: Kind = None,
 ) -> Record:
-    """Check shards against their manifest, or read every image, video, molecule and crystal.
+    """Check shards, or read every sample.
 
-    Exit code 1 if anything is bad.
+    Shards are checked against their manifest; of other data, every image, video, molecule and crystal is read. Exit
+    code 1 if anything is bad.
     """
     from ..shards.places import is_shards
 

@@ -143,7 +143,7 @@ def _nameless(text: str) -> str:
         private[getpass.getuser()] = "USER"
     for name, replacement in private.items():
         if len(name) > 1:
-            text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", replacement, text)
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", replacement, text)
     return text
 
 

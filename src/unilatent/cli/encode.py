@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @examples(
     "unilatent encode runs/digits my_images --out latents",
-    "unilatent encode runs/digits --views 4 --out latents         # to train a generator on",
+    "unilatent encode runs/digits --views 4 --out latents    # to train on",
 )
 def run(
     model: Model,

@@ -61,7 +61,7 @@ PAGE = 2**20
 
 @examples(
     "unilatent evaluate runs/digits --num 5000",
-    "unilatent evaluate runs/mine --metrics fid,kid,psnr --num 50000 --reference real.npz",
+    "unilatent evaluate runs/mine --metrics fid,kid --num 50000",
     "unilatent evaluate runs/digits --steps 10 --report digits.html",
     "unilatent evaluate --samples samples.npz --reference my_images --metrics fid",
     "unilatent evaluate --compare a.json b.json",

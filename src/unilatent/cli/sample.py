@@ -52,7 +52,7 @@ GRID = 100
 
 @examples(
     "unilatent sample runs/digits --labels 0-9 --num 100 --out samples",
-    "unilatent sample runs/digits --label 3 --guidance-scale 2 --steps 50 --seed 1",
+    "unilatent sample runs/digits --label 3 --guidance-scale 2 --seed 1",
     'unilatent sample runs/scenes --prompt "a red circle left of a blue square"',
     "unilatent sample runs/molecules --num-atoms 8-12 --num 20 --out molecules",
     "unilatent sample runs/clips --given clip.mp4 --frames 4 --out continued",

@@ -52,7 +52,7 @@ Skipped = Callable[[str], object]
 
 
 class CountedBatches(Iterator[tuple[Any, list[str]]]):
-    """Batches of data with the names of their samples, and how many samples there are in all, unusable ones included."""
+    """Batches of data with the names of their samples, and how many samples there are, unusable ones included."""
 
     def __init__(self, total: int, batches: Iterator[tuple[Any, list[str]]]):
         self.total, self.batches = total, batches
