@@ -355,6 +355,9 @@ class Modality(ABC):
     Config: ClassVar[type[Settings]]
     DataConfig: ClassVar[type[Settings]]
 
+    hub_tasks: ClassVar[tuple[str, str]] = ("", "")
+    """The hub's names for drawing samples, without and with a text to draw; "" if it has none."""
+
     compiles_losses = False
     """Whether networks of the loss run compiled; training sets it."""
 
@@ -367,6 +370,12 @@ class Modality(ABC):
         return self.config
 
     # ---- data
+
+    @classmethod
+    def origin_of(cls, data: Any) -> str:
+        """Return where the samples of a DataConfig come from, and under which licence, in words for a model card; "" if
+        they are the user's own. Default: ""."""
+        return ""
 
     @abstractmethod
     def splits(self, data: Any, listings: Listings = ALONE) -> Splits:

@@ -135,7 +135,7 @@ class Journal:
         shown = "  ".join([*losses, *others])
         self.bar.numbers = (f"loss: {'  '.join(losses)}", "  ".join(others))
         now = time.monotonic()
-        if not self.live and not self.quiet and (now >= self.next_line or step == self.total):
+        if shown and not self.live and not self.quiet and (now >= self.next_line or step == self.total):
             self.next_line = now + SECONDS_PER_LINE
             clock = f"  {self._time(step, now - self.started)}" if step > self.done else ""
             print(f"step {step}/{self.total}  {shown}{clock}", file=sys.stderr, flush=True)

@@ -440,6 +440,11 @@ class SingleKindModality(AtomModality):
         large = [f"left out: {line}" for line in loaded.large]
         return CheckedRecords(total, loaded.bad, (*loaded.notes, *large), unread)
 
+    @classmethod
+    def origin_of(cls, data: Any) -> str:
+        kind = cls.DataConfig.kind  # type: ignore[attr-defined]
+        return f"{kind.plural.capitalize()} that this package generates." if data.path == kind.offline else ""
+
     def read(
         self, path: Path, batch_size: int, skipped: Skipped | None = None
     ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
