@@ -23,8 +23,8 @@ PICTURES = {
 }
 """Images of a model folder -> what they show."""
 LIMITS = (
-    "## Limits\n\nThe numbers are of one training run; runs with other seeds differ. Nothing was measured on other data, at "
-    "other sizes or with other settings than those above."
+    "## Limits\n\nThe numbers are of one training run; runs with other seeds differ. Nothing was measured on other "
+    "data, at other sizes or with other settings than those above."
 )
 ARROWS = {"higher": "↑", "lower": "↓", "same": "="}
 UNTOUCHED = "<!-- written by unilatent {digest}; without this line, later evaluations leave the card as it is -->"

@@ -34,6 +34,7 @@ from .model_card import (
 )
 from .model_config import ModelConfig
 from .outputs import refuse_foreign
+from .packaged import names, packaged
 from .registry import find
 from .tensor_files import StoredTensor, TensorFile
 
@@ -152,7 +153,9 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
         device_map: str | torch.device | dict[str, Any] | None = None, dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
     ) -> Self:  # fmt: skip
-        """Load a finished run, a model folder, a checkpoint (its EMA weights) or a hub id, in evaluation mode.
+        """Load a finished run, a model folder, a checkpoint (its EMA weights), a model of the package or a hub id.
+
+        In evaluation mode.
 
         map_location, device_map: see `placement`. dtype, torch_dtype: see `parse_dtype`.
         ValueError if it is missing, damaged, not finished or of another class.
@@ -162,6 +165,8 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
         folder = expanded(pretrained_model_name_or_path)
         if folder.exists():
             folder = _finished(folder)
+        elif own := packaged(str(pretrained_model_name_or_path)):
+            folder = own
         else:
             refuse_missing(pretrained_model_name_or_path)
             folder = download(
@@ -231,7 +236,10 @@ def parse_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype 
 def refuse_missing(source: str | Path) -> None:
     """Raise ValueError if a source that is no path on this machine cannot be a hub id either."""
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise ValueError(f"{source}: no such folder; give a run, a model folder or a hub id like owner/name")
+        raise ValueError(
+            f"{source}: no such folder; give a run, a model folder or a hub id like owner/name, or a model of the "
+            f"package: {', '.join(names())}"
+        )
 
 
 def refuse_file(path: Path) -> None:

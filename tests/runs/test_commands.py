@@ -145,6 +145,7 @@ LINES: dict[str, str] = {
     "finetune-decoder": "{run} steps=1 batch_size=4 sample_every=0 --out {new}",
     "presets": "",
     "plan": "digits --gpus 1",
+    "push": "{run} owner/name --dry-run",
     "runs": "{run}",
     "doctor": "",
     "config show": "digits",

@@ -31,6 +31,7 @@ from . import (
     finetune_decoder,
     plan,
     presets,
+    push,
     reconstruct,
     reference,
     runs,
@@ -54,7 +55,7 @@ app = typer.Typer(
 )
 for verb in (
     train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, sweep, finetune_decoder,
-    reference, ema, convert, presets, plan, runs, doctor,
+    reference, ema, convert, push, presets, plan, runs, doctor,
 ):  # fmt: skip
     name = verb.__name__.rpartition(".")[2].replace("_", "-")
     app.command(name, epilog=epilog(verb.run))(command(verb.run))
@@ -72,7 +73,7 @@ PRINTING = ("config", "presets", "plan", "runs", "doctor", "ckpt")
 
 @examples(
     "unilatent train digits --out runs/digits        # train a small model",
-    "unilatent sample runs/digits --labels 0-9 --num 100 --out samples",
+    "unilatent sample digits --labels 0-9 --num 100  # of a model of the package",
     "unilatent COMMAND --help                        # options and examples",
 )
 def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:

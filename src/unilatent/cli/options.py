@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..packaged import names
 from ..plain_text import decode, split_lines
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 # What a command works on.
 
-MODEL_HELP = "A run folder, a model folder, or a hub id (owner/name)."
+MODEL_HELP = f"A run folder, a model folder, a hub id (owner/name), or a model of the package ({', '.join(names())})."
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 OptionalModel = Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 Preset = Annotated[
