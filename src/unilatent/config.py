@@ -14,6 +14,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
 
+from .errors import ConfigError
 from .registry import available, find
 
 
@@ -29,10 +30,6 @@ for _yaml_class in (_Loader, _Dumper):
     _yaml_class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names field, value and fix in one line."""
 
 
 class _Nested(ValueError):

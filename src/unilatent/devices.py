@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -35,6 +36,19 @@ def pick_device(name: str | torch.device | None = None, field: str = "device") -
 def available_devices() -> list[str]:
     """Return the names of all devices that can be used here."""
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
+
+
+def peak_memory(device: torch.device | str) -> int | None:
+    """Return the most bytes that this process has used so far: of a GPU's memory, or else of the machine's; None if
+    the system does not say."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resolve_precision(

@@ -19,7 +19,7 @@ from torch import Tensor
 from .devices import resolve_precision
 from .files import expanded, read_json, readable, write_json
 from .methods.base import LatentModel
-from .modalities.base import Skipped
+from .modalities.base import CountedBatches, Skipped
 from .model_config import SamplingConfig
 from .model_folder import read_weights
 from .outputs import Outputs
@@ -36,11 +36,12 @@ NAME_SIZE = 64
 
 def encode_to_shards(
     model: LatentModel, source: Path, out: Path, *, seed: int = 0, batch_size: int = 64, shard_size: int = 4096,
-    precision: str = "auto", progress: Callable[[int], None] | None = None, skipped: Skipped | None = None,
+    precision: str = "auto", progress: Callable[[int, int | None], None] | None = None, skipped: Skipped | None = None,
 ) -> tuple[int, int]:  # fmt: skip
     """Encode all samples of `source` to shards in the folder `out`; latents already there are not encoded again.
 
-    precision: as for `sample`. progress: called after each batch; if it raises, all latents encoded so far are on disk.
+    precision: as for `sample`. progress: called after each batch, with its size and the number of all samples (None:
+    unknown); if it raises, all latents encoded so far are on disk.
     skipped: as in `Modality.read`.
     Returns the number of latents and how many of them were there before. ValueError if the folder has latents of
     another model, other settings or other data, or files of others.
@@ -56,6 +57,7 @@ def encode_to_shards(
         skipped(reason)
 
     batches = model.modality.read(source, batch_size, None if skipped is None else note)
+    total = CountedBatches.total_of(batches)
     pending: list[Tensor] = []
     index: dict[str, Any] = {}
     folder, done = None, 0
@@ -76,7 +78,7 @@ def encode_to_shards(
         pending = _flush(outputs, index, pending, shard_size, last=False)
         if progress:
             try:
-                progress(len(names))
+                progress(len(names), total)
             except BaseException:
                 _flush(outputs, index, pending, shard_size, last=True)
                 raise
@@ -96,6 +98,13 @@ def encoded_outputs(out: Path, source: Path) -> Outputs:
     with suppress(ValueError):
         named = {INDEX, *_read_index(expanded(out) / INDEX)["shards"]}
     return Outputs(out, "encode", [source], shared=bool(named), keep=True, known=lambda name: name in named)
+
+
+def count_latents(folder: Path) -> int | None:
+    """Return how many latents a folder of shards has; None if its index cannot be read."""
+    with suppress(ValueError):
+        return len(_read_index(expanded(folder) / INDEX)["names"])
+    return None
 
 
 def decode_shards(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from .files import expanded
 from .methods.base import LatentModel
+from .model_card import ModelRecord, read_record
 from .model_folder import (
     CONFIG,
     EMA,
@@ -20,7 +22,9 @@ from .model_folder import (
     refuse_file,
     refuse_missing,
 )
+from .packaged import packaged
 from .runs.checkpoint import newest, verify
+from .runs.record import record_of
 
 
 def load(
@@ -28,20 +32,39 @@ def load(
     dtype: str | torch.dtype | None = None, torch_dtype: str | torch.dtype | None = None,
     device_map: str | torch.device | dict[str, Any] | None = None,
 ) -> LatentModel:  # fmt: skip
-    """Load a run folder, a model folder or a hub id ("owner/name") with EMA weights, in evaluation mode.
+    """Load a run folder, a model folder, a model of the package ("digits") or a hub id ("owner/name").
 
-    An unfinished run gives its newest valid checkpoint. device: None takes a GPU if there is one. revision: of a hub
-    model. dtype: of the weights, by default float32; the model computes in it, and results are float32 all the same.
+    With EMA weights, in evaluation mode. A folder comes before a model of the package of the same name. An unfinished
+    run gives its newest valid checkpoint. device: None takes a GPU if there is one. revision: of a hub model. dtype: of
+    the weights, by default float32; the model computes in it, and results are float32 all the same.
     torch_dtype, device_map: other libraries' names for dtype and device.
     ValueError names what is missing or damaged.
     """
     device, chosen = placement(device, device_map), parse_dtype(dtype, torch_dtype)
     path = expanded(source)
+    run = None
     if path.is_dir():
-        return read_model(_model_folder(path), LatentModel, device, chosen)
-    refuse_file(path)
-    refuse_missing(source)
-    return read_model(download(str(source), revision=revision), LatentModel, device, chosen)
+        folder, run = _model_folder(path), _run_folder(path)
+    elif own := packaged(str(source)):
+        folder = own
+    else:
+        refuse_file(path)
+        refuse_missing(source)
+        folder = download(str(source), revision=revision)
+    model = read_model(folder, LatentModel, device, chosen)
+    model.known = partial(_stored_record, folder) if run is None else partial(record_of, run)
+    return model
+
+
+def _run_folder(path: Path) -> Path | None:
+    """Return the run that a source is, or whose finished model it is."""
+    run = path.absolute().parent if path.name == "model" else path
+    return run if (run / "config.yaml").is_file() and (run / "checkpoints").is_dir() else None
+
+
+def _stored_record(folder: Path, fingerprint: str) -> ModelRecord | None:
+    """Return the record of a model folder, whatever model it is of."""
+    return read_record(folder)
 
 
 def _model_folder(path: Path) -> Path:

@@ -5,13 +5,15 @@ No file is ever unpickled.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,8 +23,18 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from .config import ConfigError
 from .devices import pick_device
 from .files import expanded, read_json, readable, room, write_json
+from .model_card import (
+    CARD,
+    RECORD,
+    ModelFacts,
+    ModelRecord,
+    card_of,
+    write_card,
+    write_record,
+)
 from .model_config import ModelConfig
 from .outputs import refuse_foreign
+from .packaged import names, packaged
 from .registry import find
 from .tensor_files import StoredTensor, TensorFile
 
@@ -31,6 +43,8 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 EMA = "ema.safetensors"
 """EMA weights in the folder of a checkpoint, whose other weights are those that training continues with."""
+PROMPTS = "prompts"
+"""The argument of a condition that is a text."""
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Types of weights that networks compute in. Noise, solvers and results are float32 all the same."""
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -46,40 +60,89 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
     latent_channels: int
     precision: str = "fp32"
     """What its networks were trained in: "fp32" or "bf16"."""
+    stored: torch.dtype | None = None
+    """The type that `save_pretrained` stores weights in; None: their own."""
+    known: Callable[[str], ModelRecord | None] | None = None
+    """Returns what is known of the model with this fingerprint: training, data, numbers. None: nothing."""
 
     @property
     def num_parameters(self) -> int:
         """Number of all parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the folder's README.md: what the model is and how to use it."""
-        config = self.config
-        conditions = f", conditioned on {', '.join(config.conditions)}" if config.conditions else ""
-        card_data = ModelCardData(library_name="unilatent", tags=["latent-generative-model", config.method.name])
-        return ModelCard(
-            f"---\n{card_data.to_yaml()}\n---\n\n# {config.method.name} on {config.modality.name}{conditions}\n\n"
-            f"{self.num_parameters / 1e6:.2f} M parameters, {self.latent_channels} latent channels"
-            f"{', trained in bf16' if self.precision == 'bf16' else ''}. All settings are in `{CONFIG}`.\n\n"
-            '```python\nimport unilatent\n\nmodel = unilatent.load("FOLDER_OR_HUB_ID")\n'
-            "samples = unilatent.sample(model, num=16)\nlatents = model.encode(data)\n```\n"
-        )
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of everything that determines latents and data."""
+        raise NotImplementedError
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+    def generate_model_card(
+        self, *args: Any, licence: str | None = None, name: str | None = None, **kwargs: Any
+    ) -> ModelCard:
+        """Return the folder's README.md: what the model is, how to use it, and all numbers that are known of it.
+
+        licence: of the weights, as the hub names it, e.g. "apache-2.0"; None: as recorded with the model. name: what
+        `unilatent.load` takes, as the card writes it.
+        """
+        return self._card(self._record(licence), name)
+
+    def _card(self, record: ModelRecord | None, name: str | None) -> ModelCard:
+        facts = self.facts()
+        return card_of(facts if name is None else replace(facts, source=name), record)
+
+    def facts(self) -> ModelFacts:
+        """Return what a card says of the model itself."""
+        config, modality = self.config, find("modalities", self.config.modality.name)
+        conditions = f", conditioned on {', '.join(config.conditions)}" if config.conditions else ""
+        described = any(find("conditions", c.name).argument == PROMPTS for c in config.conditions.values())
+        stored = str(self.stored or torch.float32).removeprefix("torch.")
+        return ModelFacts(
+            f"{config.method.name} on {config.modality.name}{conditions}", self.num_parameters, self.latent_channels,
+            self.precision, stored, ["latent-generative-model", config.method.name], modality.hub_tasks[described],
+        )  # fmt: skip
+
+    def _record(self, licence: str | None = None) -> ModelRecord | None:
+        """What is known of the model as it is now: a model that was changed since has no numbers."""
+        if self.known is None and licence is None:
+            return None
+        fingerprint = self.fingerprint()
+        record = (None if self.known is None else self.known(fingerprint)) or ModelRecord(fingerprint)
+        if record.fingerprint != fingerprint:
+            record = replace(record, evaluations=(), fingerprint=fingerprint)
+        return record if licence is None else replace(record, licence=licence)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, dtype: str | torch.dtype | None = None, licence: str | None = None,
+        name: str | None = None, **options: Any,
+    ) -> str | None:  # fmt: skip
         """Write a model folder; as in `ModelHubMixin`, with ~ for the home folder.
 
-        An earlier model of this package is replaced, and what else is in its folder stays. ValueError names the files
-        of a folder that holds others, and no such model.
+        The card has the numbers of exactly these weights, as far as they are known, and `record.json` their protocols;
+        a card that somebody else wrote stays. An earlier model of this package is replaced, and what else is in its
+        folder stays. ValueError names the files of a folder that holds others, and no such model.
+
+        dtype: stores the weights in this type, e.g. "float16" for half the size: the rounded model is another one, and
+        its numbers are those that are measured with it. licence, name: as in `generate_model_card`.
         """
-        folder = expanded(save_directory)
+        folder, chosen = expanded(save_directory), parse_dtype(dtype)
         _refuse_files_of_others(folder)
-        return super().save_pretrained(folder, **options)
+        if chosen is not None:
+            return _rounded(self, chosen).save_pretrained(folder, licence=licence, name=name, **options)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CARD).touch()  # `write_card` fills an empty one
+        hub = {key: options.pop(key) for key in ("push_to_hub", "repo_id") if key in options}
+        super().save_pretrained(folder, **options)
+        record = self._record(licence)
+        write_record(folder, record)
+        write_card(folder, self._card(record, name))
+        return self.push_to_hub(hub.get("repo_id") or folder.name, **options) if hub.get("push_to_hub") else None
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         write_config(self.config, save_directory / CONFIG, self.precision)
+        weights = {
+            key: (value.to(self.stored) if self.stored and value.is_floating_point() else value).detach().cpu()
+            for key, value in self.state_dict().items()
+        }
         with room(save_directory, sum(tensor.nbytes for tensor in weights.values())):
-            save_file(weights, save_directory / WEIGHTS)
+            save_file({key: value.contiguous() for key, value in weights.items()}, save_directory / WEIGHTS)
             readable(save_directory / WEIGHTS)
 
     @classmethod
@@ -90,7 +153,9 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
         device_map: str | torch.device | dict[str, Any] | None = None, dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
     ) -> Self:  # fmt: skip
-        """Load a finished run, a model folder, a checkpoint (its EMA weights) or a hub id, in evaluation mode.
+        """Load a finished run, a model folder, a checkpoint (its EMA weights), a model of the package or a hub id.
+
+        In evaluation mode.
 
         map_location, device_map: see `placement`. dtype, torch_dtype: see `parse_dtype`.
         ValueError if it is missing, damaged, not finished or of another class.
@@ -100,6 +165,8 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
         folder = expanded(pretrained_model_name_or_path)
         if folder.exists():
             folder = _finished(folder)
+        elif own := packaged(str(pretrained_model_name_or_path)):
+            folder = own
         else:
             refuse_missing(pretrained_model_name_or_path)
             folder = download(
@@ -107,6 +174,23 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
                 force_download=force_download, local_files_only=local_files_only,
             )  # fmt: skip
         return read_model(folder, cls, device, chosen)
+
+
+def _rounded(model: M, dtype: torch.dtype) -> M:
+    """Return a copy of a model that is stored in a type, with the weights that this type holds.
+
+    ValueError names a weight that it cannot hold.
+    """
+    copied = copy.deepcopy(model)
+    copied.stored = dtype
+    with torch.no_grad():
+        for key, value in copied.state_dict().items():
+            if not value.is_floating_point():
+                continue
+            value.copy_(value.to(dtype))
+            if not value.isfinite().all():
+                raise ValueError(f"dtype: {key} has values that {dtype} cannot hold; use bfloat16 or leave it out")
+    return copied
 
 
 def placement(device: str | torch.device | None, device_map: Any = None) -> torch.device:
@@ -152,7 +236,10 @@ def parse_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype 
 def refuse_missing(source: str | Path) -> None:
     """Raise ValueError if a source that is no path on this machine cannot be a hub id either."""
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise ValueError(f"{source}: no such folder; give a run, a model folder or a hub id like owner/name")
+        raise ValueError(
+            f"{source}: no such folder; give a run, a model folder or a hub id like owner/name, or a model of the "
+            f"package: {', '.join(names())}"
+        )
 
 
 def refuse_file(path: Path) -> None:
@@ -392,7 +479,7 @@ def download(name: str, **options: Any) -> Path:
     options: of `snapshot_download`. No other file of the repository is downloaded.
     """
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **options))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, RECORD], **options))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ValueError(
             f"{name}: no such folder, and no model of that name could be downloaded from the hub "

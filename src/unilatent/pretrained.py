@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from torch import Tensor, nn
 
+from .terminal import can_redraw
+
 OFFLINE_VARIABLES = ("UNILATENT_OFFLINE", "HF_HUB_OFFLINE")
 PACKAGE = "pkg"
 """The scheme of package URLs."""
@@ -211,7 +213,7 @@ def _receive(weights: WeightFile, out: BinaryIO) -> str:
     digest, received = hashlib.sha256(), 0
     with (
         urlopen(weights.url, timeout=TIMEOUT) as response,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        Progress(*columns, console=console, transient=True, disable=not can_redraw(console)) as progress,
     ):
         announced = response.headers.get("Content-Length")
         task = progress.add_task(weights.name, total=int(announced or weights.size))

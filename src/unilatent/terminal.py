@@ -108,6 +108,11 @@ def open_closed_descriptors() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
+def can_redraw(console: Any) -> bool:
+    """Whether a rich console is a terminal that can move its cursor; TERM=dumb says that it cannot."""
+    return bool(console.is_terminal and not console.is_dumb_terminal)
+
+
 def output_error() -> OSError | None:
     """Return why standard output could not be written, other than that its reader is gone; None if it could."""
     stream = sys.stdout

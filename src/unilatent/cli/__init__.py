@@ -31,6 +31,7 @@ from . import (
     finetune_decoder,
     plan,
     presets,
+    push,
     reconstruct,
     reference,
     runs,
@@ -39,7 +40,7 @@ from . import (
     sweep,
     train,
 )
-from .options import with_home
+from .command import command, epilog, examples
 
 ClickException: Any = typer.BadParameter.__mro__[2]
 """Of the click that typer uses: its own copy in some versions, the installed package in others."""
@@ -48,20 +49,21 @@ app = typer.Typer(
     name="unilatent",
     help="Train a tokenizer and a latent generator together; sample, reconstruct, encode and decode with them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (
+for verb in (
     train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, sweep, finetune_decoder,
-    reference, ema, convert, presets, plan, runs, doctor,
+    reference, ema, convert, push, presets, plan, runs, doctor,
 ):  # fmt: skip
-    app.command(command.__name__.rpartition(".")[2].replace("_", "-"))(with_home(command.run))
+    name = verb.__name__.rpartition(".")[2].replace("_", "-")
+    app.command(name, epilog=epilog(verb.run))(command(verb.run))
 for name, group in {"config": config.app, "ckpt": ckpt.app, "data": data.app}.items():
     for entry in group.registered_commands:
         assert entry.callback is not None
-        entry.callback = with_home(entry.callback)
+        entry.epilog = epilog(entry.callback)
+        entry.callback = command(entry.callback)
     app.add_typer(group, name=name)
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
@@ -69,13 +71,20 @@ PRINTING = ("config", "presets", "plan", "runs", "doctor", "ckpt")
 """Commands whose work is what they print."""
 
 
-@app.callback(invoke_without_command=True)
+@examples(
+    "unilatent train digits --out runs/digits        # train a small model",
+    "unilatent sample digits --labels 0-9 --num 100  # of a model of the package",
+    "unilatent COMMAND --help                        # options and examples",
+)
 def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
         from ..version import __version__
 
         print(f"unilatent {__version__}")
         raise typer.Exit
+
+
+app.callback(invoke_without_command=True, epilog=epilog(_version))(_version)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -94,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False, prog_name="unilatent")
     except ClickException as error:
         _refuse(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -108,7 +117,8 @@ def _run(arguments: list[str]) -> None:
         if os.environ.get("UNILATENT_DEBUG") or reason is None or reason[0] not in UNWRITABLE:
             raise
         _refuse(" ".join(_about_disk(error, reason).split()), 1)
-    if (unwritten := output_error()) is not None and arguments and arguments[0] in PRINTING:
+    prints = bool(arguments) and (arguments[0] in PRINTING or "--json" in arguments)
+    if prints and (unwritten := output_error()) is not None:
         _refuse(f"standard output: {unwritten.strerror}; what was printed there is not complete", 1)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..outputs import Outputs
+from .command import Record, examples
 from .options import MODEL_HELP, BatchSize, Data, Device, Precision, Seed
-from .running import data_of, find_run_folder, load, precision_of, wide
+from .running import data_of, find_run_folder, load, precision_of, progress_of
 
 if TYPE_CHECKING:
     from ..analysis.analyze import Analysis
@@ -21,6 +22,11 @@ PICTURES = 2**20
 """Bytes of an analysis, about."""
 
 
+@examples(
+    "unilatent analyze runs/digits --out analysis",
+    "unilatent analyze runs/digits --only latents,alignment --out analysis",
+    "unilatent analyze runs/ul-0 runs/ul-1 --compare --out compared",
+)
 def run(
     models: Annotated[list[str], typer.Argument(help=f"{MODEL_HELP[:-1]}; several with --compare.")],
     out: Annotated[Path, typer.Option(help="Folder for analysis.json and its figures.")],
@@ -48,15 +54,13 @@ def run(
     batch_size: BatchSize = 64,
     device: Device = None,
     precision: Precision = "auto",
-) -> None:
-    """Measure the latents, and what the model's networks do with them.
+) -> Record:
+    """Measure latents, losses and layers of a model.
 
     Spread, rank, rate and use of the latents, probes, nearest samples; the loss by noise level; alignment of the
     tokenise and the denoise pass by layer; entropy of the weights; agreement of the losses' gradients. Warns of
     collapsed latents.
     """
-    from rich.console import Console
-
     if len(models) > 1 and not compare:
         raise ValueError(f"MODEL: {len(models)} given; add --compare to compare them")
     if compare and len(models) < 2:
@@ -70,13 +74,14 @@ def run(
         sample_distance,
         settings_of,
     )
-    from ..files import write_json
+    from ..files import read_json, write_json
+    from ..tables import show
 
     chosen_parts = check_parts([part.strip() for part in only.split(",")]) if only else BASIC if compare else PARTS
     if compare and not set(BASIC) <= set(chosen_parts):
         raise ValueError(f"--only: {only!r}, but --compare needs {', '.join(BASIC)}; leave it out")
-    console = wide(Console())
-    runs = []
+    runs: list[ComparedRun] = []
+    records: dict[str, Record] = {}
     names = _names(models)
     outputs = Outputs(out, "analyze", [data, *(path for model in models for path in data_of(model))])
     numbers: dict[str, list[EvaluatedMetric]] = {}
@@ -91,19 +96,23 @@ def run(
         analysis, paths = _analyse(
             network, source, outputs, folder, num, draws, data, seed, batch_size, chosen, chosen_parts
         )
+        records[name] = read_json(outputs.folder / folder / "analysis.json", "analyse the model again")
         if compare:
             runs.append(ComparedRun(name, analysis, numbers[name], settings_of(network)))
         else:
-            console.print(analysis_table(analysis, name, absent_parts(network, analysis, chosen_parts)))
+            show(analysis_table(analysis, name, absent_parts(network, analysis, chosen_parts)))
             print(f"written: {', '.join(path.name for path in paths)} in {out}")
         for warning in analysis.warnings():
-            print(f"warning: {name}: {warning}")
+            print(f"warning: {name}: {warning}", file=sys.stderr)
+    if not compare:
+        return {"out": out, **records[names[0]]}
     if compare:
         with outputs.writing() as new:
             table, rows = compare_runs(runs, distance, new / "rate_distortion.png")
             write_json(new / "comparison.json", {"runs": rows})
-        console.print(table)
+        show(table)
         print(f"written: rate_distortion.png, comparison.json and one folder per run in {out}")
+    return {"out": out, "compared": rows, "runs": records}
 
 
 def _analyse(
@@ -122,11 +131,13 @@ def _analyse(
     held_out = len(splits.held_out) > 0
     samples = load_all(with_columns(splits.held_out if held_out else splits.train), network.modality, limit=num)
     if not held_out:
-        print("note: no samples are held out of this data, so training samples are analysed")
-    analysis = analyze(
-        network, samples, draws=draws, seed=seed, batch_size=batch_size, precision=precision, only=only,
-        run=find_run_folder(source), progress=lambda part: print(f"analysing: {part}", file=sys.stderr),
-    )  # fmt: skip
+        print("note: no samples are held out of this data, so training samples are analysed", file=sys.stderr)
+    with progress_of() as advance:
+        advance("analysing", 0, len(only))
+        analysis = analyze(
+            network, samples, draws=draws, seed=seed, batch_size=batch_size, precision=precision, only=only,
+            run=find_run_folder(source), progress=lambda part: advance("analysing", 1, len(only)),
+        )  # fmt: skip
     about = {"model": source, "fingerprint": network.fingerprint(), "split": "held_out" if held_out else "train",
              "num": num, "draws": draws, "seed": seed, "precision": precision}  # fmt: skip
     with outputs.writing(PICTURES) as new:

@@ -10,8 +10,9 @@ import typer
 
 from ..files import expanded
 from ..outputs import Outputs, refuse_foreign
+from .command import Record, examples
 from .options import Overrides, Preset
-from .running import RESUMES, leave_stopped, wide
+from .running import RESUMES, leave_stopped
 from .train import read_run, refuse_data_around
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ DRAWS = 8
 """Noise levels per sample in the analysis of a trial."""
 
 
+@examples(
+    "unilatent calibrate digits-ul --psnr 28 --out calibration",
+    "unilatent calibrate digits-ul --bits-per-pixel 1.2 --over bias --out rate",
+)
 def run(
     preset: Preset,
     out: Annotated[Path, typer.Option(help="Folder for the trials and their table; the same command resumes in it.")],
@@ -40,16 +45,15 @@ def run(
     ] = None,
     trials: Annotated[int, typer.Option(help="How many trials at most.", min=1)] = 10,
     num: Annotated[int, typer.Option(help="Held-out samples that each trial is measured on.", min=2)] = 512,
-) -> None:
+) -> Record:
     """Tune a loss weight to a target PSNR or bitrate.
 
     Trains the first stage once per trial; every trial is stored. Prints the override to train with.
     """
-    from rich.console import Console
-
     from ..analysis.calibration import calibration_table, search, write_calibration
     from ..config import ConfigError
-    from ..files import write_text
+    from ..files import read_json, write_text
+    from ..tables import show
 
     if (psnr is None) == (bits_per_pixel is None):
         raise ValueError("--psnr, --bits-per-pixel: give one of the two, as the target")
@@ -90,7 +94,7 @@ def run(
     with outputs.writing() as new:
         write_calibration(new, calibration, about)
         write_text(new / "override.txt", f"{about['override']}\n")
-    wide(Console()).print(calibration_table(calibration, over, metric, target))
+    show(calibration_table(calibration, over, metric, target))
     if calibration.wrong_way:
         print(f"note: stopped early: changing {over} brought {metric} no nearer to {target:g}; try another --over")
     elif not calibration.monotone:
@@ -98,6 +102,7 @@ def run(
     if not calibration.within:
         print(f"note: no trial came within {tolerance:g}; the nearest is used. Try more --trials or another --over")
     print(f"train with: unilatent train {preset} {about['override']}")
+    return {"out": folder, **read_json(folder / "calibration.json", "run the same command again")}
 
 
 def _is_trial(out: Path, name: str) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .command import EndedWith, Record, examples
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,27 +22,36 @@ def _group() -> None: ...
 
 
 @app.command("ls")
-def show(place: Place) -> None:
+@examples("unilatent ckpt ls runs/digits")
+def show(place: Place) -> Record:
     """List checkpoints with their size and files."""
+    records = []
     for path in checkpoints(place):
-        size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
-        print(f"{path.name}  {size:10.1f} MiB  {', '.join(sorted(file.name for file in path.iterdir()))}")
+        files = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
+        print(f"{path.name}  {sum(files.values()) / 2**20:10.1f} MiB  {', '.join(files)}")
+        records.append({"checkpoint": path, "bytes": sum(files.values()), "files": files})
+    return {"checkpoints": records}
 
 
 @app.command()
-def verify(place: Place) -> None:
+@examples("unilatent ckpt verify runs/digits")
+def verify(place: Place) -> Record:
     """Check every file against its manifest.
 
     Exit code 1 if any is damaged.
     """
-    if not all(_report(path) for path in list(checkpoints(place))):
-        raise typer.Exit(1)
+    faults = {path: _report(path) for path in list(checkpoints(place))}
+    record = {"checkpoints": [{"checkpoint": path, "fault": fault} for path, fault in faults.items()]}
+    if any(faults.values()):
+        raise EndedWith(record)
+    return record
 
 
 @app.command()
+@examples("unilatent ckpt prune runs/digits --keep 3")
 def prune(
     place: Place, keep: Annotated[int, typer.Option(min=2, help="How many valid checkpoints to keep.")] = 2
-) -> None:
+) -> Record:
     """Delete all but the newest valid checkpoints.
 
     Damaged checkpoints and those set aside are deleted too. Refused while the run is training.
@@ -64,6 +75,7 @@ def prune(
     if not valid:
         raise ValueError(f"{place}: no valid checkpoint in it, so nothing was deleted")
     newest, folder = valid[-keep:], place / "checkpoints"
+    deleted = []
     for path in sorted([*published(folder), *unpublished(folder)]):
         if path in newest:
             continue
@@ -71,8 +83,10 @@ def prune(
             print(f"left {path.name}: {', '.join(found[:3])} is not a file of a checkpoint")
             continue
         remove(path)
+        deleted.append(path)
         print(f"deleted {path.name}" + (f", damaged: {damaged[path]}" if path in damaged else ""))
     print(f"kept {', '.join(path.name for path in newest)}")
+    return {"kept": newest, "deleted": deleted, "damaged": damaged}
 
 
 def checkpoints(place: Path) -> Iterator[Path]:
@@ -88,8 +102,8 @@ def checkpoints(place: Path) -> Iterator[Path]:
     yield from paths
 
 
-def _report(path: Path) -> bool:
-    """Print whether a checkpoint is valid, and return it."""
+def _report(path: Path) -> str | None:
+    """Print whether a checkpoint is valid; return its fault, None if it has none."""
     from ..runs.checkpoint import CheckpointError
     from ..runs.checkpoint import verify as check
 
@@ -97,6 +111,6 @@ def _report(path: Path) -> bool:
         check(path)
     except CheckpointError as error:
         print(f"{path.name}  DAMAGED  {error}")
-        return False
+        return str(error)
     print(f"{path.name}  valid")
-    return True
+    return None

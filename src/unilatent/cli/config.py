@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .command import Record, examples
 from .options import Overrides, Preset
 from .train import read_run
 
@@ -16,6 +17,9 @@ def _group() -> None: ...
 
 
 @app.command()
-def show(preset: Preset, overrides: Overrides = None) -> None:
+@examples("unilatent config show digits > run.yaml", "unilatent config show run.yaml training.steps=500")
+def show(preset: Preset, overrides: Overrides = None) -> Record:
     """Print a complete configuration as YAML, to save, edit and train."""
-    print(read_run(preset, overrides).to_yaml(), end="")
+    config = read_run(preset, overrides)
+    print(config.to_yaml(), end="")
+    return config.plain()

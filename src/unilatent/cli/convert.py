@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from ..outputs import Outputs
+from .command import Record, examples
 
 
+@examples("unilatent convert unite_b.pt --out unite-b", "unilatent sample unite-b --labels 207 --num 8")
 def run(
     source: Annotated[Path, typer.Argument(help="A checkpoint of UNITE's authors (.pt).", metavar="FILE.pt")],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
@@ -20,10 +22,10 @@ def run(
         tuple[int, int] | None,
         typer.Option(metavar="HEIGHT WIDTH", help="Image size, where the latents form no square [default: a square]."),
     ] = None,
-) -> None:
-    """Convert a checkpoint of UNITE's authors to a model folder.
+) -> Record:
+    """Convert a checkpoint of UNITE's authors.
 
-    Writes safetensors weights and config.json.
+    Writes a model folder: safetensors weights and config.json.
     """
     from ..importers.unite_official import convert
 
@@ -38,3 +40,4 @@ def run(
         f"{out}: {model.num_trainable:,} parameters, generative encoder {ge.depth} x {ge.width}, "
         f"decoder {decoder.depth} x {decoder.width}, {weights} weights"
     )
+    return {"out": out, "parameters": model.num_trainable, "weights": weights, "fingerprint": model.fingerprint()}

@@ -13,6 +13,7 @@ import typer
 
 from ..outputs import refuse_overlap, single_file
 from ..plain_text import count_of
+from .command import EndedWith, Record, examples
 from .running import make_folder, progress, progress_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def _group() -> None: ...
 
 
 @app.command()
+@examples(
+    "unilatent data prepare photos --size 256 --out shards",
+    "unilatent train cifar10-unite-s data.path=shards --out runs/photos",
+)
 def prepare(
     source: Annotated[Path, typer.Argument(help="A folder or zip of class folders, or of samples without classes.")],
     out: Annotated[Path, typer.Option(help="Folder for the shards; after an interruption, the same command resumes.")],
@@ -59,7 +64,7 @@ def prepare(
     shuffle: Annotated[bool, typer.Option(help="Shuffle, so that every shard has samples of all classes.")] = True,
     workers: Workers = CORES,
     modality: Kind = None,
-) -> None:
+) -> Record:
     """Write a folder or zip as tar shards.
 
     Samples are cropped or resized once, instead of each time they are read. Videos get a keyframe every 12 frames.
@@ -84,17 +89,23 @@ def prepare(
     print(f"{count_of(summary.total, 'sample')}{classes} in {count_of(summary.shards, 'shard')}{earlier} in {out}")
     if summary.bad:
         print(f"{count_of(summary.bad, 'bad sample')} left out; listed in {out / BAD}")
+    return {
+        "out": out, "samples": summary.total, "shards": summary.shards, "classes": len(raw.class_names),
+        "already": summary.reused, "bad": summary.bad,
+    }  # fmt: skip
 
 
 @app.command()
+@examples("unilatent data verify my_images", "unilatent data verify shards --json")
 def verify(
     source: Annotated[str, typer.Argument(help="Shards (a folder, pattern or URL), or a folder or zip of samples.")],
     workers: Workers = CORES,
     modality: Kind = None,
-) -> None:
-    """Check shards against their manifest, or read every image, video, molecule and crystal.
+) -> Record:
+    """Check shards, or read every sample.
 
-    Exit code 1 if anything is bad.
+    Shards are checked against their manifest; of other data, every image, video, molecule and crystal is read. Exit
+    code 1 if anything is bad.
     """
     from ..shards.places import is_shards
 
@@ -105,13 +116,16 @@ def verify(
     else:
         checked, bad = _verify_samples(Path(source).expanduser(), workers, modality)
     print(f"{count_of(checked, 'shard' if shards else 'sample')} checked, {f'{bad:,} bad' if bad else 'all valid'}")
+    record = {"source": source, "kind": "shards" if shards else "samples", "checked": checked, "bad": bad}
     if bad:
-        raise typer.Exit(1)
+        raise EndedWith(record)
+    return record
 
 
-def _maker(folder: str) -> Callable[..., None]:
+def _maker(folder: str) -> Callable[..., Record]:
     """The command that generates data of the modality in this folder."""
 
+    @examples(f"unilatent data make-{folder}s --num 5000 --out {folder}s.npz")
     def make(
         out: Annotated[Path, typer.Option(help="The .npz file to write, for `data.path`.")],
         num: Annotated[
@@ -119,7 +133,7 @@ def _maker(folder: str) -> Callable[..., None]:
         ] = None,
         seed: Annotated[int, typer.Option(help="The same seed gives the same samples.", min=0)] = 0,
         workers: Workers = CORES,
-    ) -> None:
+    ) -> Record:
         """Generate training data without a download.
 
         After an interruption, the same command resumes.
@@ -136,6 +150,7 @@ def _maker(folder: str) -> Callable[..., None]:
         with outputs.writing(SYSTEM_SIZE * len(systems)) as new:
             systems.save(new / out.name)
         print(f"{count_of(len(systems), 'sample')} in {out}")
+        return {"out": out, "samples": len(systems), "seed": seed}
 
     return make
 

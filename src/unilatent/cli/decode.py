@@ -9,6 +9,7 @@ import typer
 
 from ..outputs import Outputs
 from ..plain_text import count_of
+from .command import Record, examples
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -22,6 +23,7 @@ from .options import (
 from .running import STARTS_AGAIN, data_of, disk_space, leave_stopped, load, precision_of, progress
 
 
+@examples("unilatent decode runs/digits latents --out decoded")
 def run(
     model: Model,
     source: Annotated[Path, typer.Argument(help="A folder written by `unilatent encode`.", metavar="LATENTS")],
@@ -31,9 +33,9 @@ def run(
     batch_size: BatchSize = 64,
     device: Device = None,
     precision: Precision = "auto",
-) -> None:
+) -> Record:
     """Decode latents from disk to data."""
-    from ..latents import decode_shards
+    from ..latents import count_latents, decode_shards
     from ..sampling import split_settings
     from ..signals import StopRequest
     from ..types import count as count_rows
@@ -45,7 +47,7 @@ def run(
     sampling, _ = split_settings(network.config.sampling, settings)
     precision = precision_of(precision, network)
     count, folder = 0, None
-    with progress("decoding", None) as advance, StopRequest() as stop:
+    with progress("decoding", count_latents(source)) as advance, StopRequest() as stop:
         for data in decode_shards(network, source, batch_size, sampling, precision):
             folder = folder or outputs.begin()
             with outputs.writing(disk_space(network.modality.arrays(data), count_rows(data))) as new:
@@ -55,3 +57,4 @@ def run(
             if stop.received is not None:
                 leave_stopped(stop, f"{count_of(count, 'sample is', 'samples are')} in {out}", STARTS_AGAIN)
     print(f"{count_of(count, 'sample')} in {out}")
+    return {"out": out, "samples": count}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ..files import size_text
 from ..plain_text import count_of
+from .command import Record, examples
 
 LIBRARIES = {
     "core": (
@@ -22,7 +29,7 @@ LIBRARIES = {
     "text, eval": ("transformers", "sentencepiece"),
     "atoms": ("rdkit", "pymatgen", "SMACT", "spglib"),
     "atoms-eval": ("openbabel-wheel", "posebusters"),
-    "logging": ("tensorboard", "wandb"),
+    "logging": ("tensorboard", "wandb", "mlflow", "trackio"),
     "launching": ("accelerate",),
 }  # fmt: skip
 """Part of the installation -> its libraries."""
@@ -40,11 +47,58 @@ VARIABLES = (
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
            "GOOGLE_APPLICATION_CREDENTIALS", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")  # fmt: skip
 """Variables whose values may be secret: only whether they are set is printed."""
+PLAIN = re.compile(r"[\w.,:;=+-]*")
+"""Values of variables that a report shows: no paths and no addresses."""
+EACH = ("gpu", "cache", "variable")
+"""Labels that are printed on each of their lines."""
 UNKNOWN = "unknown"
 
 
-def run() -> None:
-    """Show versions, devices, memory, settings and caches of this machine, for a report of a problem."""
+@dataclass(frozen=True)
+class Line:
+    """A line of the doctor. public: what a report shows in place of the text; None: nothing."""
+
+    label: str
+    text: str
+    public: str | None
+
+
+@examples(
+    "unilatent doctor",
+    "unilatent doctor --report                       # to paste into an issue",
+)
+def run(
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="As Markdown for an issue, without paths, user names and names of machines."),
+    ] = False,
+    with_paths: Annotated[
+        bool, typer.Option("--with-paths", help="With --report: leave paths and names in it.")
+    ] = False,
+) -> Record:
+    """Show what a report of a problem needs.
+
+    Versions, devices, memory, settings and caches of this machine. Values that may be secret are never shown.
+    """
+    if with_paths and not report:
+        raise ValueError("--with-paths: paths are left out of a --report alone; add --report")
+    lines = list(_lines_of_machine())
+    if report and not with_paths:
+        lines = [Line(line.label, _nameless(line.public), None) for line in lines if line.public is not None]
+    if report:
+        print("```text")
+    label = None
+    for line in lines:
+        print(f"{'' if line.label == label and label not in EACH else line.label:<12}{line.text}")
+        label = line.label
+    if report:
+        print("```")
+    return {
+        label: [line.text for line in lines if line.label == label] for label in dict.fromkeys(x.label for x in lines)
+    }
+
+
+def _lines_of_machine() -> Iterator[Line]:
     import torch
 
     from ..devices import available_devices
@@ -52,28 +106,45 @@ def run() -> None:
     from ..shards import places
     from ..version import __version__
 
-    print(f"unilatent   {__version__} in {Path(__file__).parents[1]}")
-    print(f"python      {platform.python_version()}, {platform.platform()}")
+    def line(label: str, text: str) -> Line:
+        return Line(label, text, text)
+
+    yield Line("unilatent", f"{__version__} in {Path(__file__).parents[1]}", __version__)
+    yield line("python", f"{platform.python_version()}, {platform.platform()}")
     for part, names in LIBRARIES.items():
-        for i, name in enumerate(names):
-            print(f"{part if not i else '':<12}{name:<18}{_version(name)}")
-    print(f"cpu         {_processor()}: {_cores()}, torch uses {torch.get_num_threads()} threads")
-    print(f"            instructions: {', '.join(_instructions()) or UNKNOWN}")
-    print(f"            {_precisions('cpu')}")
+        for name in names:
+            yield line(part, f"{name:<18}{_version(name)}")
+    yield line("cpu", f"{_processor()}: {_cores()}, torch uses {torch.get_num_threads()} threads")
+    yield line("cpu", f"instructions: {', '.join(_instructions()) or UNKNOWN}")
+    yield line("cpu", _precisions("cpu"))
     total, free = _memory()
-    print(f"memory      {_gib(total)}, {_gib(free)} available")
-    for line in _gpus():
-        print(f"gpu         {line}")
+    yield line("memory", f"{_gib(total)}, {_gib(free)} available")
+    for text in _gpus():
+        yield line("gpu", text)
     for device in available_devices()[1:]:
-        print(f"            {device}: {_precisions(device)}")
-    for place in dict.fromkeys((cache_folder(), places.cache_folder(), Path(_hub_cache()))):
-        print(f"cache       {place}: {_size(place)}")
-    print(f"disk        {shutil.disk_usage('.').free / 2**30:.1f} GiB free here")
-    print(f"hub         {_hub()}")
+        yield line("gpu", f"{device}: {_precisions(device)}")
+    caches = {cache_folder(): "weights", places.cache_folder(): "data", Path(_hub_cache()): "hub"}
+    for place, name in caches.items():
+        yield Line("cache", f"{place}: {_size(place)}", f"{name}: {_size(place)}")
+    yield line("disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here")
+    yield line("hub", _hub())
     for name in (name for name in VARIABLES if name in os.environ):
-        print(f"variable    {name}={_without_password(os.environ[name])}")
+        value = os.environ[name]
+        public = f"{name}={value}" if PLAIN.fullmatch(value) else f"{name} is set"
+        yield Line("variable", f"{name}={_without_password(value)}", public)
     for name in (name for name in SECRETS if os.environ.get(name)):
-        print(f"variable    {name} is set")
+        yield line("variable", f"{name} is set")
+
+
+def _nameless(text: str) -> str:
+    """Return a text without this user's home folder and name, and without the name of this machine."""
+    private = {str(Path.home()): "~", platform.node(): "HOST"}
+    with contextlib.suppress(Exception):  # there may be no name for this user
+        private[getpass.getuser()] = "USER"
+    for name, replacement in private.items():
+        if len(name) > 1:
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", replacement, text)
+    return text
 
 
 def _version(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,14 @@ import typer
 
 from ..outputs import Outputs
 from ..plain_text import count_of
+from .command import Record, examples
 from .running import data_of, load
 
 LARGE = 0.05
 """Relative error of the EMA profile above which a warning is printed."""
 
 
+@examples("unilatent ema runs/digits --sigma-rel 0.1 --out model")
 def run(
     run: Annotated[Path, typer.Argument(help="A run that was trained with training.ema_profiles.", metavar="RUN")],
     sigma_rel: Annotated[
@@ -24,7 +27,7 @@ def run(
     step: Annotated[
         int | None, typer.Option(help="Step of a snapshot at which the EMA ends [default: the last].", min=1)
     ] = None,
-) -> None:
+) -> Record:
     """Compute EMA weights of another length after training.
 
     Combines the snapshots in RUN/ema (post-hoc EMA, Karras et al. 2024).
@@ -42,5 +45,7 @@ def run(
           f"profile error {100 * error:.2g} %")  # fmt: skip
     if error > LARGE:
         print(
-            "warning: this error is large; use a length nearer to training.ema_profiles, or train with more snapshots"
+            "warning: this error is large; use a length nearer to training.ema_profiles, or train with more snapshots",
+            file=sys.stderr,
         )
+    return {"out": out, "step": snapshots.step, "sigma_rel": sigma_rel, "snapshots": len(steps), "profile_error": error}

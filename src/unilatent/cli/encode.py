@@ -9,6 +9,7 @@ import typer
 
 from ..outputs import Outputs, refuse_overlap
 from ..plain_text import count_of
+from .command import Record, examples
 from .options import BatchSize, Device, Model, Precision, Seed
 from .running import (
     RESUMES,
@@ -21,12 +22,17 @@ from .running import (
     precision_of,
     print_notes,
     progress,
+    progress_of,
 )
 
 if TYPE_CHECKING:
     from ..methods.base import LatentModel
 
 
+@examples(
+    "unilatent encode runs/digits my_images --out latents",
+    "unilatent encode runs/digits --views 4 --out latents    # to train on",
+)
 def run(
     model: Model,
     source: Annotated[
@@ -51,15 +57,14 @@ def run(
     workers: Annotated[int, typer.Option(help="With --views: processes that read data.", min=0)] = 0,
     device: Device = None,
     precision: Precision = "auto",
-) -> None:
+) -> Record | None:
     """Encode data to latents on disk.
 
     Writes sharded safetensors that carry the model's fingerprint: latents to decode, or with --views latents to train a
     generator on. Samples that cannot be read are left out, named and counted. After a stop, the same command resumes.
     """
     if views is not None:
-        _encode_views(model, source, out, views, shard_size, seed, batch_size, workers, device, precision)
-        return
+        return _encode_views(model, source, out, views, shard_size, seed, batch_size, workers, device, precision)
     if source is None:
         raise ValueError("INPUT: missing; give a folder, archive or file, or --views to encode the run's training set")
     from ..latents import encode_to_shards, encoded_outputs
@@ -71,12 +76,12 @@ def run(
     network = load(model, device)
     print_notes(network.modality.notes(path))
     precision, encoded, left_out = precision_of(precision, network), 0, LeftOut()
-    with progress("encoding", None) as advance, StopRequest() as stop:
+    with progress_of() as advance, StopRequest() as stop:
 
-        def after_batch(count: int) -> None:
+        def after_batch(count: int, total: int | None) -> None:
             nonlocal encoded
             encoded += count
-            advance(count)
+            advance("encoding", count, total or 0)
             stop.between_batches()
 
         try:
@@ -90,12 +95,13 @@ def run(
     left_out.show()
     already = f", {skipped} of them already encoded" if skipped else ""
     print(f"{count_of(count, 'latent')} in {out}{already}{left_out}")
+    return {"out": out, "latents": count, "already": skipped, "left_out": left_out.reasons}
 
 
 def _encode_views(
     model: str, data: str | None, out: Path, views: int, shard_size: int, seed: int, batch_size: int, workers: int,
     device: str | None, precision: str,
-) -> None:  # fmt: skip
+) -> Record | None:  # fmt: skip
     """Encode the training set of a run; several processes take the shards one by one."""
     from ..evaluation.reference import splits_of
     from ..listings import Listings
@@ -137,8 +143,12 @@ def _encode_views(
         if processes.highest(stopped):
             leave_stopped(stop, f"the shards that are complete are in {out}", RESUMES, processes)
     already = f", {here:,} of them already encoded" if here else ""
+    total = views * len(splits.train)
+    record = {"out": out, "latents": total, "views": views, "already": here, "left_out": left_out.reasons}
     if processes.is_main:
         size = f"{count_of(len(splits.train), 'sample')} in {count_of(views, 'view')}"
-        print(f"{count_of(views * len(splits.train), 'latent')} of {size} in {out}{already}{left_out}")
+        print(f"{count_of(total, 'latent')} of {size} in {out}{already}{left_out}")
         print(f"to train on them: training.latents={out}")
+    main = processes.is_main
     processes.leave()
+    return record if main else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..outputs import Outputs, in_shared_folder, refuse_overlap, single_file
+from .command import Record, examples
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -58,6 +59,13 @@ PAGE = 2**20
 """Bytes of a report, about."""
 
 
+@examples(
+    "unilatent evaluate runs/digits --num 5000",
+    "unilatent evaluate runs/mine --metrics fid,kid --num 50000",
+    "unilatent evaluate runs/digits --steps 10 --report digits.html",
+    "unilatent evaluate --samples samples.npz --reference my_images --metrics fid",
+    "unilatent evaluate --compare a.json b.json",
+)
 def run(
     model: OptionalModel = None,
     metrics: Annotated[
@@ -117,14 +125,13 @@ def run(
     device: Device = None,
     precision: Precision = "auto",
     out: EvaluationFolder = None,
-) -> None:  # fmt: skip
+) -> Record | None:  # fmt: skip
     """Measure reconstruction and generation.
 
     Every number is stored with its complete protocol. After a stop, the same command resumes.
     """
     if compare is not None:
-        _compare(*compare)
-        return
+        return _compare(*compare)
     if model is None and samples is None:
         raise ValueError("MODEL: missing; give a run or a model folder, or --samples, or --compare A.json B.json")
     if report is not None and model is None:
@@ -194,8 +201,10 @@ def run(
         except Interrupted as unfinished:
             leave_stopped(stop, f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
     seconds = time.perf_counter() - started
-    processes.on_main(lambda: _finish(evaluator, evaluation, folder, model or str(samples), report, reports, seconds))
+    source, written = model or str(samples), list[Record]()
+    processes.on_main(lambda: written.append(_finish(evaluator, evaluation, folder, source, report, reports, seconds)))
     processes.leave()
+    return next(iter(written), None)
 
 
 def _file_name(evaluator: Evaluator) -> str:
@@ -210,11 +219,11 @@ def _finish(
     report: Path | None,
     reports: Outputs | None,
     seconds: float,
-) -> None:
-    """Print the table, write the file and the report."""
-    from rich.console import Console
-
+) -> Record:
+    """Print the table, write the file and the report; return what the file holds."""
     from ..evaluation.table import table, write_evaluation
+    from ..files import read_json
+    from ..tables import show
 
     if not evaluation.numbers:
         missing = f"{', '.join(evaluation.missing)} cannot" if evaluation.missing else "nothing can"
@@ -227,7 +236,7 @@ def _finish(
     with in_shared_folder(folder, "evaluate").writing() as new:
         about = {"model": source, "fingerprint": evaluator.fingerprint}
         write_evaluation(evaluation, new / path.name, about, seconds)
-    Console().print(table(evaluation.numbers, name))
+    show(table(evaluation.numbers, name))
     if evaluation.missing:
         print(f"not measured, the data do not allow it: {', '.join(evaluation.missing)}", file=sys.stderr)
     print(f"all numbers with their protocols: {path}")
@@ -237,14 +246,15 @@ def _finish(
         with reports.writing(PAGE) as new:
             write_report(new / report.name, evaluator, evaluation, name, source=source)
         print(f"report: {report}")
+    return {"file": path, "report": report, **read_json(path, "evaluate again")}
 
 
-def _compare(a: Path, b: Path) -> None:
-    from rich.console import Console
+def _compare(a: Path, b: Path) -> Record:
     from rich.table import Table
 
     from ..evaluation.comparison import compare, read_evaluation, unshared
-    from ..evaluation.table import format_number
+    from ..evaluation.table import as_json, format_number
+    from ..tables import show
 
     metrics_a, metrics_b = read_evaluation(a), read_evaluation(b)
     comparisons = compare(metrics_a, metrics_b)
@@ -258,7 +268,11 @@ def _compare(a: Path, b: Path) -> None:
             for measured in (comparison.a, comparison.b)
         ]
         table.add_row(comparison.a.row.name, *cells, comparison.verdict)
-    Console().print(table)
-    for name, unpaired in (("A", unshared(metrics_a, metrics_b)), ("B", unshared(metrics_b, metrics_a))):
+    show(table)
+    only = {"A": unshared(metrics_a, metrics_b), "B": unshared(metrics_b, metrics_a)}
+    for name, unpaired in only.items():
         if unpaired:
             print(f"only in {name}, not compared: {', '.join(measured.key for measured in unpaired)}")
+    rows = [{"metric": c.a.row.key, "a": as_json(c.a), "b": as_json(c.b), "verdict": c.verdict} for c in comparisons]
+    return {"a": a, "b": b, "compared": rows,
+            "only": {name: [m.key for m in unpaired] for name, unpaired in only.items()}}  # fmt: skip

@@ -8,21 +8,24 @@ from typing import Annotated
 import typer
 
 from ..outputs import refuse_overlap
+from .command import Record, examples
 from .options import Data, Model, Overrides
 from .running import data_of, find_run_folder, leave_stopped
 
 
+@examples("unilatent finetune-decoder runs/mine steps=2000 --out runs/mine-sharp")
 def run(
     model: Model,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sharpened model [default: RUN-sharpened].")] = None,
     data: Data = None,
-) -> None:
-    """Sharpen the decoder of a finished model with an adversary; latents stay the same, bit for bit.
+) -> Record:
+    """Sharpen the decoder of a finished model.
 
-    The discriminator starts from the model's own encoder. Settings are KEY=VALUE: steps, batch_size, seed,
-    learning_rate, discriminator_learning_rate, adversarial_weight, start, r1_weight, r1_every, ema_decay, precision,
-    workers, threads, device, log_every, sample_every, checkpoint_every. After a stop, the same command goes on.
+    With an adversary, whose network starts from the model's own encoder; latents stay the same, bit for bit. Settings
+    are KEY=VALUE: steps, batch_size, seed, learning_rate, discriminator_learning_rate, adversarial_weight, start,
+    r1_weight, r1_every, ema_decay, precision, workers, threads, device, log_every, sample_every, checkpoint_every.
+    After a stop, the same command goes on.
     """
     from ..evaluation.reference import splits_of
     from ..model_folder import find_model_folder, read_config
@@ -46,3 +49,4 @@ def run(
         done = f"step {tuning.step} of {config.steps} is saved in {folder}"
         leave_stopped(tuning.stop, done, "the same command goes on")
     print(f"written: {finished}; compare with `unilatent evaluate {model}` and `unilatent evaluate {folder}`")
+    return {"out": folder, "model": finished, "steps": tuning.step, "fingerprint": tuning.model.fingerprint()}

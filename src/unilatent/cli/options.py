@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..files import expanded
-from ..maths.solvers import SOLVERS
+from ..packaged import names
 from ..plain_text import decode, split_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..methods.base import LatentModel
 
 # What a command works on.
 
-MODEL_HELP = "A run folder, a model folder, or a hub id (owner/name)."
+MODEL_HELP = f"A run folder, a model folder, a hub id (owner/name), or a model of the package ({', '.join(names())})."
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 OptionalModel = Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 Preset = Annotated[
@@ -91,7 +86,9 @@ GuidanceNorm = Annotated[
 Steps = Annotated[
     int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps [default: the model's own].")
 ]
-SolverOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVERS)} [default: the model's own].")]
+SOLVER_NAMES = ("euler", "heun", "ddim", "dpmpp_2m", "ancestral", "dopri5")
+"""The names in `maths.solvers.SOLVERS`, here too so that a help text does not wait for torch."""
+SolverOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVER_NAMES)} [default: the model's own].")]
 DenoiseToZero = Annotated[
     bool | None,
     typer.Option(
@@ -143,31 +140,6 @@ EvaluationFolder = Annotated[
 
 LIBRARY_NAMES = {"steps": "num_inference_steps", "property": "properties", "negative_prompt": "negative_prompts"}
 """Options that `unilatent.sample` has under another name."""
-
-
-PLACES = (
-    "model", "models", "reference", "data", "source", "preset", "resume", "inception_weights", "lpips_weights",
-    "i3d_weights",
-)  # fmt: skip
-"""Arguments of commands that are texts and may be paths."""
-
-
-def with_home(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with a leading ~ of its paths replaced by the home folder."""
-
-    @functools.wraps(command)
-    def run(**arguments: Any) -> None:
-        command(**{name: _with_home(name, value) for name, value in arguments.items()})
-
-    return run
-
-
-def _with_home(name: str, value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_with_home(name, part) for part in value)
-    if isinstance(value, Path):
-        return expanded(value)
-    return os.path.expanduser(value) if isinstance(value, str) and name in PLACES else value
 
 
 def sampling_settings(**options: Any) -> dict[str, Any]:

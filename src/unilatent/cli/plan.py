@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..plain_text import count_of
+from .command import Record, examples
 from .options import Overrides, Preset
 from .train import read_run
 
@@ -22,6 +22,11 @@ LABEL = 15
 """Columns of the names at the left."""
 
 
+@examples(
+    "unilatent plan imagenet256-unite-b",
+    "unilatent plan imagenet256-unite-xl --gpus 32 --gpu h200",
+    "unilatent plan cifar10-unite-s --gpus 1 --gpu rtx4090 --samples 50000",
+)
 def run(
     preset: Preset,
     overrides: Overrides = None,
@@ -35,12 +40,12 @@ def run(
     ] = 0.3,
     gpus_per_node: Annotated[int, typer.Option(help="Cards of one machine.", min=1)] = 8,
     network: Annotated[float, typer.Option(help="Gb/s between machines, of one machine.")] = 400,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: bytes, FLOP, seconds.")] = False,
-) -> None:
-    """Estimate memory, FLOP, communication and time of a run on GPUs, without them and without its data.
+) -> Record:
+    """Estimate memory and time of a run on GPUs.
 
-    All is counted from the shapes of one step, which takes 10 to 60 seconds; times are counts divided by the rates that
-    are printed.
+    Also FLOP and communication, without the GPUs and without the data; --json has bytes, FLOP and seconds. All is
+    counted from the shapes of one step, which takes 10 to 60 seconds; times are counts divided by the rates that are
+    printed.
     """
     from ..presets import presets
     from ..training.plan import Machines, plan, stages_of
@@ -59,15 +64,13 @@ def run(
         for stage in stages:
             plans.append(plan(stage, machines, samples))
             advance(1)
-    if as_json:
-        print(json.dumps({"stages": [planned.plain() for planned in plans]}, indent=2))
-        return
     for planned in plans:
         print("\n".join([*wrapped(rows(planned)), ""]))
     records = [record for record in (known.published if known else ()) if known and record.fits(config, known())]
     published = [("published", str(record)) for record in records]
     stored = any(planned.latents is not None for planned in plans)
     print("\n".join(wrapped([*published, *assumptions(machines, stored)])))
+    return {"stages": [planned.plain() for planned in plans]}
 
 
 def _other_data(config: RunConfig, preset: RunConfig) -> bool:

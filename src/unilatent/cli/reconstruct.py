@@ -11,6 +11,7 @@ import typer
 from ..files import write_json
 from ..outputs import Outputs
 from ..plain_text import count_of
+from .command import Record, examples
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -39,6 +40,10 @@ SHOWN = 8
 """Pairs in side_by_side.png."""
 
 
+@examples(
+    "unilatent reconstruct runs/digits my_images --out reconstructions",
+    "unilatent reconstruct runs/digits photo.png --json          # its PSNR",
+)
 def run(
     model: Model,
     source: Input,
@@ -52,11 +57,12 @@ def run(
     batch_size: BatchSize = 16,
     device: Device = None,
     precision: Precision = "auto",
-) -> None:
+) -> Record:
     """Encode and decode your own data.
 
     Also measures the reconstruction error of each sample. Samples that cannot be read are left out, named and counted.
     """
+    from ..modalities.base import CountedBatches
     from ..sampling import reconstruct, split_settings
     from ..signals import StopRequest
     from ..types import take
@@ -74,7 +80,8 @@ def run(
     shown: list[Any] = []
     seconds = 0.0
     folder = None
-    with progress("reconstructing", num) as advance, StopRequest() as stop:
+    total = CountedBatches.total_of(batches)
+    with progress("reconstructing", total if num is None else min(num, total or num)) as advance, StopRequest() as stop:
         for data, names in batches:
             if num is not None:
                 data, names = take(data, slice(num - len(files))), names[: num - len(files)]
@@ -123,3 +130,4 @@ def run(
         f"{count_of(len(files), 'reconstruction')} in {folder}: mean {summary}; "
         f"{speed['samples_per_second']:.3g} per second{left_out}"
     )
+    return {"out": folder, **record}

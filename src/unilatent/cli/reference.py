@@ -10,6 +10,7 @@ import typer
 
 from ..outputs import single_file
 from ..plain_text import count_of
+from .command import Record, examples
 from .options import BatchSize, Device, InceptionWeights
 from .running import for_evaluation, leave_stopped, print_notes, progress_of
 
@@ -17,6 +18,7 @@ STATISTICS = 50 * 2**20
 """Bytes of the statistics, about."""
 
 
+@examples("unilatent reference my_images --size 256 --out my_images_256.npz")
 def run(
     source: Annotated[str, typer.Argument(help="The data, as for data.path: a folder, zip, .npz or shards.")],
     size: Annotated[str, typer.Option(help="Size that samples are brought to, as for training: 256, or 256x128x3.")],
@@ -24,7 +26,7 @@ def run(
     inception_weights: InceptionWeights = None,
     batch_size: BatchSize = 64,
     device: Device = None,
-) -> None:
+) -> Record:
     """Compute Inception statistics of a data set for FID.
 
     They are a --reference for `unilatent evaluate`.
@@ -49,3 +51,4 @@ def run(
         except Interrupted:
             leave_stopped(stop, "nothing is written", "the same command starts again")
     print(f"statistics of {count_of(count, 'sample')}: {out}")
+    return {"out": out, "samples": count}

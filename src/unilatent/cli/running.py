@@ -20,7 +20,6 @@ from ..progress import progress_of
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from rich.console import Console
 
     from ..methods.base import LatentModel
     from ..modalities.base import Modality
@@ -32,8 +31,6 @@ RESUMES = "the same command resumes from there"
 STARTS_AGAIN = "the same command starts again from the first sample"
 NAMED = 10
 """So many samples that are left out are printed."""
-WIDE = 200
-"""Columns of a table that goes to a file or a pipe."""
 
 
 def load(source: str, device: str | None, processes: Processes | None = None) -> LatentModel:
@@ -227,10 +224,3 @@ def make_folder(path: Path) -> Path:
 def disk_space(arrays: Mapping[str, np.ndarray], count: int) -> int:
     """Bytes that the files of `count` samples take, about: a file each, and their arrays."""
     return sum(rows.nbytes for rows in arrays.values()) + SMALLEST * count
-
-
-def wide(console: Console) -> Console:
-    """Set the width of a console that is no terminal, so that no row of a table is wrapped; return it."""
-    if not console.is_terminal:
-        console.width = WIDE
-    return console

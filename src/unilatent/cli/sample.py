@@ -7,12 +7,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from ..files import write_json
 from ..outputs import Outputs
 from ..plain_text import count_of
+from .command import Record, examples
 from .options import (
     BatchSize,
     DecoderSolver,
@@ -39,6 +39,7 @@ from .options import (
 from .running import STARTS_AGAIN, data_of, disk_space, leave_stopped, load, precision_of, progress
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from ..methods.base import LatentModel
@@ -49,6 +50,13 @@ GRID = 100
 """At most so many samples are drawn into grid.png."""
 
 
+@examples(
+    "unilatent sample digits --labels 0-9 --num 100       # a model of the package",
+    "unilatent sample runs/digits --label 3 --guidance-scale 2 --seed 1",
+    'unilatent sample runs/scenes --prompt "a red circle left of a blue square"',
+    "unilatent sample runs/molecules --num-atoms 8-12 --num 20 --out molecules",
+    "unilatent sample runs/clips --given clip.mp4 --frames 4 --out continued",
+)
 def run(
     model: Model,
     num: Annotated[
@@ -86,7 +94,7 @@ def run(
     out: Annotated[
         Path, typer.Option(help="Folder for grid.png, samples.npz, sampling.json and one file per sample.")
     ] = Path("samples"),
-) -> None:
+) -> Record:
     """Generate new samples with a trained model."""
     from ..sampling import sample_batches, split_settings
     from ..signals import StopRequest
@@ -147,6 +155,7 @@ def run(
     if generated < num:
         leave_stopped(stop, f"{generated} of {count_of(num, 'sample')} are in {folder}", STARTS_AGAIN)
     print(f"{count_of(num, 'sample')} in {folder}: grid.png, samples.npz and one file per sample")
+    return {"out": folder, **record}
 
 
 def _given(
@@ -195,6 +204,8 @@ class NpzWriter:
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
         """Append rows to each array."""
+        import numpy as np
+
         for name, rows in arrays.items():
             part = self.parts.setdefault(name, self.path.with_name(f".{self.path.name}.{name}"))
             start = self.shapes[name][0] if name in self.shapes else 0
@@ -203,6 +214,8 @@ class NpzWriter:
             self.shapes[name], self.types[name] = (start + len(rows), *rows.shape[1:]), rows.dtype
 
     def __exit__(self, kind: object, *exception: object) -> None:
+        import numpy as np
+
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         if kind is None:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..outputs import refuse_overlap
+from .command import Record, examples
 from .options import (
     BatchSize,
     Data,
@@ -57,6 +58,12 @@ STEPS = (5, 10, 15, 25, 50, 100)
 LOWS, HIGHS = "0,0.1,0.2,0.3", "0.7,0.8,0.9,1"
 
 
+@examples(
+    "unilatent search runs/digits --over guidance_scale --metric frechet_pixels",
+    "unilatent search runs/mine --over guidance_scale --metric fid --num 10000",
+    "unilatent search runs/mine --over num_inference_steps --values 5,10,25,50",
+    "unilatent search runs/mine --over ema --metric fid",
+)
 def run(
     model: Model,
     over: Annotated[
@@ -102,7 +109,7 @@ def run(
     device: Device = None,
     precision: Precision = "auto",
     out: EvaluationFolder = None,
-) -> None:
+) -> Record | None:
     """Find the best sampling setting or EMA length.
 
     Every evaluated value is stored. After a stop, the same command resumes; other methods reuse stored values.
@@ -193,8 +200,10 @@ def run(
             find_best(search)
         except Interrupted as unfinished:
             leave_stopped(stop, f"{unfinished} are unfinished, completed shards are stored", RESUMES, processes)
-    processes.on_main(lambda: _finish(search, model, network.stepped_decoder is not None))
+    found: list[Record] = []
+    processes.on_main(lambda: found.append(_finish(search, model, network.stepped_decoder is not None)))
     processes.leave()
+    return next(iter(found), None)
 
 
 def _apply(snapshots: EMASnapshots, network: LatentModel, sigma_rel: float, processes: Processes) -> float:
@@ -271,16 +280,17 @@ def _numbers(option: str, text: str) -> list[float]:
         ) from None
 
 
-def _finish(search: Search, model: str, stepped: bool) -> None:
-    """Print the table, draw the curve and print the command that uses the best value.
+def _finish(search: Search, model: str, stepped: bool) -> Record:
+    """Print the table, draw the curve and print the command that uses the best value; return all of it.
 
     stepped: whether the decoder takes steps.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from ..evaluation.search import draw_search, format_setting
     from ..evaluation.table import format_number
+    from ..files import read_json
+    from ..tables import show
 
     best = search.best
     table = Table(
@@ -292,23 +302,32 @@ def _finish(search: Search, model: str, stepped: bool) -> None:
         if "profile_error" in point.about:
             notes.append(f"profile error {100 * point.about['profile_error']:.2g} %")
         table.add_row(format_setting(point.at), f"{format_number(point.value)}{spread}", ", ".join(notes))
-    Console().print(table)
+    show(table)
     if search.at_the_end:
         print("the best value is at the end of the searched range: there may be a better one beyond it")
     image = search.path.with_suffix(".png")
     with search.outputs.writing() as new:
         draw_search(search, new / image.name)
     print(f"all values: {search.path}; curve: {image}")
-    source = shlex.quote(model)
+    lines = _lines(search, shlex.quote(model), stepped)
+    print("\n".join(lines))
+    stored = read_json(search.path, "run the same command again")
+    return {"file": search.path, "curve": image, "at_the_end": search.at_the_end, "commands": lines, **stored}
+
+
+def _lines(search: Search, source: str, stepped: bool) -> list[str]:
+    """Return the command lines that use the best value."""
+    from ..evaluation.search import format_setting
+
+    best = search.best
     if search.over == "ema":
-        print(f"unilatent ema {source} --sigma-rel {format_setting(best.at)} --out model\nunilatent sample model")
-        return
+        return [f"unilatent ema {source} --sigma-rel {format_setting(best.at)} --out model", "unilatent sample model"]
     fixed = {key: value for key, value in search.about["sampling"].items() if key in OPTIONS}
     fixed[search.over] = best.at
     if not stepped:
         fixed = {key: value for key, value in fixed.items() if not key.startswith("decoder_")}
     line = [f"{OPTIONS[key]} {_spaced(value)}" for key, value in fixed.items()]
-    print(f"unilatent sample {source} {' '.join(line)}")
+    return [f"unilatent sample {source} {' '.join(line)}"]
 
 
 OPTIONS = {

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .command import EndedWith, Record, examples
 from .options import Overrides, Preset
-from .running import leave_stopped, make_folder, progress_of, wide
+from .running import leave_stopped, make_folder, progress_of
 
 if TYPE_CHECKING:
     from ..training.config import RunConfig
 
 
+@examples(
+    "unilatent sweep digits method.flow_weight=0.1,0.2,0.4 --seeds 2 --out sweep",
+    "unilatent sweep digits --ablate gradient,weights --out ablations",
+    "unilatent sweep digits --ablate gradient --dry-run",
+)
 def run(
     preset: Preset,
     overrides: Overrides = None,
@@ -31,14 +37,13 @@ def run(
         int | None, typer.Option(help="Runs at a time [default: cores / training.threads; 1 with a GPU].", min=1)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs, train nothing.")] = False,
-) -> None:
-    """Train the same run with different settings, over several seeds, and compare what comes out.
+) -> Record:
+    """Train and compare settings over several seeds.
 
     OVERRIDES may have several values, KEY=V1,V2,...: all combinations are trained. --ablate takes the settings that the
     method's paper varied, and prints its numbers and their direction beside ours. Runs that are finished are skipped:
     after a stop, the same command goes on. Runs are compared only where the protocols of their numbers agree.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from ..analysis import sweeps
@@ -46,6 +51,7 @@ def run(
     from ..files import write_json, write_text
     from ..registry import find
     from ..signals import StopRequest
+    from ..tables import show
     from .train import read_run
 
     fixed, axes = sweeps.split_grid(overrides or [])
@@ -73,9 +79,10 @@ def run(
             runs[-1].refuse_other()
     print(sweeps.describe(runs))
     if dry_run:
-        for each in runs:
-            print(f"{each.folder}: {' '.join([*fixed, *each.cell.overrides, f'seed={each.seed}'])}")
-        return
+        planned = {str(each.folder): [*fixed, *each.cell.overrides, f"seed={each.seed}"] for each in runs}
+        for folder, settings in planned.items():
+            print(f"{folder}: {' '.join(settings)}")
+        return {"runs": planned}
     make_folder(out)
     waiting = sum(not each.is_finished for each in runs)
     with progress_of(transient=True) as advance, StopRequest() as stop:
@@ -93,16 +100,18 @@ def run(
     table = Table(*rows[0])
     for row in rows[1:]:
         table.add_row(*row)
-    wide(Console()).print(table)
+    show(table)
     for line in result.left_out:
         print(f"not compared: {line}")
+    record = {"out": out, **sweeps.plain(result), "failed": {str(f.run.folder): f.line for f in failures}}
     write_json(out / "sweep.json", sweeps.plain(result))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     write_text(out / "table.md", "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]]) + "\n")
     sweeps.draw_sweep(result, out / "sweep.png")
     print(f"written: sweep.json, table.md and sweep.png in {out}")
     if failures:
-        raise typer.Exit(1)
+        raise EndedWith(record)
+    return record
 
 
 def _jobs(base: RunConfig) -> int:

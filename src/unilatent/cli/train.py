@@ -10,6 +10,7 @@ import typer
 
 from ..outputs import refuse_overlap
 from ..plain_text import count_of
+from .command import Record, examples
 from .options import Overrides, Preset
 from .running import data_paths
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from ..training.trainer import Trainer
 
 
+@examples(
+    "unilatent train digits --out runs/digits",
+    "unilatent train digits --out runs/digits --resume auto    # after a stop",
+    "unilatent train digits training.steps=1600 seed=1 --out runs/longer",
+    "unilatent train cifar10-unite-s data.path=my_images --dry-run",
+    "torchrun --nproc-per-node 8 -m unilatent train run.yaml --out runs/big",
+)
 def run(
     preset: Preset,
     overrides: Overrides = None,
@@ -41,9 +49,10 @@ def run(
         bool,
         typer.Option("--dry-run", help="Check the settings and a few samples, print what would run, write nothing."),
     ] = False,
-) -> None:
+) -> Record | None:
     """Train a tokenizer and a latent generator together.
 
+    Shows losses, speed, memory and the time left; draws images to RUN/samples and RUN/recon.
     After Ctrl-C, SIGTERM or SIGHUP the step is finished and saved, and the exit code is 130, 143 or 129 (128 + the
     signal; 0 below torchrun); it is 0 if the run is complete.
     """
@@ -61,19 +70,41 @@ def run(
         else:
             trainer = Trainer(config.first, first, resume=resume, allow_data_change=allow_data_change)
             if dry_run:
-                if trainer.processes.is_main:
-                    print(describe(trainer))
-                    print(f"then       {config.preset} in {folder}, on its latents")
-                trainer.processes.leave()
-                return
+                return _dry(trainer, then=f"{config.preset} in {folder}, on its latents")
             _train(trainer)
         config = config.override(f"method.tokenizer={first}")
     trainer = Trainer(config, folder, resume=resume, allow_data_change=allow_data_change)
-    if not dry_run:
-        _train(trainer)
-    elif trainer.processes.is_main:
-        print(describe(trainer))
+    if dry_run:
+        return _dry(trainer)
+    _train(trainer)
+    record = _finished(trainer) if trainer.processes.is_main else None
     trainer.processes.leave()
+    return record
+
+
+def _dry(trainer: Trainer, then: str | None = None) -> Record | None:
+    """Print what would run. then: the second stage."""
+    record = None
+    if trainer.processes.is_main:
+        record = {**described(trainer), "then": then}
+        print(describe(trainer))
+        if then is not None:
+            print(f"then       {then}")
+    trainer.processes.leave()
+    return record
+
+
+def _finished(trainer: Trainer) -> Record:
+    """What a run that is complete gave: its model, and the numbers of its last evaluation."""
+    from ..files import read_json
+
+    path = trainer.monitor.evaluation_file
+    numbers = read_json(path, "evaluate the run again")["numbers"] if path.is_file() else []
+    return {
+        "run": trainer.out, "model": trainer.out / "model", "step": trainer.step, "steps": trainer.steps,
+        "parameters": trainer.model.num_trainable, "evaluation": path if numbers else None,
+        "numbers": {number["key"]: number["value"] for number in numbers},
+    }  # fmt: skip
 
 
 def _train(trainer: Trainer) -> None:
@@ -154,6 +185,18 @@ def _all_checked(trainer: Trainer) -> str:
         if len(paths) == 1 and "hf:" not in paths[0]
         else ""
     )
+
+
+def described(trainer: Trainer) -> Record:
+    """Return what a run would do, as plain data."""
+    t, needed = trainer.training, trainer.memory
+    return {
+        "preset": trainer.config.preset, "run": trainer.out, "step": trainer.step, "steps": trainer.steps,
+        "batch_size": t.batch_size, "epochs": trainer.steps * t.batch_size / trainer.samples,
+        "training_samples": trainer.samples, "held_out": len(trainer.splits.held_out),
+        "parameters": trainer.model.num_trainable, "memory": str(needed), "memory_bytes": needed.total,
+        "device": str(trainer.device), "precision": t.precision, "notes": trainer.notes(),
+    }  # fmt: skip
 
 
 def describe(trainer: Trainer) -> str:

@@ -143,7 +143,8 @@ def as_json(result: EvaluatedMetric) -> dict[str, Any]:
     row = result.row
     return {
         "key": result.key, "metric": row.key, "name": row.name, "value": row.value, "spread": row.spread,
-        "unit": row.unit, "better": row.better, "beside": row.beside, "cautions": result.protocol.cautions(),
+        "unit": row.unit, "better": row.better, "beside": row.beside, "headline": row.headline,
+        "cautions": result.protocol.cautions(), "outline": outline(result.protocol),
         "protocol": result.protocol.plain(),
     }  # fmt: skip
 

@@ -52,6 +52,21 @@ Skipped = Callable[[str], object]
 """Called with what is wrong with a sample that is left out."""
 
 
+class CountedBatches(Iterator[tuple[Any, list[str]]]):
+    """Batches of data with the names of their samples, and how many samples there are, unusable ones included."""
+
+    def __init__(self, total: int, batches: Iterator[tuple[Any, list[str]]]):
+        self.total, self.batches = total, batches
+
+    def __next__(self) -> tuple[Any, list[str]]:
+        return next(self.batches)
+
+    @staticmethod
+    def total_of(batches: Iterator[tuple[Any, list[str]]]) -> int | None:
+        """Return the number of samples, None if nobody counted them."""
+        return batches.total if isinstance(batches, CountedBatches) else None
+
+
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, size: int) -> list[int]:
     """Return a uniformly random order of the samples of an epoch."""
@@ -355,6 +370,9 @@ class Modality(ABC):
     Config: ClassVar[type[Settings]]
     DataConfig: ClassVar[type[Settings]]
 
+    hub_tasks: ClassVar[tuple[str, str]] = ("", "")
+    """The hub's names for drawing samples, without and with a text to draw; "" if it has none."""
+
     compiles_losses = False
     """Whether networks of the loss run compiled; training sets it."""
 
@@ -367,6 +385,12 @@ class Modality(ABC):
         return self.config
 
     # ---- data
+
+    @classmethod
+    def origin_of(cls, data: Any) -> str:
+        """Return where the samples of a DataConfig come from, and under which licence, in words for a model card; "" if
+        they are the user's own. Default: ""."""
+        return ""
 
     @abstractmethod
     def splits(self, data: Any, listings: Listings = ALONE) -> Splits:

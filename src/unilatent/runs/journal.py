@@ -15,13 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ..files import write_text
+from ..progress import SPEED_OVER, Tasks, clock
+from ..terminal import can_redraw
 
 SECONDS_PER_LINE = 10
-"""Seconds between progress lines where there is no terminal."""
+"""Seconds between progress lines where nothing can be redrawn."""
+SHOWN = {"latent_std": "latent_std {:.3g}", "memory_gib": "{:.3g} GiB", "samples_per_second": "{:.3g} samples/s"}
+"""Numbers that are shown beside the losses -> how."""
+
+
+class Bar(Progress):
+    """Progress bars with lines of numbers above them."""
+
+    numbers: tuple[str, ...] = ()
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The lines, as far as the terminal is wide, and the bars."""
+        yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in self.numbers)
+        yield from super().get_renderables()
 
 
 @dataclass(frozen=True)
@@ -73,16 +89,18 @@ class Journal:
         """total: steps of the run. done: steps so far. quiet: write nothing (in all processes but the first)."""
         self.total, self.quiet = total, quiet
         self.console = Console(quiet=True) if quiet else console or Console(stderr=True)
-        self.live = self.console.is_terminal and not quiet
+        self.live = can_redraw(self.console) and not quiet
         self.done, self.started, self.next_line = done, time.monotonic(), 0.0
         names = [folder / name for name in ("metrics.jsonl", "alarms.jsonl", "log.txt")]
         self.metrics, self.alarms, self.words = (Lines(Path(os.devnull) if quiet else n, self.warn) for n in names)
         self.warned: set[str] = set()
-        self.bar = Progress(
+        self.bar = Bar(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=self.console, disable=not self.live,
+            TextColumn("left"), TimeRemainingColumn(), console=self.console, disable=not self.live,
+            speed_estimate_period=SPEED_OVER,
         )  # fmt: skip
         self.task = self.bar.add_task("training", total=total, completed=done)
+        self.tasks = Tasks(self.bar if self.live else None, quiet)
 
     def __enter__(self) -> Journal:
         self.bar.start()
@@ -110,10 +128,14 @@ class Journal:
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Write the metrics of a step, and the progress line."""
         self.metrics.write(json.dumps({"step": step, **numbers}))
-        shown = "  ".join(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in numbers.items() if _shown(key))
-        self.bar.update(self.task, description=shown)
+        losses = [
+            f"{key.removeprefix('loss/')} {value:.4g}" for key, value in numbers.items() if key.startswith("loss/")
+        ]
+        others = [form.format(numbers[key]) for key, form in SHOWN.items() if key in numbers]
+        shown = "  ".join([*losses, *others])
+        self.bar.numbers = (f"loss: {'  '.join(losses)}", "  ".join(others))
         now = time.monotonic()
-        if not self.live and not self.quiet and (now >= self.next_line or step == self.total):
+        if shown and not self.live and not self.quiet and (now >= self.next_line or step == self.total):
             self.next_line = now + SECONDS_PER_LINE
             clock = f"  {self._time(step, now - self.started)}" if step > self.done else ""
             print(f"step {step}/{self.total}  {shown}{clock}", file=sys.stderr, flush=True)
@@ -125,15 +147,7 @@ class Journal:
     def _time(self, step: int, elapsed: float) -> str:
         """Elapsed and estimated remaining time, after at least one step."""
         left = elapsed / (step - self.done) * (self.total - step)
-        return f"{_clock(elapsed)} elapsed, {_clock(left)} left"
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _shown(key: str) -> bool:
-    return key.startswith("loss/") or key in ("samples_per_second", "latent_std")
+        return f"{clock(elapsed)} elapsed, {clock(left)} left"
 
 
 def trim(path: Path, step: int) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..batches import Plan, collate, loader, spread_evenly, worker_deaths
 from ..config import Config, ConfigError
-from ..devices import autocast, pick_device, resolve_precision, set_float32_products
+from ..devices import autocast, peak_memory, pick_device, resolve_precision, set_float32_products
 from ..files import read_json, write_json, write_text
 from ..loading import load
 from ..maths.streams import Streams
@@ -240,7 +240,9 @@ class DecoderGAN:
                 for numbers, speed in self._train(journal):
                     journal.advance(self.step)
                     if numbers is not None:
-                        journal.log(self.step, {**numbers, "samples_per_second": speed})
+                        peak = peak_memory(self.processes.device)
+                        memory = {} if peak is None else {"memory_gib": peak / 2**30}
+                        journal.log(self.step, {**numbers, "samples_per_second": speed, **memory})
                     if self.config.sample_every and self.step % self.config.sample_every == 0:
                         self._draw()
                 self.save()

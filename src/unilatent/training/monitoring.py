@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from ..batches import collate, spread_evenly
 from ..config import ConfigError
@@ -34,12 +33,15 @@ from ..maths.solvers import ADAPTIVE
 from ..maths.streams import Streams
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Modality, Splits, Stream
+from ..model_card import CARD, PICTURES, RECORD, card_of, is_untouched, write_card, write_record
 from ..processes import Processes
 from ..runs.crash import first_line
 from ..runs.curves import draw_curves
 from ..runs.journal import Journal
+from ..runs.record import record_of
 from ..sampling import reconstruct, sample_batches, sample_rows
 from ..signals import StopRequest
+from ..tables import show
 from ..types import Given
 from .config import RunConfig
 from .loggers import Loggers
@@ -47,8 +49,6 @@ from .memory import OUT_OF_MEMORY, is_out_of_memory
 from .state import TrainingState
 from .whole import whole_copy
 
-CARD = "README.md"
-"""Of a model folder: users edit it."""
 MAX_REFERENCE = 20_000
 """Training samples that an evaluation during a run is compared with, at most, unless it names its metrics."""
 DRAWN, BATCH = 16, 64
@@ -136,8 +136,10 @@ class Monitor:
         """Write the finished model to RUN/model and draw it; False if a stop request came first."""
         with self.state.ema.applied(self.state.model):
             self._save_model("model")
+            fingerprint = self.state.model.fingerprint()
         if self.training.sample_every and not self.draw():
             return False
+        self.processes.on_main(partial(self._describe, fingerprint))
         self.journal.say(f"finished: {self.run / 'model'}")
         return True
 
@@ -288,12 +290,14 @@ class Monitor:
             evaluator = Evaluator(
                 model, self.splits, self.run / "eval" / "records", request, reference=self.reference,
                 processes=self.processes, num_inference_steps=None if final else t.evaluate_steps,
-                stop=self._is_stopped,
+                stop=self._is_stopped, progress=self.journal.tasks.advance,
             )  # fmt: skip
             try:
                 evaluation = evaluator.run()
             except Interrupted:
                 return False
+            finally:
+                self.journal.tasks.clear()
 
             def report() -> bool:
                 evaluator.clear("samples", "reconstructions")
@@ -316,10 +320,11 @@ class Monitor:
         if evaluation.missing:
             self.journal.warn("missing", f"not measured, the data do not allow it: {', '.join(evaluation.missing)}")
         if final:
+            self._describe(fingerprint)
             self.journal.bar.stop()
             held_out = f", {len(self.splits.held_out)} held-out" if len(self.splits.held_out) else ""
             title = f"{self.config.preset}, step {step}: {self.training.evaluate_samples} samples{held_out}"
-            Console().print(table(evaluation.numbers, title))
+            show(table(evaluation.numbers, title))
 
     def _is_best(self, evaluation: Evaluation, metric: str) -> bool:
         """Whether a model is better than that in RUN/best, by the number in best.json; True if there is none."""
@@ -348,12 +353,23 @@ class Monitor:
         model = whole_copy(self.state.model, keep=self.processes.is_main) if self.sharded else self.state.model
         self.processes.on_main(partial(self._write_model, model, name))
 
+    def _describe(self, fingerprint: str) -> None:
+        """Write what is known of the finished model to its folder: its card, its numbers, its images."""
+        folder, record = self.run / "model", record_of(self.run, fingerprint)
+        try:
+            write_record(folder, record)
+            write_card(folder, card_of(self.state.model.facts(), record))
+        except OSError as error:
+            self.journal.warn("card", f"the card of {folder} is not written: {first_line(error)}")
+
     def _write_model(self, model: LatentModel, name: str) -> None:
         folder, temporary = self.run / name, self.run / f"{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name == CARD or not (temporary / path.name).exists():
+            if path.name in (RECORD, *PICTURES):
+                continue
+            if (path.name == CARD and not is_untouched(path)) or not (temporary / path.name).exists():
                 path.replace(temporary / path.name)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..batches import Plan, collate, loader, worker_deaths
 from ..config import ConfigError
-from ..devices import resolve_precision, set_float32_products
+from ..devices import peak_memory, resolve_precision, set_float32_products
 from ..faults import reach
 from ..listings import LISTING, Listings
 from ..maths.streams import GENERATOR
@@ -407,6 +407,8 @@ class Trainer:
             "samples_per_second": speed,
             "bad_samples": len(self.bad.indices),
         }
+        if (peak := peak_memory(self.device)) is not None:
+            numbers["memory_gib"] = peak / 2**30
         self.journal.log(self.step, numbers)
         self.loggers.numbers(self.step, numbers)
         self._raise_alarms(self.alarms.after_log(self.step, numbers))
@@ -439,6 +441,17 @@ class Trainer:
             say(f"memory: {self.memory}")
             for line in self.notes():
                 say(line)
+            say(self._where_to_look())
+
+    def _where_to_look(self) -> str:
+        """Where a run shows itself, in words."""
+        given = "" if self.config.given is None else f", {self.out / 'given'}"
+        every = self.training.sample_every
+        when = f"every {count_of(every, 'step')} and at the end" if every else "none (training.sample_every=0)"
+        return (
+            f"images: {self.out / 'samples'}, {self.out / 'recon'}{given}, {when}; curves: {self.out / 'curves.png'}; "
+            f"numbers: {self.out / 'metrics.jsonl'}"
+        )
 
     def notes(self) -> list[str]:
         """What somebody who starts this run should know, one line each."""

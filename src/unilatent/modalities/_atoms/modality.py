@@ -31,7 +31,7 @@ from ...maths.geometry import centre, in_principal_axes, rotation_of, wrap
 from ...maths.streams import Streams
 from ...nets.fields import TokenField
 from ...types import Layout, Tokens, refuse_unused
-from ..base import BadSample, CheckedRecords, Metric, Modality, Skipped, Space, Splits
+from ..base import BadSample, CheckedRecords, CountedBatches, Metric, Modality, Skipped, Space, Splits
 from . import losses
 from .dataset import SystemsDataset, classes_of, property_of
 from .files import SystemKind, existing, unread_names
@@ -337,13 +337,16 @@ class AtomModality(Modality):
         """Return systems as a data set, without labels; reading one that this modality cannot hold raises BadSample."""
         return SystemsDataset(systems, self.config.max_atoms, self.token_format.elements)
 
-    def in_batches(
-        self, systems: Systems, batch_size: int, skipped: Skipped | None = None
-    ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        """Yield batches of data with the systems' names, in order.
+    def in_batches(self, systems: Systems, batch_size: int, skipped: Skipped | None = None) -> CountedBatches:
+        """Return batches of data with the systems' names, in order.
 
         A system that this modality cannot hold is a ValueError, or is left out (`skipped`, as in `read`).
         """
+        return CountedBatches(len(systems), self._in_batches(systems, batch_size, skipped))
+
+    def _in_batches(
+        self, systems: Systems, batch_size: int, skipped: Skipped | None
+    ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
         dataset = self.as_dataset(systems)
         for start in range(0, len(dataset), batch_size):
             batch: list[tuple[Any, str]] = []
@@ -444,6 +447,11 @@ class SingleKindModality(AtomModality):
         unread = frozenset(unread_names(source, kind))
         large = [f"left out: {line}" for line in loaded.large]
         return CheckedRecords(total, loaded.bad, (*loaded.notes, *large), unread)
+
+    @classmethod
+    def origin_of(cls, data: Any) -> str:
+        kind = cls.DataConfig.kind  # type: ignore[attr-defined]
+        return f"{kind.plural.capitalize()} that this package generates." if data.path == kind.offline else ""
 
     def read(
         self, path: Path, batch_size: int, skipped: Skipped | None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...listings import ALONE, Listings
 from ...maths.streams import seed_of
 from ...plain_text import count_of, same_names
-from ..base import BadSample, Dataset, Skipped, Splits
+from ..base import BadSample, CountedBatches, Dataset, Skipped, Splits
 from . import captions as texts
 from .captions import ARGUMENT, Captions
 from .class_names import read_class_names, refuse_codes
@@ -352,11 +352,17 @@ def _held_out_sources(labels: Sequence[int], count: int, sources: Sequence[str])
 
 def in_batches(
     names: Sequence[str], load: Callable[[int], Tensor], size: int, skipped: Skipped | None = None
-) -> Iterator[tuple[Tensor, list[str]]]:
-    """Yield all samples in order: batches (B, ...) and their names.
+) -> CountedBatches:
+    """Return all samples in order: batches (B, ...) and their names.
 
     load: returns a sample by index. skipped: as in `Modality.read`.
     """
+    return CountedBatches(len(names), _in_batches(names, load, size, skipped))
+
+
+def _in_batches(
+    names: Sequence[str], load: Callable[[int], Tensor], size: int, skipped: Skipped | None
+) -> Iterator[tuple[Tensor, list[str]]]:
     for start in range(0, len(names), size):
         batch: list[tuple[Tensor, str]] = []
         for i in range(start, min(start + size, len(names))):
@@ -377,8 +383,8 @@ def files_in_batches(
     frame: Frame,
     size: int,
     skipped: Skipped | None = None,
-) -> Iterator[tuple[Tensor, list[str]]]:
-    """Yield named files of a source: batches (B, ...) in [0, 1] and the names."""
+) -> CountedBatches:
+    """Return named files of a source: batches (B, ...) in [0, 1] and the names."""
 
     def load(index: int) -> Tensor:
         return decoder(source.read(names[index]), frame, source.where(names[index])).float() / 255

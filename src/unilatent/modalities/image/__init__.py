@@ -24,7 +24,7 @@ from .._media.values import check_values
 from ..base import CheckedRecords, Dataset, Metric, Raw, Skipped, Space, Splits
 from . import clip_score, fidelity, generated, scene_metrics, spaces, storing
 from . import tokens as patches
-from .data import KIND, ImageData, verify_arrays
+from .data import KIND, ORIGINS, ImageData, verify_arrays
 from .data import notes as notes_on_images
 from .data import read as read_images
 from .data import splits as load_splits
@@ -113,6 +113,7 @@ class Image(media.PixelModality):
 
     Config = ImageConfig
     DataConfig = ImageData
+    hub_tasks = ("unconditional-image-generation", "text-to-image")
     suffixes = suffixes_in_shards(KIND)
     config: ImageConfig
 
@@ -268,6 +269,10 @@ class Image(media.PixelModality):
     def arrays(self, data: Tensor) -> dict[str, np.ndarray]:
         """Return ADM's layout: `arr_0`, uint8 (B, H, W, C)."""
         return {"arr_0": render.to_uint8(data)}
+
+    @classmethod
+    def origin_of(cls, data: ImageData) -> str:
+        return ORIGINS.get(data.path or "", "")
 
     def read(self, path: Path, batch_size: int, skipped: Skipped | None = None) -> Iterator[tuple[Tensor, list[str]]]:
         """Read all images of a folder, zip archive or file in batches, sorted by name; shards are read in their

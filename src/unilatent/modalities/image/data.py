@@ -17,11 +17,13 @@ from .._media.config import HUB, MediaData
 from .._media.files import FileKind, Folder, at_least_one, locate
 from .._media.pixels import EXTENSIONS, Frame, decode
 from ..base import BadSample, CheckedRecords, Skipped, Splits
-from . import scenes
+from . import digits, scenes
 from .arrays import ImageArrays, resolution_of
 from .digits import DIGITS, Digits
 from .scenes import SCENES
 
+ORIGINS = {DIGITS: digits.ORIGIN, SCENES: scenes.ORIGIN}
+"""Value of `path` -> where these samples come from."""
 KIND = FileKind("image", EXTENSIONS, (".jpg", ".png"))
 COLUMN = hub.Column("image_column", "Image", decode)
 

@@ -14,6 +14,10 @@ from .._media.pixels import Frame, fit
 
 DIGITS = "digits"
 """The value of `data.path` that selects this data."""
+ORIGIN = (
+    "Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak (UCI Machine Learning Repository, 1998, "
+    "doi:10.24432/C50P49, CC BY 4.0), the 1,797 images of 8 x 8 pixels that scikit-learn contains."
+)
 
 
 class Digits(Collection):

@@ -27,6 +27,7 @@ from ..base import Splits
 
 SCENES = "scenes"
 """The value of `data.path` that selects this data."""
+ORIGIN = "Drawn by this package from random numbers, with their captions; no data of others are in them."
 COLOURS = {
     "red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 70, 225),
     "yellow": (245, 205, 20), "purple": (155, 50, 185), "black": (25, 25, 25),

@@ -244,6 +244,11 @@ class Joint(atoms.AtomModality):
             written += part.write(metrics.narrowed(sample, part), folder / part.config.name, start + i)
         return written
 
+    @classmethod
+    def origin_of(cls, data: JointData) -> str:
+        origins = [find("modalities", name).origin_of(part) for name, part in data.parts.items()]
+        return " ".join(origins) if all(origins) else ""
+
     def read(
         self, path: Path, batch_size: int, skipped: Skipped | None = None
     ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:

@@ -131,6 +131,7 @@ class Video(media.PixelModality):
 
     Config = VideoConfig
     DataConfig = VideoData
+    hub_tasks = ("", "text-to-video")
     suffixes = suffixes_in_shards(KIND)
     given_kinds = (FRAMES, BOX)
     config: VideoConfig
@@ -334,6 +335,10 @@ class Video(media.PixelModality):
     def arrays(self, data: Tensor) -> dict[str, np.ndarray]:
         """Return `arr_0`, uint8 (B, T, H, W, C)."""
         return {"arr_0": render.to_uint8(data)}
+
+    @classmethod
+    def origin_of(cls, data: VideoData) -> str:
+        return files.ORIGINS.get(data.path or "", "")
 
     def read(self, path: Path, batch_size: int, skipped: Skipped | None = None) -> Iterator[tuple[Tensor, list[str]]]:
         """Read all videos of a folder, zip, array, shards or a single file, in clips without overlap."""

@@ -23,6 +23,10 @@ from .windows import ClipFrame
 
 BOUNCING = "bouncing"
 """The value of `data.path` that selects this data."""
+ORIGIN = (
+    "Clips drawn by this package from the handwritten digits of E. Alpaydin and C. Kaynak (UCI Machine Learning "
+    "Repository, 1998, doi:10.24432/C50P49, CC BY 4.0) that scikit-learn contains."
+)
 SIDE = 8
 """Side of a digit in pixels."""
 SMALLEST = 10

@@ -21,7 +21,7 @@ from ..base import BadSample, CheckedRecords, Dataset, Skipped, Splits
 from . import arrays, bouncing, decoding
 from .annotations import annotate, source_of
 from .arrays import VideoArrays, is_array
-from .bouncing import BOUNCING
+from .bouncing import BOUNCING, ORIGIN
 from .clips import ClipDataset, Clips, ClipStream, HeldOutStream, ShardClips
 from .reading import FRAMES, IMAGES, WEBP, FrameFolder, FrameFolders, Recording, clip, decode, open_video
 from .windows import ClipFrame, Window, fixed
@@ -31,6 +31,10 @@ KIND = FileKind("video", EXTENSIONS, (".mp4",), by_path=True, source_of=source_o
 FOLDERS = FileKind("folder of frame", (FRAMES,), (".jpg", ".png"), by_path=True, source_of=source_of)
 COLUMN = hub.Column("video_column", "Video", decode)
 """The column of a Hugging Face data set, which is cast to Video(decode=False)."""
+
+
+ORIGINS = {BOUNCING: ORIGIN}
+"""Value of `path` -> where these samples come from."""
 
 
 class VideoData(MediaData):
