@@ -12,17 +12,22 @@ import typer
 from ..outputs import Outputs, in_shared_folder, refuse_overlap, single_file
 from .options import (
     BatchSize,
+    CLIPWeights,
     DecoderSolver,
     DecoderSteps,
     DenoiseToZero,
     Device,
+    DINOv2Weights,
     EvaluationFolder,
+    GivenContext,
+    GivenFrames,
     GuidanceInterval,
     GuidanceNorm,
     GuidanceScale,
     I3DWeights,
     InceptionWeights,
     Labels,
+    LPIPSWeights,
     NumReference,
     OptionalModel,
     Precision,
@@ -46,6 +51,7 @@ from .running import (
     leave_stopped,
     load,
     make_folder,
+    option_name,
     precision_of,
     print_notes,
     progress_of,
@@ -95,17 +101,12 @@ def run(
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
     inception_weights: InceptionWeights = None,
-    lpips_weights: Annotated[
-        str | None, typer.Option(help="A local file with the VGG16 of LPIPS [default: downloaded once].")
-    ] = None,
+    lpips_weights: LPIPSWeights = None,
     i3d_weights: I3DWeights = None,
-    given_frames: Annotated[
-        int | None, typer.Option(help="Continue so many first frames of held-out clips, in place of new samples.")
-    ] = None,
-    given_context: Annotated[
-        str | None,
-        typer.Option(help='What metrics see in place of given frames: real, decoded or "left out" [default: real].'),
-    ] = None,
+    dinov2: DINOv2Weights = None,
+    clip: CLIPWeights = None,
+    given_frames: GivenFrames = None,
+    given_context: GivenContext = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Only compare the two JSON files of earlier evaluations.")
     ] = None,
@@ -143,10 +144,11 @@ def run(
     processes = join_processes(network, device)
     chosen = precision_of(precision, network, processes)
     modality = network.modality if network is not None else modality_for(samples or Path())
-    weights = {
-        "inception_weights": inception_weights, "perceptual_weights": lpips_weights, "i3d_weights": i3d_weights,
+    of_metrics = {
+        "inception_weights": inception_weights, "lpips_weights": lpips_weights, "i3d_weights": i3d_weights,
+        "dinov2": dinov2, "clip": clip, "given_frames": given_frames, "given_context": given_context,
     }  # fmt: skip
-    modality = for_evaluation(modality, {**weights, "given_frames": given_frames, "given_context": given_context})
+    modality = for_evaluation(modality, of_metrics)
     run_folder = find_run_folder(model)
     folder = evaluation_folder(out, run_folder)
     refuse_overlap(folder, [samples, reference, data, *data_of(model)])
@@ -170,9 +172,8 @@ def run(
             processes=processes, progress=progress,
             stop=lambda: stop.received is not None,
             sources={
-                "--data": data, "--reference": reference, "--samples": None if samples is None else str(samples),
-                "--inception-weights": inception_weights, "--lpips-weights": lpips_weights,
-                "--i3d-weights": i3d_weights,
+                option_name(name): None if value is None else str(value)
+                for name, value in {"data": data, "reference": reference, "samples": samples, **of_metrics}.items()
             }, **settings,
         )  # fmt: skip
         if processes.is_main:
@@ -210,7 +211,8 @@ def _finish(
         missing = f"{', '.join(evaluation.missing)} cannot" if evaluation.missing else "nothing can"
         raise ValueError(
             f"--metrics: {missing} be measured on these data; reconstructions need the run's held-out data, KID, "
-            "precision and classifiers need samples in the reference, all but one need at least two samples"
+            "precision and classifiers need samples in the reference, fdr needs held-out images or more of the "
+            "reference's, all but one need at least two samples"
         )
     name = f"{Path(source).resolve().name}, {evaluator.fingerprint[:12]}"
     path = folder / _file_name(evaluator)

@@ -22,7 +22,7 @@ from .._media.shards import suffixes_in_shards
 from .._media.similarity import WINDOW, psnr, ssim
 from .._media.values import check_values
 from ..base import CheckedRecords, Dataset, Metric, Raw, Skipped, Space, Splits
-from . import clip_score, fidelity, generated, scene_metrics, spaces, storing
+from . import clip_score, fidelity, generated, relative, scene_metrics, spaces, storing
 from . import tokens as patches
 from .data import KIND, ImageData, verify_arrays
 from .data import notes as notes_on_images
@@ -230,6 +230,7 @@ class Image(media.PixelModality):
             fidelity.ReconstructionFID(),
             PixelMetrics(),
             fidelity.ClassifierMetrics(),
+            relative.RelativeDistance("frechet_ratio", "Frechet distance / that of real images", relative.STAND_INS),
             scene_metrics.SceneAccuracy(),
             fidelity.FrechetInceptionDistance(),
             fidelity.InceptionScore(),
@@ -237,6 +238,7 @@ class Image(media.PixelModality):
             fidelity.ManifoldMetrics(),
             fidelity.FeatureFrechetDistance("dinov2", "DINOv2"),
             fidelity.FeatureFrechetDistance("clip", "CLIP"),
+            relative.RelativeDistance("fdr", "FDr over 3 features, relative to real images", relative.PUBLISHED),
             clip_score.ClipScore(self.config.clip or spaces.CLIP().source),
         ]
 
