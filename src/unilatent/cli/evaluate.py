@@ -178,7 +178,7 @@ def run(
         )  # fmt: skip
         if processes.is_main:
             sets = filter(None, (evaluator.external_samples, evaluator.reference))
-            print_notes(line for compared in sets for line in compared.notes)
+            print_notes([*(line for compared in sets for line in compared.notes), *evaluator.notes])
         processes.on_main(lambda: in_shared_folder(make_folder(folder), "evaluate").check(_file_name(evaluator)))
         try:
             evaluation = evaluator.run()

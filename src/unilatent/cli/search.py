@@ -176,6 +176,8 @@ def run(
                 stop=lambda: stop.received is not None,
                 **settings,
             )  # fmt: skip
+            if processes.is_main and not search.points:
+                print_notes(evaluator.notes)
             measured = evaluator.run().find(metric)
             processes.wait()
             processes.on_main(lambda: evaluator.clear("samples", "reconstructions"))

@@ -26,6 +26,7 @@ from ..devices import float32_products
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
 from ..model_config import SamplingConfig, follow
+from ..plain_text import count_of
 from ..pretrained import cache_folder
 from ..processes import Processes
 from ..records import Joined, Moments, Records, Rows, Statistics, open_records, remove_records
@@ -167,8 +168,15 @@ class Evaluator:
             model.conditions.parse(max(num, 1), self.condition_arguments, all_used=num > 0)
             if samples is None:
                 self.settings = {**settings, **self._condition_values()}
+        self.notes: list[str] = []
+        """What of the request is not as it was asked for, one line each."""
         if self.modality.completes_in_evaluation:
             self._refuse_no_completions()
+            if splits is not None and samples is None and (there := len(splits.held_out)) < request.num_samples:
+                self.notes.append(
+                    f"{count_of(request.num_samples, 'sample')} asked for, but only {count_of(there, 'sample')} held "
+                    "out to be completed, each once"
+                )
         self.metrics = choose_metrics(self.modality, request.metrics)
         self.spaces = _with_needs(self.modality.spaces(), _read_by(self.metrics))
         self.decoding: dict[str, Any] | None = None

@@ -169,6 +169,11 @@ class Splits:
     train: Dataset
     held_out: Dataset
 
+    @property
+    def shown(self) -> Dataset:
+        """The samples that are drawn and analysed: held-out ones, or training samples if none are held out."""
+        return self.held_out if len(self.held_out) else self.train
+
 
 @dataclass(frozen=True)
 class CheckedRecords:
@@ -535,10 +540,11 @@ class Modality(ABC):
         is, as the given part of the next window, and its number, from 1 on. Called after `check_length`."""
         raise AssertionError(f"{type(self).__name__} has no length")
 
-    def read_given(self, path: Path, mask: Path | None, frames: int | None) -> Given:
+    def read_given(self, path: Path, mask: Path | None, first: int | None) -> Given:
         """Read the given part of one sample from files; ValueError names the option that is missing or wrong.
 
-        mask: where it is not given, as an image. frames: how many, from the first on.
+        mask: where it is not given, as an image. first: of samples that have a length, how much of it is given from
+        its beginning on.
         """
         raise ValueError(f"--given: no part of a sample of {self.config.name} can be given; leave it out")
 

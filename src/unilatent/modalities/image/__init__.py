@@ -151,10 +151,10 @@ class Image(media.PixelModality):
     def pack_mask(self, mask: Tensor) -> Tensor:
         return patches.pack(mask.float(), self.config.patch_size)
 
-    def read_given(self, path: Path, mask: Path | None, frames: int | None) -> Given:
+    def read_given(self, path: Path, mask: Path | None, first: int | None) -> Given:
         """Read an image, and the mask of where it is to be painted."""
-        if frames is not None:
-            raise ValueError(f"--frames: {frames}, but samples of this model are images; leave it out")
+        if first is not None:
+            raise ValueError(f"--frames: {first}, but samples of this model are images; leave it out")
         if mask is None:
             raise ValueError("--mask: not set; give an image that is white where the model is to paint")
         found = [images for images, _ in read_images(path, self.frame, 1)]
