@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .faults import reach
 from .maths.streams import seed_of
-from .modalities.base import BadSample, Dataset, Modality, Stream
+from .modalities.base import BadSample, Dataset, Modality, Splits, Stream
 from .plain_text import count_of
 from .types import Batch, encode_texts, is_encoded
 
@@ -380,6 +380,17 @@ def spread_evenly(dataset: Dataset, rows: range, count: int) -> Iterator[tuple[E
         if example is None:
             raise _none_usable(skipped)
         yield example, skipped[0].message if skipped else None
+
+
+def shown_size(splits: Splits, most: int) -> int:
+    """Return how many samples there are to be drawn, at most `most`."""
+    data = splits.shown
+    return min(most, (data.size or most) if isinstance(data, Stream) else len(data))
+
+
+def shown_batch(splits: Splits, modality: Modality, rows: range, count: int) -> Batch:
+    """Return samples `rows` (at least one) of the `count` that are drawn, spread evenly over `Splits.shown`."""
+    return collate([example for example, _ in spread_evenly(splits.shown, rows, count)], modality)
 
 
 def values_of(dataset: Dataset, indices: Iterable[int]) -> list[dict[str, Any]]:

@@ -41,6 +41,10 @@ class Layout:
         """Return values (B, N, C) with zeros at padding."""
         return values if self.mask is None else torch.where(self.mask[..., None], values, 0.0)
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of values (B, N, C) over the real tokens of each sample, (B, C)."""
+        return values.mean(1) if self.mask is None else self.blank(values).sum(1) / self.mask.sum(1, keepdim=True)
+
     def to(self, device: torch.device | str) -> Layout:
         return Layout(self.positions.to(device), None if self.mask is None else self.mask.to(device), self.grid)
 

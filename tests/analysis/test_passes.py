@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from building import batch_of, model_of
 
 from unilatent.analysis.alignment import alignment
-from unilatent.analysis.compression import GROUPS, compression, group_of
+from unilatent.analysis.compression import GROUPS, compression, group_of, latent_bits
 from unilatent.analysis.decoding import NOISES, nearest_latents, sensitivity, trajectory
 from unilatent.analysis.layers import knn_accuracy, layer_accuracy, linear_accuracy
 from unilatent.analysis.losses import LEVELS, error_by_time, gradient_cosines
+from unilatent.analysis.rates import rate_report
 from unilatent.maths.streams import Streams
 from unilatent.registry import available
 from unilatent.types import Batch, take
@@ -124,6 +125,70 @@ def test_separate_weights_are_counted_apart():
     shared, separate = (compression(model_of("image", "unite", shared_weights=flag)) for flag in (True, False))
     assert "denoiser" in separate.trained and "denoiser" not in shared.trained
     assert separate.total(separate.trained) > 1.5 * shared.total(shared.trained)
+
+
+# ---- bits of the latents
+
+
+def normal_latents(model, stds: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model encode anything to normal latents of these standard deviations (D,), around a mean of 3."""
+
+    def encode_clean(data, streams):
+        k = model.latent_layout(model.modality.pack(data).layout).num_tokens
+        return 3 + stds * streams.normal(k, len(stds))
+
+    monkeypatch.setattr(model, "encode_clean", encode_clean)
+
+
+def test_bits_of_latents_are_those_of_their_covariance_at_the_decoder_s_noise(monkeypatch: pytest.MonkeyPatch):
+    """UNITE at t = 0.3: snr (0.7 / 0.3)^2. K latents of a sample count alike; a constant carries nothing."""
+    model = model_of("image", "unite").eval()
+    stds = torch.linspace(0, 2, model.latent_channels)
+    normal_latents(model, stds, monkeypatch)
+    found = latent_bits(model, batches("image", (300, 200)))
+    snr = (0.7 / 0.3) ** 2
+    want = sum(math.log2(1 + snr * s**2) / 2 for s in stds.tolist())
+    assert found.samples == 500 and found.time == pytest.approx(0.3) and found.snr == pytest.approx(snr)
+    assert found.gaussian["bits_per_latent_dimension"] == pytest.approx(want / model.latent_channels, rel=0.02)
+    assert found.gaussian["bits_per_sample"] == pytest.approx(want * model.max_latents, rel=0.02)
+    assert found.gaussian["bits_per_pixel"] == pytest.approx(want * model.max_latents / 64, rel=0.02)
+    assert found.prior is None
+
+
+def test_the_prior_s_bound_stands_beside_at_the_same_noise(monkeypatch: pytest.MonkeyPatch):
+    model, batch = model_of("image", "unified_latents", awake=True).eval(), batch_of("image", 40)
+    rate = rate_report(model, batch)
+    found = latent_bits(model, [batch], rate)
+    assert found.time == 0 and found.snr == pytest.approx(math.exp(5), rel=1e-4)
+    assert found.prior["bits_per_pixel"] == rate.bits["bits_per_pixel"]
+    assert found.prior["bits_per_sample"].mean == pytest.approx(rate.nats.mean / math.log(2))
+    assert found.prior["bits_per_sample"].mean == pytest.approx(64 * found.prior["bits_per_pixel"].mean)
+    normal_latents(model, torch.zeros(model.latent_channels), monkeypatch)
+    assert latent_bits(model, [batch]).gaussian["bits_per_sample"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_second_stage_has_the_bits_of_its_tokenizer():
+    tokenizer = model_of("image", "unite", awake=True).eval()
+    own = model_of("image", "latent_diffusion", tokenizer_model=tokenizer.config.plain()).eval()
+    own.tokenizer.load_state_dict(tokenizer.state_dict())
+    parts = batches("image", (30,))
+    assert latent_bits(own, parts) == latent_bits(tokenizer, parts)
+
+
+def test_latents_that_were_decoded_without_noise_have_no_number_of_bits():
+    assert latent_bits(model_of("image", "unite", reconstruction_noise=0).eval(), batches("image", (8,))) is None
+
+
+def test_padding_carries_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Samples of few and of many latents: bits of a sample follow their number."""
+    model = model_of("molecule", "unite", num_latents=None).eval()
+    normal_latents(model, torch.ones(model.latent_channels), monkeypatch)
+    parts = batches("molecule", (40,))
+    found = latent_bits(model, parts)
+    real = float(model.modality.pack(parts[0].data).layout.real_tokens.double().mean())
+    each = math.log2(1 + found.snr) / 2
+    assert found.gaussian["bits_per_latent_dimension"] == pytest.approx(each, rel=0.05)
+    assert found.gaussian["bits_per_sample"] == pytest.approx(each * model.latent_channels * real, rel=0.05)
 
 
 # ---- layers

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from unilatent.analysis import sweeps
 from unilatent.analysis.sweeps import Cell, SweepRun, collect, grid_cells, split_grid, table_of
@@ -15,9 +16,13 @@ from unilatent.config import ConfigError
 from unilatent.evaluation.evaluate import EvaluatedMetric
 from unilatent.evaluation.protocol import Protocol
 from unilatent.evaluation.table import as_json
+from unilatent.maths.streams import Streams
+from unilatent.methods.base import LatentModel
 from unilatent.modalities.base import Row
 from unilatent.presets import preset
 from unilatent.registry import available, find
+from unilatent.training.config import RunConfig
+from unilatent.types import Batch
 
 
 def test_values_are_split_at_commas_outside_of_brackets_and_quotes():
@@ -32,12 +37,60 @@ def test_values_are_split_at_commas_outside_of_brackets_and_quotes():
 
 @pytest.mark.parametrize("method", [name for name in available("methods") if find("methods", name).ablations])
 def test_every_ablation_is_a_setting_of_its_method(method: str):
-    """Each can be parsed, changes the configuration, and has a folder of its own."""
+    """Each changes the configuration, has a folder of its own, and is a model that takes a step."""
     run = preset({"unite": "digits", "unified_latents": "digits-ul"}[method])
     cells = sweeps.ablation_cells(run, list(find("methods", method).ablations))
     assert len(cells) > 6 and len({cell.name for cell in cells}) == len(cells)
+    batch = Batch(torch.rand(4, 1, 8, 8), {"labels": torch.arange(4)})
     for cell in cells:
-        assert run.override(*cell.overrides).plain() != run.plain() and cell.published and cell.base, cell.label
+        changed = run.override(*cell.overrides)
+        assert changed.plain() != run.plain() and cell.published and cell.base, cell.label
+        stage = changed.first or changed
+        model = LatentModel.build(follow_labels(stage).model())
+        parts = list(model.loss(batch, Streams(("loss",), range(4))))
+        assert parts and all(part.value.isfinite() for part in parts), cell.label
+
+
+def follow_labels(run: RunConfig) -> RunConfig:
+    """The run with the ten classes that its data have."""
+    conditions = {name: c.with_data(class_names=tuple("0123456789")) for name, c in run.conditions.items()}
+    return run.model_copy(update={"conditions": conditions})
+
+
+UNIFIED_LATENTS = {
+    "factor": {"loss factor x 0.87": "better worse", "loss factor x 1.1": "worse better",
+               "loss factor x 1.3": "worse better", "loss factor x 1.4": "worse better"},
+    "channels": {"channels x 0.125": "worse", "channels x 0.25": "worse", "channels x 0.5": "worse worse",
+                 "channels x 2": "worse worse"},
+    "shape": {"latents per side x 2": "worse better", "latents per side x 0.5": "worse worse"},
+    "prior": {"normal prior": "worse better"},
+    "decoder": {"decoder in one pass": "worse worse"},
+    "gradient": {"A: no gradient from the prior": "worse worse"},
+    "precision": {"B: logsnr_0 = 10": "worse"},
+    "variance": {"D: learned variance at logsnr_0 = 10": "worse worse"},
+}  # fmt: skip
+"""Ablation -> label -> direction of FID and rFID in Tables 2 to 6 (one word: of rFID, where there is no FID)."""
+
+
+def test_the_tables_of_unified_latents_have_the_paper_s_direction_beside_each_row():
+    run = preset("digits-ul")
+    found = {
+        name: {cell.label: " ".join(sweeps._paper(cell).values()) for cell in sweeps.ablation_cells(run, [name])}
+        for name in find("methods", "unified_latents").ablations
+    }
+    assert found == UNIFIED_LATENTS
+
+
+def test_the_shape_of_latents_is_that_of_the_run_s_patches():
+    """Which a first stage shares; clips have none, so there the ablation does not exist."""
+    run = preset("digits-ul")
+    assert [cell.overrides for cell in sweeps.ablation_cells(run, ["shape"])] == [
+        ("modality.patch_size=1",), ("modality.patch_size=4",),
+    ]  # fmt: skip
+    finer = run.override("modality.patch_size=1")
+    assert finer.first is not None and finer.first.modality.patch_size == 1
+    with pytest.raises(ConfigError, match=r"'latents per side x 2' changes modality\.patch_size, which is no number"):
+        sweeps.ablation_cells(preset("bouncing-ul"), ["shape"])
 
 
 def test_ablations_of_a_first_stage_change_that_stage():
@@ -125,6 +178,25 @@ def test_the_settings_of_a_first_stage_count_as_well(tmp_path: Path):
     SweepRun(cell, 0, tmp_path / "x", run.override("tokenizer.training.threads=2")).refuse_other()
     with pytest.raises(ConfigError, match=r"tokenizer\.training\.steps: 8, but .* was trained with 7"):
         SweepRun(cell, 0, tmp_path / "x", run.override("tokenizer.training.steps=8")).refuse_other()
+
+
+def test_parts_that_only_one_of_two_runs_has_are_differences(tmp_path: Path):
+    """A run without conditions is another one, either way; a field that a run of an earlier version does not have is
+    its default."""
+    run = preset("digits").override("training.steps=7")
+    plain = run.plain()
+    del plain["training"]["gradient_clip"]
+    (tmp_path / "config.yaml").write_text(json.dumps(plain))
+    cell = Cell("x", "x")
+    SweepRun(cell, 0, tmp_path, run).refuse_other()
+    with pytest.raises(ConfigError, match=r"training\.gradient_clip: 1\.0, but .* was trained with 3\.0"):
+        SweepRun(cell, 0, tmp_path, run.override("training.gradient_clip=1")).refuse_other()
+    none = run.model_copy(update={"conditions": {}})
+    with pytest.raises(ConfigError, match=r"conditions\.class_label: nothing, but .* was trained with \{"):
+        SweepRun(cell, 0, tmp_path, none).refuse_other()
+    (tmp_path / "config.yaml").write_text(none.to_yaml())
+    with pytest.raises(ConfigError, match=r"conditions\.class_label: \{.*\}, but .* was trained with nothing"):
+        SweepRun(cell, 0, tmp_path, run).refuse_other()
 
 
 def test_settings_that_read_alike_have_folders_of_their_own():

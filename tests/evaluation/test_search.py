@@ -191,3 +191,31 @@ def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nan at guidance_scale 1"):
         grid(found, [1.0])
     assert not found.path.exists()
+
+
+def measured_with(weights: str) -> Callable[[SettingValue], tuple[EvaluatedMetric, dict[str, Any]]]:
+    def measure(at: SettingValue) -> tuple[EvaluatedMetric, dict[str, Any]]:
+        result, about = Valley(2.0).measure(at)
+        row = Row("fdr", "FDr", 3.0, "", "lower", parts={"Inception": 2.0, "CLIP": 4.0})
+        return EvaluatedMetric(row, result.protocol.model_copy(update={"weights": weights})), about
+
+    return measure
+
+
+def test_what_a_number_is_the_mean_of_is_said_and_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    grid(Search("guidance_scale", "fdr", {}, tmp_path, measured_with("a"), say=said.append), [1.5])
+    assert "fdr 3, mean of Inception 2, CLIP 4  (" in said[0]
+    [again] = Search("guidance_scale", "fdr", {}, tmp_path, measured_with("a")).points
+    assert again.parts == {"Inception": 2.0, "CLIP": 4.0} and again.about == {}
+
+
+def test_points_of_other_weights_do_not_go_together(tmp_path: Path) -> None:
+    grid(Search("guidance_scale", "fdr", {}, tmp_path, measured_with("a"), say=lambda line: None), [1.5])
+    other = Search("guidance_scale", "fdr", {}, tmp_path, measured_with("b"), say=lambda line: None)
+    grid(other, [1.5])
+    with pytest.raises(
+        ValueError, match=r"its points have weights 'a', this one 'b'; give what they were measured with"
+    ):
+        grid(other, [1.7])
+    assert len(Search("guidance_scale", "fdr", {}, tmp_path, measured_with("a")).points) == 1

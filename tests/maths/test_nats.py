@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unilatent.maths import weightings
-from unilatent.maths.coding import histogram_entropy, rates
+from unilatent.maths.coding import gaussian_bits, histogram_entropy, rates
 from unilatent.maths.denoising import denoising_loss, denoising_nats, masked_sum, terminal_kl
 from unilatent.maths.paths import LinearPath, LogSNRPath, NoisePath
 from unilatent.maths.predictions import from_clean
@@ -167,3 +167,28 @@ def test_histogram_entropy_of_known_laws():
     torch.testing.assert_close(got, torch.tensor([4.0, gaussian, 0.0], dtype=torch.float64), rtol=0, atol=0.01)
     with pytest.raises(ValueError, match="width 0"):
         histogram_entropy(values, 0)
+
+
+def test_bits_through_noise_closed_form():
+    """1/2 log2(1 + snr variance) a channel, whatever the directions; unit variance at log-SNR 5: 3.6116 bits, as the
+    bound of an optimal prior."""
+    assert gaussian_bits(torch.eye(1), math.exp(5)) == pytest.approx(3.6116, abs=1e-4)
+    variances = torch.tensor([4.0, 1.0, 0.25, 0.0], dtype=torch.float64)
+    want = sum(math.log2(1 + 3 * v) / 2 for v in variances.tolist())
+    rotation = torch.linalg.qr(normals(4, 4)).Q
+    assert gaussian_bits(variances.diag(), 3.0) == pytest.approx(want, rel=1e-12)
+    assert gaussian_bits(rotation @ variances.diag() @ rotation.T, 3.0) == pytest.approx(want, rel=1e-9)
+    assert gaussian_bits(torch.zeros(4, 4), 3.0) == 0
+    for snr in (0.0, math.inf):
+        with pytest.raises(ValueError, match="without noise there is no limit"):
+            gaussian_bits(torch.eye(2), snr)
+
+
+@pytest.mark.parametrize("snr", [0.1, 1.0, 10.0])
+def test_latents_of_the_same_variance_carry_less(snr: float):
+    """Latents of +1 and -1 carry at most one bit: here by integration over what arrives, below the bound everywhere."""
+    x = torch.linspace(-12, 12, 20001, dtype=torch.float64)
+    density = sum(torch.exp(-((x - mean) ** 2) / 2) / math.sqrt(8 * math.pi) for mean in (-(snr**0.5), snr**0.5))
+    entropy = -float(torch.trapezoid(torch.xlogy(density, density), x)) / math.log(2)
+    carried = entropy - 0.5 * math.log2(2 * math.pi * math.e)
+    assert 0 < carried <= 1 + 1e-9 and carried < gaussian_bits(torch.eye(1), snr)

@@ -161,6 +161,23 @@ def test_rfvd_by_closed_form():
     assert row.beside == pytest.approx({"half resolution": distance((0, 1), (0, 3))}, rel=1e-5)
 
 
+def test_reconstructions_are_given_nothing():
+    """What samples are given is no part of rFVD's protocol, and a clip that keeps it is no baseline."""
+    real = MemoryRows({f"{name}logits": features(0, 1) for name in ("", "still_", "shuffled_", "halved_")})
+    made = MemoryRows({"logits": features(1, 1)})
+    row = one(ReconstructionFVD(PROTOCOL)(Evidence(held_out=real, reconstructions=made)))
+    assert list(row.beside) == ["half resolution"]
+    whole = replace(PROTOCOL, given=0)
+    row = one(ReconstructionFVD(whole)(Evidence(held_out=real, reconstructions=made)))
+    assert list(row.beside) == ["last frame repeated", "frames shuffled", "half resolution"]
+    for protocol in (PROTOCOL, replace(PROTOCOL, context="decoded"), whole):
+        merged = {**protocol.details(), **ReconstructionFVD(protocol).details}
+        assert merged == {**whole.details(), **ReconstructionFVD(whole).details}
+    left_out = replace(PROTOCOL, context="left out")  # then fewer frames are scored
+    merged = {**left_out.details(), **ReconstructionFVD(left_out).details}
+    assert merged["given"] == "given5-left out" and FrechetVideoDistance(PROTOCOL).details.get("given") is None
+
+
 def test_kvd_does_not_depend_on_the_number_of_clips_and_fvd_does():
     """Two sets of one distribution: KVD is 0 within three standard errors; FVD is far above 0 and falls with n."""
     found = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unilatent.modalities._media.similarity import ssim
 from unilatent.modalities.base import Evidence, Row
+from unilatent.modalities.video import Video, VideoConfig
 from unilatent.modalities.video.motion import (
     ClipReconstruction,
     Motion,
@@ -198,6 +199,31 @@ def test_reconstructions_stand_beside_half_resolution():
     for row in found:
         assert row.value == pytest.approx(row.beside["half resolution"])
         assert row.value > row.beside["last frame repeated"]
+
+
+def test_a_reconstruction_is_compared_with_clips_that_keep_no_given_frame():
+    """With five frames given, a clip that repeats the last of them is right in all five: no baseline of a
+    reconstruction, which is given none."""
+    clips = moving(6)
+    whole, given = Motion().controls(clips / 255), Motion(5).controls(clips / 255)
+    for name in ("psnr", "psnr_worst", "ssim", "flicker"):
+        assert torch.equal(given[f"still_{name}"], whole[f"still_{name}"])
+    want = torch.tensor(reconstruction_errors(still(clips), clips)["psnr"])
+    torch.testing.assert_close(given["still_psnr"], want)
+    assert not torch.equal(given["still_change"], whole["still_change"]), "samples are given them"
+
+
+def test_given_frames_are_part_of_what_samples_are_measured_with():
+    """Also of what is stored: controls of real clips depend on them."""
+    assert Motion(5).details == {"given": "given5"} and Motion().details == {}
+    config = VideoConfig.small().model_copy(update={"given_frames": 2})
+    found = {key: metric.details for metric in Video(config).metrics() for key in metric.gives}
+    for key in ("rest_psnr", "motion_change", "lawful"):
+        assert found[key] == {"given": "given2-real"}
+    assert found["psnr"] == {} and found["rfvd"]["given"] == "given0"
+    assert all(not details for key, details in (
+        (key, metric.details) for metric in Video(VideoConfig.small()).metrics() for key in metric.gives
+    ) if "vd" not in key)  # fmt: skip
 
 
 def test_clips_of_two_frames_have_no_motion():

@@ -44,6 +44,9 @@ def test_an_analysis_and_a_comparison_of_runs(cli: Command, tmp_path: Path, two_
     found = json.loads((out / "analysis.json").read_text())
     assert found["split"] == "held_out" and found["latents"]["samples"] == 20 and len(found["warnings"]) >= 1
     assert {"bits_per_pixel", "bits_per_subpixel", "bits_per_latent_dimension"} == found["rate"]["bits"].keys()
+    bits = found["compression"]["latents"]
+    assert bits["prior"]["bits_per_pixel"] == found["rate"]["bits"]["bits_per_pixel"] and bits["time"] == 0
+    assert "bits of the latents, at most" in done.out and "bits of the latents, under the prior" in done.out
 
     both = tmp_path / "both"
     done = cli("analyze", "--compare", *two_runs, "--num", 20, "--data", "digits", "--out", both)
@@ -74,6 +77,8 @@ def test_parts_of_an_analysis(cli: Command, tmp_path: Path, run_folder: Path) ->
         assert {path.name for path in out.glob("[!.]*")} == {"analysis.json", *written}, name
     both = json.loads((tmp_path / "alignment" / "analysis.json").read_text())
     assert both["alignment"]["shared"] and both["latents"] is None
+    bits = json.loads((tmp_path / "compression" / "analysis.json").read_text())["compression"]["latents"]
+    assert bits["time"] == 0.3 and bits["gaussian"]["bits_per_sample"] > 0 and bits["prior"] is None
     losses = json.loads((tmp_path / "losses" / "analysis.json").read_text())
     assert losses["gradients"][0]["parts"] == ["reconstruction", "flow"] and losses["course"]["losses"]["flow"][0]
     for only, words in (("alignement", "'alignement' is unknown; use latents"), ("", "'' is unknown")):

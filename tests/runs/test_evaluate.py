@@ -29,7 +29,7 @@ from unilatent.training.trainer import Trainer
 
 FAST = ("--num-samples", 150, "--steps", 2, "--num-held-out", 70, "--num-reference", 300)
 KEYS = {"psnr", "l1", "judge_accuracy", "recognised", "spread", "frechet_pixels", "nearest", "identical_pairs",
-        "frechet_classifier", "classified"}  # fmt: skip
+        "frechet_classifier", "classified", "frechet_ratio"}  # fmt: skip
 
 
 def numbers(folder: Path) -> dict[str, Any]:
@@ -87,6 +87,13 @@ def test_it_prints_distances_accuracy_and_psnr_and_stores_how_they_were_made(
     assert distance["protocol"]["balance"] == {"labels": {"values": 10, "smallest": 15, "largest": 15, "of": 10}}
     assert distance["value"] > distance["beside"]["held-out real"] > 0
     assert found["psnr"]["protocol"]["num_samples"] == 70 and 0 < found["psnr"]["value"] < 20
+    ratio = found["frechet_ratio"]
+    assert "real 1; mean of pixels" in " ".join(done.out.split()) and ratio["parts"].keys() == {"pixels", "classifier"}
+    assert ratio["value"] == pytest.approx(sum(ratio["parts"].values()) / 2) and ratio["value"] > 2
+    assert ratio["key"] == "frechet_ratio70/adm/heun-2/cfg1"  # of as many samples as there are held-out digits
+    assert ratio["protocol"]["space"] == "pixels, classifier" and ratio["protocol"]["num_reference"] == 300
+    held_out = splits_of(unilatent.load(run_folder).modality, run_folder, None).held_out.fingerprint
+    assert ratio["protocol"]["relative_to"] == f"held-out data {held_out[:12]}"
 
 
 def test_an_evaluation_that_was_edited_is_not_replaced(cli: Command, run_folder: Path, tmp_path: Path) -> None:
@@ -176,6 +183,10 @@ REFUSED = [
     (("--precision", "fp8"), "--precision: 'fp8' is unknown"),
     (("--metrics", "fid", "--inception-weights", "/nowhere.pth"), "--inception-weights PATH takes a local file"),
     (("--metrics", "lpips", "--lpips-weights", "/nowhere.pth"), "--lpips-weights PATH"),
+    (("--metrics", "fdr", "--inception-weights", "/nowhere.pth"), "--inception-weights PATH takes a local file"),
+    (("--metrics", "fd_dinov2", "--dinov2", "/nowhere"), "the feature extractor dinov2"),
+    (("--i3d-weights", "/nowhere.pth"), "--i3d-weights: samples of this model have no such metric; leave it out"),
+    (("--given-frames", "2"), "--given-frames: samples of this model have no such metric; leave it out"),
 ]
 
 
@@ -419,6 +430,8 @@ def test_a_model_folder_is_held_against_the_data_that_is_given(cli: Command, run
                "--out", tmp_path)  # fmt: skip
     assert done.code == 0, done.err
     found = by_metric(numbers(tmp_path))
-    assert found.keys() == {"psnr", "l1", "frechet_classifier", "classified"}
+    assert found.keys() == {"psnr", "l1", "frechet_classifier", "classified", "frechet_ratio"}
     assert found["psnr"]["protocol"]["num_samples"] == 50 and found["frechet_classifier"]["beside"] == {}
     assert found["frechet_classifier"]["protocol"]["num_reference"] == 1797
+    ratio = found["frechet_ratio"]["protocol"]
+    assert ratio["relative_to"] == "half of the reference" and ratio["num_reference"] == 899

@@ -140,7 +140,5 @@ def _features(
 
 def _flat(h: Tensor, layout: Layout) -> _Features:
     """(B, K, H) to features of a sample; both are the mean where samples have different numbers of latents."""
-    if layout.mask is None:
-        return _Features(h.flatten(1), h.mean(1).cpu())
-    mean = layout.blank(h).sum(1) / layout.mask.sum(1, keepdim=True)
-    return _Features(mean, mean.cpu())
+    mean = layout.mean(h)
+    return _Features(h.flatten(1) if layout.mask is None else mean, mean.cpu())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..sampling import computing, reconstruct
 from ..types import Batch, count, take
 from ..version import __version__
 from .alignment import Alignment, alignment
-from .compression import Compression, compression
+from .compression import Compression, LatentBits, compression, latent_bits
 from .decoding import Sensitivity, nearest_latents, sensitivity, trajectory
 from .latents import LatentStatistics, interpolations, latent_statistics
 from .layers import LayerAccuracy, layer_accuracy
@@ -119,7 +119,9 @@ def analyze(
             found["alignment"] = alignment(model, batches, seed)
         if "compression" in only:
             progress("compression")
-            found["compression"] = compression(model, seed)
+            rate = found.get("rate") or rate_report(model, data, draws, seed, batch_size)
+            bits = latent_bits(model, batches, rate, seed)
+            found["compression"] = replace(compression(model, seed), latents=bits)
         if "layers" in only:
             progress("layers")
             found["layers"] = layer_accuracy(model, batches, seed)
@@ -235,6 +237,20 @@ def _add_rate(out: Table, analysis: Analysis) -> None:
     )
 
 
+def _add_bits(out: Table, bits: LatentBits | None) -> None:
+    if bits is None:
+        out.add_row("bits of the latents", "none", "the decoder was trained without noise on them: no resolution")
+        return
+    noise = f"through the noise at t = {bits.time:g}, the most that the decoder was trained with"
+    a_sample = f"{bits.gaussian['bits_per_sample']:.4g} a sample"
+    each = f"{bits.gaussian['bits_per_latent_dimension']:.3g} per latent dimension"
+    out.add_row("bits of the latents, at most", a_sample, f"{each}; by their covariance, {noise}")
+    if bits.prior is not None:
+        each = f"{bits.prior['bits_per_latent_dimension']} per latent dimension"
+        a_sample = f"{bits.prior['bits_per_sample']} a sample"
+        out.add_row("bits of the latents, under the prior", a_sample, f"{each}; the bound that its prior gives")
+
+
 def _add_passes(out: Table, analysis: Analysis) -> None:
     if (a := analysis.alignment) is not None:
         weights = "the same weights" if a.shared else "separate weights"
@@ -247,6 +263,7 @@ def _add_passes(out: Table, analysis: Analysis) -> None:
             f"{c.total(c.gaussian):.3g} MB"
         )
         out.add_row("weights", f"{c.total(c.trained):.3g} MB", meaning)
+        _add_bits(out, c.latents)
     if (acc := analysis.layers) is not None:
         for kind, values in acc.linear.items():
             best = max(range(len(values)), key=values.__getitem__)

@@ -1,20 +1,80 @@
-"""How many bytes the weights of a model take by the entropy of their values (UNITE, Sec. 4)."""
+"""How many bytes the weights of a model take by the entropy of their values (UNITE, Sec. 4), and how many bits its
+latents can carry."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from ..maths.coding import description_bits
-from ..maths.streams import generator, seed_of
+from ..maths.coding import description_bits, gaussian_bits, rates
+from ..maths.spread import Spread
+from ..maths.streams import Streams, generator, seed_of
 from ..methods.base import LatentModel
 from ..sharding import full
+from ..types import Batch, count
+from .rates import MeanWithError, RateReport, unit_counts
 
 GROUPS = ("attention and MLP", "normalisation", "rest")
 MATRICES = re.compile(r"\.blocks\.\d+\.(attn|mlp|up|down)\.")
 NORMS = re.compile(r"(norm|modulation|film)")
+
+
+@dataclass(frozen=True)
+class LatentBits:
+    """How many bits latents can carry to the decoder, by what they are divided by ("bits_per_sample",
+    "bits_per_latent_dimension", "bits_per_pixel", ...).
+
+    Latents are real numbers, so their bits depend on a resolution: here the noise of z_t = alpha z + sigma eps at
+    `time` (1 is noise), the most that the decoder was trained to decode. snr: alpha^2 / sigma^2 there.
+
+    gaussian: an upper bound from the latents' covariance alone, `maths.coding.gaussian_bits` of the D channels, summed
+        over the latents of a sample as if they were independent. The covariance is over samples at the same place.
+    prior: the bound that a method's own prior gives on the same information (`rates.RateReport.bits`); None for a
+        method without one.
+    """
+
+    samples: int
+    time: float
+    snr: float
+    gaussian: dict[str, float]
+    prior: dict[str, MeanWithError] | None = None
+
+
+@torch.no_grad()
+def latent_bits(
+    model: LatentModel, batches: Iterable[Batch], rate: RateReport | None = None, seed: int = 0
+) -> LatentBits | None:
+    """Measure it on samples; None if the decoder was trained without noise on latents: then there is no resolution.
+
+    rate: what `rates.rate_report` found.
+    """
+    time = torch.tensor(model.decoder_noise, dtype=torch.float64)
+    alpha, sigma = float(model.path.alpha(time)), float(model.path.sigma(time))
+    if sigma == 0 or alpha == 0:
+        return None
+    spread, parts, done = Spread(model.max_latents, model.latent_channels, model.device), [], 0
+    for batch in batches:
+        streams = Streams(("latents", seed), range(done, done + count(batch.data)), model.device)
+        z = model.encode_clean(batch.data, streams)
+        spread.add(z, model.latent_layout(model.modality.pack(batch.data).layout.to(z.device)).mask)
+        parts.append(unit_counts(model, batch))
+        done += len(z)
+    counts = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    each = gaussian_bits(spread.covariance(), snr := (alpha / sigma) ** 2) / model.latent_channels
+    nats = math.log(2) * each * counts["latent_dimension"]
+    counts["sample"] = torch.ones(done, dtype=torch.float64)
+    bits = {name: float(value) for name, value in rates(nats, **counts).items()}
+    prior = None if rate is None else {**rate.bits, "bits_per_sample": _in_bits(rate.nats)}
+    return LatentBits(done, float(time), snr, bits, prior)
+
+
+def _in_bits(nats: MeanWithError) -> MeanWithError:
+    error = None if nats.error is None else nats.error / math.log(2)
+    return MeanWithError(nats.mean / math.log(2), error)
 
 
 @dataclass(frozen=True)
@@ -24,13 +84,15 @@ class Compression:
 
     trained, initial: of this model, and of the same model as initialised from a seed. gaussian: of as many normal
     numbers, tensor by tensor: tensors that begin as zeros (AdaLN's modulations) take no bits as initialised, and the
-    paper's random initialisation is not of zeros. parameters: number of values.
+    paper's random initialisation is not of zeros. parameters: number of values. latents: None without samples, or if
+    the latents have no resolution.
     """
 
     trained: dict[str, dict[str, float]]
     initial: dict[str, dict[str, float]]
     gaussian: dict[str, dict[str, float]]
     parameters: dict[str, dict[str, int]]
+    latents: LatentBits | None = None
 
     def total(self, of: dict[str, dict[str, float]]) -> float:
         """Return the MB of all networks and groups."""

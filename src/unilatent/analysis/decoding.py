@@ -45,22 +45,13 @@ def sensitivity(model: LatentModel, data: Any, seed: int = 0, batch_size: int = 
         layout = model.modality.pack(batch).layout.to(model.device)
         z = model.encode(batch, seed=seed, start=start)
         latents = model.latent_layout(layout)
-        rms = _rms(z, latents.mask)
+        rms = latents.mean(z.square()).mean(1)[:, None, None].sqrt()  # of each sample's latents
         eps = Streams(("sensitivity", seed), range(start, start + len(z)), model.device).normal(*z.shape[1:]).to(z)
         for place, noise in enumerate(NOISES):
             made = move(model.decode(latents.blank(z + noise * rms * eps), layout, seed=seed, start=start), "cpu")
             for key, values in model.modality.errors(made, batch).items():
                 totals.setdefault(key, torch.zeros(len(NOISES), dtype=torch.float64))[place] += sum(values)
     return Sensitivity(n, NOISES, {key: (total / n).tolist() for key, total in totals.items()})
-
-
-def _rms(z: Tensor, mask: Tensor | None) -> Tensor:
-    """The root mean square of each sample's latents, (B, 1, 1)."""
-    squares = z.square().mean(2, keepdim=True)  # (B, K, 1)
-    if mask is None:
-        return squares.mean(1, keepdim=True).sqrt()
-    real = mask[..., None]
-    return (torch.where(real, squares, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -118,8 +109,8 @@ def nearest_latents(
         part = take(data, slice(start, start + batch_size))
         streams = Streams(("latents", seed), range(start, start + count(part)), model.device)
         z = model.encode_clean(part, streams).double()
-        mask = model.latent_layout(model.modality.pack(part).layout.to(z.device)).mask
-        parts.append(z.flatten(1) if mask is None else z.sum(1) / mask.sum(1, keepdim=True))  # zeros at padding
+        latents = model.latent_layout(model.modality.pack(part).layout.to(z.device))
+        parts.append(z.flatten(1) if latents.mask is None else latents.mean(z))
     flat = torch.cat(parts)
     distance = torch.cdist(flat[:queries], flat)
     distance[torch.arange(len(distance)), torch.arange(len(distance))] = torch.inf

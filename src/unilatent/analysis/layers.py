@@ -68,8 +68,8 @@ def layer_accuracy(model: LatentModel, batches: Iterable[Batch], seed: int = 0) 
                     noisy = model.path.add_noise(z, model.latent_noise(streams, k).to(z), NOISE)
                     model.denoise(noisy, NOISE, model.conditions.null(len(z)), latent)
             outputs = [which.latents_of(found[names[id(block)]][-1], k).float() for block in which.blocks]
-            features[kind].append([_mean(h, latent.mask) for h in outputs])
-        latents.append(_mean(z.float(), latent.mask))
+            features[kind].append([latent.mean(h).cpu() for h in outputs])
+        latents.append(latent.mean(z.float()).cpu())
         done += len(z)
     y = torch.cat(labels) if labels else torch.zeros(0)
     if len(y) < FEWEST or len(y.unique()) < 2:
@@ -107,10 +107,3 @@ def linear_accuracy(x: Tensor, y: Tensor) -> float:
     target = F.one_hot(y.unique(return_inverse=True)[1]).double().numpy()
     predicted, _ = cross_predictions(x.double().numpy(), target)
     return float((predicted.argmax(1) == target.argmax(1)).mean())
-
-
-def _mean(h: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, K, H) to means over real latents (B, H)."""
-    if mask is None:
-        return h.mean(1).cpu()
-    return (torch.where(mask[..., None], h, 0.0).sum(1) / mask.sum(1, keepdim=True)).cpu()

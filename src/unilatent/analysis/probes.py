@@ -13,7 +13,7 @@ from torch import Tensor
 from ..maths.streams import Streams, generator
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Stream
-from ..types import Batch, count
+from ..types import Batch, Layout, count
 
 FEWEST = 20
 """Fewest samples with a known value for which a probe is fitted."""
@@ -81,8 +81,8 @@ def probes(model: LatentModel, batches: Iterable[Batch], seed: int = 0) -> list[
         streams = Streams(("latents", seed), range(done, done + count(batch.data)), model.device)
         packed = model.modality.pack(batch.data)
         z = model.encode_clean(batch.data, streams)
-        latents.append(_pooled(z, model.latent_layout(packed.layout.to(z.device)).mask))
-        tokens.append(_pooled(packed.values, packed.layout.mask))
+        latents.append(_pooled(z, model.latent_layout(packed.layout)))
+        tokens.append(_pooled(packed.values, packed.layout))
         real = packed.layout.mask
         sizes.append(real.sum(1) if real is not None else torch.full((len(z),), packed.layout.num_tokens))
         for key, value in wanted.items():
@@ -105,14 +105,11 @@ def _probed(values: dict[str, Tensor]) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def _pooled(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Pool (B, K, D) to mean and sum over real tokens (B, 2 D); without a mask to the mean alone (B, D)."""
-    values = values.double().cpu()
-    if mask is None:
-        return values.mean(1)
-    real = mask.cpu()[..., None]
-    total = torch.where(real, values, 0.0).sum(1)
-    return torch.cat([total / real.sum(1).clamp(min=1), total], 1)
+def _pooled(values: Tensor, layout: Layout) -> Tensor:
+    """Pool (B, K, D) to mean and sum over real tokens (B, 2 D); without padding to the mean alone (B, D)."""
+    layout = layout.to("cpu")
+    mean = layout.mean(values.double().cpu())
+    return mean if layout.mask is None else torch.cat([mean, mean * layout.mask.sum(1, keepdim=True)], 1)
 
 
 def _probe(name: str, value: Tensor, features: dict[str, Tensor]) -> Probe | None:

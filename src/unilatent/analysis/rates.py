@@ -112,7 +112,8 @@ def rate_report(
             parts.append(costs)
     order = torch.cat(places).argsort()
     by_draw = {name: _joined(parts, name, order) for name in (field.name for field in fields(Costs))}
-    counts = _unit_counts(model, data, batch_size)
+    pieces = [unit_counts(model, Batch(take(data.data, rows), {})) for rows in in_batches(n, batch_size)]
+    counts = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
     averaged = {name: value.reshape(draws, -1).mean(0) for name, value in by_draw.items() if value is not None}
     decoder, shuffled = _mean(averaged["decoder"]), _mean(averaged["shuffled"])
     return RateReport(
@@ -168,16 +169,13 @@ def _joined(costs: list[Costs], name: str, order: Tensor) -> Tensor | None:
     return None if parts[0] is None else torch.cat([part.double().cpu() for part in parts])[order]
 
 
-def _unit_counts(model: LatentModel, data: Batch, batch_size: int) -> dict[str, Tensor]:
-    """How many units of a rate each sample has, by the unit's name: (n,) float64."""
-    parts: dict[str, list[Tensor]] = {}
-    for rows in in_batches(count(data.data), batch_size):
-        layout = model.modality.pack(take(data.data, rows)).layout
-        dimensions = model.latent_layout(layout).real_tokens * model.latent_channels
-        for name, value in {**model.modality.units(layout), "latent_dimension": dimensions}.items():
-            each = torch.as_tensor(value, dtype=torch.float64).cpu()
-            parts.setdefault(name, []).append(each.expand(rows.stop - rows.start))
-    return {name: torch.cat(values) for name, values in parts.items()}
+def unit_counts(model: LatentModel, batch: Batch) -> dict[str, Tensor]:
+    """Return how many units of a rate each sample of a batch has, by the unit's name: (B,) float64."""
+    layout = model.modality.pack(batch.data).layout
+    dimensions = model.latent_layout(layout).real_tokens * model.latent_channels
+    units = {**model.modality.units(layout), "latent_dimension": dimensions}
+    n = count(batch.data)
+    return {name: torch.as_tensor(value, dtype=torch.float64).cpu().expand(n) for name, value in units.items()}
 
 
 def _bits(nats: Tensor, counts: dict[str, Tensor]) -> dict[str, MeanWithError]:

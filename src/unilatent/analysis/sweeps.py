@@ -21,12 +21,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError, flat, read_yaml
+from ..config import ConfigError, flat
 from ..evaluation.evaluate import EvaluatedMetric
 from ..methods.base import Ablation
 from ..plain_text import count_of
 from ..registry import find
 from ..training.config import RunConfig
+from ..training.resuming import refuse_other_settings
 from .comparison import last_evaluation
 from .plots import panels, titled
 
@@ -76,9 +77,14 @@ def _ablation_cell(run: RunConfig, ablation: Ablation, prefix: str) -> Cell:
     values = flat(run.plain())
     scaled = []
     for key, factor in ablation.scales.items():
-        value = values[f"{prefix}{key}"] * factor
-        whole = isinstance(values[f"{prefix}{key}"], int)
-        scaled.append(f"{prefix}{key}={max(1, round(value)) if whole else f'{value:.6g}'}")
+        name = key if key.startswith("modality.") else f"{prefix}{key}"  # a first stage has its run's modality
+        if not isinstance(values.get(name), int | float):
+            raise ConfigError(
+                f"--ablate: {ablation.label!r} changes {name}, which is no number of this run; leave it out, or vary "
+                "another setting, KEY=V1,V2"
+            )
+        value = values[name] * factor
+        scaled.append(f"{name}={max(1, round(value)) if isinstance(values[name], int) else f'{value:.6g}'}")
     overrides = (*(f"{prefix}{text}" for text in ablation.overrides), *scaled)
     return Cell(_folder(ablation.label, overrides), ablation.label, overrides, ablation.published, ablation.base)
 
@@ -149,20 +155,13 @@ class SweepRun:
 
     def refuse_other(self) -> None:
         """ConfigError if the folder holds a run of other settings, trained in another sweep."""
-        path = self.folder / "config.yaml"
-        if self.config is None or not path.is_file():
-            return
-        wanted, there = flat(self.config.resolved().plain()), flat(read_yaml(path))
-        for key, value in wanted.items():
+
+        def counts(key: str) -> bool:
             own = key.removeprefix("tokenizer.")  # of the first stage, the same settings count
-            counts = own.partition(".")[0] in COUNT
-            if own in ANY or key.startswith("method.tokenizer") or value is None or not counts:
-                continue  # None: found when training started
-            if key in there and there[key] != value:
-                raise ConfigError(
-                    f"{key}: {value!r}, but {self.folder} was trained with {there[key]!r}; keep it, choose another "
-                    "--out, or delete that folder"
-                )
+            return own.partition(".")[0] in COUNT and own not in ANY and not key.startswith("method.tokenizer")
+
+        if self.config is not None and (self.folder / "config.yaml").is_file():
+            refuse_other_settings(self.config, self.folder, counts)
 
 
 COUNT = ("seed", "data", "modality", "conditions", "method", "sampling", "given", "training")

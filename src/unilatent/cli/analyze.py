@@ -129,7 +129,7 @@ def _analyse(
     if splits is None:
         raise ValueError(f"--data: {source} is not a run and does not record its training data; give them")
     held_out = len(splits.held_out) > 0
-    samples = load_all(with_columns(splits.held_out if held_out else splits.train), network.modality, limit=num)
+    samples = load_all(with_columns(splits.shown), network.modality, limit=num)
     if not held_out:
         print("note: no samples are held out of this data, so training samples are analysed", file=sys.stderr)
     with progress_of() as advance:

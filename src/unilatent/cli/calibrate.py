@@ -154,11 +154,9 @@ def _same_search(path: Path, first: RunConfig, steps: int | None) -> None:
 
     config = shortened(first, steps)
     if path.is_file():
-        difference = first_difference(type(config).parse(config.plain()).plain(), read_yaml(path), "")
+        difference = first_difference(type(config).parse(config.plain()).plain(), read_yaml(path))
         if difference is not None:
             key, new, old = difference
-            raise ConfigError(
-                f"{key.lstrip('.')}: {new!r}, but the trials in {path.parent} have {old!r}; choose another --out"
-            )
+            raise ConfigError(f"{key}: {new!r}, but the trials in {path.parent} have {old!r}; choose another --out")
     else:
         write_text(path, config.to_yaml())

@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output.")]
 PLACES = (
     "model", "models", "reference", "data", "source", "preset", "resume", "inception_weights", "lpips_weights",
-    "i3d_weights",
+    "i3d_weights", "dinov2", "clip",
 )  # fmt: skip
 """Arguments of commands that are texts and may be paths."""
 

@@ -13,17 +13,22 @@ from ..outputs import Outputs, in_shared_folder, refuse_overlap, single_file
 from .command import Record, examples
 from .options import (
     BatchSize,
+    CLIPWeights,
     DecoderSolver,
     DecoderSteps,
     DenoiseToZero,
     Device,
+    DINOv2Weights,
     EvaluationFolder,
+    GivenContext,
+    GivenFrames,
     GuidanceInterval,
     GuidanceNorm,
     GuidanceScale,
     I3DWeights,
     InceptionWeights,
     Labels,
+    LPIPSWeights,
     NumReference,
     OptionalModel,
     Precision,
@@ -47,6 +52,7 @@ from .running import (
     leave_stopped,
     load,
     make_folder,
+    option_name,
     precision_of,
     print_notes,
     progress_of,
@@ -103,17 +109,12 @@ def run(
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
     inception_weights: InceptionWeights = None,
-    lpips_weights: Annotated[
-        str | None, typer.Option(help="A local file with the VGG16 of LPIPS [default: downloaded once].")
-    ] = None,
+    lpips_weights: LPIPSWeights = None,
     i3d_weights: I3DWeights = None,
-    given_frames: Annotated[
-        int | None, typer.Option(help="Continue so many first frames of held-out clips, in place of new samples.")
-    ] = None,
-    given_context: Annotated[
-        str | None,
-        typer.Option(help='What metrics see in place of given frames: real, decoded or "left out" [default: real].'),
-    ] = None,
+    dinov2: DINOv2Weights = None,
+    clip: CLIPWeights = None,
+    given_frames: GivenFrames = None,
+    given_context: GivenContext = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Only compare the two JSON files of earlier evaluations.")
     ] = None,
@@ -157,10 +158,11 @@ def run(
     listings = Listings(processes)
     chosen = precision_of(precision, network, processes)
     modality = network.modality if network is not None else modality_for(samples or Path(), listings)
-    weights = {
-        "inception_weights": inception_weights, "perceptual_weights": lpips_weights, "i3d_weights": i3d_weights,
+    of_metrics = {
+        "inception_weights": inception_weights, "lpips_weights": lpips_weights, "i3d_weights": i3d_weights,
+        "dinov2": dinov2, "clip": clip, "given_frames": given_frames, "given_context": given_context,
     }  # fmt: skip
-    modality = for_evaluation(modality, {**weights, "given_frames": given_frames, "given_context": given_context})
+    modality = for_evaluation(modality, of_metrics)
     run_folder = find_run_folder(model)
     folder = processes.from_main(lambda: evaluation_folder(out, run_folder))
     processes.on_main(lambda: refuse_overlap(folder, [samples, reference, data, *data_of(model)]))
@@ -187,14 +189,13 @@ def run(
             processes=processes, progress=progress,
             stop=lambda: stop.received is not None,
             sources={
-                "--data": data, "--reference": reference, "--samples": None if samples is None else str(samples),
-                "--inception-weights": inception_weights, "--lpips-weights": lpips_weights,
-                "--i3d-weights": i3d_weights,
+                option_name(name): None if value is None else str(value)
+                for name, value in {"data": data, "reference": reference, "samples": samples, **of_metrics}.items()
             }, **settings,
         )  # fmt: skip
         if processes.is_main:
             sets = filter(None, (evaluator.external_samples, evaluator.reference))
-            print_notes(line for compared in sets for line in compared.notes)
+            print_notes([*(line for compared in sets for line in compared.notes), *evaluator.notes])
         processes.on_main(lambda: in_shared_folder(make_folder(folder), "evaluate").check(_file_name(evaluator)))
         try:
             evaluation = evaluator.run()
@@ -229,7 +230,8 @@ def _finish(
         missing = f"{', '.join(evaluation.missing)} cannot" if evaluation.missing else "nothing can"
         raise ValueError(
             f"--metrics: {missing} be measured on these data; reconstructions need the run's held-out data, KID, "
-            "precision and classifiers need samples in the reference, all but one need at least two samples"
+            "precision and classifiers need samples in the reference, fdr needs held-out images or more of the "
+            "reference's, all but one need at least two samples"
         )
     name = f"{Path(source).resolve().name}, {evaluator.fingerprint[:12]}"
     path = folder / _file_name(evaluator)

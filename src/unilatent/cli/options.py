@@ -113,12 +113,33 @@ Reference = Annotated[
     ),
 ]
 NumReference = Annotated[int, typer.Option(help="How many real samples to compare with, evenly over the data.", min=2)]
+
+# Settings of a modality that only an evaluation reads. `running.for_evaluation` applies them by name.
+
 InceptionWeights = Annotated[
     str | None, typer.Option(help="A local file with the FID Inception network [default: downloaded once].")
 ]
-
+LPIPSWeights = Annotated[
+    str | None,
+    typer.Option("--lpips-weights", help="A local file with the VGG16 of LPIPS [default: downloaded once]."),
+]
 I3DWeights = Annotated[
     str | None, typer.Option("--i3d-weights", help="A local file with FVD's I3D network [default: downloaded once].")
+]
+DINOv2Weights = Annotated[
+    str | None,
+    typer.Option("--dinov2", help="A folder or hub id of the DINOv2 of fd_dinov2 and fdr [default: ViT-L/14]."),
+]
+CLIPWeights = Annotated[
+    str | None,
+    typer.Option("--clip", help="A folder or hub id of the CLIP of fd_clip, fdr and clip_score [default: ViT-L/14]."),
+]
+GivenFrames = Annotated[
+    int | None, typer.Option(help="Continue so many first frames of held-out clips, in place of new samples.")
+]
+GivenContext = Annotated[
+    str | None,
+    typer.Option(help='What metrics see in place of given frames: real, decoded or "left out" [default: real].'),
 ]
 
 # How to run.

@@ -62,15 +62,28 @@ def join_processes(device: str | None) -> Processes:
     return Processes(device)
 
 
-def for_evaluation(modality: Modality, settings: dict[str, Any]) -> Modality:
+FIELDS = {"lpips_weights": "perceptual_weights"}
+"""Options of an evaluation that the configuration of a modality has under another name."""
+
+
+def option_name(argument: str) -> str:
+    """Return the option that a command's argument is given by."""
+    return f"--{argument.replace('_', '-')}"
+
+
+def for_evaluation(modality: Modality, options: Mapping[str, Any]) -> Modality:
     """Return the modality with other settings of its metrics; ValueError names an option that it has no use for.
 
-    settings: field of the modality's configuration -> value, None to leave the field as it is.
+    options: argument of a command (`inception_weights`) -> its value, None to leave the setting as it is.
     """
-    settings = {key: value for key, value in settings.items() if value is not None}
-    for key in settings:
+    settings: dict[str, Any] = {}
+    for name, value in options.items():
+        key = FIELDS.get(name, name)
+        if value is None:
+            continue
         if key not in type(modality.config).model_fields:
-            raise ValueError(f"--{key.replace('_', '-')}: samples of this model have no such metric; leave it out")
+            raise ValueError(f"{option_name(name)}: samples of this model have no such metric; leave it out")
+        settings[key] = value
     return type(modality)(type(modality.config).parse({**modality.config.plain(), **settings}))
 
 

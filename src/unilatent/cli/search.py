@@ -11,13 +11,17 @@ from ..outputs import refuse_overlap
 from .command import Record, examples
 from .options import (
     BatchSize,
+    CLIPWeights,
     Data,
     DecoderSolver,
     DecoderSteps,
     Device,
+    DINOv2Weights,
     EvaluationFolder,
     GuidanceInterval,
     GuidanceScale,
+    I3DWeights,
+    InceptionWeights,
     Labels,
     Model,
     NumReference,
@@ -36,6 +40,7 @@ from .running import (
     data_of,
     evaluation_folder,
     find_run_folder,
+    for_evaluation,
     join_processes,
     leave_stopped,
     load,
@@ -71,7 +76,7 @@ def run(
     ],
     metric: Annotated[
         str,
-        typer.Option(help="A metric of new samples: fid, kid, frechet_pixels, ...; any metric over decoder_steps."),
+        typer.Option(help="A metric of new samples: fid, fdr, frechet_pixels, ...; any metric over decoder_steps."),
     ] = "fid",
     method: Annotated[
         str | None,
@@ -104,6 +109,10 @@ def run(
     solver: SolverOption = None,
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
+    inception_weights: InceptionWeights = None,
+    i3d_weights: I3DWeights = None,
+    dinov2: DINOv2Weights = None,
+    clip: CLIPWeights = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
@@ -136,10 +145,12 @@ def run(
         raise ValueError(f"--{over.replace('_', '-')}: is the setting to search over; leave it out")
     find_best = _method(over, method, values, start, step, low, high, tolerance)
     network = load(model, device, processes)
+    of_metrics = {"inception_weights": inception_weights, "i3d_weights": i3d_weights, "dinov2": dinov2, "clip": clip}
+    modality = for_evaluation(network.modality, of_metrics)
     check_decoder_settings(network, settings)
     if over == DECODER and network.stepped_decoder is None:
         raise ValueError(f"--over {over}: this model decodes in one pass; choose another")
-    if over != DECODER and any(m.track != "generation" for m in choose_metrics(network.modality, [metric])):
+    if over != DECODER and any(m.track != "generation" for m in choose_metrics(modality, [metric])):
         raise ValueError(
             f"--metric {metric}: measures reconstructions, which no sampling setting changes; choose another"
         )
@@ -154,13 +165,13 @@ def run(
     snapshots = processes.from_main(lambda: EMASnapshots(run_folder)) if over == "ema" and run_folder else None
     folder = processes.from_main(lambda: evaluation_folder(out, run_folder))
     processes.on_main(lambda: refuse_overlap(folder, [reference, data, *data_of(model)]))
-    splits = splits_of(network.modality, run_folder, data, listings)
+    splits = splits_of(modality, run_folder, data, listings)
     chosen = precision_of(precision, network, processes)
     request = EvaluationRequest(
         metrics=(metric,), num_samples=num, num_reference=num_reference, seed=seed, batch_size=batch_size,
         precision=chosen,
     )  # fmt: skip
-    real = None if reference is None else find_reference(network.modality, reference, listings)
+    real = None if reference is None else find_reference(modality, reference, listings)
     if processes.is_main and real is not None:
         print_notes(real.notes)
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
@@ -173,11 +184,13 @@ def run(
             else:
                 settings[over] = int(at) if over in AXES and AXES[over].whole else at  # type: ignore[arg-type]
             evaluator = Evaluator(
-                network, splits, folder / "search-records", request, reference=real, processes=processes,
-                progress=lambda what, more, total: progress(f"{what} at {at}", more, total),
+                network, splits, folder / "search-records", request, modality=modality, reference=real,
+                processes=processes, progress=lambda what, more, total: progress(f"{what} at {at}", more, total),
                 stop=lambda: stop.received is not None,
                 **settings,
             )  # fmt: skip
+            if processes.is_main and not search.points:
+                print_notes(evaluator.notes)
             measured = evaluator.run().find(metric)
             processes.wait()
             processes.on_main(lambda: evaluator.clear("samples", "reconstructions"))
@@ -288,7 +301,7 @@ def _finish(search: Search, model: str, stepped: bool) -> Record:
     from rich.table import Table
 
     from ..evaluation.search import draw_search, format_setting
-    from ..evaluation.table import format_number
+    from ..evaluation.table import format_number, format_parts
     from ..files import read_json
     from ..tables import show
 
@@ -301,6 +314,8 @@ def _finish(search: Search, model: str, stepped: bool) -> Record:
         notes = ["best"] if point is best else []
         if "profile_error" in point.about:
             notes.append(f"profile error {100 * point.about['profile_error']:.2g} %")
+        if point.parts:
+            notes.append(format_parts(point.parts))
         table.add_row(format_setting(point.at), f"{format_number(point.value)}{spread}", ", ".join(notes))
     show(table)
     if search.at_the_end:

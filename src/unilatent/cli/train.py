@@ -132,24 +132,17 @@ def build_on_meta(config: RunConfig) -> None:
         LatentModel.build(config.example().model())
 
 
-FIXED = ("steps", "epochs", "batch_size", "optimizer", "schedule", "gradient_clip", "ema_decay")
-"""Settings of `training` that cannot differ from those of a finished run."""
-
-
 def refuse_other_first(config: RunConfig, folder: Path) -> None:
     """ConfigError names the first setting in which a finished first stage differs from `config`."""
-    from ..config import ConfigError, flat, read_yaml
+    from ..training.config import LEARNING
+    from ..training.resuming import refuse_other_settings
 
-    requested, trained = flat(config.resolved().plain()), flat(read_yaml(folder / "config.yaml"))
-    for key, value in requested.items():
-        part = key.split(".")
-        counts = part[0] in ("seed", "data", "modality", "conditions", "method")
-        counts |= part[0] == "training" and part[1] in FIXED
-        if counts and value is not None and trained.get(key) != value:  # None: found when training started
-            raise ConfigError(
-                f"tokenizer.{key}: {value!r}, but {folder} was trained with {trained.get(key)!r}; keep it, choose "
-                "another --out, or delete that folder"
-            )
+    def counts(key: str) -> bool:
+        part, _, rest = key.partition(".")
+        learned = ("seed", "data", "modality", "conditions", "method", "given")
+        return part in learned or (part == "training" and rest.partition(".")[0] in LEARNING)
+
+    refuse_other_settings(config, folder, counts, prefix="tokenizer.")
 
 
 def read_run(source: str, overrides: list[str] | None) -> RunConfig:

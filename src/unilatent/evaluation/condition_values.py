@@ -27,7 +27,7 @@ def values_from_data(
     missing = [c for c in conditions if given.get(c.argument) is None]
     if not num or splits is None or all(c.cycle is not None for c in missing):
         return {}
-    dataset = splits.held_out if len(splits.held_out) else splits.train
+    dataset = splits.shown
     keys = [c.argument for c in missing if c.argument in dataset.facts]
     if not keys:
         return {}

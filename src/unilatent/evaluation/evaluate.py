@@ -26,6 +26,7 @@ from ..devices import float32_products
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
 from ..model_config import SamplingConfig, follow
+from ..plain_text import count_of
 from ..pretrained import cache_folder
 from ..processes import Processes
 from ..records import Joined, Moments, Records, Rows, Statistics, open_records, remove_records
@@ -145,7 +146,7 @@ class Evaluator:
         instead of newly generated ones, all of them; the model may then be None. reference: used instead of the
         training samples. processes: share the work by chunks; all create the Evaluator and call its methods. stop:
         called between batches; once it returns True in any process, all raise Interrupted. sources: option of
-        `unilatent evaluate` -> file or folder given for it, for the command line in a report. ValueError if a metric is
+        `unilatent evaluate` -> what was given for it, for the command line in a report. ValueError if a metric is
         unknown, or its data or weights are missing.
         """
         assert model is not None or (modality is not None and samples is not None)
@@ -169,10 +170,17 @@ class Evaluator:
             model.conditions.parse(max(num, 1), self.condition_arguments, all_used=num > 0)
             if samples is None:
                 self.settings = {**settings, **self._condition_values()}
+        self.notes: list[str] = []
+        """What of the request is not as it was asked for, one line each."""
         if self.modality.completes_in_evaluation:
             self._refuse_no_completions()
+            if splits is not None and samples is None and (there := len(splits.held_out)) < request.num_samples:
+                self.notes.append(
+                    f"{count_of(request.num_samples, 'sample')} asked for, but only {count_of(there, 'sample')} held "
+                    "out to be completed, each once"
+                )
         self.metrics = choose_metrics(self.modality, request.metrics)
-        self.spaces = _with_needs(self.modality.spaces(), {metric.space for metric in self.metrics})
+        self.spaces = _with_needs(self.modality.spaces(), _read_by(self.metrics))
         self.decoding: dict[str, Any] | None = None
         if model is not None and model.stepped_decoder is not None:
             s = self.sampling
@@ -222,7 +230,7 @@ class Evaluator:
         light = [space for space in self.spaces if not _is_heavy(space)]
         generates = bool(self.external_samples or self.request.num_samples) and "generation" in self._tracks
         train = self._reference([s for s in self.spaces if s in generation or s in light]) if generates else None
-        beside = {metric.space for metric in self.metrics if metric.needs_held_out}
+        beside = _read_by(metric for metric in self.metrics if metric.needs_held_out)
         held_out = self._held_out([s for s in self.spaces if s in reconstruction or s in light or s.name in beside])
         samples = self._samples(generation) if generates else None
         reconstructs = self._model is not None and held_out is not None and "reconstruction" in self._tracks
@@ -247,10 +255,10 @@ class Evaluator:
         results = []
         for metric in self.metrics:
             self._check_stop()
-            protocol = self._protocol(metric, evidence)
+            seen = for_generation if metric.track == "generation" else evidence
+            protocol = self._protocol(metric, seen)
             requested = self.request.metrics or metric.gives
-            rows = metric(for_generation if metric.track == "generation" else evidence)
-            results += [EvaluatedMetric(row, protocol) for row in rows if row.key in requested]
+            results += [EvaluatedMetric(row, protocol) for row in metric(seen) if row.key in requested]
         return results
 
     def _results_unless_stopped(self, evidence: Evidence) -> list[EvaluatedMetric] | None:
@@ -277,7 +285,7 @@ class Evaluator:
         return {metric.track for metric in self.metrics}
 
     def _spaces_of(self, track: str) -> list[Space]:
-        return _with_needs(self.spaces, {metric.space for metric in self.metrics if metric.track == track})
+        return _with_needs(self.spaces, _read_by(metric for metric in self.metrics if metric.track == track))
 
     # ---- the four sets of samples
 
@@ -531,25 +539,26 @@ class Evaluator:
 
     def _protocol(self, metric: Metric, evidence: Evidence) -> Protocol:
         generation = metric.track == "generation"
-        rows = evidence.samples if generation else evidence.reconstructions
-        against = evidence.train if generation else evidence.held_out
+        rows, against = evidence.compared(metric.track)
         real = self._real_set(generation)
-        space = next((space for space in self.spaces if space.name == metric.space), None)
+        spaces = [space for space in self.spaces if space.name in metric.spaces]
         external = self.external_samples is not None
+        num_samples, num_reference = metric.used(evidence)
         return Protocol(
             track="generation" if generation else "reconstruction",
-            num_samples=_count(rows, metric.most_samples),
+            num_samples=num_samples,
             reference=real.name,
             reference_data=real.data_hash,
             reference_preprocessing=real.preprocessing,
             reference_resolution=real.resolution,
-            num_reference=_count(against, metric.most_reference),
+            num_reference=num_reference,
             replaced=int(against["replaced"].sum()) if against is not None and "replaced" in against else 0,
             preprocessing=self.modality.preprocessing,
             resolution=self.modality.resolution,
-            space=space.name if space else None,
-            weights=space.weights if space else None,
-            details={**self._dataset_details, **(space.details if space else {}), **metric.details},
+            space=", ".join(space.name for space in spaces) or None,
+            weights=", ".join(filter(None, (space.weights for space in spaces))) or None,
+            details={**self._dataset_details, **_merged(spaces), **metric.details},
+            relative_to=self._relative_to(evidence) if metric.relative else None,
             balance=self._balance(evidence.samples) if generation and evidence.samples is not None else {},
             sampling=self.sampling.plain() if generation and not external else None,
             decoding=None if generation and external else self.decoding,
@@ -557,6 +566,12 @@ class Evaluator:
             seed=self.request.seed,
             precision=self.request.precision,
         )
+
+    def _relative_to(self, evidence: Evidence) -> str:
+        """The real samples whose distance others are relative to, with the first digits of their hash."""
+        if evidence.held_out is None or self.splits is None:
+            return "half of the reference"
+        return f"held-out data {self.splits.held_out.fingerprint[:12]}"
 
     def _real_set(self, generation: bool) -> SampleSet:
         """The real samples that samples or reconstructions are compared with."""
@@ -630,7 +645,7 @@ def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:
     metrics = modality.metrics()
     heavy = {space.name for space in modality.spaces() if _is_heavy(space)}
     if not keys:
-        return [metric for metric in metrics if metric.space not in heavy]
+        return [metric for metric in metrics if not heavy & set(metric.spaces)]
     known = [key for metric in metrics for key in metric.gives]
     for key in keys:
         if key not in known:
@@ -640,11 +655,16 @@ def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:
 
 def heavy_spaces(modality: Modality, metrics: Sequence[Metric]) -> list[Space]:
     """Return the feature extractors of these metrics that need a download or a package."""
-    wanted = _with_needs(modality.spaces(), {metric.space for metric in metrics})
+    wanted = _with_needs(modality.spaces(), _read_by(metrics))
     return [space for space in wanted if _is_heavy(space)]
 
 
-def _with_needs(spaces: Sequence[Space], names: set[str | None]) -> list[Space]:
+def _read_by(metrics: Iterable[Metric]) -> set[str]:
+    """Return the names of the extractors that metrics read."""
+    return {name for metric in metrics for name in metric.spaces}
+
+
+def _with_needs(spaces: Sequence[Space], names: set[str]) -> list[Space]:
     """Return the named spaces and those they are fitted to, in order."""
     needed = {need for space in spaces if space.name in names for need in space.needs}
     return [space for space in spaces if space.name in names | needed]
@@ -656,13 +676,12 @@ def _details_of(spaces: Sequence[Space]) -> dict[str, Any]:
     return {"details": details} if details else {}
 
 
+def _merged(spaces: Sequence[Space]) -> dict[str, str]:
+    return {name: text for space in spaces for name, text in space.details.items()}
+
+
 def _is_heavy(space: Space) -> bool:
     return space.needs_download or space.on_request
-
-
-def _count(rows: Rows | None, most: int | None) -> int:
-    count = 0 if rows is None else len(rows)
-    return count if most is None else min(count, most)
 
 
 def _concatenated(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from ..outputs import in_shared_folder
 from ..processes import Processes
 from .evaluate import EvaluatedMetric
 from .protocol import Protocol
-from .table import format_number
+from .table import format_number, format_parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,8 @@ def intervals(lows: Sequence[float], highs: Sequence[float]) -> list[SettingValu
 
 @dataclass(frozen=True)
 class SearchPoint:
-    """An evaluated value of the setting. key: full name of the metric. about: further facts to store, as plain data."""
+    """An evaluated value of the setting. key: full name of the metric. about: further facts to store, as plain data.
+    parts: what the value is the mean of (`Row.parts`)."""
 
     at: SettingValue
     value: float
@@ -130,6 +131,7 @@ class SearchPoint:
     key: str
     seconds: float
     about: dict[str, Any]
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 class Search:
@@ -196,20 +198,36 @@ class Search:
             raise ValueError(
                 f"--metric {self.metric}: has no better direction (neither higher nor lower); choose another"
             )
-        point = SearchPoint(at, row.value, row.spread, result.key, round(time.perf_counter() - started, 2), about)
+        seconds = round(time.perf_counter() - started, 2)
+        point = SearchPoint(at, row.value, row.spread, result.key, seconds, about, row.parts)
         point = self.processes.from_main(lambda: point)
         if not math.isfinite(point.value):
             raise ValueError(
                 f"--metric {self.metric}: {point.value} at {self.over} {format_setting(at)}; take more samples"
             )
+        self._refuse_other(protocol := _shared(result.protocol, self.over))
         self.points.append(point)
-        self.better, self.protocol = row.better, _shared(result.protocol, self.over)
+        self.better, self.protocol = row.better, protocol
         if self.processes.is_main:
             self._write()
             number = format_number(point.value)
             spread = "" if point.spread is None else f" ± {format_number(point.spread)}"
-            self.say(f"{self.over} {format_setting(at)}: {self.metric} {number}{spread}  ({point.seconds:.0f} s)")
+            parts = f", {format_parts(point.parts)}" if point.parts else ""
+            setting = f"{self.over} {format_setting(at)}"
+            self.say(f"{setting}: {self.metric} {number}{spread}{parts}  ({point.seconds:.0f} s)")
         return point
+
+    def _refuse_other(self, protocol: dict[str, Any]) -> None:
+        """ValueError if the stored points were measured under another protocol (with other weights, say)."""
+        if not self.points:
+            return
+        differing = Protocol.parse(self.protocol).differences(Protocol.parse(protocol))
+        if differing:
+            what, stored, now = differing[0]
+            raise ValueError(
+                f"{self.path}: its points have {what} {stored!r}, this one {now!r}; give what they were measured with, "
+                "or delete it to start the search again"
+            )
 
     def _write(self) -> None:
         content = {
@@ -224,7 +242,7 @@ class Search:
     def _plain(self, point: SearchPoint) -> dict[str, Any]:
         return {
             self.over: point.at, "value": point.value, "spread": point.spread, "key": point.key,
-            "seconds": point.seconds, **point.about,
+            "seconds": point.seconds, **({"parts": point.parts} if point.parts else {}), **point.about,
         }  # fmt: skip
 
     def _open(self) -> tuple[list[SearchPoint], str, dict[str, Any]]:
@@ -237,7 +255,7 @@ class Search:
     def _read(self) -> None:
         way_out = "delete it to start the search again"
         content = read_json(self.path, way_out)
-        point_keys = {self.over, "value", "spread", "key", "seconds"}
+        point_keys = {self.over, "value", "spread", "key", "seconds", "parts"}
         try:
             if {key: content[key] for key in self.about} != self.about or content["format_version"] != FORMAT:
                 raise ValueError(f"{self.path}: belongs to another search; {way_out}")
@@ -245,19 +263,20 @@ class Search:
             for p in content["points"]:
                 at = tuple(p[self.over]) if isinstance(p[self.over], list) else float(p[self.over])
                 about = {key: value for key, value in p.items() if key not in point_keys}
+                parts = {name: float(value) for name, value in p.get("parts", {}).items()}
                 self.points.append(
-                    SearchPoint(at, float(p["value"]), p["spread"], p["key"], float(p["seconds"]), about)
+                    SearchPoint(at, float(p["value"]), p["spread"], p["key"], float(p["seconds"]), about, parts)
                 )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path}: damaged ({error}); {way_out}") from None
 
 
 def _shared(protocol: Protocol, over: str) -> dict[str, Any]:
     """Return a point's protocol without the fields that differ between points."""
     plain = protocol.plain()
-    for field in ("sampling", "decoding"):
-        if plain[field] is not None:
-            plain[field] = {key: value for key, value in plain[field].items() if key != over}
+    for part in ("sampling", "decoding"):
+        if plain[part] is not None:
+            plain[part] = {key: value for key, value in plain[part].items() if key != over}
     return {key: value for key, value in plain.items() if key != "nfe"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,15 @@ def format_value(row: Row) -> str:
 
 
 def format_baselines(row: Row, most: int | None = None) -> str:
-    """Return the baselines to compare a number with: the first `most`, or all."""
+    """Return the baselines to compare a number with, the first `most` or all, and what it is the mean of."""
     shown = [f"{name} {format_number(value)}" for name, value in list(row.beside.items())[:most]]
-    return ", ".join([*shown, "..."] if len(shown) < len(row.beside) else shown)
+    baselines = ", ".join([*shown, "..."] if len(shown) < len(row.beside) else shown)
+    return "; ".join(filter(None, (baselines, format_parts(row.parts))))
+
+
+def format_parts(parts: Mapping[str, float]) -> str:
+    """Return the numbers that one is the mean of; "" without any."""
+    return "mean of " + ", ".join(f"{name} {format_number(value)}" for name, value in parts.items()) if parts else ""
 
 
 def distinct_protocols(numbers: list[EvaluatedMetric]) -> list[Protocol]:
@@ -98,6 +105,8 @@ def outline(protocol: Protocol) -> str:
         parts.append(f"{protocol.nfe:g} evaluations of {_networks(protocol)} per sample")
     if protocol.space is not None:
         parts.append(f"features: {protocol.space}")
+    if protocol.relative_to is not None:
+        parts.append(f"relative to as many samples of {protocol.relative_to}")
     return "; ".join([*parts, f"seed {protocol.seed}", protocol.precision])
 
 
@@ -143,7 +152,7 @@ def as_json(result: EvaluatedMetric) -> dict[str, Any]:
     row = result.row
     return {
         "key": result.key, "metric": row.key, "name": row.name, "value": row.value, "spread": row.spread,
-        "unit": row.unit, "better": row.better, "beside": row.beside, "headline": row.headline,
+        "unit": row.unit, "better": row.better, "beside": row.beside, "parts": row.parts, "headline": row.headline,
         "cautions": result.protocol.cautions(), "outline": outline(result.protocol),
         "protocol": result.protocol.plain(),
     }  # fmt: skip
@@ -152,4 +161,5 @@ def as_json(result: EvaluatedMetric) -> dict[str, Any]:
 def from_json(content: dict[str, Any]) -> EvaluatedMetric:
     """Invert `as_json`."""
     fields = {key: content[key] for key in ("name", "value", "unit", "better", "beside", "spread")}
-    return EvaluatedMetric(Row(key=content["metric"], **fields), Protocol.parse(content["protocol"]))
+    row = Row(key=content["metric"], parts=content.get("parts", {}), **fields)
+    return EvaluatedMetric(row, Protocol.parse(content["protocol"]))

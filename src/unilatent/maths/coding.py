@@ -33,6 +33,19 @@ def histogram_entropy(values: Tensor, width: float) -> Tensor:
     return torch.stack([_entropy(channel.unique(return_counts=True)[1]) for channel in bins.unbind(1)])
 
 
+def gaussian_bits(covariance: Tensor, snr: float) -> float:
+    """Return the most information in bits that vectors z of this covariance (D, D) can send through the noise of
+    alpha z + sigma eps, eps ~ N(0, I), with snr = alpha^2 / sigma^2: 1/2 log2 det(I + snr C).
+
+    The capacity of a Gaussian channel: normal z reach it, all others of the same covariance send less (Cover & Thomas
+    2006, Sec. 9.5). ValueError if snr is not positive and finite.
+    """
+    if not 0 < snr < math.inf:
+        raise ValueError(f"gaussian_bits: snr {snr} must be positive and finite; without noise there is no limit")
+    variances = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
+    return float(torch.log1p(snr * variances).sum()) / (2 * math.log(2))
+
+
 LEVELS = 4096
 """Bins of `description_bits`."""
 

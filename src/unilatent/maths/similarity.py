@@ -56,13 +56,6 @@ class LinearCKA:
         return together / (own * other) ** 0.5 if own > 0 and other > 0 else float("nan")
 
 
-def linear_cka(a: Tensor, b: Tensor) -> float:
-    """Return the linear CKA of features (n, D) and (n, D') of the same n >= 4 samples."""
-    cka = LinearCKA()
-    cka.add(gram(a), gram(b))
-    return cka.value
-
-
 def nearest(kernel: Tensor, count: int) -> Tensor:
     """Return which samples are the `count` nearest of each by a kernel (n, n), in rows: bool, never itself."""
     alone = kernel.clone().fill_diagonal_(-torch.inf)

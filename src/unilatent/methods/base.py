@@ -171,6 +171,12 @@ class LatentModel(SavedModel, ABC):
         """The network that `decode` evaluates in each of its `decoder_steps`; None if it decodes in one pass."""
         return None
 
+    @property
+    def decoder_noise(self) -> float:
+        """The largest time t of the noise on latents that the decoder was trained to decode: finer differences between
+        latents than this noise need not matter to it. Default: 0, the path's clean end."""
+        return 0.0
+
     encoder_parts: ClassVar[tuple[str, ...]] = ("",)
     """Beginnings of the names of all weights that `encode` and `encode_clean` run. Default: all."""
 
@@ -384,7 +390,8 @@ class Ablation:
     """A choice of a method that its paper varied.
 
     label: the setting in words. overrides: KEY=VALUE that make it. scales: keys whose value of the run is multiplied
-    instead, because a small run has another default than the paper's. published: the paper's numbers of it, "FID" (of
+    instead, because a small run has another default than the paper's; an ablation does not exist for runs without one
+    of them. published: the paper's numbers of it, "FID" (of
     samples) and "rFID" (of reconstructions), lower is better. base: the same of the row that it is compared with.
     """
 

@@ -173,6 +173,10 @@ class LatentDiffusion(LatentModel):
     def stepped_decoder(self) -> nn.Module | None:
         return self.tokenizer.stepped_decoder
 
+    @property
+    def decoder_noise(self) -> float:
+        return self.tokenizer.decoder_noise
+
     @torch.no_grad()
     def costs(self, batch: Batch, streams: Streams, given: Given | None = None) -> Costs | None:
         """The tokenizer's costs and the unweighted rate with the base: a second bound on the same information."""

@@ -42,7 +42,7 @@ from ..model_config import MethodConfig, ModelConfig, SamplingConfig
 from ..nets.attention import join_masks
 from ..nets.embeddings import sincos
 from ..nets.fields import TokenField, any_exact, token_input
-from ..nets.layers import Float32LayerNorm, Float32RMSNorm, linear, zero_init
+from ..nets.layers import Float32LayerNorm, Float32RMSNorm, add_known, linear, zero_init
 from ..nets.transformer import PlainTransformer, Transformer
 from ..types import Batch, Conditioning, Given, Layout, Tokens
 from .base import Ablation, LatentModel, LatentPass, LossPart, Sharpening, gradients_on_request
@@ -217,7 +217,7 @@ class GenerativeEncoder(nn.Module):
         h = self.latent_in(z) + self.latent_positions[:k]  # (B, K, H)
         index = torch.arange(k, device=z.device)
         if data is None and self.known_in is not None:
-            h = h + self.known_in(cond.known_of(k, self.known_in.in_features))
+            h = add_known(h, self.known_in, cond.known)
         if data is not None:
             n = data.values.shape[1]
             h = torch.cat([h, self.data_in(data.values, data.layout.positions)], dim=1)  # (B, K + N, H)
@@ -255,8 +255,7 @@ class Decoder(nn.Module):
         """Latents (B, K, D), the layout of N data tokens, what is given of them (B, N, C') -> (B, N, C)."""
         positions = sincos(layout.positions, self.width)  # (B or 1, N, H)
         if self.known_in is not None:
-            known = z.new_zeros(len(z), layout.num_tokens, self.known_in.in_features) if known is None else known
-            positions = positions + self.known_in(known)
+            positions = add_known(positions, self.known_in, known)
         h = self.latent_in(self.stem(z))  # (B, K, H)
         if self.query is None:
             return self.out(self.transformer(h + positions, layout.mask))
@@ -392,6 +391,10 @@ class UNITE(LatentModel):
         return Sharpening(self.decoder, last, judge, predict)
 
     # ---- their parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def decoder_noise(self) -> float:
+        return self.method.reconstruction_noise
 
     @torch.no_grad()
     def encode_clean(self, data: Any, streams: Streams) -> Tensor:

@@ -185,6 +185,11 @@ class Splits:
     train: Dataset
     held_out: Dataset
 
+    @property
+    def shown(self) -> Dataset:
+        """The samples that are drawn and analysed: held-out ones, or training samples if none are held out."""
+        return self.held_out if len(self.held_out) else self.train
+
 
 @dataclass(frozen=True)
 class CheckedRecords:
@@ -239,7 +244,7 @@ class Row:
     key: its short identifier ("fid"). name: its name in tables. better: "higher", "lower" or "same" (closer to the
     baselines is better). beside: baselines to compare it with, name -> number. spread: its standard error or, where the
     metric is published so, a standard deviation; None if it is not known. headline: whether the short table in the
-    terminal has it.
+    terminal has it. parts: the numbers that it is the mean of, name -> number; empty if it is no such mean.
     """
 
     key: str
@@ -250,6 +255,7 @@ class Row:
     beside: dict[str, float] = field(default_factory=dict)
     spread: float | None = None
     headline: bool = True
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 class Space(ABC):
@@ -326,6 +332,10 @@ class Evidence:
     reconstructions: Rows | None = None
     train_total: int | None = None
 
+    def compared(self, track: str) -> tuple[Rows | None, Rows | None]:
+        """Return the set that a track is about, and the real samples that it is compared with."""
+        return (self.samples, self.train) if track == "generation" else (self.reconstructions, self.held_out)
+
     def describe_train(self, what: str) -> str:
         """Describe the size of `train` for the name of a row: "the 300 training molecules", "200 of the 300 ..."."""
         used, total = len(self.train or ()), self.train_total
@@ -338,7 +348,7 @@ class Metric(ABC):
     """Computes one kind of number from features. Returns no row for what the inputs do not allow to compute."""
 
     space: str | None = None
-    """Name of the Space whose features it reads; None: only `Modality.errors`."""
+    """Name of the Space whose features it reads; None: only `Modality.errors`, or several (`spaces`)."""
     gives: tuple[str, ...] = ()
     """Keys of the rows it can return."""
     track: str = "generation"
@@ -351,9 +361,27 @@ class Metric(ABC):
     """It reads at most this many samples, the first ones; None: all."""
     most_reference: int | None = None
     """The same for real samples."""
+    relative: bool = False
+    """Whether its numbers are relative to those of held-out real samples, or without any to those of a half of the
+    reference, which are then part of their protocol."""
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Names of all Spaces whose features it reads. Default: `space`."""
+        return () if self.space is None else (self.space,)
+
+    def used(self, evidence: Evidence) -> tuple[int, int]:
+        """Return how many samples its numbers are computed from, and with how many real ones these are compared."""
+        rows, real = evidence.compared(self.track)
+        return _count(rows, self.most_samples), _count(real, self.most_reference)
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> list[Row]: ...
+
+
+def _count(rows: Rows | None, most: int | None) -> int:
+    count = 0 if rows is None else len(rows)
+    return count if most is None else min(count, most)
 
 
 # ---- the modality --------------------------------------------------------------------------------------------------
@@ -551,10 +579,11 @@ class Modality(ABC):
         is, as the given part of the next window, and its number, from 1 on. Called after `check_length`."""
         raise AssertionError(f"{type(self).__name__} has no length")
 
-    def read_given(self, path: Path, mask: Path | None, frames: int | None) -> Given:
+    def read_given(self, path: Path, mask: Path | None, first: int | None) -> Given:
         """Read the given part of one sample from files; ValueError names the option that is missing or wrong.
 
-        mask: where it is not given, as an image. frames: how many, from the first on.
+        mask: where it is not given, as an image. first: of samples that have a length, how much of it is given from
+        its beginning on.
         """
         raise ValueError(f"--given: no part of a sample of {self.config.name} can be given; leave it out")
 

@@ -96,6 +96,12 @@ def linear(in_features: int, out_features: int, xavier: bool = True, exact: bool
     return layer
 
 
+def add_known(h: Tensor, layer: nn.Linear, known: Tensor | None) -> Tensor:
+    """Return h (B, N, H) plus what a layer makes of what is given of each token (B, N, C): of nothing, as of zeros, its
+    bias."""
+    return h + (layer.bias.to(h.dtype) if known is None else layer(known))
+
+
 def zero_init(layer: M) -> M:
     """Set weight and bias of a layer to zero and return it."""
     assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..types import Conditioning, Layout
 from .fields import ExactLinearInput, TokenField, token_input
-from .layers import linear
+from .layers import add_known, linear
 from .transformer import Transformer
 
 
@@ -56,7 +56,7 @@ class ViT(nn.Module):
                 raise ValueError(f"context: expected {values.shape[1]} tokens, one per data token, got {got}")
             h = h + self.context_in(context)
         if self.known_in is not None:
-            h = h + self.known_in(cond.known_of(values.shape[1], self.known_in.in_features))
+            h = add_known(h, self.known_in, cond.known)
         return self.transformer(h, layout, time, cond)
 
 

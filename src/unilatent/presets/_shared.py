@@ -10,7 +10,7 @@ from ..methods.latent_diffusion import LatentDiffusionConfig
 from ..methods.unified_latents import UnifiedLatentsConfig
 from ..methods.unite import DecoderConfig, GenerativeEncoderConfig, UNITEConfig
 from ..nets.backbones import ViTConfig
-from ..training.config import Decay, Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from ..training.config import LEARNING, Decay, Onset, OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Published:
         may have its data elsewhere, and be for other machines."""
         now, then = config.plain(), preset.plain()
         own = ("modality", "conditions", "method", "sampling", "given")
-        learning = ("steps", "epochs", "batch_size", "optimizer", "schedule", "gradient_clip", "ema_decay", "latents")
         same = all(now[part] == then[part] for part in own)
-        same = same and all(now["training"][name] == then["training"][name] for name in learning)
+        same = same and all(now["training"][name] == then["training"][name] for name in LEARNING)
         return same and config.override(*self.settings).plain() == now
 
     def __str__(self) -> str:

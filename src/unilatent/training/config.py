@@ -271,6 +271,12 @@ class TrainingConfig(Config):
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * samples / self.batch_size))
 
 
+LEARNING = (
+    "steps", "epochs", "batch_size", "optimizer", "schedule", "gradient_clip", "ema_decay", "latents",
+)  # fmt: skip
+"""Settings of training that determine what a run learns, on whatever machine."""
+
+
 class RunConfig(ModelConfig):
     """A model, its data and how it is trained. A preset is a function that returns one."""
 

@@ -30,14 +30,14 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..batches import Plan, collate, loader, spread_evenly, worker_deaths
+from ..batches import Plan, loader, shown_batch, shown_size, worker_deaths
 from ..config import Config, ConfigError
 from ..devices import autocast, peak_memory, pick_device, resolve_precision, set_float32_products
 from ..files import read_json, write_json, write_text
 from ..loading import load
 from ..maths.streams import Streams
 from ..methods.base import Sharpening
-from ..modalities.base import Splits, Stream
+from ..modalities.base import Splits
 from ..plain_text import count_of
 from ..processes import Processes
 from ..runs import checkpoint as ckpt
@@ -386,10 +386,8 @@ class DecoderGAN:
 
     def _draw(self) -> None:
         """Held-out samples above their reconstructions by the averaged decoder."""
-        held_out = self.splits.held_out if len(self.splits.held_out) else self.splits.train
-        count = DRAWN if isinstance(held_out, Stream) else min(DRAWN, len(held_out))
-        modality = self.model.modality
-        data = collate([example for example, _ in spread_evenly(held_out, range(count), count)], modality).data
+        modality, count = self.model.modality, shown_size(self.splits, DRAWN)
+        data = shown_batch(self.splits, modality, range(count), count).data
         with self.ema.applied(self.parts.decoder):
             self.model.eval()
             made = reconstruct(self.model, data, precision=self.precision)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..batches import collate, spread_evenly
+from ..batches import shown_batch, shown_size
 from ..config import ConfigError
 from ..evaluation.evaluate import (
     EvaluatedMetric,
@@ -32,7 +32,7 @@ from ..listings import Listings
 from ..maths.solvers import ADAPTIVE
 from ..maths.streams import Streams
 from ..methods.base import LatentModel
-from ..modalities.base import Dataset, Modality, Splits, Stream
+from ..modalities.base import Modality, Splits
 from ..model_card import CARD, PICTURES, RECORD, card_of, is_untouched, write_card, write_record
 from ..processes import Processes
 from ..runs.crash import first_line
@@ -146,7 +146,7 @@ class Monitor:
     def _pictures(self) -> tuple[list[dict[str, Any]], str | None] | None:
         """What is to be drawn, in parts, from all processes in the first; or else the reason why one of them could not
         make its own. None in all of them if a stop request came first."""
-        count = min(DRAWN, self.training.num_samples, self._drawn_size)
+        count = min(self.training.num_samples, shown_size(self.splits, DRAWN))
         parts: list[dict[str, Any]] = []
         faults: list[str] = []
         kinds = [(self.training.num_samples, self._new_samples), (count, self._reconstructions)]
@@ -186,35 +186,23 @@ class Monitor:
 
     def _reconstructions(self, rows: range, count: int) -> Iterator[dict[str, Any]]:
         model, seed, precision = self.state.model, self.config.seed, self.training.precision
-        examples = [example for example, _ in spread_evenly(self._drawn_data, rows, count)]
-        if examples:
-            real = collate(examples, model.modality).data
+        if rows:
+            real = shown_batch(self.splits, model.modality, rows, count).data
             yield {"real": real, "recon": reconstruct(model, real, seed=seed, start=rows.start, precision=precision)}
 
     def _completions(self, rows: range, count: int) -> Iterator[dict[str, Any]]:
         """Held-out samples, completed from parts that are drawn as in training."""
         model, seed, settings = self.state.model, self.config.seed, self.config.given
         assert settings is not None
-        examples = [example for example, _ in spread_evenly(self._drawn_data, rows, count)]
-        if not examples:
+        if not rows:
             return
-        batch = collate(examples, model.modality)
+        batch = shown_batch(self.splits, model.modality, rows, count)
         kinds = settings.kinds or model.modality.given_kinds
         given = Given(batch.data, model.modality.draw_mask(batch.data, Streams(("drawn", seed), rows), kinds))
         made = sample_rows(
             model, rows, batch.values, self.config.sampling, seed, self.training.precision, given=given
         )  # fmt: skip
         yield {"given": model.modality.fill(given), "completed": made.data, "true": batch.data}
-
-    @property
-    def _drawn_data(self) -> Dataset:
-        """The data whose reconstructions are drawn."""
-        return self.splits.held_out if len(self.splits.held_out) else self.splits.train
-
-    @property
-    def _drawn_size(self) -> int:
-        data = self._drawn_data
-        return data.size or DRAWN if isinstance(data, Stream) else len(data)
 
     def _is_stopped(self) -> bool:
         return self.stop.received is not None
@@ -292,6 +280,8 @@ class Monitor:
                 processes=self.processes, num_inference_steps=None if final else t.evaluate_steps,
                 stop=self._is_stopped, progress=self.journal.tasks.advance,
             )  # fmt: skip
+            for line in evaluator.notes:
+                self.journal.warn(line, line)
             try:
                 evaluation = evaluator.run()
             except Interrupted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,13 @@ def settings_without_effect(run: Path, config: RunConfig) -> list[str]:
     ]  # fmt: skip
 
 
-MISSING = object()
+class _Missing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+MISSING = _Missing()
+"""In place of the value of a setting that is not there."""
 
 
 def _settings_of(config: Path) -> dict[str, Any]:
@@ -289,11 +295,32 @@ def _refuse_other_model(checkpoint: Path, config: RunConfig) -> None:
             raise ConfigError(f"{key}: {new!r}, but the checkpoint has {old!r}; keep it, or start a new run")
 
 
-def first_difference(new: Any, old: Any, key: str) -> tuple[str, Any, Any] | None:
-    """Return the dotted key and both values of the first difference between two plain trees, None if they are equal."""
+def refuse_other_settings(
+    config: RunConfig, folder: Path, counts: Callable[[str], bool], prefix: str = ""
+) -> None:  # fmt: skip
+    """ConfigError names the first setting in which the run of a folder was trained otherwise than `config`.
+
+    counts: whether a difference in a setting, by its dotted key, counts. Settings that are null here do not, since they
+    are found when training starts. prefix: of the key in the message.
+    """
+    trained = type(config).parse(read_yaml(folder / "config.yaml"))
+    for key, new, old in differences(config.resolved().plain(), trained.plain()):
+        if counts(key) and not (new is None and "." in key):  # of a whole part, null means none
+            raise ConfigError(
+                f"{prefix}{key}: {new!r}, but {folder} was trained with {old!r}; keep it, choose another --out, or "
+                "delete that folder"
+            )
+
+
+def differences(new: Any, old: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key and both values of each difference between two plain trees; MISSING where one has none."""
     if isinstance(new, dict) and isinstance(old, dict):
-        for sub in new.keys() | old.keys():
-            if difference := first_difference(new.get(sub), old.get(sub), f"{key}.{sub}"):
-                return difference
-        return None
-    return None if new == old else (key, new, old)
+        for sub in [*new, *(sub for sub in old if sub not in new)]:
+            yield from differences(new.get(sub, MISSING), old.get(sub, MISSING), f"{key}.{sub}" if key else sub)
+    elif new != old:
+        yield key, new, old
+
+
+def first_difference(new: Any, old: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return the first of `differences`, None if the trees are equal."""
+    return next(differences(new, old, key), None)

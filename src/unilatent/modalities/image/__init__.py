@@ -22,7 +22,7 @@ from .._media.shards import suffixes_in_shards
 from .._media.similarity import WINDOW, psnr, ssim
 from .._media.values import check_values
 from ..base import CheckedRecords, Dataset, Metric, Raw, Skipped, Space, Splits
-from . import clip_score, fidelity, generated, scene_metrics, spaces, storing
+from . import clip_score, fidelity, generated, relative, scene_metrics, spaces, storing
 from . import tokens as patches
 from .data import KIND, ORIGINS, ImageData, verify_arrays
 from .data import notes as notes_on_images
@@ -152,10 +152,10 @@ class Image(media.PixelModality):
     def pack_mask(self, mask: Tensor) -> Tensor:
         return patches.pack(mask.float(), self.config.patch_size)
 
-    def read_given(self, path: Path, mask: Path | None, frames: int | None) -> Given:
+    def read_given(self, path: Path, mask: Path | None, first: int | None) -> Given:
         """Read an image, and the mask of where it is to be painted."""
-        if frames is not None:
-            raise ValueError(f"--frames: {frames}, but samples of this model are images; leave it out")
+        if first is not None:
+            raise ValueError(f"--frames: {first}, but samples of this model are images; leave it out")
         if mask is None:
             raise ValueError("--mask: not set; give an image that is white where the model is to paint")
         found = [images for images, _ in read_images(path, self.frame, 1)]
@@ -231,6 +231,7 @@ class Image(media.PixelModality):
             fidelity.ReconstructionFID(),
             PixelMetrics(),
             fidelity.ClassifierMetrics(),
+            relative.RelativeDistance("frechet_ratio", "Frechet distance / that of real images", relative.STAND_INS),
             scene_metrics.SceneAccuracy(),
             fidelity.FrechetInceptionDistance(),
             fidelity.InceptionScore(),
@@ -238,6 +239,7 @@ class Image(media.PixelModality):
             fidelity.ManifoldMetrics(),
             fidelity.FeatureFrechetDistance("dinov2", "DINOv2"),
             fidelity.FeatureFrechetDistance("clip", "CLIP"),
+            relative.RelativeDistance("fdr", "FDr over 3 features, relative to real images", relative.PUBLISHED),
             clip_score.ClipScore(self.config.clip or spaces.CLIP().source),
         ]
 

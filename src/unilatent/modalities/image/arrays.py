@@ -50,16 +50,11 @@ class ImageArrays(Collection):
         return {**self.__dict__, "_mapped": None}
 
 
-def holds_images(path: Path, field: str) -> bool:
-    """Whether `arr_0` of an archive has four axes: five are those of videos."""
-    array = stored_arrays(path, field).get("arr_0")
-    return array is not None and len(array.shape) == 4
-
-
 def resolution_of(path: Path, field: str) -> tuple[int, int, int] | None:
-    """Return (height, width, channels) of the images of an archive; None if it has no images."""
+    """Return (height, width, channels) of the images of an archive; None if it has no `arr_0`, or one with the five
+    axes of videos."""
     array = stored_arrays(path, field).get("arr_0")
-    if array is None:
+    if array is None or len(array.shape) == 5:
         return None
     _, height, width, channels = _checked(array, field).shape
     return height, width, channels

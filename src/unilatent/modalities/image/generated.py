@@ -57,11 +57,12 @@ def resolution_of(source: Path) -> tuple[int, int, int] | None:
     """Return (height, width, channels) of the first image; None if a .npz has none."""
     source = _arrays_of(source.expanduser())
     if is_npz(source):
-        return arrays.resolution_of(source, FIELD) if arrays.holds_images(source, FIELD) else None
+        return arrays.resolution_of(source, FIELD)
     files = locate(source, FIELD, KIND)
     name = at_least_one(files.names(), files, FIELD)[0]
-    opened = open_image(files.read(name), 3, files.where(name))
-    with Image.open(io.BytesIO(files.read(name))) as image:
+    raw = files.read(name)
+    opened = open_image(raw, 3, files.where(name))
+    with Image.open(io.BytesIO(raw)) as image:
         channels = 1 if image.mode in GREY else 3
     return opened.height, opened.width, channels
 

@@ -112,11 +112,15 @@ class PretrainedTransformer(Space):
             import transformers
         except ImportError:
             raise ValueError(
-                f"the feature extractor {self.name} needs the package transformers: {EVALUATION_EXTRA}, or leave it out"
+                f"the feature extractor {self.name} needs the package transformers: {EVALUATION_EXTRA}, or leave out "
+                "the metrics that need it"
             ) from None
         cls = getattr(transformers, self.network_class)
         problem = f"the feature extractor {self.name}: {self.source}"
-        way_out = f"give a folder or hub id of a {self.network_class}, or leave it out"
+        way_out = (
+            f"give a folder or hub id of a {self.network_class} as --{self.name} (modality.{self.name}=... in a "
+            "configuration), or leave out the metrics that need it"
+        )
         options = {"output_loading_info": True, "dtype": torch.float32, "local_files_only": offline() is not None}
         try:
             network, report = cls.from_pretrained(self.source, revision=self.revision or "main", **options)

@@ -154,9 +154,13 @@ class PartMetric(Metric):
 
     def __init__(self, part: AtomModality, metric: Metric, renamed: dict[str, str]):
         self.part, self.metric, self.renamed = part, metric, renamed
-        self.space = KindSpace.name if metric.space is None else _prefixed(part, metric.space)
         self.gives = tuple(renamed.get(key, key) for key in metric.gives)
         self.track, self.most_samples, self.most_reference = metric.track, metric.most_samples, metric.most_reference
+        self.needs_held_out, self.relative = metric.needs_held_out, metric.relative
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        return tuple(_prefixed(self.part, name) for name in self.metric.spaces) or (KindSpace.name,)
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         rows_of: Callable[[Rows | None], Rows | None] = self._part_rows

@@ -224,19 +224,19 @@ class Video(media.PixelModality):
             window += 1
         return data[:, :length]
 
-    def read_given(self, path: Path, mask: Path | None, frames: int | None) -> Given:
+    def read_given(self, path: Path, mask: Path | None, first: int | None) -> Given:
         """Read the first frames of a video (all, with a mask), or an image; and where each is to be painted.
 
         The frames that follow in the file are in the data too, with the last one repeated: they are not given.
         """
         c, painted = self.config, None if mask is None else read_mask(mask, self.frame)
-        if frames is not None and not 1 <= frames <= c.frames - (painted is None):
+        if first is not None and not 1 <= first <= c.frames - (painted is None):
             raise ValueError(
-                f"--frames: {frames}, but clips have {c.frames} frames, the model makes what is not given; give 1 to "
+                f"--frames: {first}, but clips have {c.frames} frames, the model makes what is not given; give 1 to "
                 f"{c.frames - 1}"
             )
-        found = files.first_frames(path, self.frame, frames or 1, c.frames).float() / 255  # (F, C, H, W)
-        count = frames or (1 if painted is None else len(found))
+        found = files.first_frames(path, self.frame, first or 1, c.frames).float() / 255  # (F, C, H, W)
+        count = first or (1 if painted is None else len(found))
         data = torch.cat([found, found[-1:].expand(c.frames - len(found), -1, -1, -1)])
         given = torch.ones(c.frames, 1, c.height, c.width, dtype=torch.bool)
         given[count:] = False
@@ -296,11 +296,12 @@ class Video(media.PixelModality):
         return [judge.BouncingDigits(), motion.Motion(given), fvd.Inflated(self._protocol, self.config.i3d_weights)]
 
     def metrics(self) -> list[Metric]:
-        c = self.config
+        protocol = self._protocol
+        details = protocol.of_given
         return [
-            motion.ClipReconstruction(), motion.Continuation(), judge.BouncingMetrics(c.given_frames),
-            motion.MotionMetrics(),
-            *fvd.fvd_metrics(self._protocol),
+            motion.ClipReconstruction(), motion.Continuation(details), judge.BouncingMetrics(protocol.given, details),
+            motion.MotionMetrics(details),
+            *fvd.fvd_metrics(protocol),
         ]  # fmt: skip
 
     @property

@@ -31,7 +31,7 @@ class VideoArrays(EncodedCollection):
     """The videos of an array; each process maps the file itself.
 
     axes: a permutation of "bthwc", without c for grey videos. ValueError names `field` if the array has other axes or
-    another type, or if its frames do not have the frame's size.
+    another type, or if its frames do not have the frame's size. length: frames of each video.
     """
 
     def __init__(self, path: Path, frame: ClipFrame, field: str, axes: str = AXES):
@@ -50,7 +50,7 @@ class VideoArrays(EncodedCollection):
                 f"{field}: {path} holds videos of {_written(found)}, not {_written(want)} (height x width x channels); "
                 "arrays are never resized: set modality.size and modality.channels, or give the original files"
             )
-        count = shape["b"]
+        count, self.length = shape["b"], shape["t"]
         self.names = [f"{i:06d}" for i in range(count)]
         self.labels = stored_labels(arrays.get("labels") or arrays.get("arr_1"), count, field)
         self.class_names = tuple(str(i) for i in range(max(self.labels) + 1)) if self.labels else ()

@@ -83,15 +83,6 @@ class ClipDataset(CollectionDataset):
         first = int(self.ends[video - 1]) if video else 0
         return int(self.indices[video]), index - first, int(self.ends[video]) - first
 
-    def window(self, index: int) -> Window:
-        """Return the fixed window of a clip; BadSample if its video is too short or cannot be read."""
-        number, place, of = self.locate(index)
-        video = self._video(number)
-        found = fixed(self.frame, video.count, place, of)
-        if found is None:
-            raise BadSample(too_short(video.where, video.count, self.frame))
-        return found
-
     def _video(self, number: int) -> Recording:
         return open_video(self.collection.content(number), self.collection.where(number))
 

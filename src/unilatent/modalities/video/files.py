@@ -276,9 +276,8 @@ def made(source: Path, frame: ClipFrame) -> Dataset:
             "metrics: save clips as .npz (arr_0, uint8 (B, T, H, W, C))"
         )
     collection = VideoArrays(source, frame, "--samples")
-    size = arrays.sizes(source, "--samples")
-    if size is not None and size["t"] != frame.length:
-        raise ValueError(f"--samples: {source} holds clips of {size['t']} frames, not {frame.length}")
+    if collection.length != frame.length:
+        raise ValueError(f"--samples: {source} holds clips of {collection.length} frames, not {frame.length}")
     return ClipDataset(collection, range(len(collection.names)))
 
 

@@ -25,6 +25,7 @@ from .motion import CONTROLS, halved, shuffled, still, to_clips
 
 BENCHMARK_SIDE = 64
 """Kinetics-600's published FVDs are of clips of 64 x 64 pixels, whatever size was generated."""
+NOTHING_GIVEN = "given0"
 FIRST = 10_000
 """KVD uses at most the first 10,000 clips of each set."""
 
@@ -58,12 +59,13 @@ class ClipProtocol:
 
     def details(self) -> dict[str, str]:
         """Return it in words, for `evaluation.protocol.Protocol`."""
-        context = f"-{self.context}" if self.given else ""
-        return {
-            "clip": f"{self.frames}f-stride{self.stride}",
-            "given": f"given{self.given}{context}",
-            "resize": f"resize-{self.resize}",
-        }
+        clip = {"clip": f"{self.frames}f-stride{self.stride}"}
+        return {**clip, "given": NOTHING_GIVEN, **self.of_given, "resize": f"resize-{self.resize}"}
+
+    @property
+    def of_given(self) -> dict[str, str]:
+        """What is given, in words; empty if nothing is."""
+        return {"given": f"given{self.given}-{self.context}"} if self.given else {}
 
 
 class Inflated(Space):
@@ -191,16 +193,26 @@ class KernelVideoDistance(_VideoMetric):
 
 
 class ReconstructionFVD(_VideoMetric):
-    """rFVD: the FVD of reconstructions to their own originals, beside that of the originals spoiled in a known way."""
+    """rFVD: the FVD of reconstructions to their own originals, beside that of the originals spoiled in a known way.
+
+    Of a reconstruction no frame is given. So frames that samples are given do not belong to its protocol, unless they
+    are left out of what is scored; and baselines that keep them are left out.
+    """
 
     key, title, track = "rfvd", "rFVD", "reconstruction"
+
+    def __init__(self, protocol: ClipProtocol, side: int | None = None):
+        super().__init__(protocol, side)
+        self.controls = {name: text for name, text in CONTROLS.items() if name == "halved" or not protocol.given}
+        if protocol.context != "left out":
+            self.details = {**self.details, "given": NOTHING_GIVEN}
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         real, made, feature = evidence.held_out, evidence.reconstructions, self.feature
         if real is None or made is None or len(made) < 2 or feature not in real:
             return []
         of_real = real.moments(feature)
-        spoiled = {name: f"{control}_{feature}" for control, name in CONTROLS.items()}
+        spoiled = {name: f"{control}_{feature}" for control, name in self.controls.items()}
         beside = {name: frechet_distance(of_real, real.moments(key)) for name, key in spoiled.items() if key in real}
         return [Row(self.gives[0], self.name, frechet_distance(of_real, made.moments(feature)), "", "lower", beside)]
 

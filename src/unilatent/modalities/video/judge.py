@@ -4,6 +4,7 @@ digit moves. A program reads this from pixels; no network is involved.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -162,9 +163,9 @@ class BouncingMetrics(Metric):
     most_samples = MAX_FITTED
     most_reference = MAX_FITTED
 
-    def __init__(self, given: int = 0):
-        """given: frames at the start of each clip that samples were given."""
-        self.given = given
+    def __init__(self, given: int = 0, details: Mapping[str, str] | None = None):
+        """given: frames at the start of each clip that samples were given. details: the same in words."""
+        self.given, self.details = given, details or {}
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         sets = (evidence.train, evidence.held_out, evidence.samples)

@@ -6,6 +6,8 @@ clip loses half of its resolution than when its frames are shuffled. These numbe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,13 +130,15 @@ def halved(clips: Tensor) -> Tensor:
 
 class Motion(Space):
     """`change` (B,) and `persistence` (B,), for clips of at least three frames; as controls, the same of still and
-    shuffled clips, and the reconstruction errors of clips at half resolution and of still ones."""
+    shuffled clips, which keep given frames, and the reconstruction errors of clips at half resolution and of still
+    ones. Of a reconstruction no frame is given: a still clip repeats the first one."""
 
     name = "motion"
 
     def __init__(self, given: int = 0):
         """given: frames at the start of each clip that samples were given."""
         self.given = given
+        self.details = {"given": f"given{given}"} if given else {}  # controls depend on it
 
     def __call__(self, data: Tensor) -> dict[str, Tensor]:
         clips = to_clips(data)
@@ -146,13 +150,12 @@ class Motion(Space):
         clips = to_clips(data)
         if clips.shape[1] < max(LEAST_FRAMES, self.given + 2) or min(clips.shape[-2:]) < 2:
             return {}
-        spoiled = {"still": still(clips, self.given), "shuffled": shuffled(clips, self.given), "halved": halved(clips)}
         found = {}
-        for name in ("still", "shuffled"):
-            found[f"{name}_change"] = change(spoiled[name])
-            found[f"{name}_persistence"] = persistence(spoiled[name])
-        for name in ("still", "halved"):
-            found |= {f"{name}_{k}": torch.tensor(v) for k, v in reconstruction_errors(spoiled[name], clips).items()}
+        for name, spoiled in (("still", still(clips, self.given)), ("shuffled", shuffled(clips, self.given))):
+            found[f"{name}_change"] = change(spoiled)
+            found[f"{name}_persistence"] = persistence(spoiled)
+        for name, spoiled in (("still", still(clips)), ("halved", halved(clips))):
+            found |= {f"{name}_{k}": torch.tensor(v) for k, v in reconstruction_errors(spoiled, clips).items()}
         return {key: value.float().cpu() for key, value in found.items()}
 
 
@@ -189,6 +192,10 @@ class Continuation(Metric):
 
     gives = ("rest_psnr",)
 
+    def __init__(self, details: Mapping[str, str]):
+        """details: which frames samples were given, in words."""
+        self.details = details
+
     def __call__(self, evidence: Evidence) -> list[Row]:
         samples = evidence.samples
         if samples is None or not len(samples) or "rest_psnr" not in samples:
@@ -207,6 +214,10 @@ class MotionMetrics(Metric):
 
     space = "motion"
     gives = ("motion_change", "motion_persistence", "motion_distance")
+
+    def __init__(self, details: Mapping[str, str] | None = None):
+        """details: which frames samples were given, in words."""
+        self.details = details or {}
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         train, held_out, samples = evidence.train, evidence.held_out, evidence.samples
