@@ -151,6 +151,18 @@ def test_the_rate_does_not_count_what_is_given(modality: str, method: str):
     assert everything.decoder.abs().max() < 1e-6 and not torch.allclose(everything.rate, whole.rate)
 
 
+def test_a_normal_prior_reads_nothing_of_what_is_given(monkeypatch: pytest.MonkeyPatch):
+    """So it is not encoded either, for the loss, the rate or samples."""
+    torch.manual_seed(0)
+    model = LatentModel.build(with_given(model_config("image", "unified_latents", prior="normal"))).eval()
+    given, batch = given_of(model), batch_of("image", B)
+    encoded = model.encode_clean(batch.data, streams(range(B)))
+    monkeypatch.setattr(model, "encode_clean", None)
+    assert model.known_latents(given, streams(range(B))) is None
+    costs = model.costs(batch, streams(range(B)), given)
+    assert costs is not None and costs.rate.isfinite().all() and encoded.isfinite().all()
+
+
 @every_pair
 def test_parts_are_refused_where_they_have_no_meaning(modality: str, method: str):
     plain = model_of(modality, method).eval()
