@@ -246,7 +246,7 @@ def test_f16_a_hub_model_is_two_files_of_its_repository(
     unilatent.load("somebody/model", device="cpu", revision="v1")
     unilatent.UNITE.from_pretrained("somebody/model", revision="v1")
     for options in requests:
-        assert options["allow_patterns"] == ["config.json", "model.safetensors"] and options["revision"] == "v1"
+        assert options["allow_patterns"] == ["config.json", "model.safetensors", "record.json"] and options["revision"] == "v1"
     assert len(requests) == 2
 
 
