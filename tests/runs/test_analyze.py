@@ -36,7 +36,7 @@ def test_an_analysis_and_a_comparison_of_runs(cli: Command, tmp_path: Path, two_
     out = tmp_path / "analysis"
     done = cli("analyze", two_runs[0], "--num", 20, "--out", out)
     assert done.code == 0 and "bits per pixel" in done.out and "bits per pixel, base" in done.out
-    assert "warning: low: collapse" in done.out, "three steps teach a decoder nothing"
+    assert "warning: low: collapse" in done.err, "three steps teach a decoder nothing"
     written = {path.name for path in out.glob("[!.]*")}
     pictures = ("latents", "noise_levels", "sensitivity", "alignment", "compression", "losses", "course",
                 "interpolation", "nearest", "trajectory", "trajectory_curve")  # fmt: skip

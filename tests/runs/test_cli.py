@@ -267,7 +267,7 @@ def test_push_to_hub_uploads_weights_and_configuration_alone(run_folder: Path, m
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
     unilatent.load(run_folder, device="cpu").push_to_hub("somebody/digits")
     assert {"config.json", "model.safetensors"} <= uploaded["somebody/digits"] <= {
-        "config.json", "model.safetensors", "README.md"
+        "config.json", "model.safetensors", "README.md", "record.json"
     }  # fmt: skip
 
 

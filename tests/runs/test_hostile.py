@@ -235,7 +235,7 @@ def test_f16_pickles_lying_about_are_not_touched(cli: Command, run_folder: Path,
 def test_f16_a_hub_model_is_two_files_of_its_repository(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only config.json and model.safetensors are requested, by `load` and by `from_pretrained`."""
+    """Only the configuration, the weights and the record are requested, by `load` and by `from_pretrained`."""
     requests: list[dict[str, Any]] = []
 
     def snapshot(name: str, **options: Any) -> str:
@@ -246,7 +246,8 @@ def test_f16_a_hub_model_is_two_files_of_its_repository(
     unilatent.load("somebody/model", device="cpu", revision="v1")
     unilatent.UNITE.from_pretrained("somebody/model", revision="v1")
     for options in requests:
-        assert options["allow_patterns"] == ["config.json", "model.safetensors"] and options["revision"] == "v1"
+        assert options["allow_patterns"] == ["config.json", "model.safetensors", "record.json"]
+        assert options["revision"] == "v1"
     assert len(requests) == 2
 
 

@@ -49,7 +49,8 @@ def test_what_a_run_writes(run_folder: Path) -> None:
     assert {"config.yaml", "env.json", "metrics.jsonl", "log.txt", "latest.json", "checkpoints", "model"} <= {
         path.name for path in run_folder.iterdir()
     }
-    assert {p.name for p in (run_folder / "model").iterdir()} <= {"config.json", "model.safetensors", "README.md"}
+    written = {path.name for path in (run_folder / "model").iterdir()}
+    assert written == {"config.json", "model.safetensors", "README.md", "record.json"}
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert {"loss/total", "loss/flow", "loss/l1", "grad_norm", "latent_std", "learning_rate", "samples"} <= lines[

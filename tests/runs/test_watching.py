@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +226,29 @@ def test_wandb_keeps_one_run_offline(tmp_path: Path) -> None:
     files = sorted((run / "wandb").glob("offline-run-*"))
     assert len(files) == 2 and all(file.name.endswith(kept) for file in files)
     assert all(next(file.glob("*.wandb")).stat().st_size > 1000 for file in files)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["mlflow", "trackio"])
+def test_other_trackers_keep_one_run_offline(tmp_path: Path, name: str) -> None:
+    """What a resumed run logs goes on in the run that the first launch began, in a database on this machine."""
+    pytest.importorskip(name)
+    run, base = tmp_path / "run", tmp_path / "trackio"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "TRACKIO_"))}
+    environment = {**clean, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "TRACKIO_DIR": str(base)}
+    command = [sys.executable, "-m", "unilatent", "train", "digits", *QUICK, f"training.loggers=[{name}]",
+               "training.sample_every=12", "--out", str(run)]  # fmt: skip
+    for extra in ((), ("training.steps=16", "--resume", "auto")):
+        done = subprocess.run([*command, *extra], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "failed and is dropped" not in done.stderr, done.stderr[-2000:]
+    query, database = {
+        "mlflow": ("select step from metrics where key = 'loss/total'", run / "mlflow" / "mlflow.db"),
+        "trackio": ("select step from metrics where metrics like '%loss/total%'", base / "unilatent.db"),
+    }[name]
+    with contextlib.closing(sqlite3.connect(database)) as rows:
+        assert sorted(step for (step,) in rows.execute(query)) == [4, 8, 12, 16]
+        runs = {"mlflow": "select count(*) from runs", "trackio": "select count(distinct run_name) from metrics"}[name]
+        assert rows.execute(runs).fetchone() == (1,)
 
 
 @pytest.mark.parametrize("name", loggers.LOGGERS)
