@@ -29,6 +29,7 @@ LIBRARIES = {
     "text, eval": ("transformers", "sentencepiece"),
     "atoms": ("rdkit", "pymatgen", "SMACT", "spglib"),
     "atoms-eval": ("openbabel-wheel", "posebusters"),
+    "video": ("av",),
     "logging": ("tensorboard", "wandb", "mlflow", "trackio"),
     "launching": ("accelerate",),
 }  # fmt: skip

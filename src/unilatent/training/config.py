@@ -186,11 +186,11 @@ class TrainingConfig(Config):
     log_gradients: bool = True
     """Also log the gradient norm of each part of the loss, with a copy of the gradients per part; not with `shard`."""
     loggers: tuple[str, ...] = ()
-    """Loggers in addition to metrics.jsonl: "tensorboard", "wandb"; empty: none."""
+    """Loggers in addition to metrics.jsonl: "tensorboard", "wandb", "mlflow"; empty: none."""
     wandb_project: str = Field(default="unilatent", min_length=1)
-    """Weights & Biases project of the run."""
+    """Weights & Biases project, or MLflow experiment, of the run."""
     wandb_name: str | None = None
-    """Weights & Biases name of the run; null: the name of the run folder."""
+    """Weights & Biases or MLflow name of the run; null: the name of the run folder."""
 
     # Samples, checkpoints, evaluation.
 

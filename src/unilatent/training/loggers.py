@@ -1,8 +1,8 @@
-"""Loggers of a run: TensorBoard and Weights & Biases. metrics.jsonl is written with or without them.
+"""Loggers of a run: TensorBoard, Weights & Biases, MLflow. metrics.jsonl is written with or without them.
 
 A logger never stops a run: when it fails (no server, a full disk), it is dropped with one warning.
 
-To add a logger, say MLflow: write a subclass of `Logger` here and add it to LOGGERS at the end of this file. Import its
+To add a logger, say Aim: write a subclass of `Logger` here and add it to LOGGERS at the end of this file. Import its
 library inside `__init__`, so that users of other loggers need not install it. The name in LOGGERS is what users write
 in training.loggers, and the extra of pyproject.toml that installs the library.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import netrc
 import os
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -23,8 +24,11 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from ..config import ConfigError
+from ..config import ConfigError, flat
 from ..runs.crash import first_line
+
+LONGEST = 500
+"""Characters of a setting that MLflow takes, in every version."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class WandB(Logger):
         self.wandb = wandb
         name = run.name or run.folder.resolve().name
         self.run = wandb.init(
-            project=run.project, name=name, id=_stored_id(run.folder / "wandb_id.txt"), resume="allow",
+            project=run.project, name=name, id=_stored_id(run.folder / "wandb_id.txt", _new_id), resume="allow",
             dir=str(run.folder), config=run.config, mode=None if "WANDB_MODE" in os.environ else _mode(),
             settings=wandb.Settings(console="off", silent=True, init_timeout=30),
         )  # fmt: skip
@@ -168,11 +172,57 @@ class WandB(Logger):
         self.run.finish()
 
 
-def _stored_id(path: Path) -> str:
-    """The id of the wandb run, created when the run starts."""
+class MLflow(Logger):
+    """An MLflow run; a resumed run continues it. Without MLFLOW_TRACKING_URI it is offline, in RUN/mlflow.
+
+    `mlflow ui --backend-store-uri sqlite:///RUN/mlflow/mlflow.db` shows an offline run.
+    """
+
+    library = "mlflow"
+
+    def __init__(self, run: LoggedRun):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        self.metric, place = Metric, (run.folder / "mlflow").resolve()
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None:
+            place.mkdir(exist_ok=True)
+        self.client = MlflowClient(tracking_uri=uri or f"sqlite:///{place / 'mlflow.db'}")
+        self.id = _stored_id(run.folder / "mlflow_id.txt", lambda: self._new(run, None if uri else place.as_uri()))
+        self.client.update_run(self.id, status="RUNNING")
+
+    def _new(self, run: LoggedRun, artifacts: str | None) -> str:
+        """Create the run with its settings, and return its id."""
+        experiment = self.client.get_experiment_by_name(run.project)
+        place = experiment.experiment_id if experiment else self.client.create_experiment(run.project, artifacts)
+        created = self.client.create_run(place, run_name=run.name or run.folder.resolve().name).info.run_id
+        self.client.log_dict(created, run.config, "config.yaml")
+        for key, value in flat(run.config).items():
+            self.client.log_param(created, key, str(value)[:LONGEST])
+        return created
+
+    def numbers(self, step: int, numbers: dict[str, float]) -> None:
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.id, [self.metric(key, value, now, step) for key, value in numbers.items()])
+
+    def image(self, step: int, name: str, file: Path) -> None:
+        self.client.log_artifact(self.id, str(file), name)
+
+    def close(self) -> None:
+        self.client.set_terminated(self.id)
+
+
+def _stored_id(path: Path, new: Callable[[], str]) -> str:
+    """The id of a tracker's run, created when the run starts."""
     if not path.is_file():
-        path.write_text(uuid.uuid4().hex[:8] + "\n")
+        path.write_text(new() + "\n")
     return path.read_text().strip()
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def _mode() -> Literal["online", "offline"]:
@@ -185,5 +235,5 @@ def _mode() -> Literal["online", "offline"]:
     return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
 
 
-LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
+LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 """Name in training.loggers -> its class."""
