@@ -24,6 +24,7 @@ from . import (
     convert,
     data,
     decode,
+    demo,
     doctor,
     ema,
     encode,
@@ -55,7 +56,7 @@ app = typer.Typer(
 )
 for command in (
     train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, sweep, finetune_decoder,
-    reference, ema, convert, presets, plan, runs, doctor,
+    reference, ema, convert, demo, presets, plan, runs, doctor,
 ):  # fmt: skip
     app.command(command.__name__.rpartition(".")[2].replace("_", "-"))(with_home(command.run))
 for name, group in {"config": config.app, "ckpt": ckpt.app, "data": data.app}.items():

@@ -22,6 +22,7 @@ LIBRARIES = {
     "text, eval": ("transformers", "sentencepiece"),
     "atoms": ("rdkit", "pymatgen", "SMACT", "spglib"),
     "atoms-eval": ("openbabel-wheel", "posebusters"),
+    "demo": ("gradio",),
     "logging": ("tensorboard", "wandb"),
     "launching": ("accelerate",),
 }  # fmt: skip
