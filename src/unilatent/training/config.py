@@ -186,11 +186,11 @@ class TrainingConfig(Config):
     log_gradients: bool = True
     """Also log the gradient norm of each part of the loss, with a copy of the gradients per part; not with `shard`."""
     loggers: tuple[str, ...] = ()
-    """Loggers in addition to metrics.jsonl: "tensorboard", "wandb", "mlflow"; empty: none."""
+    """Loggers in addition to metrics.jsonl: "tensorboard", "wandb", "mlflow", "trackio"; empty: none."""
     wandb_project: str = Field(default="unilatent", min_length=1)
-    """Weights & Biases project, or MLflow experiment, of the run."""
+    """Project of the run at Weights & Biases or Trackio; its experiment at MLflow."""
     wandb_name: str | None = None
-    """Weights & Biases or MLflow name of the run; null: the name of the run folder."""
+    """Name of the run at Weights & Biases, MLflow or Trackio; null: the name of the run folder."""
 
     # Samples, checkpoints, evaluation.
 

@@ -1,4 +1,4 @@
-"""Loggers of a run: TensorBoard, Weights & Biases, MLflow. metrics.jsonl is written with or without them.
+"""Loggers of a run: TensorBoard, Weights & Biases, MLflow, Trackio. metrics.jsonl is written with or without them.
 
 A logger never stops a run: when it fails (no server, a full disk), it is dropped with one warning.
 
@@ -9,9 +9,11 @@ in training.loggers, and the extra of pyproject.toml that installs the library.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import netrc
 import os
+import sys
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -214,6 +216,33 @@ class MLflow(Logger):
         self.client.set_terminated(self.id)
 
 
+class Trackio(Logger):
+    """A Trackio run in its database on this machine (TRACKIO_DIR); a resumed run continues it. `trackio show` shows it.
+
+    Nothing is sent anywhere, unless TRACKIO_SPACE_ID names a place.
+    """
+
+    library = "trackio"
+
+    def __init__(self, run: LoggedRun):
+        import trackio
+
+        self.trackio = trackio
+        name = run.name or f"{run.folder.resolve().name}-{_stored_id(run.folder / 'trackio_id.txt', _new_id)}"
+        with contextlib.redirect_stdout(sys.stderr):
+            self.run = trackio.init(project=run.project, name=name, config=run.config, resume="allow", embed=False)
+
+    def numbers(self, step: int, numbers: dict[str, float]) -> None:
+        self.run.log(numbers, step=step)
+
+    def image(self, step: int, name: str, file: Path) -> None:
+        self.run.log({name: self.trackio.Image(str(file))}, step=step)
+
+    def close(self) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            self.run.finish()
+
+
 def _stored_id(path: Path, new: Callable[[], str]) -> str:
     """The id of a tracker's run, created when the run starts."""
     if not path.is_file():
@@ -235,5 +264,5 @@ def _mode() -> Literal["online", "offline"]:
     return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
 
 
-LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
 """Name in training.loggers -> its class."""
