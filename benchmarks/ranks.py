@@ -3,11 +3,12 @@
     python benchmarks/ranks.py                             # imagenet256-unite-b as one rank of 8, 64 and 512, on meta
     python benchmarks/ranks.py --files 200000 --ranks 4    # stats of each gloo process, at start and at resume
     python benchmarks/ranks.py --width 768 --depth 8       # bytes that each process reads to resume (1 GB)
+    python benchmarks/ranks.py --evaluate 2000 --ranks 4   # what `evaluate` and `search` ask of files, by process
 
 The first form runs the code of a run (`Trainer`) as one rank of torch's fake process group: nothing is sent, every
 collective is counted. Tensors have no storage, so the weights of a checkpoint are neither read nor hashed, but the
 bytes are counted where they would be. Results that the first process broadcasts are recorded, and given to the others.
-The other two forms start real processes, and count the system calls and bytes of each.
+The other forms start real processes, and count the system calls and bytes of each.
 """
 
 from __future__ import annotations
@@ -176,8 +177,10 @@ WATCHING: list[tuple[Counts, Callable[[Any], bool]]] = []
 
 
 def _note_open(event: str, args: tuple[Any, ...]) -> None:
-    if event == "open" and WATCHING and WATCHING[-1][1](args[0]):
-        WATCHING[-1][0].opened.append(os.fspath(args[0]))
+    if event == "open":
+        for counts, inside in WATCHING:
+            if inside(args[0]):
+                counts.opened.append(os.fspath(args[0]))
 
 
 sys.addaudithook(_note_open)
@@ -411,15 +414,21 @@ def work(out: Path, overrides: Sequence[str]) -> None:
 
 def measure(ranks: int, out: Path, *overrides: str) -> list[dict[str, dict[str, int]]]:
     """Run `work` in so many gloo processes; returns the counts of each rank, of start and resume."""
+    printed = start(ranks, "--work", str(out), *(f"--set={override}" for override in overrides))
+    return json.loads(next(line for line in printed.splitlines() if line.startswith("[{")))
+
+
+def start(ranks: int, *arguments: str) -> str:
+    """Run this script in so many gloo processes; returns what they print."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), __file__,
-        "--work", str(out), *(f"--set={override}" for override in overrides),
+        *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))
+    return done.stdout
 
 
 SHORT = (
@@ -446,6 +455,61 @@ def measure_checkpoint(folder: Path, width: int, depth: int, ranks: int) -> tupl
     return sum(path.stat().st_size for path in saved.iterdir()), found
 
 
+def watched_command(out: Path, places: Sequence[Path], words: Sequence[str]) -> None:
+    """One process of a command: run it, and write what it asked of each place to a file, with the fits of extractors.
+
+    Files are named by how often they were opened; of images, only the number is written.
+    """
+    from unilatent.cli import app
+    from unilatent.modalities.image.spaces import ClassifierSpace
+
+    found, fits, fit = {place.name: Counts() for place in places}, [], ClassifierSpace.fit
+
+    def counted(space: ClassifierSpace, train: Any) -> None:
+        fits.append(len(train))
+        fit(space, train)
+
+    with contextlib.ExitStack() as stack:
+        for place in places:
+            stack.enter_context(watched_files(found[place.name], [place]))
+        stack.enter_context(mock.patch.object(ClassifierSpace, "fit", counted))
+        app(list(words), standalone_mode=False)
+    content: dict[str, Any] = {"fits": len(fits)}
+    for place, counts in found.items():
+        names = Counter(Path(name).name for name in counts.opened if not name.endswith(".png"))
+        images = [name for name in counts.opened if name.endswith(".png")]
+        content[place] = {"stats": counts.stats, "listed": counts.listed, "images": len(images), "opened": names}
+    (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(content))
+
+
+def measure_commands(folder: Path, images: int, ranks: int) -> dict[str, list[dict[str, Any]]]:
+    """What each process of `evaluate` and `search` asks of the run, its model and the reference, a folder of images."""
+    from unilatent.cli import app
+
+    run, reference = folder / "run", folder / "reference"
+    quick = ("training.steps=2", "training.batch_size=8", "training.evaluate_samples=0", "training.sample_every=0")
+    app(["train", "digits", *quick, "--out", str(run)], standalone_mode=False)
+    rng = torch.Generator().manual_seed(0)
+    for i in range(images):
+        (reference / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (8, 8), generator=rng, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(reference / str(i % 10) / f"{i}.png")
+    beside = ("--reference", str(reference), "--num", "64")
+    commands = {
+        "evaluate": ("evaluate", str(run), *beside, "--steps", "1"),
+        "search": ("search", str(run), *beside, "--over", "num_inference_steps", "--values", "1,2", "--metric",
+                   "frechet_pixels"),
+    }  # fmt: skip
+    found = {}
+    for name, words in commands.items():
+        out = folder / name
+        out.mkdir()
+        places = [f"--watch={place}" for place in (run / "model", reference)]
+        start(ranks, "--work", str(out), *places, *(f"--word={word}" for word in words))
+        found[name] = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, nargs="+", default=[8, 64, 512])
@@ -453,11 +517,23 @@ def main() -> None:
     parser.add_argument("--files", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--evaluate", type=int, metavar="IMAGES")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--set", action="append", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--watch", action="append", default=[], type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--word", action="append", default=[], help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.work and given.word:
+        watched_command(given.work, given.watch, given.word)
+        return
     if given.work:
         work(given.work, given.set)
+        return
+    if given.evaluate:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, of_ranks in measure_commands(Path(folder), given.evaluate, given.ranks).items():
+                for rank, found in enumerate(of_ranks):
+                    print(f"{name}, rank {rank}: {json.dumps(found)}")
         return
     if not given.files and not given.width:
         report(given.worlds)

@@ -104,3 +104,17 @@ def test_real_processes_do_not_read_the_checkpoint(tmp_path: Path) -> None:
     assert size > 5_000_000
     assert 2 * size <= found[0]["resume"]["bytes"] < 2.2 * size
     assert of_other_ranks(found, "resume", "bytes") < 0.05 * size
+
+
+@pytest.mark.faults
+def test_one_process_reads_model_and_reference_of_evaluations_and_searches(tmp_path: Path) -> None:
+    """The others only read images of the reference, each image once in all processes together; and one fits."""
+    images, found = 60, ranks.measure_commands(tmp_path, 60, 2)
+    for name, (first, other) in found.items():
+        assert first["model"]["opened"].keys() >= {"config.json", "model.safetensors"}, name
+        assert first["reference"]["stats"] > images and first["reference"]["listed"] > 10, name
+        assert first["fits"] == (1 if name == "evaluate" else 0), name
+        assert other["model"] == {"stats": 0, "listed": 0, "images": 0, "opened": {}}, name
+        assert other["reference"]["stats"] == other["reference"]["listed"] == other["fits"] == 0, name
+        assert other["reference"]["opened"] == {}, name
+        assert first["reference"]["images"] + other["reference"]["images"] >= images, name
