@@ -152,7 +152,10 @@ def test_bits_of_latents_are_those_of_their_covariance_at_the_decoder_s_noise(mo
     assert found.gaussian["bits_per_latent_dimension"] == pytest.approx(want / model.latent_channels, rel=0.02)
     assert found.gaussian["bits_per_sample"] == pytest.approx(want * model.max_latents, rel=0.02)
     assert found.gaussian["bits_per_pixel"] == pytest.approx(want * model.max_latents / 64, rel=0.02)
-    assert found.prior is None
+    assert found.prior is None and found.by_time[found.times.index(0.3)] == pytest.approx(
+        found.gaussian["bits_per_sample"]
+    )
+    assert list(found.by_time) == sorted(found.by_time, reverse=True), "finer differences are more bits"
 
 
 def test_the_prior_s_bound_stands_beside_at_the_same_noise(monkeypatch: pytest.MonkeyPatch):

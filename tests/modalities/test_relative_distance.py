@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unilatent.maths.frechet import frechet_distance_of
 from unilatent.modalities.base import Evidence, Row
-from unilatent.modalities.image import Image, ImageConfig
+from unilatent.modalities.image import Image, ImageConfig, relative
 from unilatent.modalities.image.relative import PUBLISHED, STAND_INS, RelativeDistance
 from unilatent.records import MemoryRows, Statistics
 
@@ -76,6 +76,13 @@ def test_fewer_held_out_images_than_samples_take_as_many_samples():
     assert 0.5 < found.value < 2
     whole, part = (frechet_distance_of(train["pool"], s["pool"]) for s in (samples, held_out))
     assert whole / part < 0.1  # what the ratio would be with all samples
+
+
+def test_many_images_are_read_in_chunks_to_the_same_number(monkeypatch: pytest.MonkeyPatch):
+    sets = MemoryRows(normal(300, 0)), normal(40, 1), normal(40, 2, shift=1.0)
+    want = row(*sets)
+    monkeypatch.setattr(relative, "MANY", 10)
+    assert row(*sets).parts == {name: pytest.approx(value, rel=1e-9) for name, value in want.parts.items()}
 
 
 @pytest.mark.parametrize(("in_turn", "most"), [(False, 3), (True, 50)])

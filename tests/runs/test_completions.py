@@ -12,6 +12,9 @@ from conftest import Command
 from PIL import Image
 
 import unilatent
+from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
+from unilatent.evaluation.reference import splits_of
+from unilatent.modalities._media.similarity import masked_psnr
 from unilatent.modalities.video import Video
 
 TINY = (
@@ -138,9 +141,6 @@ def test_an_evaluation_continues_held_out_clips(bouncing: Path, tmp_path: Path, 
     # the control is a function of the data alone: the mean over 40 held-out clips of their last given frame repeated
     video = unilatent.load(bouncing).modality
     assert isinstance(video, Video)
-    from unilatent.evaluation.reference import splits_of
-    from unilatent.modalities._media.similarity import masked_psnr
-
     held_out = splits_of(video, bouncing, None).held_out
     data = video.collate([held_out[i][0] for i in range(40)])
     mask = torch.ones(40, 16, 1, 16, 16, dtype=torch.bool)
@@ -164,6 +164,22 @@ def test_evaluations_that_have_no_meaning_are_refused(
 ):
     code, _, err = cli("evaluate", bouncing, *arguments, "--metrics", "rest_psnr", "--out", tmp_path / "eval")
     assert code == 2 and words in err.replace("\n", " "), err
+
+
+def test_more_samples_than_there_are_clips_to_complete_are_said(bouncing: Path, tmp_path: Path):
+    model = unilatent.load(bouncing)
+    video = Video(model.config.modality.model_copy(update={"given_frames": 5}))
+    splits = splits_of(video, bouncing, None)
+    there = len(splits.held_out)
+
+    def notes(num: int) -> list[str]:
+        request = EvaluationRequest(metrics=("rest_psnr",), num_samples=num)
+        return Evaluator(model, splits, tmp_path, request, modality=video).notes
+
+    assert notes(there) == [] and not list(tmp_path.iterdir())
+    assert notes(there + 1) == [
+        f"{there + 1:,} samples asked for, but only {there:,} samples held out to be completed, each once"
+    ]
 
 
 def test_the_context_that_metrics_see_depends_on_no_batch(bouncing: Path, tmp_path: Path, cli: Command):

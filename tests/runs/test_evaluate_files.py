@@ -254,6 +254,42 @@ def test_the_inception_path_from_end_to_end(
     assert "--inception-weights PATH takes a local file" in missing.err and not (tmp_path / "none").exists()
 
 
+def vision_networks(folder: Path) -> list[object]:
+    """Options that name a small DINOv2 and CLIP with seeded weights."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(folder / "dinov2")
+    config = transformers.CLIPVisionConfig(**sizes, intermediate_size=48, projection_dim=12, patch_size=7)
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder / "clip")
+    return ["--dinov2", folder / "dinov2", "--clip", folder / "clip"]
+
+
+def test_distances_in_three_networks_relative_to_real_images(
+    cli: Command, coloured: Path, networks: dict[str, Path], cached: Path, tmp_path: Path
+) -> None:
+    """`fdr` in the table, the file, a report and a search, with the ratio of each network beside the mean."""
+    options = [*vision_networks(tmp_path), "--inception-weights", networks["inception"], "--num-reference", 12]
+    done = cli("evaluate", coloured, "--num", 8, "--steps", 1, "--num-held-out", 6, "--metrics", "fdr", *options,
+               "--out", tmp_path / "out", "--report", tmp_path / "report.md")  # fmt: skip
+    assert done.code == 0, done.err
+    [found] = numbers(tmp_path / "out")["numbers"]
+    assert found["key"] == "fdr6/adm/heun-1/cfg1" and found["beside"] == {"real": 1.0}
+    assert list(found["parts"]) == ["Inception", "DINOv2", "CLIP"] and min(found["parts"].values()) > 0
+    assert found["value"] == pytest.approx(sum(found["parts"].values()) / 3)
+    protocol = found["protocol"]
+    assert protocol["space"] == "inception, dinov2, clip" and len(set(protocol["weights"].split(", "))) == 3
+    for text in (done.out, (tmp_path / "report.md").read_text()):
+        assert "mean of Inception" in " ".join(text.split())
+    assert f"--dinov2 {tmp_path / 'dinov2'}" in (tmp_path / "report.md").read_text()
+    searched = cli("search", coloured, "--over", "num_inference_steps", "--values", "1,2", "--metric", "fdr",
+                   "--num", 8, *options, "--out", tmp_path / "search")  # fmt: skip
+    assert searched.code == 0, searched.err
+    assert searched.out.count("mean of Inception") == 4, "each value when it is measured, and in the table"
+    (path,) = (tmp_path / "search").glob("search-*.json")
+    assert all(list(point["parts"]) == list(found["parts"]) for point in json.loads(path.read_text())["points"])
+
+
 def _rows(folder: Path) -> int:
     return int(json.loads((folder / "header.json").read_text())["rows"])
 

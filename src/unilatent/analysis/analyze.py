@@ -242,6 +242,8 @@ def _add_bits(out: Table, bits: LatentBits | None) -> None:
         out.add_row("bits of the latents", "none", "the decoder was trained without noise on them: no resolution")
         return
     noise = f"through the noise at t = {bits.time:g}, the most that the decoder was trained with"
+    finer = [f"{found:.4g} at t = {t:g}" for t, found in zip(bits.times, bits.by_time, strict=True) if t < bits.time]
+    noise += f"; a sample: {', '.join(finer)}" if finer else ""
     a_sample = f"{bits.gaussian['bits_per_sample']:.4g} a sample"
     each = f"{bits.gaussian['bits_per_latent_dimension']:.3g} per latent dimension"
     out.add_row("bits of the latents, at most", a_sample, f"{each}; by their covariance, {noise}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..maths.coding import description_bits, gaussian_bits, rates
+from ..maths.paths import NoisePath
 from ..maths.spread import Spread
 from ..maths.streams import Streams, generator, seed_of
 from ..methods.base import LatentModel
@@ -33,6 +34,7 @@ class LatentBits:
 
     gaussian: an upper bound from the latents' covariance alone, `maths.coding.gaussian_bits` of the D channels, summed
         over the latents of a sample as if they were independent. The covariance is over samples at the same place.
+    times, by_time: the same bound in bits per sample at other noise levels: what finer differences would add.
     prior: the bound that a method's own prior gives on the same information (`rates.RateReport.bits`); None for a
         method without one.
     """
@@ -41,7 +43,12 @@ class LatentBits:
     time: float
     snr: float
     gaussian: dict[str, float]
+    times: tuple[float, ...]
+    by_time: tuple[float, ...]
     prior: dict[str, MeanWithError] | None = None
+
+
+TIMES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
 
 @torch.no_grad()
@@ -52,9 +59,8 @@ def latent_bits(
 
     rate: what `rates.rate_report` found.
     """
-    time = torch.tensor(model.decoder_noise, dtype=torch.float64)
-    alpha, sigma = float(model.path.alpha(time)), float(model.path.sigma(time))
-    if sigma == 0 or alpha == 0:
+    time, *times = ((t, _snr(model.path, t)) for t in (model.decoder_noise, *TIMES))
+    if not 0 < time[1] < math.inf:
         return None
     spread, parts, done = Spread(model.max_latents, model.latent_channels, model.device), [], 0
     for batch in batches:
@@ -64,12 +70,21 @@ def latent_bits(
         parts.append(unit_counts(model, batch))
         done += len(z)
     counts = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    each = gaussian_bits(spread.covariance(), snr := (alpha / sigma) ** 2) / model.latent_channels
-    nats = math.log(2) * each * counts["latent_dimension"]
+    covariance = spread.covariance()
+    latents = counts["latent_dimension"] / model.latent_channels  # (n,) of each sample
     counts["sample"] = torch.ones(done, dtype=torch.float64)
+    nats = math.log(2) * gaussian_bits(covariance, time[1]) * latents
     bits = {name: float(value) for name, value in rates(nats, **counts).items()}
+    by_time = tuple(gaussian_bits(covariance, snr) * float(latents.mean()) for _, snr in times)
     prior = None if rate is None else {**rate.bits, "bits_per_sample": _in_bits(rate.nats)}
-    return LatentBits(done, float(time), snr, bits, prior)
+    return LatentBits(done, *time, bits, tuple(t for t, _ in times), by_time, prior)
+
+
+def _snr(path: NoisePath, t: float) -> float:
+    """alpha^2 / sigma^2; infinite without noise."""
+    time = torch.tensor(t, dtype=torch.float64)
+    alpha, sigma = float(path.alpha(time)), float(path.sigma(time))
+    return (alpha / sigma) ** 2 if sigma else math.inf
 
 
 def _in_bits(nats: MeanWithError) -> MeanWithError:

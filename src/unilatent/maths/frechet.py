@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -77,47 +79,58 @@ class RunningMoments:
             raise ValueError(f"features: both need the same D, got {len(self.mean)} and {width}")
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """Return |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two (mean, covariance) pairs.
+class Factor(NamedTuple):
+    """Mean (D,) and R (D, r) with the covariance R R^T, float64: what distances to one set have in common."""
 
-    With C = R R^T, tr((C_a C_b)^(1/2)) is the sum of the singular values of R_a^T R_b. R contains only eigenvectors
-    whose eigenvalues exceed rounding errors. This keeps full precision for rank-deficient covariances (fewer samples
-    than channels), where the square roots of a thousand rounding errors of 1e-16 would add 1e-8 each. ValueError if D
-    differs.
-    """
-    (mean_a, cov_a), (mean_b, cov_b) = a, b
-    if mean_a.shape != mean_b.shape:
-        raise ValueError(f"moments: both need the same D, got {len(mean_a)} and {len(mean_b)}")
-    for mean, cov in (a, b):
-        if not (mean.isfinite().all() and cov.isfinite().all()):
+    mean: Tensor
+    root: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments) -> Factor:
+        """From mean and covariance. R has only eigenvectors whose eigenvalues exceed rounding errors. ValueError if they
+        are not finite."""
+        mean, covariance = moments
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
             raise ValueError("moments: they contain NaN or infinity")
-    cov_a, cov_b = cov_a.double(), cov_b.double().to(cov_a.device)
-    cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
-    distance = (mean_a.double() - mean_b.to(mean_a.device).double()).square().sum()
-    return max(float(distance + cov_a.trace() + cov_b.trace() - 2 * cross), 0.0)
+        values, vectors = torch.linalg.eigh(covariance.double())  # ascending
+        resolved = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+        return cls(mean.double(), vectors[:, resolved] * values[resolved].sqrt())
+
+    @classmethod
+    def of_features(cls, features: Tensor) -> Factor:
+        """From features (N, D), N >= 2. With fewer samples than channels no covariance is computed: R is X^T /
+        sqrt(N - 1), X being centred features. ValueError on other shapes, NaN or infinity."""
+        features = check_features(features).double()
+        if len(features) >= features.shape[1]:
+            return cls.of(moments(features))
+        mean = features.mean(0)
+        return cls(mean, (features - mean).T / (len(features) - 1) ** 0.5)
+
+    def distance(self, other: Factor) -> float:
+        """Return |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)); ValueError if D differs.
+
+        tr((C_a C_b)^(1/2)) is the sum of the singular values of R_a^T R_b. This keeps full precision for rank-deficient
+        covariances (fewer samples than channels), where the square roots of a thousand rounding errors of 1e-16 would
+        add 1e-8 each.
+        """
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"features: both need the same D, got {len(self.mean)} and {len(other.mean)}")
+        mean, root = other.mean.to(self.mean.device), other.root.to(self.root.device)
+        cross = torch.linalg.svdvals(self.root.T @ root).sum()
+        means = (self.mean - mean).square().sum()
+        return max(float(means + self.root.square().sum() + root.square().sum() - 2 * cross), 0.0)
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """Return R (D, rank) with R R^T = C."""
-    values, vectors = torch.linalg.eigh(covariance)  # ascending
-    resolved = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
-    return vectors[:, resolved] * values[resolved].sqrt()
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Return the Frechet distance of two (mean, covariance) pairs; see `Factor.distance`."""
+    return Factor.of(a).distance(Factor.of(b))
 
 
 def frechet_distance_of(features_a: Tensor, features_b: Tensor) -> float:
-    """Return the Frechet distance between two sets of features (N, D), N >= 2 each; sizes may differ.
-
-    With fewer samples than channels no covariance is computed: tr((C_a C_b)^(1/2)) is the sum of the singular values of
-    the (N_a, N_b) matrix X_a X_b^T / sqrt((N_a - 1) (N_b - 1)), X being centred features. ValueError on other shapes.
-    """
+    """Return the Frechet distance between two sets of features (N, D), N >= 2 each; sizes may differ."""
     check_features(features_a)
     check_features(features_b, like=features_a)
-    if max(len(features_a), len(features_b)) >= features_a.shape[1]:
-        return frechet_distance(moments(features_a), moments(features_b))
-    (mean_a, a), (mean_b, b) = _centred(features_a), _centred(features_b)
-    cross = torch.linalg.svdvals(a @ b.T).sum()
-    distance = (mean_a - mean_b).square().sum() + a.square().sum() + b.square().sum() - 2 * cross
-    return max(float(distance), 0.0)
+    return Factor.of_features(features_a).distance(Factor.of_features(features_b))
 
 
 def check_features(features: Tensor, like: Tensor | None = None, at_least: int = 2) -> Tensor:
@@ -130,10 +143,3 @@ def check_features(features: Tensor, like: Tensor | None = None, at_least: int =
         bad = int((~features.isfinite().all(1)).sum())
         raise ValueError(f"features: NaN or infinity in {bad} of {len(features)} samples")
     return features
-
-
-def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean (D,) and Y = X / sqrt(N - 1) (N, D), X being centred features; Y^T Y is the covariance."""
-    features = features.double()
-    mean = features.mean(0)
-    return mean, (features - mean) / (len(features) - 1) ** 0.5

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...maths.frechet import frechet_distance_of
+from ...maths.frechet import Factor
 from ...maths.streams import generator
 from ..base import Evidence, Metric, Row
 
@@ -140,13 +140,18 @@ def _frechet_row(
     """
     subset = train[torch.randperm(len(train), generator=generator("judge", "subset"))[: len(samples)]]
     noise = torch.randn(subset.shape, generator=generator("judge", "noise"))
-    baselines = {"real train vs real": frechet_distance_of(subset, held_out)}
+    real = Factor.of_features(held_out)
+
+    def distance(pixels: Tensor) -> float:
+        return real.distance(Factor.of_features(pixels))
+
+    baselines = {"real train vs real": distance(subset)}
     if train_labels is not None and requested is not None and torch.isin(requested, train_labels).all():
         means = {int(c): train[train_labels == c].mean(0) for c in requested.unique()}
         copies = torch.stack([means[int(c)] for c in requested])
-        baselines["class means"] = frechet_distance_of(copies, held_out)
-    baselines[f"train + noise {NOISE}"] = frechet_distance_of(subset + NOISE * noise, held_out)
-    value = frechet_distance_of(samples, held_out)
+        baselines["class means"] = distance(copies)
+    baselines[f"train + noise {NOISE}"] = distance(subset + NOISE * noise)
+    value = distance(samples)
     return Row("frechet_pixels", "Frechet distance (raw pixels)", value, "", "lower", baselines)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...maths.frechet import Moments, frechet_distance, moments
+from ...maths.frechet import Factor
 from ...maths.streams import generator
 from ...records import Rows
 from ..base import Evidence, Metric, Row
@@ -30,6 +30,8 @@ STAND_INS = Feature("pixels", "pixels", "pixels"), Feature("classifier", "hidden
 """Features of small images that need no download; their mean is never called FDr."""
 SAME = 1e-9
 """Frechet distance, as a share of the total variance, below which two sets are the same images."""
+MANY = 4096
+"""Above so many images, features are not all held in memory."""
 
 
 class RelativeDistance(Metric):
@@ -90,27 +92,28 @@ class RelativeDistance(Metric):
 
 @dataclass(frozen=True)
 class _Sets:
-    """count: of samples, and of real images. size: of the reference. real: name of a tensor -> its moments over the
+    """count: of samples, and of real images. size: of the reference. real: name of a tensor -> its factor over the
     reference, and over the real images."""
 
     samples: Rows
     count: int
     size: int
-    real: Callable[[str], tuple[Moments, Moments]]
+    real: Callable[[str], tuple[Factor, Factor]]
 
     def ratio(self, tensor: str) -> float | None:
         """None if the real images are the reference."""
         reference, real = self.real(tensor)
-        unit = frechet_distance(reference, real)
-        if unit <= SAME * float(reference[1].trace()):
+        unit = reference.distance(real)
+        if unit <= SAME * float(reference.root.square().sum()):
             return None
-        return frechet_distance(reference, _of_some(self.samples, tensor, self.count)) / unit
+        return reference.distance(_of_some(self.samples, tensor, self.count)) / unit
 
 
 def _against_held_out(train: Rows, held_out: Rows, samples: Rows) -> _Sets:
     count = min(len(samples), len(held_out))
     return _Sets(
-        samples, count, len(train), lambda tensor: (train.moments(tensor), _of_some(held_out, tensor, count))
+        samples, count, len(train),
+        lambda tensor: (Factor.of(train.moments(tensor)), _of_some(held_out, tensor, count)),
     )  # fmt: skip
 
 
@@ -120,16 +123,18 @@ def _against_half(train: Rows, samples: Rows) -> _Sets:
     others[half] = False
     count = min(len(samples), len(half))
 
-    def real(tensor: str) -> tuple[Moments, Moments]:
+    def real(tensor: str) -> tuple[Factor, Factor]:
         rows = train[tensor]
-        return moments(rows[others]), moments(rows[half[_chosen(len(half), count)]])
+        return Factor.of_features(rows[others]), Factor.of_features(rows[half[_chosen(len(half), count)]])
 
     return _Sets(samples, count, len(train) - len(half), real)
 
 
-def _of_some(rows: Rows, tensor: str, count: int) -> Moments:
-    """Return the moments of a tensor over `count` rows."""
-    return rows.moments(tensor) if count == len(rows) else moments(rows[tensor][_chosen(len(rows), count)])
+def _of_some(rows: Rows, tensor: str, count: int) -> Factor:
+    """Return the factor of a tensor over `count` rows; of many, from moments, which are read in chunks."""
+    if count == len(rows) > MANY:
+        return Factor.of(rows.moments(tensor))
+    return Factor.of_features(rows[tensor][_chosen(len(rows), count)])
 
 
 def _chosen(size: int, count: int) -> Tensor:
