@@ -87,7 +87,7 @@ class Factor(NamedTuple):
 
     @classmethod
     def of(cls, moments: Moments) -> Factor:
-        """From mean and covariance. R has only eigenvectors whose eigenvalues exceed rounding errors. ValueError if they
+        """From mean and covariance. R has only eigenvectors whose eigenvalues exceed rounding. ValueError if they
         are not finite."""
         mean, covariance = moments
         if not (mean.isfinite().all() and covariance.isfinite().all()):
