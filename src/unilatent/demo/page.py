@@ -329,7 +329,7 @@ class Page:
                 _path(file) or _sample_of(drawing, number, title)
                 for file, number, title in ((first_file, first, "first"), (second_file, second, "second"))
             ]
-            return markup.player(self.jobs.run(partial(self.bench.interpolate, *ends, seed)))
+            return markup.player(self.jobs.run(partial(self.bench.interpolate, ends[0], ends[1], seed)))
 
     def _denoise(self, request: gr.Request, index: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
         asked = self._asked(values)
