@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 CORE = $(VENV)/.installed
 DEV = $(VENV)/.installed-dev
 
-.PHONY: demo test slow faults soak lint bench gpu-check clean
+.PHONY: browser demo test slow faults soak lint bench gpu-check clean
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 $(CORE): pyproject.toml constraints.txt  # all that training, sampling and evaluating images needs
@@ -19,12 +19,20 @@ $(DEV): $(CORE)  # tests and checks, molecules and crystals
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $(DEV)
 
+# The tests of `unilatent demo` drive a browser. Without one they are skipped, and say so.
+BROWSERS = command -v chromium || command -v chromium-browser || command -v google-chrome
+browser:
+	@($(BROWSERS)) > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+		&& echo "installing chromium for the browser tests" && (timeout 60 apt-get update -qq; \
+		timeout 300 apt-get install -y -qq --no-install-recommends chromium) > /dev/null 2>&1; } \
+		|| echo "no chromium here: the browser tests are skipped"
+
 demo: $(CORE)  ## train UNITE on the embedded digits (one to three minutes), print its table, draw its pictures
 	$(BIN)/unilatent train digits --out $(OUT) --resume auto
 	$(BIN)/unilatent sample $(OUT) --num 100 --labels 0-9 --out $(OUT)/pictures
 	@echo "look at $(OUT)/pictures/grid.png (new digits, a column a class) and $(OUT)/recon/ (held-out digits over their reconstructions)"
 
-test: $(DEV)  ## everything fast: no network, no GPU
+test: $(DEV) browser  ## everything fast: no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 slow: $(DEV)  ## minutes of training
@@ -32,7 +40,7 @@ slow: $(DEV)  ## minutes of training
 
 FAULT_TABLE = -p fault_table --fault-table docs/reliability.md
 
-faults: $(DEV)  ## everything that a run survives, provoked; writes the table in docs/reliability.md
+faults: $(DEV) browser  ## everything that a run survives, provoked; writes the table in docs/reliability.md
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(FAULT_TABLE) -m "not slow and not soak"
 
 soak: $(DEV)  ## a hundred random kills, two thousand steps with two hundred saves; writes their rows of the table

@@ -25,12 +25,16 @@ from .model_config import SamplingConfig
 from .registry import available, find
 from .types import Conditioning, Given, Layout, count, move, refuse_unused, take
 
+Watch = Callable[[float, Tensor], None]
+"""Called after each evaluation of the denoiser with its time t and clean estimate (B, K, D), on the model's device."""
+
 
 @dataclass(frozen=True)
 class SampleBatch:
     """Samples `start` to `start + B` of a request: their data, condition values and latents (B, K, D).
 
-    evaluations: network evaluations per sample, of the denoiser and of a diffusion decoder.
+    evaluations: network evaluations per sample, of the denoiser and of a diffusion decoder. layout: of the data tokens,
+    on the CPU; of longer samples than the model's own, that of the first window.
     """
 
     start: int
@@ -38,6 +42,7 @@ class SampleBatch:
     values: dict[str, Tensor]
     latents: Tensor
     evaluations: float
+    layout: Layout
 
     @property
     def count(self) -> int:
@@ -48,7 +53,7 @@ class SampleBatch:
 def sample(
     model: LatentModel, num: int = 16, *, seed: int = 0, batch_size: int = 64, precision: str = "auto",
     progress: Callable[[int], None] | None = None, given: Given | None = None, length: int | None = None,
-    overlap: int | None = None, **settings: Any,
+    overlap: int | None = None, watch: Watch | None = None, **settings: Any,
 ) -> Any:  # fmt: skip
     """Return `num` new samples in the modality's format (images: (num, C, H, W) in [0, 1]), on the CPU.
 
@@ -59,6 +64,8 @@ def sample(
         (images: (B, 1, H, W)), and samples have them unchanged. For a model that was trained with given parts.
     length, overlap: for samples longer than the model's own, in frames: windows are made one after the other, each of
         which is given the last `overlap` of what is there.
+    watch: called after each evaluation of the denoiser with its time and its clean estimate of the batch's latents. An
+        exception that it raises ends the sampling.
     settings:
         condition values by keyword (`labels=[3]`), at most `num`, fewer are cycled; default: spread evenly over all;
         negative conditions of guidance (`negative_prompts="..."`); default: no condition;
@@ -71,7 +78,7 @@ def sample(
     """
     batches = sample_batches(
         model, num, seed=seed, batch_size=batch_size, precision=precision, progress=progress, all_used=True,
-        given=given, length=length, overlap=overlap, **settings,
+        given=given, length=length, overlap=overlap, watch=watch, **settings,
     )  # fmt: skip
     parts = list(batches)
     return model.modality.join([part.data for part in parts])
@@ -82,7 +89,7 @@ def sample_batches(
     model: LatentModel, num: int, *, seed: int = 0, batch_size: int = 64, start: int = 0, stop: int | None = None,
     precision: str = "auto", progress: Callable[[int], None] | None = None, all_used: bool = False,
     to: torch.device | str = "cpu", given: Given | None = None, length: int | None = None,
-    overlap: int | None = None, **settings: Any,
+    overlap: int | None = None, watch: Watch | None = None, **settings: Any,
 ) -> Iterator[SampleBatch]:  # fmt: skip
     """Yield samples as `sample` does, in batches from sample `start` up to `stop` (None: `num`).
 
@@ -108,9 +115,9 @@ def sample_batches(
         part = None if given is None else given.rows(torch.arange(rows.start, rows.stop) % len(given))
         at = slice(rows.start, rows.stop)
         values, layout_values = take(all_values, at), take(all_layout_values, at)
-        batch = sample_rows(model, rows, values, sampling, seed, precision, to, part, layout_values)
+        batch = sample_rows(model, rows, values, sampling, seed, precision, to, part, layout_values, watch)
         if length is not None:
-            batch = _lengthened(model, batch, sampling, seed, precision, to, length, overlap)
+            batch = _lengthened(model, batch, sampling, seed, precision, to, length, overlap, watch)
         yield batch
         if progress:
             progress(len(rows))
@@ -120,11 +127,12 @@ def sample_batches(
 def sample_rows(
     model: LatentModel, rows: range, values: dict[str, Tensor], sampling: SamplingConfig, seed: int, precision: str,
     to: torch.device | str = "cpu", given: Given | None = None, layout_values: dict[str, Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> SampleBatch:  # fmt: skip
     """Return samples number `rows` of a seed with these condition values, in one batch; values of no condition of the
     model are left out.
 
-    given: parts of each of them. layout_values: what `Modality.parse_layout` returned for them.
+    given: parts of each of them. layout_values: what `Modality.parse_layout` returned for them. watch: as for `sample`.
     """
     known_to_model = {key for name in model.conditions.arguments for key in (name, NEGATIVE + name)}
     values = move({key: value for key, value in values.items() if key in known_to_model}, model.device)
@@ -134,15 +142,15 @@ def sample_rows(
     layout = model.modality.sample_layout(streams, {**values, **layout_values}).to(model.device)
     with computing(model, precision), decoder_rows(model) as decoded:
         known = model.known_latents(part, encoded)
-        latents, evaluations = sample_latents(model, values, layout, streams, sampling, known)
+        latents, evaluations = sample_latents(model, values, layout, streams, sampling, known, watch)
         data = model.decode(latents, layout, seed=seed, start=rows.start, settings=sampling, given=part)
     evaluations += decoded["rows"] / len(latents)
-    return SampleBatch(rows.start, move(data, to), move(values, "cpu"), latents.cpu(), evaluations)
+    return SampleBatch(rows.start, move(data, to), move(values, "cpu"), latents.cpu(), evaluations, layout.to("cpu"))
 
 
 def _lengthened(
     model: LatentModel, batch: SampleBatch, sampling: SamplingConfig, seed: int, precision: str,
-    to: torch.device | str, length: int, overlap: int | None,
+    to: torch.device | str, length: int, overlap: int | None, watch: Watch | None = None,
 ) -> SampleBatch:  # fmt: skip
     """Return samples of this length, which begin with those of the batch."""
     assert overlap is not None
@@ -152,7 +160,7 @@ def _lengthened(
         nonlocal evaluations
         known = check_given(model, given, batch.count)
         seed_of_window = seed_of("window", seed, window)
-        more = sample_rows(model, rows, batch.values, sampling, seed_of_window, precision, to, known)
+        more = sample_rows(model, rows, batch.values, sampling, seed_of_window, precision, to, known, watch=watch)
         evaluations += more.evaluations
         return more.data
 
@@ -189,12 +197,13 @@ def computing(model: LatentModel, precision: str) -> AbstractContextManager[obje
 
 def sample_latents(
     model: LatentModel, values: dict[str, Tensor], layout: Layout, streams: Streams, settings: SamplingConfig,
-    known: Tensor | None = None,
+    known: Tensor | None = None, watch: Watch | None = None,
 ) -> tuple[Tensor, float]:  # fmt: skip
     """Integrate latents (B, K, D) from each stream's noise; zeros at padding. Also return the evaluations of the
     denoiser per sample.
 
-    layout: of the data tokens. known: `LatentModel.known_latents` of what is given of the samples.
+    layout: of the data tokens. known: `LatentModel.known_latents` of what is given of the samples. watch: as for
+    `sample`; its estimates are zeros at padding too.
     """
     latent_layout = model.latent_layout(layout)
     n = len(streams)
@@ -202,6 +211,7 @@ def sample_latents(
     null = model.conditions.null(n, values).given(known)
     evaluated = Counter[str]()
     denoise = guided_denoiser(model, cond, null, latent_layout, settings, evaluated)
+    denoise = denoise if watch is None else _watched(denoise, watch, latent_layout)
     grid = times.grid(settings.num_inference_steps, settings.time_shift)
 
     def noise() -> Tensor:
@@ -211,6 +221,17 @@ def sample_latents(
     solver = ending_clean(solver) if settings.denoise_to_zero else solver
     latents = solver(denoise, noise(), grid, model.path, noise)
     return latent_layout.blank(latents), evaluated["rows"] / n
+
+
+def _watched(denoise: Denoise, watch: Watch, layout: Layout) -> Denoise:
+    """Return the denoiser, whose estimates `watch` sees."""
+
+    def watched(z: Tensor, t: float) -> Tensor:
+        estimate = denoise(z, t)
+        watch(t, layout.blank(estimate))
+        return estimate
+
+    return watched
 
 
 def guided_denoiser(

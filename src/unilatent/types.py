@@ -48,6 +48,11 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         return Layout(self.positions.to(device), None if self.mask is None else self.mask.to(device), self.grid)
 
+    def rows(self, rows: slice) -> Layout:
+        """Return the layout of some of the samples; shared positions stay shared."""
+        positions = self.positions if self.positions.shape[0] == 1 else self.positions[rows]
+        return Layout(positions, None if self.mask is None else self.mask[rows], self.grid)
+
     def repeat(self, times: int) -> Layout:
         """Repeat the batch `times` times; shared positions stay shared."""
         positions = self.positions if self.positions.shape[0] == 1 else self.positions.repeat(times, 1, 1)

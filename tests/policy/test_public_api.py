@@ -13,7 +13,8 @@ import pytest
 import unilatent
 
 HEAVY = ("torch", "torchvision", "transformers", "matplotlib", "datasets", "accelerate", "sklearn", "pydantic")
-OPTIONAL = ("torchvision", "timm", "transformers", "rdkit", "av", "diffusers", "torchmetrics", "matplotlib", "datasets")
+OPTIONAL = ("torchvision", "timm", "transformers", "rdkit", "av", "diffusers", "torchmetrics", "matplotlib", "datasets",
+            "gradio", "starlette")  # fmt: skip
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..maths import times
-from ..maths.solvers import ending_clean, find_solver
 from ..maths.streams import Streams
 from ..methods.base import LatentModel
-from ..sampling import guided_denoiser
-from ..types import Batch, Conditioning, count, move, take
+from ..sampling import Watch, computing, sample_batches
+from ..types import Batch, count, move, take
+from .latents import decode_clean
 
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 """Noise added to latents, as a multiple of their root mean square."""
@@ -65,35 +63,35 @@ class Trajectory:
 
 
 @torch.no_grad()
-def trajectory(model: LatentModel, num: int, seed: int = 0) -> tuple[Trajectory, list[Any]]:
-    """Draw `num` samples with the model's own settings; return how their estimates settle, and the decoded estimates at
-    evenly spaced evaluations, each `num` rows of Data on the CPU."""
-    settings = model.config.sampling
-    streams = Streams(("sample", seed), range(num), model.device)
-    values = move(model.conditions.parse(num, {}), model.device)
-    layout = model.modality.sample_layout(streams, values).to(model.device)
-    latents = model.latent_layout(layout)
-    cond = model.conditions(values) if values else model.conditions.null(num)
-    denoise = guided_denoiser(model, cond, model.conditions.null(num, values), latents, settings, Counter())
+def trajectory(
+    model: LatentModel, num: int, seed: int = 0, *, start: int = 0, most: int = COLUMNS, precision: str = "auto",
+    watch: Watch | None = None, **settings: Any,
+) -> tuple[Trajectory, list[Any]]:  # fmt: skip
+    """Draw samples `start` to `start + num` as `sample` does; return how their estimates settle, and the decoded
+    estimates at up to `most` evenly spaced evaluations, each `num` rows of Data on the CPU.
+
+    settings: as for `sample`; default: the model's own.
+    """
     found: list[tuple[float, Tensor]] = []
 
-    def watched(z: Tensor, t: float, _: Conditioning | None = None) -> Tensor:
-        estimate = denoise(z, t)
-        found.append((t, latents.blank(estimate)))
-        return estimate
+    def note(t: float, estimate: Tensor) -> None:
+        found.append((t, estimate))
+        if watch is not None:
+            watch(t, estimate)
 
-    def noise() -> Tensor:
-        return model.latent_noise(streams, latents.num_tokens).to(model.device)
-
-    grid = times.grid(settings.num_inference_steps, settings.time_shift)
-    solver = find_solver(settings.solver)
-    solver = ending_clean(solver) if settings.denoise_to_zero else solver
-    last = latents.blank(solver(watched, noise(), grid, model.path, noise))
+    batches = sample_batches(
+        model, start + num, seed=seed, batch_size=num, start=start, precision=precision, watch=note, **settings
+    )  # fmt: skip
+    batch = next(batches)
+    layout, last = batch.layout.to(model.device), batch.latents.to(model.device)
     size = last.square().sum((1, 2))
     distance = [float(((e - last).square().sum((1, 2)) / size).mean()) for _, e in found]
     steps = [0.0, *(float(((b - a).square().sum((1, 2)) / size).mean()) for (_, a), (_, b) in zip(found, found[1:]))]  # noqa: B905, RUF007
-    shown = torch.linspace(0, len(found) - 1, min(COLUMNS, len(found))).round().int().tolist()
-    columns = [move(model.decode(found[i][1], layout, seed=seed), "cpu") for i in shown]
+    eps = Streams(("trajectory", seed), range(start, start + num), model.device).normal(*last.shape[1:])
+    columns = []
+    for i in torch.linspace(0, len(found) - 1, min(most, len(found))).round().int().tolist():
+        with computing(model, precision):
+            columns.append(decode_clean(model, found[i][1], layout, eps, seed, start))
     return Trajectory([t for t, _ in found], distance, steps), columns
 
 

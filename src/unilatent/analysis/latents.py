@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..maths.coding import histogram_entropy
 from ..maths.spread import Spread
 from ..maths.streams import Streams, generator
 from ..methods.base import LatentModel
-from ..types import Batch, count, move, take
+from ..types import Batch, Layout, count, move, take
 
 BINS = 80
 """Bins of the histogram."""
@@ -71,6 +72,18 @@ def latent_statistics(model: LatentModel, batches: Iterable[Batch], seed: int = 
     )  # fmt: skip
 
 
+@torch.no_grad()
+def decode_clean(
+    model: LatentModel, z: Tensor, layout: Layout, eps: Tensor, seed: int = 0, start: int = 0
+) -> Any:  # fmt: skip
+    """Decode clean latents (B, K, D), to Data on the CPU. eps: the noise (B, K, D) of z_0, which `decode` expects.
+
+    layout: of the data tokens, on the model's device. seed, start: as for `LatentModel.decode`.
+    """
+    z_0 = model.latent_layout(layout).blank(model.path.add_noise(z, eps, 0.0))
+    return move(model.decode(z_0, layout, seed=seed, start=start), "cpu")
+
+
 def same_layouts(model: LatentModel, data: Any) -> list[tuple[int, int]]:
     """Return disjoint pairs of samples with equal masks; without padding, samples 0 and 1, 2 and 3, ..."""
     mask = model.modality.pack(data).layout.mask
@@ -105,9 +118,7 @@ def interpolations(
     eps = Streams(("line", seed), range(pairs), model.device).normal(*z.shape[1:])
     columns = []
     for w in torch.linspace(0, 1, steps).tolist():
-        z_0 = model.path.add_noise(model.finish_latents(a + w * (b - a)), eps, 0.0)
-        z_0 = model.latent_layout(layout).blank(z_0)
-        columns.append(move(model.decode(z_0, layout, seed), "cpu"))
+        columns.append(decode_clean(model, model.finish_latents(a + w * (b - a)), layout, eps, seed))
     ends = [[take(data, slice(i, i + 1)) for i in range(2 * pair, 2 * pair + 2)] for pair in range(pairs)]
     lines = [[take(column, slice(pair, pair + 1)) for column in columns] for pair in range(pairs)]
     return [model.modality.join([first, *line, last]) for (first, last), line in zip(ends, lines, strict=True)]

@@ -24,6 +24,7 @@ from . import (
     convert,
     data,
     decode,
+    demo,
     doctor,
     ema,
     encode,
@@ -55,7 +56,7 @@ app = typer.Typer(
 )
 for verb in (
     train, sample, reconstruct, encode, decode, evaluate, analyze, calibrate, search, sweep, finetune_decoder,
-    reference, ema, convert, push, presets, plan, runs, doctor,
+    reference, ema, convert, push, demo, presets, plan, runs, doctor,
 ):  # fmt: skip
     name = verb.__name__.rpartition(".")[2].replace("_", "-")
     app.command(name, epilog=epilog(verb.run))(command(verb.run))

@@ -30,6 +30,7 @@ LIBRARIES = {
     "atoms": ("rdkit", "pymatgen", "SMACT", "spglib"),
     "atoms-eval": ("openbabel-wheel", "posebusters"),
     "video": ("av",),
+    "demo": ("gradio",),
     "logging": ("tensorboard", "wandb", "mlflow", "trackio"),
     "launching": ("accelerate",),
 }  # fmt: skip

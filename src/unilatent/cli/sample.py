@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..files import write_json
+from ..files import write_json, write_text
 from ..outputs import Outputs
 from ..plain_text import count_of
 from .command import Record, examples
@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 
 NUM = 16
 GRID = 100
-"""At most so many samples are drawn into grid.png."""
+"""At most so many samples are drawn into grid.png and samples.html."""
+VIEWER = "samples.html"
+"""Where samples can be turned, if they have three dimensions."""
 
 
 @examples(
@@ -92,7 +94,11 @@ def run(
     device: Device = None,
     precision: Precision = "auto",
     out: Annotated[
-        Path, typer.Option(help="Folder for grid.png, samples.npz, sampling.json and one file per sample.")
+        Path,
+        typer.Option(
+            help="Folder for grid.png, samples.npz, sampling.json and one file per sample; for molecules and crystals "
+            "also samples.html, where they can be turned."
+        ),
     ] = Path("samples"),
 ) -> Record:
     """Generate new samples with a trained model."""
@@ -151,10 +157,14 @@ def run(
         with outputs.writing(disk_space(network.modality.arrays(grid), 2)) as new:
             drawn = [grid] if known is None else _beside(network, known, grid)
             network.modality.draw_grid(drawn, new / "grid.png", columns=network.conditions.columns, captions=captions)
+            every = network.conditions.captions(join(shown_values)) if shown_values[0] else None
+            if (page := network.modality.viewer(grid, every, f"Samples of {model}, seed {seed}")) is not None:
+                write_text(new / VIEWER, page)
             write_json(new / "sampling.json", record)
     if generated < num:
         leave_stopped(stop, f"{generated} of {count_of(num, 'sample')} are in {folder}", STARTS_AGAIN)
-    print(f"{count_of(num, 'sample')} in {folder}: grid.png, samples.npz and one file per sample")
+    viewer = f", {VIEWER} (to turn them)" if (folder / VIEWER).is_file() else ""
+    print(f"{count_of(num, 'sample')} in {folder}: grid.png{viewer}, samples.npz and one file per sample")
     return {"out": folder, **record}
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Config as Settings
+from ..controls import Control
 from ..processes import Processes
 from ..registry import available, find
 from ..types import Conditioning, refuse_unused
@@ -93,6 +94,10 @@ class Condition(nn.Module, ABC):
         """Return the command-line options that are equivalent to passing `value` to `parse`."""
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         return [f"--{self.argument.replace('_', '-')}", text]
+
+    def control(self) -> Control:
+        """Return how a person is asked for values. Default: a line of text for `parse`."""
+        return Control(self.argument.replace("_", " ").capitalize())
 
     @abstractmethod
     def example(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..controls import Control
 from ..nets.layers import use_muon
 from ..plain_text import composed, count_of, same_names
 from ..types import Conditioning
@@ -127,6 +128,11 @@ class ClassLabel(Condition):
         names = self._names
         parts = [names[part] if _is_index(part) and self._called(str(part)) else part for part in as_list(value)]
         return super().options(parts)
+
+    def control(self) -> Control:
+        """All classes to choose from."""
+        names = self._names or tuple(map(str, range(self.num_classes)))
+        return Control("Class", choices=names, hint="none chosen: all classes, evenly")
 
     @property
     def _names(self) -> tuple[str, ...]:

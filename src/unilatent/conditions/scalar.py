@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ..controls import Control
 from ..nets.embeddings import TimeEmbedding
 from ..types import Conditioning
 from .base import Condition, ConditionConfig, as_list
@@ -173,6 +174,13 @@ class Scalar(Condition):
 
     def options(self, value: Any) -> list[str]:
         return ["--property", super().options(value)[1]]
+
+    def control(self) -> Control:
+        """A line for numbers and ranges."""
+        low, high = self.config.quantiles[0], self.config.quantiles[-1]
+        hint = f"{low:.4g} to {high:.4g} in training; a number, a list 1,2 or a range 1-2; empty: as in training"
+        middle = self.config.quantiles[len(self.config.quantiles) // 2]
+        return Control(self.config.column or "Property", examples=(f"{middle:.4g}",), hint=hint)
 
     def describe(self, values: Tensor) -> list[str]:
         return ["" if math.isnan(value) else f"{value:.5g}" for value in values.tolist()]

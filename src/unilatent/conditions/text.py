@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ..controls import Control
 from ..nets.byte_encoder import ByteEncoder, count_pieces
 from ..nets.layers import RMSNorm, linear
 from ..nets.text_encoder import EncoderDescription, TextEncoder, describe, share_description, text_encoder
@@ -22,6 +23,8 @@ from .base import Condition, ConditionConfig, as_list
 
 MULTIPLE = 16
 """Numbers of tokens are multiples of this, so that compiled networks meet few of them."""
+EXAMPLES = 6
+"""Texts that an interface offers to start from."""
 SHOWN = 60
 """Characters of a text that an error message quotes."""
 
@@ -208,6 +211,11 @@ class Text(Condition):
     def options(self, value: Any) -> list[str]:
         """Return one option per text, since texts may contain commas."""
         return [word for text in decode_texts(self.parse(value)) for word in ("--prompt", text)]
+
+    def control(self) -> Control:
+        """Lines of text, one prompt each."""
+        hint = "one prompt per line; empty: prompts of the training data"
+        return Control("Prompt", lines=True, examples=self.config.examples[:EXAMPLES], hint=hint, negative=True)
 
     @property
     def _unit(self) -> str:

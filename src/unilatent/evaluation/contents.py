@@ -42,11 +42,12 @@ class DrawnSample:
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """Images of single samples, and all of them as one grid (PNG)."""
+    """Images of single samples, and all of them as one grid (PNG). viewer: the page of `Modality.viewer`."""
 
     images: list[DrawnSample]
     png: bytes
     columns: int
+    viewer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,11 @@ def _grid(model: LatentModel, rows: Sequence[Any], texts: list[str], places: Seq
         DrawnSample(_png(modality, [take(row, slice(i, i + 1)) for row in rows], None), text, place)
         for i, (text, place) in enumerate(zip(texts, places, strict=False))
     ]
-    return SampleGrid(images, _png(modality, rows, columns), columns)
+    names = ("original", "reconstruction") if len(rows) > 1 else ("",)
+    turned = [", ".join(filter(None, (text, name))) for text in texts for name in names]
+    each = modality.join([take(row, slice(i, i + 1)) for i in range(len(images)) for row in rows])
+    viewer = modality.viewer(each, turned[: count(each)])
+    return SampleGrid(images, _png(modality, rows, columns), columns, viewer)
 
 
 def _png(modality: Any, rows: Sequence[Any], columns: int | None) -> bytes:

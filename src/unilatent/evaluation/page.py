@@ -1,4 +1,5 @@
-"""A report as one self-contained HTML page: no scripts, no network access, all images embedded."""
+"""A report as one self-contained HTML page: no network access, all images embedded, no scripts but those of a viewer of
+samples (`Modality.viewer`)."""
 
 from __future__ import annotations
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 INK = "#010203"
 """Placeholder for the page's text colour in a drawing."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+WITH_VIEWER = f"{POLICY}; script-src 'unsafe-inline'"
+"""For pages with a viewer of samples: a document of its own inside the page, without rights to anything outside it."""
 
 STYLE = """
 :root { --ink: #1c2126; --soft: #5b6670; --line: #d9dee3; --back: #ffffff; --card: #f5f7f8; --warn: #8a4b00;
@@ -74,6 +77,7 @@ ol.grid { list-style: none; margin: .75rem 0; padding: 0; display: grid; gap: .5
 ol.grid img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .2rem; }
 ol.grid figcaption { font-size: .75rem; line-height: 1.3; display: flex; justify-content: space-between; gap: .3rem;
   flex-wrap: wrap; overflow-wrap: anywhere; padding: .05rem .2rem 0; }
+iframe { width: 100%; height: 34rem; border: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1rem;
   margin: .75rem 0; }
 .plots figure { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
@@ -104,6 +108,8 @@ ol.grid figcaption { font-size: .75rem; line-height: 1.3; display: flex; justify
 def page(contents: ReportContents) -> str:
     """Return the HTML document."""
     numbers = contents.evaluation.numbers
+    grids = (contents.samples, contents.reconstructions)
+    policy = WITH_VIEWER if any(grid is not None and grid.viewer is not None for grid in grids) else POLICY
     sections = [
         _header(contents),
         _numbers(numbers),
@@ -116,7 +122,7 @@ def page(contents: ReportContents) -> str:
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(contents.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(section for section in sections if section)
@@ -191,7 +197,16 @@ def _grid(grid: SampleGrid, what: str) -> str:
         "</figure></li>"
         for image in grid.images
     )
-    return f'<ol class="grid" style="--columns: {grid.columns}">\n{items}\n</ol>'
+    return f'<ol class="grid" style="--columns: {grid.columns}">\n{items}\n</ol>{_viewer(grid)}'
+
+
+def _viewer(grid: SampleGrid) -> str:
+    if grid.viewer is None:
+        return ""
+    return (
+        f'\n<details class="viewer"><summary>in three dimensions</summary>\n<iframe title="three-dimensional view" '
+        f'sandbox="allow-scripts" loading="lazy" srcdoc="{escape(grid.viewer)}"></iframe></details>'
+    )
 
 
 def _curves(curves: list[Panel]) -> str:

@@ -30,12 +30,13 @@ import torch
 from torch import Tensor
 
 from ..config import Config as Settings
+from ..controls import Control
 from ..listings import ALONE, Listings
 from ..maths.streams import Streams, generator
 from ..nets.fields import TokenField
 from ..processes import Processes
 from ..records import Rows
-from ..types import Given, Layout, Tokens, join, move
+from ..types import Given, Layout, Tokens, count, join, move, take
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 
@@ -511,6 +512,10 @@ class Modality(ABC):
         """Parse users' `layout_arguments` to tensors of n rows each, shorter lists cycled; ValueError on a bad one."""
         return {}
 
+    def layout_control(self, argument: str) -> Control:
+        """Return how a person is asked for one of `layout_arguments`. Default: a line of text for `parse_layout`."""
+        return Control(argument.replace("_", " ").capitalize())
+
     def layout_of(self, mask: Tensor) -> Layout:
         """Return the layout of samples whose real tokens are where mask (B, N) is True; ValueError if none has it.
 
@@ -526,6 +531,11 @@ class Modality(ABC):
 
     given_kinds: ClassVar[tuple[str, ...]] = ()
     """Kinds of parts that `draw_mask` draws. Default: none; then nothing in this section is called."""
+
+    @property
+    def given_frames_most(self) -> int | None:
+        """The most frames that can be given of a sample; None if samples have no frames. Default: None."""
+        return None
 
     @property
     def mask_channels(self) -> int:
@@ -612,6 +622,11 @@ class Modality(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Suffixes, without the dot, of files that hold one sample, for `unilatent data`. Default: none."""
 
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """Suffixes, with the dot, of single files that `read` takes, for file dialogs. Default: those of `suffixes`."""
+        return tuple(f".{suffix}" for suffix in self.suffixes)
+
     @abstractmethod
     def read(self, path: Path, batch_size: int, skipped: Skipped | None = None) -> Iterator[tuple[Any, list[str]]]:
         """Read a folder, archive or file in order: batches of Data and the names of their samples.
@@ -627,6 +642,15 @@ class Modality(ABC):
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
         """Write one file per sample, numbered from `start`, to `folder` or a subfolder of it."""
 
+    def pictures(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
+        """Write one picture for each sample that a browser shows (PNG, or an animated WebP), numbered from `start`, to
+        `folder`. Default: each drawn by `draw_grid` alone."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{start + i:06d}.png" for i in range(count(data))]
+        for i, path in enumerate(paths):
+            self.draw_grid([take(data, slice(i, i + 1))], path)
+        return paths
+
     def drawable(self, data: Any) -> Any:
         """Return a batch on the CPU with no more than `draw_grid` needs (images: 8 bits), to be sent to the process
         that draws it. Default: all of it."""
@@ -641,6 +665,16 @@ class Modality(ABC):
 
         captions: one text per sample, drawn under it (with several rows, under the last).
         """
+
+    def viewer(
+        self, data: Any, captions: Sequence[str] | None = None, title: str = "", moving: bool = False
+    ) -> str | None:  # fmt: skip
+        """Return one HTML page, without references to anything outside it, on which samples can be looked at from all
+        sides; None if pictures show all there is. Default: None.
+
+        captions: one text per sample. moving: the samples are moments of one, shown one after the other.
+        """
+        return None
 
     @abstractmethod
     def arrays(self, data: Any) -> dict[str, np.ndarray]:

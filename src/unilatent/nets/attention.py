@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..types import Conditioning
 from . import branches
+from .casts import narrow
 from .embeddings import by_halves, frequencies, halves, rotate, rotate_halves
 from .layers import RMSNorm, linear
 
@@ -62,7 +63,7 @@ class Attention(nn.Module):
         """Normalise and rotate pairs of channels (B, heads, N, d / 2, 2); (B, heads, N, d) in the order of `halves`."""
         x = halves(pairs)  # contiguous, as a fused norm needs it
         if isinstance(norm, RMSNorm):
-            x = norm(x, halves(norm.weight.unflatten(-1, (-1, 2)), x.dtype))
+            x = norm(x, halves(narrow(norm.weight).unflatten(-1, (-1, 2)), x.dtype))
         return rotate_halves(x, rotation)
 
     @torch.no_grad()

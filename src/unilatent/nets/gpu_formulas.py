@@ -51,8 +51,10 @@ def gpu_formulas() -> Iterator[None]:
     before = branches.on_cpu, F.rms_norm, F.layer_norm, F.group_norm
 
     def fused(x: Tensor, shape: Any, weight: Tensor, eps: float) -> Tensor:
-        """One kernel, after a copy of what is not contiguous, if the types agree; else torch's composite."""
-        return _rms_norm(x.contiguous(), weight) if weight.dtype == x.dtype else before[1](x, shape, weight, eps)
+        """One kernel, after a copy of what is not contiguous, if the types agree; else, and compiled, the composite."""
+        if weight.dtype != x.dtype or not branches.on_eager():
+            return before[1](x, shape, weight, eps)
+        return _rms_norm(x.contiguous(), weight)
 
     def wide(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Autocast of CUDA computes these norms in float32 and returns float32."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..devices import float32_products
 from . import branches
+from .casts import narrow
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,7 +40,8 @@ class CastLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(in_compute_dtype(x, self.weight) if x.dtype != self.weight.dtype else x)
+        x = in_compute_dtype(x, self.weight) if x.dtype != self.weight.dtype else x
+        return F.linear(x, narrow(self.weight), None if self.bias is None else narrow(self.bias))
 
 
 class ExactLinear(nn.Linear):
@@ -67,7 +69,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         if branches.on_cpu(x):
             return super().forward(x)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        weight, bias = (narrow(parameter).to(x.dtype) for parameter in (self.weight, self.bias))
         with no_autocast(x):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
@@ -126,7 +128,7 @@ class RMSNorm(nn.Module):
         weight = self.weight if weight is None else weight
         if branches.on_eager_cpu(x):
             return EagerRMSNorm.apply(x, weight, self.eps)
-        return fused_rms_norm(x, weight, self.eps)
+        return fused_rms_norm(x, narrow(weight), self.eps)
 
 
 def fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -243,25 +245,26 @@ def silu_times(x: Tensor) -> Tensor:
 
 
 class EagerSiLUTimes(torch.autograd.Function):
-    """`silu_times` with a hand-written backward pass, which writes both halves of the gradient in place."""
+    """`silu_times` with a hand-written backward pass: one product with the derivatives, all that is stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         a, b = x.chunk(2, dim=-1)
-        activated = F.silu(a)
-        ctx.save_for_backward(x, activated)
-        return activated * b
+        if not ctx.needs_input_grad[0]:
+            return F.silu(a).mul_(b)
+        slopes = x.new_empty(2, *a.shape)  # by a, by b
+        torch.ops.aten.silu_backward.grad_input(b, a, grad_input=slopes[0])
+        torch.ops.aten.silu.out(a, out=slopes[1])
+        ctx.save_for_backward(slopes)
+        return slopes[1] * b
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, activated = ctx.saved_tensors
-        a, b = x.chunk(2, dim=-1)
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        of_a, of_b = out.chunk(2, dim=-1)
-        torch.mul(grad, activated, out=of_b)
-        torch.ops.aten.silu_backward.grad_input(grad * b, a, grad_input=of_a)
-        return out
+        (slopes,) = ctx.saved_tensors
+        out = grad.new_empty(*grad.shape[:-1], 2, grad.shape[-1])
+        torch.mul(grad, slopes, out=out.movedim(-2, 0))
+        return out.flatten(-2)
 
 
 class Repeated(nn.Module):
@@ -276,3 +279,10 @@ class Repeated(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(super().__call__, *args, use_reentrant=False, **kwargs)
         return super().__call__(*args, **kwargs)
+
+    def narrow_weights(self) -> list[Tensor]:
+        """Return the weights that eager code computes with in autocast's type, for `cast_together`."""
+        if self._compiled_call_impl is not None:
+            return []
+        layers = [module for module in self.modules() if isinstance(module, CastLinear | RMSNorm | LayerNorm)]
+        return [weight for layer in layers for weight in layer.parameters(recurse=False)]

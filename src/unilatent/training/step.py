@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..devices import autocast
 from ..faults import reach
 from ..maths.streams import Streams, seed_of
 from ..methods.base import LossPart
@@ -30,7 +29,7 @@ from .config import RunConfig
 from .gradients import GradientSums
 from .measuring import Measurement
 from .optimizer import clip_gradients, gradient_norm
-from .parts import loss_parts
+from .parts import loss_parts, weights_cast_once
 from .schedule import factor, weight
 from .state import TrainingState
 
@@ -132,7 +131,7 @@ class OptimiserStep:
             if not is_encoded(batch.data):  # stored latents are of augmented samples
                 batch = replace(batch, data=model.modality.augment(batch.data, streams))
             share = len(positions) / self.training.batch_size
-            with autocast(model.device, "fp32"):  # the outermost context: weights are cast once for all parts
+            with weights_cast_once(model, self.training.precision):
                 for part in self.backward(batch, streams, share, measurement):
                     titles.add(part.title)
                     for key, value in part.logs().items():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,12 +28,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...config import Config
+from ...controls import Control
 from ...maths.geometry import centre, in_principal_axes, rotation_of, wrap
 from ...maths.streams import Streams
 from ...nets.fields import TokenField
-from ...types import Layout, Tokens, refuse_unused
+from ...types import Layout, Tokens, move, refuse_unused
 from ..base import BadSample, CheckedRecords, CountedBatches, Metric, Modality, Skipped, Space, Splits
-from . import losses
+from . import losses, viewer
 from .dataset import SystemsDataset, classes_of, property_of
 from .files import SystemKind, existing, unread_names
 from .grid import paste_grid
@@ -266,6 +268,13 @@ class AtomModality(Modality):
             warnings.warn(f"num_atoms: no training system has {shown} atoms; samples may be poor", stacklevel=3)
         return {"num_atoms": torch.tensor(sizes)[torch.arange(n) % len(sizes)]}
 
+    def layout_control(self, argument: str) -> Control:
+        """A line for numbers of atoms."""
+        seen = [size for size, number in enumerate(self._size_counts) if number]
+        span = f"{min(seen)} to {max(seen)} in training" if seen else f"1 to {self.config.max_atoms}"
+        hint = f"{span}; a number, a list 8,12 or a range 8-12; empty: as in training"
+        return Control("Number of atoms", hint=hint)
+
     @property
     def _size_counts(self) -> Sequence[int]:
         """How many training systems have 0, 1, 2, ... atoms; empty if unknown."""
@@ -364,6 +373,16 @@ class AtomModality(Modality):
         """The data as numpy arrays."""
         return {key: data[key].cpu().numpy() for key in self.keys}
 
+    @abstractmethod
+    def scenes(self, data: Any, moving: bool = False) -> list[viewer.Scene]:
+        """Return each sample as it is seen in three dimensions. moving: they are moments of one."""
+
+    def viewer(
+        self, data: Any, captions: Sequence[str] | None = None, title: str = "", moving: bool = False
+    ) -> str:  # fmt: skip
+        """Return a page on which systems can be turned, enlarged and measured."""
+        return viewer.page(self.scenes(move(data, "cpu"), moving), captions, title, moving)
+
     def fitted(self, splits: Splits) -> AtomConfig:
         """Return the configuration with `sizes` of the training systems filled in, and `elements` if they are "found".
 
@@ -422,9 +441,9 @@ def draw_sizes(uniform: Tensor, counts: Sequence[int] | None, most: int) -> Tens
 class SingleKindModality(AtomModality):
     """A modality whose samples are all free or all periodic; what depends on the kind is in three modules.
 
-    files_module: KIND, `read_files(path, mixed, skipped)`, `read_all(path)`. metrics_module: `spaces()`, `metrics()`,
-    `errors(made, data)`.
-    render_module: `cells(data)`, `write(data, folder, start)`.
+    files_module: KIND, FORMS, `read_files(path, mixed, skipped)`, `read_all(path)`. metrics_module: `spaces()`,
+    `metrics()`, `errors(made, data)`.
+    render_module: `cells(data)`, `write(data, folder, start)`, `scenes(data, moving)`.
     """
 
     files_module: ModuleType
@@ -464,6 +483,10 @@ class SingleKindModality(AtomModality):
         """Like `read`, from a path that may also hold files of the other kind, which are not read."""
         return self.in_batches(self.files_module.read_files(path, mixed=True, skipped=skipped), batch_size, skipped)
 
+    @property
+    def readable(self) -> tuple[str, ...]:
+        return tuple(f".{suffix}" for suffix in self.files_module.FORMS)
+
     def spaces(self) -> list[Space]:
         return self.metrics_module.spaces()
 
@@ -480,3 +503,7 @@ class SingleKindModality(AtomModality):
 
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
         return self.render_module.write(data, folder, start)
+
+    def scenes(self, data: Any, moving: bool = False) -> list[viewer.Scene]:
+        """Return each sample as it is seen in three dimensions. moving: they are moments of one."""
+        return self.render_module.scenes(data, moving)

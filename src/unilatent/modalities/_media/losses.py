@@ -43,11 +43,8 @@ def terms(
         if weights.squared:
             out["squared"] = weights.squared * (prediction - target).square().mean()
         if weights.perceptual:
-            if counting():
-                network: Callable[..., Tensor] = lpips_without_values(dtype)
-            else:
-                network = (compiled_lpips if compiled else lpips)(lpips_file, prediction.device, dtype)
-            distance = network(2 * prediction - 1, 2 * target - 1)  # (B,)
+            network = lpips_without_values(dtype) if counting() else lpips(lpips_file, prediction.device, dtype)
+            distance = (in_one_graph(network) if compiled else network)(2 * prediction - 1, 2 * target - 1)  # (B,)
             out["perceptual"] = weights.perceptual * distance.mean()
     return out
 
@@ -107,6 +104,6 @@ def lpips_without_values(dtype: torch.dtype) -> nn.Module:
 
 
 @cache
-def compiled_lpips(weights: str | None, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """Return the same network, compiled."""
-    return cast("Callable[..., Tensor]", torch.compile(lpips(weights, device, dtype), fullgraph=True))
+def in_one_graph(network: nn.Module) -> Callable[..., Tensor]:
+    """Return the network, compiled."""
+    return cast("Callable[..., Tensor]", torch.compile(network, fullgraph=True))

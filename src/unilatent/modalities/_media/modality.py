@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -72,6 +73,10 @@ class PixelModality(Modality):
 
     def put_back(self, data: Tensor, given: Given) -> Tensor:
         return torch.where(given.mask, given.data, data)
+
+    def pictures(self, data: Tensor, folder: Path, start: int = 0) -> list[Path]:
+        """Write the files of `write`: a browser shows them as they are."""
+        return self.write(data, folder, start)
 
     def drawable(self, data: Tensor) -> Tensor:
         """Return levels (B, T, C, H, W) of 0 to 255, uint8 on the CPU."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...files import write_text
 from .._atoms.elements import SYMBOLS
 from .._atoms.systems import System
+from .._atoms.viewer import ElementStyle, Scene
 from .elements import formula
 from .lattices import STEPS, cell_matrix
 
@@ -28,6 +29,8 @@ TURNS = (25.0, 12.0)
 """Rotation of the view in degrees: about the vertical axis, then towards the viewer."""
 EDGE = 1e-2
 """Atoms within this fractional distance of a face of the cell are also drawn on the opposite face."""
+RADIUS = 0.5
+"""Radius in Angstrom of a ball in a scene."""
 COLOURS = {
     1: "#f0f0f0", 3: "#b070e0", 5: "#f0a0a0", 6: "#505050", 7: "#3050f8", 8: "#e02010", 9: "#80d050", 11: "#a060f0",
     12: "#80c030", 13: "#b0a0a0", 14: "#e0c090", 15: "#f08000", 16: "#e0c030", 17: "#30c030", 19: "#8040c0",
@@ -94,6 +97,19 @@ def cells(data: dict[str, Tensor]) -> list[Image.Image]:
         ImageDraw.Draw(cell).text((4, CELL), formula(system.types), fill="black")
         images.append(cell)
     return images
+
+
+def scenes(data: dict[str, Tensor], moving: bool = False) -> list[Scene]:
+    """Return each crystal as its image shows it: its cell with c upwards, atoms on a face at all its images."""
+    found = []
+    for system in (to_system(data, i) for i in range(len(data["types"]))):
+        assert system.lattice is not None
+        with np.errstate(all="ignore"):
+            cell = _rotated(cell_matrix(system.lattice))
+        types, coordinates = _repeated(system)
+        styles = {z: ElementStyle(colour(z), RADIUS) for z in set(types.tolist())}
+        found.append(Scene(types, coordinates @ cell, styles, (), cell, formula(system.types)))
+    return found
 
 
 def colour(z: int) -> str:

@@ -30,6 +30,7 @@ from .._atoms import modality as atoms
 from .._atoms.dataset import Property, SystemsDataset, property_from
 from .._atoms.grid import paste_grid
 from .._atoms.metrics import type_accuracy
+from .._atoms.viewer import Scene
 from ..base import Dataset, Metric, Skipped, Space, Splits
 from . import metrics
 
@@ -212,6 +213,10 @@ class Joint(atoms.AtomModality):
         return metrics.metrics(self.parts)
 
     @property
+    def readable(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(suffix for part in self.parts for suffix in part.readable))
+
+    @property
     def preprocessing(self) -> str:
         return "; ".join(part.preprocessing for part in self.parts)
 
@@ -234,6 +239,18 @@ class Joint(atoms.AtomModality):
         part.draw_grid([metrics.narrowed(sample, part)], folder / "cell.png")
         with Image.open(folder / "cell.png") as image:
             return image.convert("RGB")
+
+    def scenes(self, data: Any, moving: bool = False) -> list[Scene]:
+        """Each sample as the part of its kind shows it."""
+        if moving:
+            part = self._part_of(take(data, slice(-1, None)))
+            return part.scenes(metrics.narrowed(data, part), moving)
+        found: list[Scene] = []
+        for i in range(count(data)):
+            sample = take(data, slice(i, i + 1))
+            part = self._part_of(sample)
+            found += part.scenes(metrics.narrowed(sample, part))
+        return found
 
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
         """Each sample is written by the part of its kind, into a subfolder named after the part."""
@@ -271,7 +288,7 @@ class Joint(atoms.AtomModality):
             batch = samples[first : first + batch_size]
             yield self.join([sample for _, sample in batch]), [name for name, _ in batch]
 
-    def _part_of(self, sample: dict[str, Tensor]) -> atoms.AtomModality:
+    def _part_of(self, sample: dict[str, Tensor]) -> atoms.SingleKindModality:
         """Return the part that handles a sample, a batch of one."""
         return next(part for part in self.parts if part.has_periodic == bool(sample["periodic"][0]))
 

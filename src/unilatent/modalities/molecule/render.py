@@ -17,6 +17,7 @@ from torch import Tensor
 from ...files import write_text
 from .._atoms.elements import SYMBOLS
 from .._atoms.systems import System
+from .._atoms.viewer import ElementStyle, Scene
 from . import chemistry
 from .chemistry import rdkit
 
@@ -120,14 +121,12 @@ def _balls(system: System) -> Image.Image:
     if not len(positions):
         return image.resize((CELL, CELL))
     positions = positions - positions.mean(0)
-    positions = positions @ np.linalg.svd(positions, full_matrices=True)[2].T  # widest first, towards the viewer last
+    positions = positions @ _widest_first(positions)
     scale = side / 2 / max(REACH, float(np.abs(positions[:, :2]).max()) + 0.5)
     flat = side / 2 + scale * positions[:, :2]  # (n, 2) pixels
     draw = ImageDraw.Draw(image)
     parts: list[tuple[float, Callable[[], None]]] = []
-    types = torch.from_numpy(system.types.astype(np.int64))
-    bonds = chemistry.distance_orders(types[None], torch.from_numpy(positions)[None])[0].triu().nonzero().tolist()
-    for a, b in bonds:
+    for a, b, _ in _bonds(system):
         ends = [tuple(flat[a]), tuple(flat[b])]
         stick = partial(draw.line, ends, fill="#909090", width=round(0.16 * scale))
         parts.append((float(positions[[a, b], 2].mean()), stick))
@@ -138,6 +137,32 @@ def _balls(system: System) -> Image.Image:
     for _, part in sorted(parts, key=lambda item: item[0]):
         part()
     return image.resize((CELL, CELL), Image.Resampling.BOX)
+
+
+def _widest_first(positions: np.ndarray) -> np.ndarray:
+    """The rotation (3, 3) of row vectors after which their widest axis comes first, the one of least extent last."""
+    axes = np.linalg.svd(positions, full_matrices=True)[2].T
+    return axes * [1, 1, np.sign(np.linalg.det(axes))]  # no mirror image
+
+
+def _bonds(system: System) -> list[tuple[int, int, int]]:
+    """Pairs of atoms with their bond orders, by EDM's distance tables."""
+    types, places = (torch.from_numpy(part)[None] for part in (system.types.astype(np.int64), system.coordinates))
+    orders = chemistry.distance_orders(types, places)[0].triu()
+    return [(a, b, int(orders[a, b])) for a, b in orders.nonzero().tolist()]
+
+
+def scenes(data: dict[str, Tensor], moving: bool = False) -> list[Scene]:
+    """Return each molecule from its widest side; if they are moments of one (`moving`), from the last one's."""
+    found = []
+    systems = [to_system(data, i) for i in range(len(data["types"]))]
+    views = [_widest_first(np.nan_to_num(one.coordinates - one.coordinates.mean(0))) for one in systems]
+    for system, view in zip(systems, views, strict=True):
+        numbers = set(system.types.tolist())
+        styles = {z: ElementStyle(COLOURS.get(z, OTHER_COLOUR), RADII.get(z, OTHER_RADIUS)) for z in numbers}
+        positions = system.coordinates.astype(np.float64) @ (views[-1] if moving else view)
+        found.append(Scene(system.types, positions, styles, _bonds(system), None, sum_formula(system)))
+    return found
 
 
 def _formula(system: System) -> Image.Image | None:

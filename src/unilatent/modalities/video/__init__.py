@@ -174,6 +174,10 @@ class Video(media.PixelModality):
         c = self.config
         return tubelets.unpack(tokens.values, c.frames, c.height, c.width, c.tubelet)
 
+    @property
+    def given_frames_most(self) -> int:
+        return self.config.frames - 1
+
     def pack_mask(self, mask: Tensor) -> Tensor:
         return tubelets.pack(mask.float(), self.config.tubelet)
 

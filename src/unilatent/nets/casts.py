@@ -1,0 +1,68 @@
+"""Weights of repeated blocks in autocast's type, made once for all passes of a micro-batch.
+
+Autocast itself keeps one copy of a matrix, made by a kernel of its own, and none of the weights of norms; each backward
+pass converts the gradient of each weight alone. A block has a dozen of them or more, so in eager code on a GPU a
+quarter of all kernels were these conversions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import branches
+
+_copies: dict[Tensor, Tensor] = {}
+
+
+def narrow(weight: Tensor) -> Tensor:
+    """Return the copy of a weight in autocast's type if `cast_together` holds one and autocast is on, else itself."""
+    if not (branches.on_eager() and _copies and torch.is_autocast_enabled(weight.device.type)):
+        return weight
+    return _copies.get(weight, weight)
+
+
+@contextmanager
+def cast_together(groups: Iterable[Sequence[Tensor]], dtype: torch.dtype) -> Iterator[None]:
+    """Let `narrow` return copies of these weights inside this context; each group is cast at once, its gradients too.
+
+    Several backward passes may go through the copies. They do not follow changes of the weights. On a CPU, where
+    nothing is launched, there are no copies.
+    """
+    before = dict(_copies)
+    for group in (group for group in groups if group and not branches.on_cpu(group[0])):
+        _copies.update(zip(group, CastTogether.apply(dtype, *group), strict=True))
+    try:
+        yield
+    finally:
+        _copies.clear()
+        _copies.update(before)
+
+
+class CastTogether(torch.autograd.Function):
+    """Copies of weights of one type in another: one launch on CUDA for all of them, and one for their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = weights[0].dtype
+        copies = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+        torch._foreach_copy_(copies, weights)
+        ctx.mark_non_differentiable(
+            *(copy for copy, needed in zip(copies, ctx.needs_input_grad[1:], strict=True) if not needed)
+        )
+        return tuple(copies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [grad for grad in grads if grad is not None]
+        wide = [torch.empty_like(grad, dtype=ctx.dtype) for grad in given]
+        torch._foreach_copy_(wide, given)
+        of_given = iter(wide)
+        return (None, *(None if grad is None else next(of_given) for grad in grads))
