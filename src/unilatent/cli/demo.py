@@ -45,4 +45,5 @@ def run(
         if page.shared:
             print(f"everybody who has this address can reach it: {page.shared}", flush=True)
         print("Ctrl-C ends it", flush=True)
-        wait()
+        code = wait()
+    raise typer.Exit(code)

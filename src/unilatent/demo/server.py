@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..methods.base import LatentModel
+from ..signals import StopRequest
 
 EXTRA = "pip install 'unilatent[demo]'"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -141,10 +142,12 @@ def served(
             page.blocks.close(verbose=False)
 
 
-def wait() -> None:
-    """Wait for Ctrl-C."""
-    while True:
-        time.sleep(3600)
+def wait() -> int:
+    """Wait for Ctrl-C or another signal to end; return the exit code for it."""
+    with StopRequest() as stop:
+        while stop.received is None:
+            time.sleep(0.2)
+    return stop.exit_code
 
 
 def _prepare(uploads: Path) -> None:
