@@ -14,9 +14,9 @@ from unilatent.training.trainer import Trainer
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of sixty steps on the embedded digits."""
+    """A finished run of a few steps on the embedded digits."""
     config = preset("digits").override(
-        "training.steps=60", "training.batch_size=32", "training.sample_every=0", "training.evaluate_samples=0",
+        "training.steps=12", "training.batch_size=16", "training.sample_every=0", "training.evaluate_samples=0",
         "training.checkpoint_every=0", "sampling.num_inference_steps=4",
     )  # fmt: skip
     return Trainer(config, tmp_path_factory.mktemp("demo") / "digits").fit()

@@ -111,7 +111,7 @@ class Page:
         num = min(40, 4 * choices[0]) if len(choices) == 1 else 16
         self.num = gr.Slider(1, MOST_SAMPLES, num, step=1, label="Samples")
         with gr.Row(equal_height=True):
-            self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", scale=3)
+            self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", scale=3, elem_id="seed")
             other = gr.Button("other seed", size="sm", scale=1, min_width=90)
         other.click(lambda: random.randrange(MOST_SEED), None, self.seed, queue=False, api_visibility="private")
         most = min(MOST_STEPS, max(STEPS_SHOWN, sampling.num_inference_steps))

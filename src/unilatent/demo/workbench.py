@@ -380,7 +380,10 @@ class Workbench:
             raise ValueError("file: none given; drop one, or choose it")
         reasons: list[str] = []
         with about(source):
-            data, names = next(self.model.modality.read(source, most + 1, reasons.append), (None, []))
+            try:
+                data, names = next(self.model.modality.read(source, most + 1, reasons.append), (None, []))
+            except ValueError as error:
+                raise ValueError(reasons[0] if reasons else str(error)) from None
             if data is None or not names:
                 raise ValueError(reasons[0] if reasons else f"{source}: no {self.model.modality.config.name} in it")
         more = len(names) > most
