@@ -21,7 +21,7 @@ _copies: dict[Tensor, Tensor] = {}
 
 
 def narrow(weight: Tensor) -> Tensor:
-    """Return the copy of a weight in autocast's type if `cast_together` holds one and autocast is on, else the weight."""
+    """Return a weight's copy in autocast's type, if autocast is on and `cast_together` holds one, else the weight."""
     if not (branches.on_eager() and _copies and torch.is_autocast_enabled(weight.device.type)):
         return weight
     return _copies.get(weight, weight)
@@ -29,7 +29,7 @@ def narrow(weight: Tensor) -> Tensor:
 
 @contextmanager
 def cast_together(groups: Iterable[Sequence[Tensor]], dtype: torch.dtype) -> Iterator[None]:
-    """Let `narrow` return copies of these weights inside this context; each group is cast at once, and its gradients are.
+    """Let `narrow` return copies of these weights inside this context; each group is cast at once, its gradients too.
 
     Several backward passes may go through the copies. They do not follow changes of the weights. On a CPU, where
     nothing is launched, there are no copies.

@@ -239,7 +239,7 @@ def silu_times(x: Tensor) -> Tensor:
 
 
 class EagerSiLUTimes(torch.autograd.Function):
-    """`silu_times` with a hand-written backward pass: one product with the derivatives, which are all that is stored."""
+    """`silu_times` with a hand-written backward pass: one product with the derivatives, all that is stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
