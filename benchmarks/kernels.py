@@ -67,8 +67,9 @@ LIBRARIES = {
     "_scaled_dot_product_flash_attention_for_cpu_backward": "attention",
 }  # fmt: skip
 """Kinds of operations that are more than elementwise."""
-CHUNK, CHUNKS = 65536, 320
-"""Elements of a chunk, and chunks of a launch, in operations on lists of tensors (`_foreach`, fused optimizers)."""
+CHUNK, CHUNKS, TENSORS = 65536, 320, (110, 64, 48, 36, 30)
+"""Elements of a chunk, and chunks of a launch, in operations on lists of tensors (`_foreach`, fused optimizers); tensors
+of a launch, for one to five lists."""
 PLACES = {
     "rotate": "rotary", "rotary": "rotary", "halves": "rotary", "rotate_halves": "rotary",
     "modulate": "modulation", "add_gated": "modulation",
@@ -145,9 +146,17 @@ def _bytes(t: Tensor) -> int:
 
 
 def _launches(name: str, args: Any) -> int:
-    if name.startswith(("_foreach", "_fused_adam")):
-        return math.ceil(sum(math.ceil(t.numel() / CHUNK) for t in args[0]) / CHUNKS)
-    return LAUNCHES.get(name, 1)
+    if not name.startswith(("_foreach", "_fused_adam")):
+        return LAUNCHES.get(name, 1)
+    lists = sum(isinstance(arg, list | tuple) and len(arg) == len(args[0]) for arg in args)
+    launches, tensors, room = 1, 0, CHUNKS
+    for tensor in args[0]:
+        tensors, chunks = tensors + 1, math.ceil(tensor.numel() / CHUNK)
+        if tensors > TENSORS[lists - 1] or not room:
+            launches, tensors, room = launches + 1, 1, CHUNKS
+        further = math.ceil(max(0, chunks - room) / CHUNKS)
+        launches, tensors, room = launches + further, 1 if further else tensors, room + further * CHUNKS - chunks
+    return launches
 
 
 def _place() -> str:

@@ -11,6 +11,7 @@
 | `byte_encoder.pieces`         | as many as the longest text has | `most`: counting waits       | `most`        |
 | `lpips.feature_distance`      | few passes (bfloat16)           | the same                     | torch's       |
 | type of LPIPS's convolutions  | float32                         | autocast's                   | by device     |
+| `casts.cast_together`         | leaves casts to autocast        | casts a block's weights once | by autocast   |
 
 On a CPU the left formulas are up to six times faster. All columns agree to rounding. Tests run those of a GPU on CPU
 tensors by replacing `on_cpu`, so callers write `branches.on_cpu` and do not import the function itself.

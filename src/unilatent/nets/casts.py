@@ -21,7 +21,7 @@ _copies: dict[Tensor, Tensor] = {}
 
 
 def narrow(weight: Tensor) -> Tensor:
-    """Return the copy of a weight in autocast's type if `cast_together` holds one and autocast is on, else itself."""
+    """Return a weight's copy in autocast's type, if autocast is on and `cast_together` holds one, else the weight."""
     if not (branches.on_eager() and _copies and torch.is_autocast_enabled(weight.device.type)):
         return weight
     return _copies.get(weight, weight)
