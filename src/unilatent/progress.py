@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+Progress = Callable[[str, int, int], None]
+"""Called with the name of some work, how many more of its items are done, and of how many (0: unknown)."""
+
+
+def no_progress(what: str, more: int, total: int) -> None:
+    """Report nothing."""
+
 
 @contextmanager
-def progress_of(quiet: bool = False, transient: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield `advance(what, more, total)`: `more` further items of task `what` are done, of `total` (0: unknown).
-
-    Each task has its own bar. transient: remove the bars at the end.
-    """
+def progress_of(quiet: bool = False, transient: bool = False) -> Iterator[Progress]:
+    """Yield a `Progress`; each kind of work has its own bar. transient: remove the bars at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -21,7 +21,7 @@ LIBRARIES = {
     "data": ("datasets", "s3fs", "gcsfs"),
     "text, eval": ("transformers", "sentencepiece"),
     "atoms": ("rdkit", "pymatgen", "SMACT", "spglib"),
-    "atoms-eval": ("openbabel-wheel", "posebusters"),
+    "atoms-eval": ("openbabel-wheel", "posebusters", "chgnet"),
     "logging": ("tensorboard", "wandb"),
     "launching": ("accelerate",),
 }  # fmt: skip

@@ -33,6 +33,7 @@ from ..config import Config as Settings
 from ..listings import ALONE, Listings
 from ..maths.streams import Streams, generator
 from ..nets.fields import TokenField
+from ..progress import Progress, no_progress
 from ..records import Rows
 from ..types import Given, Layout, Tokens, join, move
 
@@ -254,6 +255,8 @@ class Space(ABC):
     """Whether its only output is that of `against`, for pairs of a reconstruction and its original."""
     details: Mapping[str, str] = {}
     """What its features depend on besides data and weights, in words: part of the protocol of its numbers."""
+    progress: Progress = staticmethod(no_progress)
+    """Called during a batch that takes long; an exception of it, such as that of a stop, ends the batch."""
 
     def prepare(self, device: torch.device) -> None:
         """Load the weights before first use; ValueError names what is missing. Default: nothing."""
@@ -286,8 +289,10 @@ class Evidence:
     """Metric inputs: the features of up to four sets of samples, with condition values as tensors by argument.
 
     train: real samples, the reference of distances. held_out: real samples that no training step used. samples:
-    generated ones. reconstructions: of `held_out`, in its order, with `Modality.errors` as tensors. None: not
-    available. train_total: number of samples that `train` was chosen from; None if unknown.
+    generated ones. reconstructions: of `held_out`, in its order, with `Modality.errors` as tensors. unconditional:
+    generated without any condition, where a metric needs them (`Metric.needs_unconditional`). None: not available.
+    train_total: number of samples that `train` was chosen from; None if unknown. columns: argument of a condition ->
+    the column of the data that its values are. progress: for metrics that take long; it may raise an exception.
     """
 
     train: Rows | None = None
@@ -295,6 +300,9 @@ class Evidence:
     samples: Rows | None = None
     reconstructions: Rows | None = None
     train_total: int | None = None
+    unconditional: Rows | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    progress: Progress = no_progress
 
     def describe_train(self, what: str) -> str:
         """Describe the size of `train` for the name of a row: "the 300 training molecules", "200 of the 300 ..."."""
@@ -321,6 +329,11 @@ class Metric(ABC):
     """It reads at most this many samples, the first ones; None: all."""
     most_reference: int | None = None
     """The same for real samples."""
+
+    def needs_unconditional(self, columns: Mapping[str, str]) -> bool:
+        """Whether samples without any condition are a baseline of it, if conditions have values of these columns
+        (argument -> column). Default: no."""
+        return False
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> list[Row]: ...
