@@ -56,7 +56,7 @@ bench: $(DEV)
 	$(BIN)/python benchmarks/sampling.py
 
 GPU_CHECK ?=
-gpu-check:  ## one GPU, eight minutes, no network, nothing installed: PYTHON is an interpreter that has torch
+gpu-check:  ## one GPU, ten minutes, no network, nothing installed: PYTHON is an interpreter that has torch
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 clean:

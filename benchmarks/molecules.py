@@ -2,6 +2,8 @@
 
 python benchmarks/molecules.py                          1,000 generated; 10,000 evaluated, with and without noise
 python benchmarks/molecules.py --noise [--made 2000]    instead: results of each protocol with noise, the docs' table
+python benchmarks/molecules.py --nitrates 8             instead: so many molecules of 2, 3, ... 7 nitrate groups, whose
+                                                        searches for bonds are long
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 import argparse
 import time
 
+import numpy as np
 import torch
 
+from unilatent.modalities._atoms.files import CORES
 from unilatent.modalities._atoms.systems import Systems
-from unilatent.modalities.molecule import generator
+from unilatent.modalities.molecule import chemistry, generator
 from unilatent.modalities.molecule.metrics import MoleculeValidity, spaces, with_noise
 from unilatent.records import MemoryRows
 
@@ -22,9 +26,13 @@ def main() -> None:
     parser.add_argument("--made", type=int, help="molecules to generate [default: 1,000; 200 with --noise]")
     parser.add_argument("--judged", type=int, default=10_000, help="molecules to evaluate [default: 10,000]")
     parser.add_argument("--noise", action="store_true")
+    parser.add_argument("--nitrates", type=int)
     parser.add_argument("--draws", type=int, default=5, help="draws of noise per molecule [default: 5]")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.nitrates:
+        nitrates(options.nitrates)
+        return
     if options.noise:
         noise(padded(generator.compose(options.made or 200)), options.draws)
         return
@@ -54,6 +62,22 @@ def main() -> None:
                     judged += len(rows)
             spent[kind] = (time.process_time() - start) * 10_000 / judged
         print(f"{space.name:<10}", ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in spent.items()))
+
+
+def nitrates(copies: int) -> None:
+    """Print wall-clock seconds to perceive molecules with 2 to 7 nitrate groups, and how many were given up."""
+    kit = chemistry.rdkit()
+    for groups in range(2, 8):
+        mol = kit.Chem.MolFromSmiles("O=[N+]([O-])OC" + "C(O[N+](=O)[O-])" * (groups - 2) + "CO[N+](=O)[O-]")
+        mol = kit.Chem.AddHs(mol)
+        assert kit.Embed.EmbedMolecule(mol, randomSeed=1) == 0
+        kit.Force.MMFFOptimizeMolecule(mol)
+        types, places = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()]), mol.GetConformer().GetPositions()
+        start, more = time.perf_counter(), list[int]()
+        found = chemistry.perceptions([(types, places + copy) for copy in range(copies)], more.append)
+        given_up = sum(one.judged == chemistry.GAVE_UP for one in found)
+        print(f"{copies} of {groups} nitrate groups: {time.perf_counter() - start:.1f} s on {CORES} cores, "
+              f"{sum(more)} long searches, {given_up} given up", flush=True)  # fmt: skip
 
 
 def padded(systems: Systems) -> dict[str, torch.Tensor]:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from .terminal import can_redraw
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress as Bars
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of some work, how many more of its items are done, and of how many (0: unknown)."""
 
 SECONDS_PER_LINE = 30.0
 """Seconds between two lines about a task, where nothing can be redrawn."""
@@ -36,7 +39,7 @@ class Tasks:
     bar: where bars are drawn; None: nothing can be redrawn.
     """
 
-    def __init__(self, bar: Progress | None, quiet: bool = False):
+    def __init__(self, bar: Bars | None, quiet: bool = False):
         self.bar, self.quiet = bar, quiet
         self.bars: dict[str, Any] = {}
         self.tasks: dict[str, Task] = {}
@@ -63,21 +66,26 @@ class Tasks:
         self.bars, self.tasks = {}, {}
 
 
+def no_progress(what: str, more: int, total: int) -> None:
+    """Report nothing."""
+
+
 @contextmanager
-def progress_of(quiet: bool = False, transient: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+def progress_of(quiet: bool = False, transient: bool = False) -> Iterator[Progress]:
     """Yield `advance(what, more, total)` of `Tasks`.
 
     transient: remove the bars at the end.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     redraws = can_redraw(console) and not quiet
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(
+    with Bars(
         *columns, console=console, transient=transient, disable=not redraws, speed_estimate_period=SPEED_OVER
     ) as bar:
         yield Tasks(bar if redraws else None, quiet).advance

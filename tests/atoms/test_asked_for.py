@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_unite_on_atoms import model_of
 
 from unilatent.batches import collate
 from unilatent.config import ConfigError
+from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
 from unilatent.modalities._atoms.dataset import Classes, Property, SystemsDataset, property_of
@@ -57,13 +59,16 @@ def write_xyz(systems: Systems, path: Path) -> Path:
 def conditioned(data: MoleculeData, **conditions: Any) -> tuple[ModelConfig, Splits]:
     modality = Molecule(MoleculeConfig(max_atoms=9, elements=(1, 6, 8)))
     splits = modality.splits(data)
+    return small_model(modality, **conditions).with_data(splits), splits
+
+
+def small_model(modality: Molecule, **conditions: Any) -> ModelConfig:
     encoder = {"width": 32, "depth": 1, "heads": 2, "in_context_tokens": 0}
-    config = ModelConfig.parse({
+    return ModelConfig.parse({
         "modality": modality.config.plain(), "conditions": conditions,
         "method": {"name": "unite", "latent_channels": 8, "generative_encoder": encoder, "time_shift": 1.0,
                    "decoder": {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}},
     })  # fmt: skip
-    return config.with_data(splits), splits
 
 
 def test_a_column_becomes_a_condition(tmp_path: Path) -> None:
@@ -89,6 +94,34 @@ def test_a_column_becomes_a_condition(tmp_path: Path) -> None:
     part = next(sample_batches(model.eval(), 3, properties="12-20:3", **FAST))
     assert part.values["properties"].tolist() == [12, 16, 20]
     assert model.conditions.grid_captions(part.values) == ["12", "16", "20"]
+
+
+@pytest.mark.parametrize("column", ["gap", "logp"])
+def test_properties_that_can_be_computed_have_samples_without_a_condition_beside(column: str, tmp_path: Path) -> None:
+    """The first samples of an evaluation once more, without their values; a search over guidance makes them once."""
+    pytest.importorskip("rdkit")
+    systems = molecules()
+    systems = replace(systems, columns={column: systems.columns["carbons"]})
+    modality = Molecule(MoleculeConfig(max_atoms=9, elements=(1, 6, 8)))
+    splits = modality.datasets(systems.take(range(18)), systems.take(range(18, 24)), None, column)
+    model = LatentModel.build(small_model(modality, scalar={}).with_data(splits))
+    assert model.conditions.all[0].column == column
+    for parameter in model.parameters():  # initial weights ignore the condition
+        torch.nn.init.normal_(parameter, std=0.3)
+    request = EvaluationRequest(num_samples=5, batch_size=2, metrics=("property_mae", "valid_rdkit"))
+    for scale in (1.0, 2.0):
+        evaluator = Evaluator(model, splits, tmp_path, request, guidance_scale=scale, **FAST)
+        free = evaluator.run().evidence.unconditional
+        evaluator.clear("samples", "reconstructions")
+    made = sorted(tmp_path.glob("unconditional-*"))
+    if column == "gap":
+        assert free is None and not made
+        return
+    assert free is not None and len(free) == 5 and len(made) == 1
+    expected = sample(model, 5, guidance_scale=0, properties=[float("nan")], **FAST)
+    assert torch.allclose(free["positions"], expected["positions"], atol=1e-5)
+    asked = sample(model, 5, properties=[2.0], **FAST)
+    assert not torch.allclose(free["positions"], asked["positions"], atol=1e-2)
 
 
 def test_data_and_condition_must_agree(tmp_path: Path) -> None:

@@ -67,8 +67,10 @@ def test_answers_come_in_the_order_of_requests(
 @pytest.mark.parametrize("bad", ["hang", "stuck in a library"])
 def test_a_call_without_end_is_given_up_and_the_others_are_not(program: str, bad: str) -> None:
     start = time.monotonic()
-    answers = bounded.ask_all(program, [1, bad, 2, bad, 3], 1.0, at_once=2)
+    done: list[int] = []
+    answers = bounded.ask_all(program, [1, bad, 2, bad, 3], 1.0, at_once=2, done=done.append)
     assert [answer and answer["same"] for answer in answers] == [1, None, 2, None, 3]
+    assert done == [1] * 5
     assert time.monotonic() - start < 60
 
 
@@ -103,6 +105,19 @@ def test_an_exception_of_a_signal_ends_the_call_and_its_processes(
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert len(started) == at_once and all(process.poll() is not None for process in started)
+
+
+def test_an_exception_of_the_progress_ends_the_call_and_its_processes(
+    program: str, started: list[subprocess.Popen[bytes]]
+) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bounded.ask_all(program, [1, "hang"], 300, 2, stop)
+    assert len(started) == 2 and started[1].poll() is not None
+    bounded.stop()
+    assert all(process.poll() is not None for process in started)
 
 
 def test_a_fork_starts_a_process_of_its_own(program: str) -> None:

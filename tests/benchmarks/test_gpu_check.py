@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from packaging.requirements import Requirement
+
+from unilatent.modalities.molecule import chemistry
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "numpy", "pydantic", "pyyaml", "safetensors", "huggingface_hub", "rich", "pillow")
@@ -70,6 +73,41 @@ def test_a_part_that_fails_does_not_lose_the_others(bare: Path, tmp_path: Path) 
     assert [line["value"] for line in content["lines"] if line["passed"] is False] == ["error"]
     assert any("no such" in note or "none" in note for note in content["notes"] if note.startswith("pictures"))
     assert len(lines(content, "sampling")) == 2 and "Traceback" in (tmp_path / "errors.log").read_text()
+
+
+def test_molecules_without_rings_are_whole_and_differ() -> None:
+    """The molecules of the part `molecules`: a function of the seed, stable by EDM's tables, and as RDKit sees them."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import saturated
+    finally:
+        sys.path.pop(0)
+    made, again, other = saturated.make(40), saturated.make(20), saturated.make(20, seed=1)
+    assert (made.coordinates[: len(again.coordinates)] == again.coordinates).all()
+    assert again.coordinates.shape != other.coordinates.shape or not (again.coordinates == other.coordinates).all()
+    types, positions = torch.zeros(40, 29, dtype=torch.int64), torch.zeros(40, 29, 3)
+    for row, one in enumerate(made):
+        types[row, : len(one.types)] = torch.from_numpy(one.types.astype("int64"))
+        positions[row, : len(one.types)] = torch.from_numpy(one.coordinates)
+    assert saturated.stability(types, positions).molecules.all() and saturated.in_one_piece(types, positions).all()
+    apart = positions.clone()
+    apart[:, 0] += 9  # the first atom leaves
+    assert not saturated.in_one_piece(types, apart).any()
+    pytest.importorskip("rdkit")
+    with chemistry.rdkit().quiet():
+        found = [chemistry.perceive(one.types, one.coordinates) for one in made]
+    assert all(mol is not None and chemistry.fragments(mol) == 1 and chemistry.rings(mol) == 0 for mol in found)
+    assert len({chemistry.plain_smiles(mol) for mol in found}) > 25
+
+
+def test_the_molecules_part_needs_no_other_packages(bare: Path, tmp_path: Path) -> None:
+    code, content, printed = check(bare, tmp_path, "--only", "molecules")
+    assert code == 0, printed
+    found = lines(content, "molecules")
+    assert found["held-out: stable atoms (EDM)"]["value"] == found["held-out: stable, in one piece"]["value"] == 100
+    assert found["held-out, 0.05 A of noise: stable, in one piece"]["value"] < 60
+    assert found["new: stable, in one piece"]["value"] < 60 and found["steps"]["value"] >= 1
+    assert (tmp_path / "molecules" / "samples.png").stat().st_size > 1000
 
 
 @pytest.mark.slow

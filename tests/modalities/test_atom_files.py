@@ -764,16 +764,11 @@ def test_archives_that_cannot_be_opened_are_one_line(
 
 
 def test_a_long_search_in_a_process_of_its_own_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    search = bond_orders.search
-    monkeypatch.setattr(
-        bond_orders,
-        "search",
-        lambda mol, steps: bond_orders.GAVE_UP if steps == bond_orders.QUICK_STEPS else search(mol, steps),
-    )
     monkeypatch.setattr(bond_orders, "SECONDS", 60)
-    mol, fault = bond_orders.find([8, 1, 1], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    molecules = [([8, 1, 1], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]), ([6, 8], [[0, 0, 0], [9, 0, 0]])]
+    (mol, fault), (_, rejected) = bond_orders.find_long(molecules)
     assert fault is None and mol.GetNumBonds() == 2
-    assert bond_orders.find([6, 8], [[0, 0, 0], [9, 0, 0]])[1] == bond_orders.REJECTED
+    assert rejected == bond_orders.REJECTED == bond_orders.find_soon(*molecules[1])[1]
 
 
 # ---- POSCAR ----------------------------------------------------------------------------------------------------------

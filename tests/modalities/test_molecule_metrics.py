@@ -87,7 +87,7 @@ def test_searches_that_were_given_up_are_named(
     train, held_out = sets
     given_up = chemistry.Perception(None, chemistry.GAVE_UP)
     with monkeypatch.context() as patch:
-        patch.setattr(chemistry, "perception", lambda *_: given_up)
+        patch.setattr(chemistry, "perceptions", lambda molecules, _: [given_up] * len(molecules))
         samples = stored(held_out)
     row = rows(Evidence(stored(train), None, samples))["not_judged_rdkit"]
     assert row.value == 100 and ": 64 whose search for bond orders was given up" in row.name
@@ -168,6 +168,59 @@ def test_match_rate_by_inchi(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
     assert found["match_rate"].beside["noise 1 A"] == 0
 
 
+KNOWN = {  # Crippen's logP, TPSA in square Angstrom, rings, heavy atoms
+    "CCO": (-0.0014, 20.23, 0, 3), "c1ccccc1": (1.6866, 0.0, 1, 6), "CC(=O)O": (0.0909, 37.30, 0, 4),
+    "C1CCCCC1": (2.3406, 0.0, 1, 6),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, Tensor]:
+    """The molecules of KNOWN, as atoms in space."""
+    made = {"types": torch.zeros(len(KNOWN), 20, dtype=torch.int64), "positions": torch.zeros(len(KNOWN), 20, 3)}
+    for row, (types, places) in enumerate(map(geometry, KNOWN)):
+        made["types"][row, : len(types)] = torch.from_numpy(types)
+        made["positions"][row, : len(types)] = torch.from_numpy(places).float()
+    return made
+
+
+def test_properties_are_those_of_known_molecules(known: dict[str, Tensor]):
+    found = metrics.Perceived()(known)
+    for place, column in enumerate(("rdkit_logp", "rdkit_tpsa", "rdkit_rings", "rdkit_heavy_atoms")):
+        assert found[column].tolist() == pytest.approx([values[place] for values in KNOWN.values()], abs=5e-3), column
+    nothing = metrics.Perceived()({**known, "positions": known["positions"] * 3})
+    assert all(bool(nothing[column].isnan().all()) for column in ("rdkit_logp", "rdkit_tpsa", "rdkit_heavy_atoms"))
+
+
+@pytest.mark.parametrize(("column", "place"), [("logP", 0), ("TPSA", 1), ("num_rings", 2), ("heavy atoms", 3)])
+def test_properties_are_compared_with_what_was_asked_for(known: dict[str, Tensor], column: str, place: int):
+    """Four samples asked for half more than they have, one asked for nothing, and one in pieces."""
+    values = torch.tensor([numbers[place] for numbers in KNOWN.values()])
+    six = {name: torch.cat([value, value[:2]]) for name, value in known.items()}
+    six["positions"][5] *= 3
+    asked = torch.cat([values + 0.5, torch.tensor([math.nan, 0.0])])
+    free = {name: value[1:3] for name, value in known.items()}
+    evidence = Evidence(
+        None, stored(known, properties=values.clone()), stored(six, properties=asked),
+        unconditional=stored(free, properties=values[:2].clone()), columns={"labels": "class", "properties": column},
+    )  # fmt: skip
+    metric = metrics.PropertyError()
+    assert metric.needs_unconditional(evidence.columns)
+    error, correlation = metric(evidence)
+    assert error.value == pytest.approx(0.5, abs=5e-3) and "of the 4 of 6 samples" in error.name
+    assert error.beside["held-out real"] == pytest.approx(0, abs=5e-3)
+    each = [abs(float(a) - float(b)) for a in values[1:3] for b in (*asked[:4], asked[5])]
+    assert error.beside["unconditional"] == pytest.approx(sum(each) / len(each), abs=5e-3)
+    assert correlation.value == pytest.approx(1, abs=1e-4) == correlation.beside["held-out real"]
+
+
+def test_properties_that_rdkit_does_not_compute_are_left_out(known: dict[str, Tensor]):
+    samples = stored(known, properties=torch.zeros(len(KNOWN)))
+    for columns in ({}, {"properties": "gap"}, {"properties": "logp_of_a_salt"}):
+        assert not metrics.PropertyError().needs_unconditional(columns)
+        assert metrics.PropertyError()(Evidence(None, None, samples, columns=columns)) == []
+
+
 def test_posebusters_on_real_molecules_and_noise(sets: tuple[dict[str, Tensor], dict[str, Tensor]]):
     pytest.importorskip("posebusters")
     few = {name: value[:12] for name, value in sets[1].items()}
@@ -179,10 +232,10 @@ def test_posebusters_on_real_molecules_and_noise(sets: tuple[dict[str, Tensor], 
 PACKAGE = """
 from pathlib import Path
 import time
+import pandas
 class PoseBusters:
     def __init__(self, config): self.names = [module["function"] for module in config["modules"]]
     def bust(self, mols, _, __):
-        import pandas
         [mol] = mols
         if mol.GetNumAtoms() == 4: time.sleep(1000)
         ratio = [True] if "energy_ratio" in self.names else []
@@ -209,7 +262,7 @@ def test_posebusters_without_end_is_given_up_and_named(energy: bool, tmp_path: P
     assert chemistry.bust([*mols, None], energy) == [None, False, True, False]
     bounded.stop()
     sys.modules.pop("posebusters", None)
-    monkeypatch.setattr(chemistry, "bust", lambda found, energy: [None, True, False, None])
+    monkeypatch.setattr(chemistry, "bust", lambda found, energy, done: [None, True, False, None])
     data = {"types": torch.tensor([[8, 1, 1]] * 4), "positions": torch.rand(4, 3, 3)}
     [row] = metrics.PoseBusters(energy)(Evidence(None, None, MemoryRows(data), None))
     assert row.value == 25 and "; 2 took longer than 3 s, counted as not passing" in row.name

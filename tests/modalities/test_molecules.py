@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,9 +175,29 @@ def test_a_search_without_end_is_given_up(limit: str, monkeypatch: pytest.Monkey
     found = chemistry.perception(types, places)
     assert found.mol is None and found.judged == chemistry.GAVE_UP
     assert time.monotonic() - start < 60
-    monkeypatch.setattr(bond_orders, "find", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(bond_orders, "find_long", lambda *_: pytest.fail("searched again"))
     assert chemistry.perception(types, places) == found
     assert render._formula(System(types, places)) is None and render._sdf(System(types, places)) is not None
+
+
+def test_long_searches_of_a_batch_are_done_at_once_and_counted(monkeypatch: pytest.MonkeyPatch):
+    """Water, four nitrates and six nitrates, each twice: two long searches, side by side. The second is given up."""
+    batches: list[int] = []
+    ask_all, more = bounded.ask_all, list[int]()
+    monkeypatch.setattr(bounded, "ask_all", lambda *a: (batches.append(len(a[1])), ask_all(*a))[1])
+    monkeypatch.setattr(chemistry, "_long", {})
+    monkeypatch.setattr(bond_orders, "STEPS", 10_000)
+    monkeypatch.setattr(bond_orders, "SECONDS", 20.0)
+    water = np.array([8, 1, 1]), np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    several = [nitrates(4), water, nitrates(6), water, nitrates(4), (np.zeros(0, int), np.zeros((0, 3)))]
+    found = chemistry.perceptions(several, more.append)
+    assert batches == [2] and more == [1, 1]
+    smiles = [None if one.mol is None else chemistry.plain_smiles(one.mol) for one in found]
+    assert smiles[1] == smiles[3] == "O" and smiles[0] == smiles[4] is not None and smiles[2] is smiles[5] is None
+    assert [one.judged for one in found] == [0, 0, chemistry.GAVE_UP, 0, 0, chemistry.JUDGED]
+    assert found[0].mol is not found[4].mol, "nobody changes another's molecule"
+    again = chemistry.perceptions(several, more.append)
+    assert batches == [2] and [one.judged for one in again] == [one.judged for one in found]
 
 
 def test_signals_are_obeyed_while_bonds_are_searched(monkeypatch: pytest.MonkeyPatch):
@@ -185,8 +206,14 @@ def test_signals_are_obeyed_while_bonds_are_searched(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(chemistry, "_long", {})
     bounded.stop()
     started: list[subprocess.Popen[str]] = []
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    popen, soon = subprocess.Popen, threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+
+    def start(*a: Any, **k: Any) -> subprocess.Popen[str]:
+        started.append(popen(*a, **k))
+        soon.start()
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     types, places = nitrates(7)
 
     def stop(*_: object) -> None:
@@ -194,10 +221,8 @@ def test_signals_are_obeyed_while_bonds_are_searched(monkeypatch: pytest.MonkeyP
 
     before = signal.signal(signal.SIGUSR2, stop)
     try:
-        threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(100):
-                chemistry.perception(types, places + len(started))
+            chemistry.perception(types, places)
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert started and all(process.poll() is not None for process in started)

@@ -28,7 +28,7 @@ LIBRARIES = {
     "data": ("datasets", "s3fs", "gcsfs"),
     "text, eval": ("transformers", "sentencepiece"),
     "atoms": ("rdkit", "pymatgen", "SMACT", "spglib"),
-    "atoms-eval": ("openbabel-wheel", "posebusters"),
+    "atoms-eval": ("openbabel-wheel", "posebusters", "chgnet"),
     "video": ("av",),
     "demo": ("gradio",),
     "logging": ("tensorboard", "wandb", "mlflow", "trackio"),

@@ -193,7 +193,10 @@ def run(
                 print_notes(evaluator.notes)
             measured = evaluator.run().find(metric)
             processes.wait()
-            processes.on_main(lambda: evaluator.clear("samples", "reconstructions"))
+            done = ["samples", "reconstructions"]
+            if not over.startswith("guidance"):  # no guidance changes samples without a condition
+                done.append("unconditional")
+            processes.on_main(lambda: evaluator.clear(*done))
             return measured, about
 
         fixed = {key: value for key, value in sampling.plain().items() if key != over}

@@ -57,6 +57,11 @@ class Condition(nn.Module, ABC):
         return None
 
     @property
+    def column(self) -> str | None:
+        """The column of the data that its values are numbers of; None if they are not numbers of one."""
+        return None
+
+    @property
     def gives_tokens(self) -> bool:
         """Whether its Conditioning has tokens in addition to a vector."""
         return False

@@ -101,6 +101,11 @@ class Scalar(Condition):
         self.embedding = TimeEmbedding(dim, config.num_frequencies)
         self.null_row = nn.Parameter(torch.randn(dim) * 0.02)
 
+    @property
+    def column(self) -> str | None:
+        column: str | None = self.config.column
+        return column
+
     def standardised(self, values: Tensor) -> Tensor:
         """Return (values - mean) / std of the training data, in float32."""
         return ((values.double() - self.mean) / self.std).float()

@@ -29,6 +29,7 @@ from ..model_config import SamplingConfig, follow
 from ..plain_text import count_of
 from ..pretrained import cache_folder
 from ..processes import Processes
+from ..progress import Progress, no_progress
 from ..records import Joined, Moments, Records, Rows, Statistics, open_records, remove_records
 from ..sampling import (
     SampleBatch,
@@ -45,12 +46,8 @@ from ..types import Batch, Given, join_values
 from .condition_values import values_from_data
 from .protocol import Balance, Protocol
 
-EvaluationProgress = Callable[[str, int, int], None]
-"""Called with the name of a set of samples, how many more are done, in all processes, and how many there are."""
-
-
-def no_progress(what: str, more: int, total: int) -> None:
-    """Report nothing."""
+UNCONDITIONAL = 256
+"""Most samples without a condition, of metrics that have them as a baseline."""
 
 
 class Interrupted(Exception):
@@ -127,6 +124,8 @@ class Evaluation:
             if result.row.key == metric:
                 return result
         computed = ", ".join(result.row.key for result in self.numbers)
+        if not computed:
+            raise ValueError(f"metric: {metric!r} cannot be measured of these samples and data; choose another one")
         raise ValueError(f"metric: {metric!r} was not computed; available are {computed}")
 
 
@@ -136,7 +135,7 @@ class Evaluator:
     def __init__(
         self, model: LatentModel | None, splits: Splits | None, folder: Path, request: EvaluationRequest, *,
         modality: Modality | None = None, samples: SampleSet | None = None, reference: SampleSet | None = None,
-        processes: Processes | None = None, progress: EvaluationProgress = no_progress,
+        processes: Processes | None = None, progress: Progress = no_progress,
         stop: Callable[[], bool] = lambda: False,
         sources: Mapping[str, str | None] | None = None, **settings: Any,
     ):  # fmt: skip
@@ -181,6 +180,9 @@ class Evaluator:
                 )
         self.metrics = choose_metrics(self.modality, request.metrics)
         self.spaces = _with_needs(self.modality.spaces(), _read_by(self.metrics))
+        if self.processes.world == 1:  # in one of several processes, a stop inside a batch would leave the others
+            for space in self.spaces:
+                space.progress = self._within
         self.decoding: dict[str, Any] | None = None
         if model is not None and model.stepped_decoder is not None:
             s = self.sampling
@@ -233,9 +235,12 @@ class Evaluator:
         beside = _read_by(metric for metric in self.metrics if metric.needs_held_out)
         held_out = self._held_out([s for s in self.spaces if s in reconstruction or s in light or s.name in beside])
         samples = self._samples(generation) if generates else None
+        unconditional = self._unconditional() if generates else None
         reconstructs = self._model is not None and held_out is not None and "reconstruction" in self._tracks
         reconstructions = self._reconstructions(len(held_out), reconstruction) if reconstructs and held_out else None
-        evidence = Evidence(train, held_out, samples, reconstructions, self._train_total)
+        evidence = Evidence(
+            train, held_out, samples, reconstructions, self._train_total, unconditional, self._columns, self._within
+        )  # fmt: skip
         results = self.processes.from_main(lambda: self._results_unless_stopped(evidence))
         if results is None:
             raise Interrupted("the metrics")
@@ -243,7 +248,8 @@ class Evaluator:
         return Evaluation(results, evidence, tuple(key for key in self.request.metrics if key not in computed))
 
     def clear(self, *sets: str) -> None:
-        """Delete the records of these sets ("samples", "reconstructions"), which finished numbers no longer need."""
+        """Delete the records of these sets ("samples", "reconstructions", "unconditional"), which finished numbers no
+        longer need."""
         for name in sets:
             for folder in self.folder.glob(f"{name}-*"):
                 remove_records(folder)
@@ -396,16 +402,36 @@ class Evaluator:
             return self._real(self.external_samples.dataset, None, spaces, what="made")
         if self.modality.completes_in_evaluation:
             return self._completions(spaces)
-        num = self.request.num_samples
-        values = self.model.conditions.parse(num, split_settings(self.sampling, self.settings)[1])
+        return self._drawn("samples", self.request.num_samples, spaces, self.settings)
+
+    def _unconditional(self) -> Rows | None:
+        """Generate the first samples once more, without any condition, if a metric needs them."""
+        wanting = {metric.space for metric in self.metrics if metric.needs_unconditional(self._columns)}
+        if not wanting:
+            return None
+        settings = {**self.settings, "guidance_scale": 0.0, "guidance_interval": (0.0, 1.0)}
+        num = min(self.request.num_samples, UNCONDITIONAL)
+        return self._drawn("unconditional", num, _with_needs(self.spaces, wanting), settings)
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        """`Evidence.columns` of the samples that the model makes."""
+        if self._model is None or self.external_samples is not None:
+            return {}
+        return {c.argument: c.column for c in self.model.conditions.all if c.column is not None}
+
+    def _drawn(self, what: str, num: int, spaces: list[Space], settings: dict[str, Any]) -> Records:
+        """Generate a set of samples."""
+        sampling, arguments = split_settings(self.model.config.sampling, settings)
+        values = self.model.conditions.parse(num, arguments)
         hashes = {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in values.items()}
-        about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "values": hashes, **self._about(spaces)}
-        records, missing = self._open(self.folder, "samples", num, about)
+        about = {"model": self.fingerprint, "sampling": sampling.plain(), "values": hashes, **self._about(spaces)}
+        records, missing = self._open(self.folder, what, num, about)
 
         def batches(rows: range) -> Iterator[SampleBatch]:
             return sample_batches(
                 self.model, num, seed=self.request.seed, batch_size=self.request.batch_size, start=rows.start,
-                stop=rows.stop, precision=self.request.precision, to=self.model.device, **self.settings,
+                stop=rows.stop, precision=self.request.precision, to=self.model.device, **settings,
             )  # fmt: skip
 
         def make(rows: range) -> Iterator[dict[str, Tensor]]:
@@ -416,7 +442,8 @@ class Evaluator:
                         tensors |= space(batch.data)
                 yield tensors
 
-        self._complete("samples", records, missing, make, lambda: next(batches(range(1))))
+        name = "samples" if what == "samples" else f"{what} samples"
+        self._complete(name, records, missing, make, lambda: next(batches(range(1))))
         return records
 
     def _completions(self, spaces: list[Space]) -> Rows:
@@ -521,6 +548,12 @@ class Evaluator:
     def _check_stop(self) -> None:
         if self.stop():
             raise Interrupted
+
+    def _within(self, what: str, more: int, total: int) -> None:
+        """The progress of metrics, and of features within a batch."""
+        if self.stop():
+            raise Interrupted(what)
+        self.progress(what, more, total)
 
     def _about(self, spaces: list[Space]) -> dict[str, Any]:
         weights = {space.name: space.weights for space in spaces}

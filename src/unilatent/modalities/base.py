@@ -35,6 +35,7 @@ from ..listings import ALONE, Listings
 from ..maths.streams import Streams, generator
 from ..nets.fields import TokenField
 from ..processes import Processes
+from ..progress import Progress, no_progress
 from ..records import Rows
 from ..types import Given, Layout, Tokens, count, join, move, take
 
@@ -281,6 +282,8 @@ class Space(ABC):
     """Attributes that hold the networks `prepare` loads. With several processes, the first one loads them."""
     fitted: ClassVar[tuple[str, ...]] = ()
     """Attributes that hold what `fit` finds: networks on the CPU, plain data. The first process fits for all."""
+    progress: Progress = staticmethod(no_progress)
+    """Called during a batch that takes long; an exception of it, such as that of a stop, ends the batch."""
 
     def prepare(self, device: torch.device) -> None:
         """Load the weights before first use; ValueError names what is missing. Default: nothing."""
@@ -323,8 +326,10 @@ class Evidence:
     """Metric inputs: the features of up to four sets of samples, with condition values as tensors by argument.
 
     train: real samples, the reference of distances. held_out: real samples that no training step used. samples:
-    generated ones. reconstructions: of `held_out`, in its order, with `Modality.errors` as tensors. None: not
-    available. train_total: number of samples that `train` was chosen from; None if unknown.
+    generated ones. reconstructions: of `held_out`, in its order, with `Modality.errors` as tensors. unconditional:
+    generated without any condition, where a metric needs them (`Metric.needs_unconditional`). None: not available.
+    train_total: number of samples that `train` was chosen from; None if unknown. columns: argument of a condition ->
+    the column of the data that its values are. progress: for metrics that take long; it may raise an exception.
     """
 
     train: Rows | None = None
@@ -332,6 +337,9 @@ class Evidence:
     samples: Rows | None = None
     reconstructions: Rows | None = None
     train_total: int | None = None
+    unconditional: Rows | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    progress: Progress = no_progress
 
     def compared(self, track: str) -> tuple[Rows | None, Rows | None]:
         """Return the set that a track is about, and the real samples that it is compared with."""
@@ -375,6 +383,11 @@ class Metric(ABC):
         """Return how many samples its numbers are computed from, and with how many real ones these are compared."""
         rows, real = evidence.compared(self.track)
         return _count(rows, self.most_samples), _count(real, self.most_reference)
+
+    def needs_unconditional(self, columns: Mapping[str, str]) -> bool:
+        """Whether samples without any condition are a baseline of it, if conditions have values of these columns
+        (argument -> column). Default: no."""
+        return False
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> list[Row]: ...

@@ -290,7 +290,7 @@ class Monitor:
                 self.journal.tasks.clear()
 
             def report() -> bool:
-                evaluator.clear("samples", "reconstructions")
+                evaluator.clear("samples", "reconstructions", "unconditional")
                 self._report(evaluation, evaluator.fingerprint, final, time.perf_counter() - started)
                 return t.best is not None and self._is_best(evaluation, t.best)
 

@@ -35,11 +35,15 @@ def ask(file: str, request: Any, seconds: float) -> Any | None:
     return ask_all(file, [request], seconds)[0]
 
 
-def ask_all(file: str, requests: Sequence[Any], seconds: float, at_once: int = 1) -> list[Any | None]:
+def ask_all(
+    file: str, requests: Sequence[Any], seconds: float, at_once: int = 1,
+    done: Callable[[int], object] = lambda more: None,
+) -> list[Any | None]:  # fmt: skip
     """As `ask`, for several requests, in at most `at_once` processes.
 
-    The time limit of a request begins when its process is ready. An exception here, such as KeyboardInterrupt, ends the
-    processes. RuntimeError if one fails.
+    done: called with how many more requests are answered or given up. The time limit of a request begins when its
+    process is ready. An exception here, such as KeyboardInterrupt or one of `done`, ends the processes. RuntimeError if
+    one fails.
     """
     answers: list[Any | None] = [None] * len(requests)
     idle, todo = _idle.setdefault((os.getpid(), file), []), list(enumerate(requests))[::-1]
@@ -58,6 +62,7 @@ def ask_all(file: str, requests: Sequence[Any], seconds: float, at_once: int = 1
                 for late in [child for child in busy if child.deadline <= time.monotonic()]:
                     late.stop()
                     del busy[late]
+                    done(1)
                 continue
             if child not in busy:
                 continue
@@ -70,6 +75,7 @@ def ask_all(file: str, requests: Sequence[Any], seconds: float, at_once: int = 1
                 idle.append(child)
             else:
                 child.check_given_up()
+            done(1)
     finally:
         for child in [*busy, *idle[1:]]:
             child.stop()

@@ -1,24 +1,36 @@
-"""Metrics of crystals that need no download: validity, novelty, distributions, and matching of reconstructions.
+"""Metrics of crystals: validity, novelty, distributions, and matching of reconstructions.
 
 Composition validity is a weak test, and random coordinates mostly pass structure validity. Every share therefore comes
-with baselines: real held-out crystals and two kinds of noise. No energies are computed: stability above the convex hull
-needs density functional theory and is not measured.
+with baselines: real held-out crystals and two kinds of noise. What tells a crystal from random coordinates is in
+`plausibility`. Stability above the convex hull needs density functional theory and is not measured.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...maths.streams import seed_of
-from ...records import Rows
 from .._atoms.metrics import type_accuracy, wasserstein
 from ..base import Evidence, Metric, Row, Space
-from . import matching
+from . import matching, plausibility
+from .baselines import (
+    RANDOM_COORDINATES,
+    RANDOM_ELEMENTS,
+    REAL,
+    Arrays,
+    arrays_in,
+    has,
+    of_key,
+    random_coordinates,
+    random_elements,
+    with_noise,
+)
 from .lattices import cell_matrix, require
 from .validity import CLOSEST, ValidityResult, composition, require_smact, validate
 
@@ -31,23 +43,20 @@ NOVEL_CONTROLS = 1000
 OWN_IMAGE = 1.0
 """Distance in Angstrom below which an atom is too close to its own image. Specific to this project: the rules of the
 literature do not check it."""
-REAL = "held-out real"
-RANDOM_COORDINATES = "random coordinates in true cells"
-RANDOM_ELEMENTS = "random elements on true sites"
 NOISE = 0.1
 """Noise of the baseline of match rates: standard deviation of fractional coordinates, and relative one of lengths."""
 NOISY = f"Gaussian noise {NOISE:g} / {NOISE:g}"
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""types (S, N), fractional (S, N, 3), lattice (S, 6)."""
-
 
 def spaces() -> list[Space]:
-    return [Structures()]
+    return [Structures(), plausibility.Potential()]
 
 
 def metrics() -> list[Metric]:
-    return [CrystalValidity(), Novelty(), CrystalDistributions(), Matches()]
+    return [
+        CrystalValidity(), plausibility.KnownTypes(), plausibility.Neighbours(), Novelty(), CrystalDistributions(),
+        Matches(), plausibility.PotentialEnergy(),
+    ]  # fmt: skip
 
 
 def arrays_of(data: Any) -> Arrays:
@@ -96,21 +105,21 @@ class CrystalValidity(Metric):
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         samples, held_out = evidence.samples, evidence.held_out
-        if not _has(samples):
+        if not has(samples):
             return []
         assert samples is not None
-        baselines = controls(_arrays(held_out, CONTROLS)) if held_out is not None and _has(held_out) else {}
+        baselines = controls(arrays_in(held_out, CONTROLS)) if held_out is not None and has(held_out) else {}
         names = {
             "valid": "structure and composition valid", "struct_valid": f"structure valid (atoms {CLOSEST} A apart)",
             "comp_valid": "composition valid (SMACT, smact14)", "constructed": "cell can be built",
         }  # fmt: skip
         rows = [
-            Row(key, name, 100 * float(samples[key].double().mean()), "%", "higher", _column(baselines, key))
+            Row(key, name, 100 * float(samples[key].double().mean()), "%", "higher", of_key(baselines, key))
             for key, name in names.items()
         ]
         close = 100 * float((samples["own_image"] < OWN_IMAGE).double().mean())
         name = f"atoms within {OWN_IMAGE:g} A of their own image"
-        return [*rows, Row("own_image", name, close, "%", "lower", _column(baselines, "own_image"))]
+        return [*rows, Row("own_image", name, close, "%", "lower", of_key(baselines, "own_image"))]
 
 
 class Novelty(Metric):
@@ -121,16 +130,17 @@ class Novelty(Metric):
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         samples, train, held_out = evidence.samples, evidence.train, evidence.held_out
-        if not _has(samples):
+        if not has(samples):
             return []
         assert samples is not None
-        known = matching.KnownCrystals(*_arrays(train)) if train is not None and _has(train) else None
+        known = matching.KnownCrystals(*arrays_in(train)) if train is not None and has(train) else None
         undecided: list[int] = []
-        shares = novelty(_arrays(samples), samples["valid"].numpy() > 0, known, undecided)
+        compared = partial(evidence.progress, "crystals compared with each other and with training crystals")
+        shares = novelty(arrays_in(samples), samples["valid"].numpy() > 0, known, undecided, compared)
         baselines: dict[str, dict[str, float]] = {}
-        if held_out is not None and _has(held_out):
+        if held_out is not None and has(held_out):
             valid = held_out.first("valid", NOVEL_CONTROLS).numpy() > 0
-            baselines = {REAL: novelty(_arrays(held_out, NOVEL_CONTROLS), valid, known)}
+            baselines = {REAL: novelty(arrays_in(held_out, NOVEL_CONTROLS), valid, known)}
         names = {
             "unique": "distinct of the valid",
             "novel": f"distinct of the valid, and not among {evidence.describe_train('crystals')}",
@@ -139,7 +149,7 @@ class Novelty(Metric):
         if undecided:
             names = {key: f"{name}; {given_up(len(undecided))} as neither" for key, name in names.items()}
         return [
-            Row(key, names[key], value, "%", "higher", _column(baselines, key)) for key, value in shares.items()
+            Row(key, names[key], value, "%", "higher", of_key(baselines, key)) for key, value in shares.items()
         ]  # fmt: skip
 
 
@@ -151,16 +161,16 @@ class CrystalDistributions(Metric):
 
     def __call__(self, evidence: Evidence) -> list[Row]:
         samples, train, held_out = evidence.samples, evidence.train, evidence.held_out
-        if not _has(samples) or not _has(train):
+        if not has(samples) or not has(train):
             return []
         assert samples is not None and train is not None
-        real = quantities(_arrays(train))
-        distances = _distances(quantities(_arrays(samples), samples["constructed"].numpy() > 0), real)
-        baselines = {REAL: _distances(quantities(_arrays(held_out)), real)} if held_out and _has(held_out) else {}
+        real = quantities(arrays_in(train))
+        distances = _distances(quantities(arrays_in(samples), samples["constructed"].numpy() > 0), real)
+        baselines = {REAL: _distances(quantities(arrays_in(held_out)), real)} if held_out and has(held_out) else {}
         units = {"density_distance": "g/cm3", "elements_distance": "", "atoms_distance": ""}
         return [
             Row(key, f"Wasserstein distance of {key.partition('_')[0]}", value, units[key], "lower",
-                _column(baselines, key), headline=key == "density_distance")
+                of_key(baselines, key), headline=key == "density_distance")
             for key, value in distances.items()
         ]  # fmt: skip
 
@@ -179,13 +189,13 @@ class Matches(Metric):
             or originals is None
             or not len(reconstructions)
             or "match_rms" not in reconstructions
-            or not _has(originals)
+            or not has(originals)
         ):
             return []
         rms = reconstructions["match_rms"].double()
         matched = rms.isfinite()
         both_valid = matched & (reconstructions["valid"] > 0) & (originals["valid"][: len(reconstructions)] > 0)
-        real, valid = _arrays(originals, MATCHED_CONTROLS), originals.first("valid", MATCHED_CONTROLS).numpy() > 0
+        real, valid = arrays_in(originals, MATCHED_CONTROLS), originals.first("valid", MATCHED_CONTROLS).numpy() > 0
         baselines = {
             RANDOM_COORDINATES: match_rates((real[0], random_coordinates(real[1]), real[2]), real, valid),
             NOISY: match_rates(with_noise(real, NOISE, NOISE), real, valid),
@@ -195,9 +205,9 @@ class Matches(Metric):
         remark = f"; {given_up(stopped)} as no match" if stopped else ""
         rows = [
             Row("match_rate", f"matches its original, both valid{remark}", 100 * float(both_valid.double().mean()), "%",
-                "higher", {**reference, **_column(baselines, "match_rate")}),
+                "higher", {**reference, **of_key(baselines, "match_rate")}),
             Row("match_rate_any", f"matches its original{remark}", 100 * float(matched.double().mean()), "%", "higher",
-                _column(baselines, "match_rate_any")),
+                of_key(baselines, "match_rate_any")),
         ]  # fmt: skip
         if matched.any():
             name = "displacement of matches (of the cube root of an atom's volume)"
@@ -262,14 +272,16 @@ def given_up(count: int) -> str:
 
 
 def novelty(
-    samples: Arrays, valid: np.ndarray, known: matching.KnownCrystals | None, undecided: list[int] | None = None
-) -> dict[str, float]:
+    samples: Arrays, valid: np.ndarray, known: matching.KnownCrystals | None, undecided: list[int] | None = None,
+    done: Callable[[int, int], object] = lambda more, total: None,
+) -> dict[str, float]:  # fmt: skip
     """Return shares of distinct and novel crystals in percent; {} without a valid sample.
 
     `unique`: distinct crystals, divided by valid ones. `novel`: distinct crystals that are not known, divided by valid
     ones. `valid_unique_novel`: the same, divided by all samples. The last two need `known`. Only crystals whose
     composition occurs twice or is known are matched; the others are distinct and novel.
-    undecided: the rows whose comparison was given up are appended; they count as neither distinct nor novel.
+    undecided: the rows whose comparison was given up are appended; they count as neither distinct nor novel. done:
+    called with how many more crystals are compared, and how many there are to compare.
     """
     rows = np.flatnonzero(valid).tolist()
     if not len(rows):
@@ -288,6 +300,7 @@ def novelty(
             structures[row] = matching.reduced(*(array[row] for array in samples))
         except matching.GaveUpError:
             undecided.append(row)
+        done(0, len(ambiguous))
     usable = [row for row, one in structures.items() if one is not None]
     firsts, stopped = matching.distinct([structures[row] for row in usable], [compositions[row] for row in usable])
     undecided += [usable[place] for place in stopped]
@@ -300,6 +313,7 @@ def novelty(
                 novel += not known.has(structures[row], compositions[row])
             except matching.GaveUpError:
                 undecided.append(row)
+            done(1, len(ambiguous))
         shares |= {"novel": 100 * novel / len(rows), "valid_unique_novel": 100 * novel / len(valid)}
     return shares
 
@@ -316,35 +330,6 @@ def controls(real: Arrays) -> dict[str, dict[str, float]]:
         RANDOM_COORDINATES: _shares(validate(types, coordinates, lattice)),
         RANDOM_ELEMENTS: _shares(validate(random_elements(types), fractional, lattice)),
     }
-
-
-def random_coordinates(fractional: np.ndarray) -> np.ndarray:
-    """Return uniform fractional coordinates of the same shape, the same in every call."""
-    return np.random.default_rng(seed_of("crystal controls", "places")).random(fractional.shape)
-
-
-def random_elements(types: np.ndarray) -> np.ndarray:
-    """Replace the elements of each crystal by as many different ones, drawn from all that occur in the set."""
-    rng = np.random.default_rng(seed_of("crystal controls", "elements"))
-    pool = np.unique(types[types > 0])
-    drawn = np.zeros_like(types)
-    for row, row_types in enumerate(types):
-        elements = np.unique(row_types[row_types > 0])
-        for old, new in zip(elements, rng.choice(pool, len(elements), replace=len(pool) < len(elements)), strict=True):
-            drawn[row][row_types == old] = new
-    return drawn
-
-
-def with_noise(real: Arrays, lengths: float, coordinates: float) -> Arrays:
-    """Add Gaussian noise, the same in every call.
-
-    lengths: relative standard deviation of a, b and c. coordinates: standard deviation of fractional coordinates.
-    """
-    rng = np.random.default_rng(seed_of("crystal controls", "noise"))
-    types, fractional, lattice = real
-    scale = np.ones_like(lattice)
-    scale[:, :3] += lengths * rng.standard_normal((len(lattice), 3))
-    return types, (fractional + coordinates * rng.standard_normal(fractional.shape)) % 1, lattice * scale
 
 
 def match_rates(made: Arrays, real: Arrays, valid: np.ndarray) -> dict[str, float]:
@@ -381,21 +366,6 @@ def _shares(result: ValidityResult) -> dict[str, float]:
         "constructed": result.constructed, "own_image": result.own_image < OWN_IMAGE,
     }  # fmt: skip
     return {key: 100 * float(share.mean()) for key, share in shares.items()}
-
-
-def _column(baselines: dict[str, dict[str, float]], key: str) -> dict[str, float]:
-    return {name: values[key] for name, values in baselines.items() if key in values}
-
-
-def _has(rows: Rows | None) -> bool:
-    return rows is not None and len(rows) > 0 and "valid" in rows
-
-
-def _arrays(rows: Rows | None, limit: int | None = None) -> Arrays:
-    assert rows is not None
-    count = len(rows) if limit is None else limit
-    types, fractional, lattice = (rows.first(key, count).numpy() for key in ("types", "fractional", "lattice"))
-    return types, fractional, lattice
 
 
 def _bits(values: np.ndarray) -> Tensor:

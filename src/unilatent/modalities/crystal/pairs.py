@@ -7,7 +7,7 @@ This file imports nothing of the package, so that such a process starts quickly.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,43 @@ def fits(one: Any, other: Any) -> bool:
             return False
 
 
-OPERATIONS: dict[str, Callable[..., Any]] = {"distance": distance, "reduced": reduced, "fits": fits}
+TYPE_SITES, TYPE_ANGLES, TYPE_LENGTHS = 0.3, 5.0, 0.2
+"""Tolerances of a structure type, pymatgen's defaults. With those above, most cells of two atoms are of one type."""
+
+
+def same_type(one: Any, other: Any) -> bool:
+    """Return whether two reduced structures are of one type: equal after an exchange of elements and a scaling."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    if len(one) != len(other):
+        return False
+    matching = StructureMatcher(stol=TYPE_SITES, angle_tol=TYPE_ANGLES, ltol=TYPE_LENGTHS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return bool(matching.fit_anonymous(one, other, skip_structure_reduction=True))
+        except Exception:
+            return False
+
+
+def new_types(known: Sequence[Any], structures: Sequence[Any]) -> list[Any]:
+    """Return the structures, reduced, that are of no known type (reduced) nor of that of an earlier one."""
+    found: list[Any] = []
+    for one in map(reduced, structures):
+        if one is not None and not any(same_type(one, other) for other in (*known, *found)):
+            found.append(one)
+    return found
+
+
+def of_known_type(known: Sequence[Any], structures: Sequence[Any]) -> list[bool]:
+    """Return which structures are of a known type (reduced)."""
+    made = map(reduced, structures)
+    return [one is not None and any(same_type(one, other) for other in known) for one in made]
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "distance": distance, "reduced": reduced, "fits": fits, "new_types": new_types, "of_known_type": of_known_type,
+}  # fmt: skip
 
 
 def plain(one: Any) -> dict[str, Any]:
@@ -78,7 +114,14 @@ def prepare() -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Do an operation in a process of its own: its name and its structures -> the result."""
-    result: Any = OPERATIONS[request["operation"]](*(structure(**one) for one in request["structures"]))
-    reduces = request["operation"] == "reduced" and result is not None
-    return {"result": plain(result) if reduces else result}
+    """Do an operation in a process of its own: its name and its structures, or lists of them -> the result."""
+    result: Any = OPERATIONS[request["operation"]](*map(_read, request["structures"]))
+    if request["operation"] == "reduced" and result is not None:
+        result = plain(result)
+    if request["operation"] == "new_types":
+        result = [plain(one) for one in result]
+    return {"result": result}
+
+
+def _read(plainly: Any) -> Any:
+    return [structure(**one) for one in plainly] if isinstance(plainly, list) else structure(**plainly)

@@ -29,6 +29,8 @@ MOST_COMBINATIONS = 10**7
 """Combinations of oxidation states above which a composition counts as invalid, as in ADiT."""
 PAIRS = 20_000
 """Pairs of atoms processed at a time."""
+MOST_DISTANCES = 2_000_000
+"""Distances held at a time."""
 
 Composition = tuple[tuple[int, int], ...]
 """(atomic number, count) sorted by atomic number; counts are divided by their greatest common divisor."""
@@ -83,13 +85,28 @@ def distances(atoms: np.ndarray, fractional: np.ndarray, matrix: np.ndarray) -> 
     atoms: (S, N) bool. matrix: (S, 3, 3). The minimum is over all periodic images, as in pymatgen's distance matrix:
     cells are reduced first, so that 27 images suffice. It is infinite for crystals of one atom.
     """
+    nearest = np.full(len(matrix), np.inf)
+    own_image = np.zeros(len(matrix))
+    step = max(1, MOST_DISTANCES // max(atoms.shape[1] ** 2, 1))
+    for start in range(0, len(matrix), step):
+        part = slice(start, start + step)
+        between, own_image[part] = _between(atoms[part], fractional[part], matrix[part])
+        nearest[part] = between.min((1, 2), initial=np.inf)
+    return nearest, own_image
+
+
+def _between(
+    atoms: np.ndarray, fractional: np.ndarray, matrix: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return the distances (S, N, N) between different atoms, infinite elsewhere, and those (S,) of an atom to its
+    image."""
     reduced = shortest(matrix)
     cartesian = np.asarray(fractional, np.float64) @ matrix
     coordinates = cartesian @ np.linalg.inv(reduced)
     images = STEPS @ reduced  # (S, 27, 3)
     squares = np.square(images).sum(-1)  # (S, 27)
     own_image = np.sqrt(np.delete(squares, 13, axis=1).min(1))
-    nearest = np.full(len(matrix), np.inf)
+    between = np.full((*atoms.shape, atoms.shape[1]), np.inf)
     both = np.triu(np.ones((atoms.shape[1], atoms.shape[1]), bool), 1) & atoms[:, :, None] & atoms[:, None, :]
     systems, first, second = np.nonzero(both)
     for start in range(0, len(systems), PAIRS):
@@ -98,8 +115,27 @@ def distances(atoms: np.ndarray, fractional: np.ndarray, matrix: np.ndarray) -> 
         vectors = np.einsum("pi,pij->pj", apart - apart.round(), reduced[which])  # (P, 3)
         inner = np.einsum("pj,psj->ps", vectors, images[which])
         least = (np.square(vectors).sum(-1)[:, None] + 2 * inner + squares[which]).min(1)
-        np.minimum.at(nearest, which, np.sqrt(least.clip(min=0)))
-    return nearest, own_image
+        pairs = which, first[start : start + PAIRS], second[start : start + PAIRS]
+        between[pairs] = between[pairs[0], pairs[2], pairs[1]] = np.sqrt(least.clip(min=0))
+    return between, own_image
+
+
+def neighbours(atoms: np.ndarray, fractional: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance (S, N) of each atom to its nearest neighbour, and the index (S, N) of that neighbour.
+
+    atoms: (S, N) bool. matrix: (S, 3, 3). An image of an atom is a neighbour of it. Infinite, and -1, at padding.
+    """
+    count, most = atoms.shape
+    nearest, which = np.full(atoms.shape, np.inf), np.full(atoms.shape, -1)
+    step = max(1, MOST_DISTANCES // max(most * most, 1))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        between, own_image = _between(atoms[part], fractional[part], matrix[part])
+        diagonal = np.arange(most)
+        between[:, diagonal, diagonal] = np.where(atoms[part], own_image[:, None], np.inf)
+        nearest[part] = between.min(-1)
+        which[part] = np.where(np.isfinite(nearest[part]), between.argmin(-1), -1)
+    return nearest, which
 
 
 def shortest(matrix: np.ndarray) -> np.ndarray:

@@ -121,6 +121,7 @@ class PartSpace(Space):
 
     def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         selected, part_data = _select(data, self.part)
+        self.space.progress = self.progress
         return _scatter(self.space(part_data), selected, self.part)
 
     def against(self, made: dict[str, Tensor], data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,14 +163,19 @@ class PartMetric(Metric):
     def spaces(self) -> tuple[str, ...]:
         return tuple(_prefixed(self.part, name) for name in self.metric.spaces) or (KindSpace.name,)
 
+    def needs_unconditional(self, columns: Mapping[str, str]) -> bool:
+        return self.metric.needs_unconditional(columns)
+
     def __call__(self, evidence: Evidence) -> list[Row]:
         rows_of: Callable[[Rows | None], Rows | None] = self._part_rows
         train, mixed = rows_of(evidence.train), evidence.train
         # The number of training samples per kind is known only if all training samples are stored.
         total = len(train) if train is not None and mixed is not None and len(mixed) == evidence.train_total else None
-        part_evidence = Evidence(
-            train, rows_of(evidence.held_out), rows_of(evidence.samples), rows_of(evidence.reconstructions), total
-        )
+        part_evidence = replace(
+            evidence, train=train, held_out=rows_of(evidence.held_out), samples=rows_of(evidence.samples),
+            reconstructions=rows_of(evidence.reconstructions), train_total=total,
+            unconditional=rows_of(evidence.unconditional),
+        )  # fmt: skip
         kind = name_of(self.part)
         rows = self.metric(part_evidence)
         return [replace(row, key=self.renamed.get(row.key, row.key), name=f"{kind}: {row.name}") for row in rows]

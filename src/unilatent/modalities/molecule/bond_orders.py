@@ -8,7 +8,7 @@ imports nothing of the package when it is loaded, so that such a process starts 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 QUICK_STEPS = 10_000
@@ -51,28 +51,46 @@ def search(mol: Any, steps: int) -> str | None:
     return None
 
 
-def find(numbers: Sequence[int], positions: Any) -> tuple[Any, str | None]:
-    """Return the molecule with its bonds, not sanitised, and None; or the molecule of atoms, and why it has no bonds.
+Molecule = tuple[Sequence[int], Any]
+"""Atomic numbers, and positions (n, 3) in Angstrom."""
+Found = tuple[Any, str | None]
+"""A molecule with its bonds, not sanitised, and None; or the molecule of atoms, and why it has no bonds."""
 
-    A search that is not over soon goes on in a process of its own, which is stopped after SECONDS or by an exception
-    here, such as KeyboardInterrupt.
-    """
+
+def find_soon(numbers: Sequence[int], positions: Any) -> Found:
+    """Find the bonds of a neutral molecule in this process; GAVE_UP if that takes more than QUICK_STEPS."""
     mol = atoms_only(numbers, positions)
-    fault = search(mol, QUICK_STEPS)
-    if fault != GAVE_UP:
-        return mol, fault
-    from .._atoms.bounded import ask
+    return mol, search(mol, QUICK_STEPS)
 
-    places = [[float(x) for x in row] for row in positions]
-    found = ask(__file__, {"numbers": list(map(int, numbers)), "positions": places}, SECONDS)
-    if found is None:
-        return mol, GAVE_UP
-    if "fault" in found:
-        return mol, found["fault"]
+
+def find_long(
+    molecules: Sequence[Molecule], at_once: int = 1, done: Callable[[int], object] = lambda more: None
+) -> list[Found]:
+    """Find the bonds of neutral molecules in processes of their own, `at_once` of them.
+
+    Each search is stopped after STEPS or SECONDS, and all are by an exception here, such as KeyboardInterrupt. done:
+    called with how many more are done.
+    """
+    from .._atoms.bounded import ask_all
+
+    requests = [
+        {"numbers": list(map(int, numbers)), "positions": [[float(x) for x in row] for row in positions]}
+        for numbers, positions in molecules
+    ]
+    found: list[Found] = []
+    for molecule, answered in zip(molecules, ask_all(__file__, requests, SECONDS, at_once, done), strict=True):
+        if answered is None or "fault" in answered:
+            found.append((atoms_only(*molecule), GAVE_UP if answered is None else answered["fault"]))
+        else:
+            found.append((_unpacked(answered["mol"]), None))
+    return found
+
+
+def _unpacked(text: str) -> Any:
     from rdkit import Chem
 
-    packed: Any = base64.b64decode(found["mol"])
-    return Chem.Mol(packed), None
+    packed: Any = base64.b64decode(text)
+    return Chem.Mol(packed)
 
 
 def prepare() -> None:

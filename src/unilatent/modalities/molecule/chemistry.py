@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -186,37 +185,59 @@ def perceive(types: np.ndarray, positions: np.ndarray) -> Any | None:
 
 
 def perception(types: np.ndarray, positions: np.ndarray) -> Perception:
-    """Determine the bonds of atoms (n,) at positions (n, 3) (`DetermineBonds`, charge 0), within a limit of time."""
-    if not len(types):
-        return Perception(None)
-    rdkit()
+    """Return the perception of one molecule, as `perceptions`."""
+    return perceptions([(types, positions)])[0]
+
+
+def perceptions(
+    molecules: Sequence[tuple[np.ndarray, np.ndarray]], done: Callable[[int], object] = lambda more: None
+) -> list[Perception]:
+    """Determine the bonds of molecules (`DetermineBonds`, charge 0): atoms (n,) at positions (n, 3).
+
+    Each search has a limit of steps and time. Long ones are shared among as many processes as there are cores, and are
+    remembered: drawing and measuring ask for the same molecules. done: called with how many more of these are done.
+    """
     from . import bond_orders
 
-    mol, fault = _found(tuple(types.tolist()), np.ascontiguousarray(positions, np.float64).tobytes())
-    if fault is None and _sanitised(mol):
+    if any(len(types) for types, _ in molecules):
+        rdkit()
+    verdicts: dict[int, Perception] = {}
+    long: dict[tuple[tuple[int, ...], bytes], list[int]] = {}
+    for place, (types, positions) in enumerate(molecules):
+        key = tuple(types.tolist()), np.ascontiguousarray(positions, np.float64).tobytes()
+        if key in _long or key in long:
+            long.setdefault(key, []).append(place)
+            continue
+        mol, fault = bond_orders.find_soon(key[0], positions) if len(types) else (None, None)
+        if fault == bond_orders.GAVE_UP:
+            long[key] = [place]
+        else:
+            verdicts[place] = _verdict(mol, fault)
+    new = [key for key in long if key not in _long]
+    results = {key: _long[key] for key in long if key in _long}
+    if new:
+        atoms = [(numbers, np.frombuffer(places).reshape(-1, 3)) for numbers, places in new]
+        results |= zip(new, bond_orders.find_long(atoms, CORES, done), strict=True)
+    for key in new[-REMEMBERED:]:
+        if len(_long) >= REMEMBERED:
+            _long.pop(next(iter(_long)))
+        _long[key] = results[key]
+    for key, places in long.items():
+        verdicts |= {place: _verdict(rdkit().Chem.RWMol(results[key][0]), results[key][1]) for place in places}
+    return [verdicts[place] for place in range(len(molecules))]
+
+
+def _verdict(mol: Any | None, fault: str | None) -> Perception:
+    """The perception of a molecule in which a search found bonds, or a fault; None: without atoms."""
+    from . import bond_orders
+
+    if mol is None or (fault is None and _sanitised(mol)):
         return Perception(mol)
     return Perception(None, GAVE_UP if fault == bond_orders.GAVE_UP else _sound(mol))
 
 
-def _found(numbers: tuple[int, ...], places: bytes) -> tuple[Any, str | None]:
-    """As `bond_orders.find`. The long searches are remembered: drawing and measuring ask for the same molecules."""
-    from . import bond_orders
-
-    if (numbers, places) not in _long:
-        start = time.monotonic()
-        found = bond_orders.find(numbers, np.frombuffer(places).reshape(-1, 3))
-        if time.monotonic() - start < LONG:
-            return found
-        if len(_long) >= REMEMBERED:
-            _long.pop(next(iter(_long)))
-        _long[numbers, places] = found
-    mol, fault = _long[numbers, places]
-    return rdkit().Chem.RWMol(mol), fault
-
-
-LONG = 0.2
-"""Seconds from which a search is remembered."""
 REMEMBERED = 1024
+"""Long searches that are remembered."""
 _long: dict[tuple[tuple[int, ...], bytes], tuple[Any, str | None]] = {}
 
 
@@ -312,6 +333,21 @@ def fragments(mol: Any) -> int:
 def rings(mol: Any) -> int:
     """Return the number of rings in the smallest set of smallest rings."""
     return len(rdkit().Chem.GetSSSR(mol))
+
+
+def heavy_atoms(mol: Any) -> int:
+    """Return the number of atoms that are no hydrogen."""
+    return int(mol.GetNumHeavyAtoms())
+
+
+def logp(mol: Any) -> float:
+    """Return the decimal logarithm of the partition coefficient between octanol and water, by Crippen's method."""
+    return float(rdkit().Descriptors.CalcCrippenDescriptors(mol)[0])
+
+
+def tpsa(mol: Any) -> float:
+    """Return the topological polar surface area in square Angstrom (Ertl et al. 2000)."""
+    return float(rdkit().Descriptors.CalcTPSA(mol))
 
 
 def plain_smiles(mol: Any) -> str:
@@ -410,10 +446,13 @@ def posebusters() -> None:
         raise ValueError(f"PoseBusters' checks need the package posebusters: {EVALUATION_EXTRA}") from None
 
 
-def bust(molecules: list[Any], energy: bool) -> list[bool | None]:
+def bust(
+    molecules: Sequence[Any], energy: bool, done: Callable[[int], object] = lambda more: None
+) -> list[bool | None]:  # fmt: skip
     """Return for each molecule whether it passes every check, None if that took longer than BUST_SECONDS.
 
-    False for None. The molecules are shared among as many processes as there are cores.
+    False for None. The molecules are shared among as many processes as there are cores. done: called with how many more
+    are checked.
     """
     from . import pose_checks
 
@@ -422,6 +461,6 @@ def bust(molecules: list[Any], energy: bool) -> list[bool | None]:
     properties = int(options.AllProps) | int(options.CoordsAsDouble)
     perceived = [mol for mol in molecules if mol is not None]
     requests = [{"mol": base64.b64encode(mol.ToBinary(properties)).decode(), "energy": energy} for mol in perceived]
-    found = iter(ask_all(pose_checks.__file__, requests, BUST_SECONDS, at_once=CORES))
+    found = iter(ask_all(pose_checks.__file__, requests, BUST_SECONDS, CORES, done))
     answers = [{"passes": False} if mol is None else next(found) for mol in molecules]
     return [None if answer is None else answer["passes"] for answer in answers]

@@ -178,8 +178,8 @@ def geometry(smiles: str) -> System | None:
     if not _usual_distances(mol, positions) or not _recognised(smiles, types, positions):
         return None
     columns = {
-        "logp": kit.Descriptors.CalcCrippenDescriptors(mol)[0],
-        "tpsa": kit.Descriptors.CalcTPSA(mol),
+        "logp": chemistry.logp(mol),
+        "tpsa": chemistry.tpsa(mol),
         "energy": field.CalcEnergy(),
     }
     return System(types, positions, None, smiles, columns)

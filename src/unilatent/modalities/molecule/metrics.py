@@ -7,7 +7,9 @@ little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from ...maths.geometry import rmsd as root_mean_square
 from ...maths.geometry import superpose
 from ...maths.streams import generator
+from ...progress import Progress, no_progress
 from ...records import MemoryRows, Rows
 from .._atoms.metrics import type_accuracy, wasserstein
 from ..base import Evidence, Metric, Row, Space
@@ -45,6 +48,12 @@ REASONS = {
     TABLES: "with an element that has no table",
 }
 """Why a protocol does not judge a molecule, for messages."""
+LONG = "long searches for bonds"
+"""What progress shows of them."""
+MEASURED: dict[str, Callable[[Any], float]] = {
+    "heavy_atoms": chemistry.heavy_atoms, "logp": chemistry.logp, "tpsa": chemistry.tpsa,
+}  # fmt: skip
+"""Numbers of a molecule that `Perceived` stores, besides its rings."""
 
 
 # ---- what is stored of each molecule ---------------------------------------------------------------------------------
@@ -97,7 +106,8 @@ class Perceived(Space):
 
     `rdkit_valid`, `rdkit_connected` (B,): 0 or 1. `rdkit_graph` (B,): a hash of the molecule without stereochemistry, 0
     if it is not valid. `rdkit_rings` (B,): number of rings; if it is not valid, -1, or -1 - `Perception.judged` if the
-    protocol does not judge it.
+    protocol does not judge it. `rdkit_heavy_atoms`, `rdkit_logp`, `rdkit_tpsa` (B,) float32: as in `PROPERTIES`, NaN if
+    it is not valid or has several fragments.
     """
 
     name = "rdkit"
@@ -107,16 +117,22 @@ class Perceived(Space):
         chemistry.rdkit()
 
     def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
-        rows = []
+        rows: list[tuple[int, ...]] = []
+        numbers: list[list[float]] = []
         with chemistry.rdkit().quiet():
-            for types, positions in chemistry.each(data["types"], data["positions"]):
-                found = chemistry.perception(types, positions)
-                if (mol := found.mol) is None:
+            for found in chemistry.perceptions(_molecules(data), lambda more: self.progress(LONG, more, 0)):
+                mol, connected = found.mol, False
+                if mol is None:
                     rows.append((0, 0, 0, -1 - found.judged))
                 else:
-                    connected = int(chemistry.fragments(mol) == 1)
-                    rows.append((1, connected, chemistry.key(chemistry.plain_smiles(mol)), chemistry.rings(mol)))
-        return _columns("rdkit", ("valid", "connected", "graph", "rings"), rows)
+                    connected = chemistry.fragments(mol) == 1
+                    graph = chemistry.key(chemistry.plain_smiles(mol))
+                    rows.append((1, int(connected), graph, chemistry.rings(mol)))
+                measured = [float(measure(mol)) if connected else float("nan") for measure in MEASURED.values()]
+                numbers.append(measured)
+        table = torch.tensor(numbers, dtype=torch.float32).reshape(-1, len(MEASURED))
+        properties = {f"rdkit_{name}": table[:, i] for i, name in enumerate(MEASURED)}
+        return _columns("rdkit", ("valid", "connected", "graph", "rings"), rows) | properties
 
 
 class Babel(Space):
@@ -431,7 +447,7 @@ class PoseBusters(Metric):
 
         def value(rows: Rows) -> float:
             few = first_molecules(rows, min(len(rows), self.most_samples or len(rows)))
-            share, given_up = passing(few, self.energy)
+            share, given_up = passing(few, self.energy, evidence.progress)
             stopped.append(given_up)
             return share
 
@@ -445,12 +461,116 @@ class PoseBusters(Metric):
         return [Row(self.gives[0], name, share, "%", "higher", baselines)]
 
 
-def passing(data: dict[str, Tensor], energy: bool) -> tuple[float, int]:
+def passing(data: dict[str, Tensor], energy: bool, progress: Progress = no_progress) -> tuple[float, int]:
     """Return the percentage of molecules that pass PoseBusters, and how many were given up, which count as not."""
+    molecules = _molecules(data)
     with chemistry.rdkit().quiet():
-        perceived = [chemistry.perceive(*molecule) for molecule in _molecules(data)]
-    verdicts = chemistry.bust(perceived, energy)
+        perceived = [found.mol for found in chemistry.perceptions(molecules, lambda more: progress(LONG, more, 0))]
+    present = sum(mol is not None for mol in perceived)
+    verdicts = chemistry.bust(perceived, energy, lambda more: progress("molecules by PoseBusters", more, present))
     return _percent(verdicts.count(True), len(verdicts)), verdicts.count(None)
+
+
+@dataclass(frozen=True)
+class Computable:
+    """A property that RDKit computes. column: the tensor of `Perceived` that holds it. names: of columns of data that
+    mean it, in lower case and without anything but letters and digits."""
+
+    title: str
+    unit: str
+    column: str
+    names: frozenset[str]
+
+
+PROPERTIES = (
+    Computable("logP (Crippen)", "", "rdkit_logp", frozenset(("logp", "clogp", "mollogp", "crippenlogp", "alogp"))),
+    Computable("polar surface (TPSA)", "A^2", "rdkit_tpsa", frozenset(("tpsa", "polarsurface", "polarsurfacearea"))),
+    Computable("number of rings", "", "rdkit_rings", frozenset(("rings", "numrings", "nrings", "ringcount"))),
+    Computable("number of heavy atoms", "", "rdkit_heavy_atoms",
+               frozenset(("heavyatoms", "numheavyatoms", "nheavyatoms", "heavyatomcount", "nheavy", "numheavy"))),
+)  # fmt: skip
+
+
+def computable(columns: Mapping[str, str]) -> tuple[str, Computable] | None:
+    """Return the first condition (its argument) whose column is a property that RDKit computes, and that property."""
+    for argument, column in columns.items():
+        name = "".join(filter(str.isalnum, column.lower()))
+        for known in PROPERTIES:
+            if name in known.names:
+                return argument, known
+    return None
+
+
+class PropertyError(Metric):
+    """How far a property of new molecules, computed by RDKit, is from the value that was asked for.
+
+    Only molecules that are valid and in one piece have one. Baselines: samples without any condition against the same
+    values, each with each; and the data's own values of held-out molecules against RDKit's, which is not zero where the
+    column is computed in another way.
+    """
+
+    space = "rdkit"
+    gives = ("property_mae", "property_correlation")
+
+    def needs_unconditional(self, columns: Mapping[str, str]) -> bool:
+        return computable(columns) is not None
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        samples, found = evidence.samples, computable(evidence.columns)
+        if found is None or samples is None or not _has_property(samples, *found):
+            return []
+        argument, known = found
+        asked, made = _asked_and_made(samples, argument, known)
+        if not len(made):
+            return []
+        real: tuple[Tensor, Tensor] | None = None
+        if evidence.held_out is not None and _has_property(evidence.held_out, argument, known):
+            real = _asked_and_made(evidence.held_out, argument, known)
+        errors: dict[str, float] = {}
+        if evidence.unconditional is not None and known.column in evidence.unconditional:
+            free = _property(evidence.unconditional, known)
+            every = samples[argument].double()
+            every = every[every.isfinite()]
+            if len(free := free[free.isfinite()]):
+                errors["unconditional"] = float((free[:, None] - every).abs().mean())
+        if real is not None and len(real[0]):
+            errors["held-out real"] = float((real[0] - real[1]).abs().mean())
+        of = f"of the {len(made):,} of {len(samples):,} samples that are valid and in one piece"
+        rows = [
+            Row("property_mae", f"{known.title}: mean error against what was asked, {of}",
+                float((asked - made).abs().mean()), known.unit, "lower", errors)
+        ]  # fmt: skip
+        correlation = _correlation(asked, made)
+        if math.isfinite(correlation):
+            beside = {} if real is None else {"held-out real": _correlation(*real)}
+            beside = {name: value for name, value in beside.items() if math.isfinite(value)}
+            name = f"{known.title}: correlation with what was asked (0 if it is ignored)"
+            rows.append(Row("property_correlation", name, correlation, "", "higher", beside))
+        return rows
+
+
+def _has_property(rows: Rows, argument: str, known: Computable) -> bool:
+    return len(rows) > 0 and argument in rows and known.column in rows and "rdkit_connected" in rows
+
+
+def _property(rows: Rows, known: Computable) -> Tensor:
+    """(B,) float64, NaN where a molecule is not valid or has several fragments."""
+    whole = (rows["rdkit_valid"] > 0) & (rows["rdkit_connected"] > 0)
+    return torch.where(whole, rows[known.column].double(), torch.nan)
+
+
+def _asked_and_made(rows: Rows, argument: str, known: Computable) -> tuple[Tensor, Tensor]:
+    """Return the values asked for and RDKit's, float64, where both are known."""
+    asked, made = rows[argument].double(), _property(rows, known)
+    both = asked.isfinite() & made.isfinite()
+    return asked[both], made[both]
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """Return Pearson's correlation; NaN if one of the two is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(a.norm() * b.norm())
+    return float(a @ b) / scale if len(a) > 1 and scale > 0 else math.nan
 
 
 # ---- reconstruction --------------------------------------------------------------------------------------------------
@@ -611,6 +731,6 @@ def metrics() -> list[Metric]:
     return [
         MoleculeReconstruction(), SameGraph(), ReconstructedStability(), MatchRate(),
         MoleculeValidity(Perceived(), "RDKit"), MoleculeValidity(DistanceTables(), "EDM's distance tables"),
-        MoleculeValidity(Babel(), "Open Babel, as ADiT and UNITE"), MoleculeDistributions(),
+        MoleculeValidity(Babel(), "Open Babel, as ADiT and UNITE"), MoleculeDistributions(), PropertyError(),
         PoseBusters(False), PoseBusters(True),
     ]  # fmt: skip

@@ -39,6 +39,15 @@ def to_system(data: dict[str, Tensor], index: int) -> System:
     return System(types[types > 0].astype(np.uint8), positions[types > 0].astype(np.float32))
 
 
+def _systems(data: dict[str, Tensor]) -> list[System]:
+    """Return the molecules of a batch. Their long searches for bonds, if any, are done now, on all cores: `_perceived`
+    remembers them."""
+    systems = [to_system(data, i) for i in range(len(data["types"]))]
+    with contextlib.suppress(ValueError), rdkit().quiet():  # without RDKit nothing is searched
+        chemistry.perceptions([(s.types, s.coordinates) for s in systems if np.isfinite(s.coordinates).all()])
+    return systems
+
+
 def write(data: dict[str, Tensor], folder: Path, start: int = 0) -> list[Path]:
     """Write one .xyz per molecule, numbered with six digits from `start`; return these files.
 
@@ -47,8 +56,7 @@ def write(data: dict[str, Tensor], folder: Path, start: int = 0) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for i in range(len(data["types"])):
-        system = to_system(data, i)
+    for i, system in enumerate(_systems(data)):
         path = folder / f"{start + i:06d}.xyz"
         write_text(path, _xyz(system))
         if (block := _sdf(system)) is not None:
@@ -95,7 +103,7 @@ def cells(data: dict[str, Tensor]) -> list[Image.Image]:
     Where RDKit finds no molecule, the number of atoms of each element replaces the structural formula.
     """
     images = []
-    for system in (to_system(data, i) for i in range(len(data["types"]))):
+    for system in _systems(data):
         cell = Image.new("RGB", (CELL, 2 * CELL), "white")
         cell.paste(_balls(system), (0, 0))
         if (formula := _formula(system)) is not None:
