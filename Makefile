@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 CORE = $(VENV)/.installed
 DEV = $(VENV)/.installed-dev
 
-.PHONY: browser demo test slow faults soak lint bench gpu-check clean
+.PHONY: browser demo test slow faults soak lint bench docs notebooks gpu-check clean
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 $(CORE): pyproject.toml constraints.txt  # all that training, sampling and evaluating images needs
@@ -50,6 +50,22 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+SITE ?= build/site
+DOCS = $(VENV)/.installed-docs
+
+$(DOCS): $(CORE)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	@touch $(DOCS)
+
+docs: $(DOCS)  ## the site in build/site, without a network: warnings are errors, and every link leads somewhere
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html -d build/site-cache docs $(SITE)
+	$(BIN)/python docs/extensions/check_site.py $(SITE)
+	$(BIN)/python tests/runs/documents.py | grep "^all"
+
+notebooks: $(DEV)  ## run docs/notebooks and store their outputs
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[notebooks]"
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python benchmarks/notebooks.py
 
 bench: $(DEV)
 	$(BIN)/python benchmarks/train_step.py

@@ -67,6 +67,10 @@ class GivenConfig(Config):
 class ModelConfig(Config):
     """Everything that is needed to build a model and sample from it.
 
+    modality: what a sample is; `modality.name` selects it.
+    conditions: what samples are conditioned on, by the name of each condition; empty: nothing.
+    method: how latents are made and generated; `method.name` selects it.
+    sampling: default settings of sampling.
     given: `{}` trains a model that can be given parts of a sample; None: one that draws whole samples only.
     """
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from workplace import Workplace
 
 from unilatent.cli import main
 
@@ -69,3 +70,21 @@ def sources(tmp_path_factory: pytest.TempPathFactory, run_folder: Path) -> dict[
     folder = tmp_path_factory.mktemp("sources")
     encode_to_shards(load(run_folder, device="cpu"), images(folder / "images", each=4), folder / "latents")
     return {"images": folder / "images", "latents": folder / "latents"}
+
+
+@pytest.fixture(scope="session")
+def trained() -> dict[tuple[str, ...], Path]:
+    """Runs that documents train, by their arguments: each is trained once."""
+    return {}
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, run_folder: Path, cli: Command, monkeypatch: pytest.MonkeyPatch,
+    trained: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory,
+) -> Workplace:  # fmt: skip
+    """A reader's folder, which is the current one; what is generated and cached is shared by all."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setattr("unilatent.demo.server.wait", lambda: 0)  # a page that is shown ends at once
+    return Workplace(tmp_path, run_folder, cli, trained)

@@ -1,128 +1,109 @@
-"""What README.md and docs/faq.md show a user works: every command line and Python block, in an empty folder."""
+"""What README.md and docs/ show a user works: every command line and Python block, page by page, in an empty folder."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import shutil
-from importlib.util import find_spec
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 
+import documents
 import pytest
-import torch
-from conftest import Command
-from test_cli import images
+import typer
+from documents import PAGES, ROOT, RUN, SHOWN, Block, blocks
+from workplace import Workplace
 
-import unilatent
+from unilatent.cli import app
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-FAQ = (ROOT / "docs" / "faq.md").read_text()
+RUNNING = [page for page in PAGES if any(block.runs for block in blocks(page))]
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+@pytest.mark.parametrize("page", RUNNING)
+def test_every_block_of_a_page(page: str, workplace: Workplace) -> None:
+    workplace.page(page)
 
 
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for block in blocks("bash")
-    for line in block.splitlines()
-    if line.startswith("unilatent")
-]
+# ---- what can be checked of all blocks -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def workplace(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's working folder: runs/digits is trained, `my_images` holds class folders."""
-    shutil.copytree(run_folder, tmp_path / "runs" / "digits")
-    images(tmp_path / "my_images", size=16)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNILATENT_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+def test_every_block_is_run_or_says_why_not() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            assert block.language in (*RUN, *SHOWN), f"{block.place}: {block.language!r}; name one of {RUN + SHOWN}"
+            if block.language in SHOWN:
+                assert block.reason is None, f"{block.place}: nothing of it could be run"
+            elif block.reason is not None:
+                assert len(block.reason.split()) >= 2, f"{block.place}: say why it is not run"
 
 
-TINY = [
-    "training.steps=2", "training.checkpoint_every=0", "training.sample_every=0", "training.evaluate_samples=0",
-    "training.batch_size=4", "method.generative_encoder.depth=1", "method.generative_encoder.in_context_tokens=0",
-    "method.generative_encoder.in_context_start=0", "method.decoder.depth=1",
-]  # fmt: skip
-OTHERS = {"runs/scenes": ["scenes-unite", "data.num_samples=64", "data.held_out=8"],
-          "runs/molecules": ["molecules", "data.num=48", "data.held_out=8"]}  # fmt: skip
-"""Runs of other presets that the README trains, and the settings that train them in seconds."""
+@pytest.mark.parametrize("page", PAGES)
+def test_no_block_hides_in_an_indentation(page: str) -> None:
+    """A block without a fence would not be run."""
+    lines = documents.outside(page).splitlines()
+    for above, line in pairwise(lines):
+        assert above.strip() or not re.match(r" {4}\S", line), f"{page}: fence the block with {line.strip()!r}"
 
 
-@pytest.fixture
-def others(cli: Command, workplace: Path) -> None:
-    for folder, arguments in OTHERS.items():
-        done = cli("train", *arguments, *TINY, "--out", folder)
-        assert done.code == 0, done.err
+def test_commands_exist_with_their_options() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            for words in block.commands:
+                check(block, words)
 
 
-def shortened(arguments: list[str]) -> list[str]:
-    """A command line on one of those runs: not trained again; few samples."""
-    if arguments[0] == "train":
-        folder = arguments[arguments.index("--out") + 1]
-        return ["train", *OTHERS[folder], *TINY, "--out", "runs/again", "--dry-run"]
-    if "--num" in arguments:
-        arguments[arguments.index("--num") + 1] = "4"
-    return [*arguments, "--steps", "2"]
+def check(block: Block, words: list[str]) -> None:
+    """Check a command line without running it."""
+    arguments = documents.unilatent(words)
+    if arguments is not None:
+        if words[0] == "torchrun":
+            assert words[words.index("unilatent") - 2 : words.index("unilatent")] == ["-m", "--"], block.place
+        parse(block, arguments)
+        return
+    words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE), f"{block.place}: make {words[1]}"
+    elif words[0] == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for word in words:
+            if named := re.search(r"\[(.*)\]", word):
+                assert set(named[1].split(",")) <= extras.keys(), f"{block.place}: {word}"
+    elif words[0] == "python":
+        source = (ROOT / words[1]).read_text()
+        for option in (word for word in words if word.startswith("--")):
+            assert f'"{option}"' in source, f"{block.place}: {words[1]} has no {option}"
 
 
-def test_every_command_line_on_other_data(cli: Command, workplace: Path, others: None) -> None:
-    own = [command[1:] for command in COMMANDS if any(part in OTHERS for part in command)]
-    assert {command[0] for command in own} == {"train", "sample", "evaluate"}
-    for arguments in own:
-        done = cli(*shortened(arguments))
-        assert done.code == 0, (arguments, done.err)
-    assert len(list((workplace / "new_molecules").glob("*.xyz"))) == 4
-
-
-def test_every_command_line(cli: Command, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(COMMANDS) >= 9
-    monkeypatch.setattr("unilatent.demo.server.wait", lambda: 0)
-    for _, *arguments in COMMANDS:
-        if any(part in OTHERS for part in arguments) or (arguments[0] == "demo" and find_spec("gradio") is None):
-            continue
-        if arguments[0] == "train":
-            arguments += ["--dry-run"]
-            if "digits" in arguments:
-                shutil.rmtree(workplace / "runs" / "again", ignore_errors=True)
-                arguments = ["runs/again" if a == "runs/digits" else a for a in arguments]
-            else:
-                arguments += ["data.held_out=0", "training.epochs=null", "training.steps=1"]
-            if "imagenet256-unite-b" in arguments:  # a thinner one, and without the VGG16 and Inception downloads
-                arguments += ["modality.perceptual_weight=0", "training.evaluate_samples=0",
-                              "method.generative_encoder.depth=1", "method.generative_encoder.in_context_start=0",
-                              "method.decoder.depth=1"]  # fmt: skip
-        done = cli(*arguments)
-        assert done.code == 0, (arguments, done.err)
-    assert (workplace / "samples" / "grid.png").exists() and (workplace / "decoded" / "000000.png").exists()
-
-
-def test_the_python_block(workplace: Path) -> None:
-    (code,) = blocks("python")
-    names: dict = {}
-    exec(compile(code.replace("num_inference_steps=50", "num_inference_steps=3"), "README.md", "exec"), names)
-    assert names["images"].shape == (16, 1, 8, 8) and names["z"].ndim == 3
-    assert isinstance(names["model"], torch.nn.Module)
-
-
-@pytest.mark.parametrize("number", range(len(blocks("python", FAQ))))
-def test_the_python_blocks_of_the_faq(workplace: Path, number: int) -> None:
-    """Training blocks take the settings of `TINY` that leave the model as it is, and another initialisation."""
-    code = blocks("python", FAQ)[number]
-    quick = ["seed=1", *(setting for setting in TINY if setting.startswith("training."))]
-    exec(compile(code.replace('"training.steps=1400"', str(quick)[1:-1]), "faq.md", "exec"), {})
-    if "Trainer" in code:
-        (trained,) = (folder for folder in workplace.glob("runs/*") if folder.name != "digits")
-        weights = unilatent.load(trained).state_dict()
-        before = unilatent.load("runs/digits").state_dict()
-        moved = max((weights[key] - before[key]).abs().max() for key in weights if not key.startswith("conditions."))
-        assert (moved < 1e-3) == ("load_state_dict" in code), "fine-tuning starts from the weights that were loaded"
+def parse(block: Block, arguments: list[str]) -> None:
+    """Parse the arguments of `unilatent`."""
+    command = typer.main.get_command(app)
+    context = command.context_class(command, info_name="unilatent")
+    rest = [documents.filled(word) for word in arguments]
+    while hasattr(command, "commands"):
+        assert rest[0] in command.commands, f"{block.place}: there is no command {rest[0]!r}"
+        command = command.commands[rest[0]]
+        context = command.context_class(command, info_name=rest.pop(0), parent=context)
+    try:
+        command.parse_args(context, rest)
+    except Exception as error:
+        raise AssertionError(f"{block.place}: unilatent {' '.join(arguments)}: {error}") from None
 
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", blocks("")[0], flags=re.M):
-        assert re.search(rf"^{target}:", makefile, flags=re.M)
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\bmake ([a-z-]+)`", PAGES[page].read_text()):
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"{page}: make {target}"
+
+
+def test_faulty_pages_are_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    monkeypatch.setitem(PAGES, "page.md", page)
+    page.write_text("<!-- not run: needs a GPU -->\n```bash\nunilatent sample runs/digits --nmu 4\n```\n")
+    (block,) = blocks("page.md")
+    assert (block.line, block.runs, block.reason) == (2, False, "needs a GPU")
+    with pytest.raises(AssertionError, match=r"page.md:2: unilatent sample runs/digits --nmu 4: .*--nmu"):
+        check(block, block.commands[0])
+    page.write_text("```bash\ntorchrun --nproc-per-node 8 -m unilatent runs\n```\n")
+    with pytest.raises(AssertionError):
+        check(blocks("page.md")[0], blocks("page.md")[0].commands[0])

@@ -22,7 +22,10 @@ NEGATIVE = "negative_"
 
 
 class ConditionConfig(Settings):
-    """Settings of every condition. dropout: share of training rows whose condition is replaced by its null."""
+    """Settings of every condition.
+
+    dropout: share of training rows whose condition is replaced by its null, for guidance.
+    """
 
     dropout: float = Field(default=0.1, ge=0, le=1)
 

@@ -47,7 +47,11 @@ def _is_index(part: Any) -> bool:
 
 
 class ClassLabelConfig(ConditionConfig):
-    """num_classes and class_names are read from the data if left null, and stored with the model."""
+    """Both are read from the data if left null, and stored with the model.
+
+    num_classes: number of classes; data with another number are refused.
+    class_names: names of the classes, in the order of their indices.
+    """
 
     name: Literal["class_label"] = "class_label"
     num_classes: int | None = Field(default=None, ge=1)

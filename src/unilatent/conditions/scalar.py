@@ -33,8 +33,11 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 class ScalarConfig(ConditionConfig):
-    """column: name of the number in the data. mean, std, quantiles: of the training data, the quantiles at even steps
-    from the minimum to the maximum. All are read from the data if left empty, and stored with the model.
+    """All but `num_frequencies` are read from the data if left empty, and stored with the model.
+
+    column: name of the number in the data.
+    mean, std: of the number over the training data.
+    quantiles: of the training data, at even steps from the minimum to the maximum.
     num_frequencies: number of random Fourier features.
     """
 

@@ -37,7 +37,8 @@ class TextConfig(ConditionConfig):
         error.
     width, depth, heads: of the byte-level transformer.
     encoder: folder or hub id of a T5, CLIP or other text model of the `transformers` package, which replaces the
-        byte-level transformer; frozen, and not part of checkpoints. revision: of the hub id.
+        byte-level transformer; frozen, and not part of checkpoints.
+    revision: branch, tag or commit of the hub id.
     cache: store the encoder's output for each text on disk, float32, 4 bytes x encoder_width x tokens per text.
     encoder_width, encoder_hash: output width and SHA-256 of the encoder, determined when training starts.
     examples: texts for samples without prompts; taken from the data if left empty.

@@ -112,6 +112,8 @@ class UnifiedLatentsConfig(MethodConfig):
     """The paper's method and the ablations of its Tables 5 and 6.
 
     latent_channels: D.
+    encoder: network from data to latents, a `convnet` or a `vit`.
+    decoder: denoiser of data, given latents, a `uvit` or a `vit`.
     loss_factor, bias: c_lf and b of L_x. A larger value of either puts more information into the latents: at noise
         levels where c_lf sigmoid(b - logsnr) > 1, a detail is cheaper in the latents than in the decoder. The paper
         uses factors of 1.3 to 2.1 at 512 x 512 pixels and does not give b; small images need larger values of both.

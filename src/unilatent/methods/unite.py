@@ -93,6 +93,9 @@ here the largest t, 1 to 0. Its shift alpha is 1 / alpha here."""
 class GenerativeEncoderConfig(Config):
     """Sizes of the Generative Encoder.
 
+    width: channels of a token; a multiple of `heads`.
+    depth: number of blocks.
+    heads: attention heads.
     in_context_tokens, in_context_start: number of copies of the condition's vector, and the block before which they
         join the sequence (32 and 4 in the paper). A condition's own tokens, such as a text's, join there too; with
         them copies are not needed.
@@ -115,6 +118,10 @@ class GenerativeEncoderConfig(Config):
 class DecoderConfig(Config):
     """Sizes of the decoder.
 
+    width: channels of a token; a multiple of `heads`.
+    depth: number of blocks.
+    heads: attention heads.
+    mlp_width: channels inside the MLP of each block.
     stem_width: width of a linear layer before the decoder (768 in the authors' models); None omits it.
     """
 
@@ -130,6 +137,8 @@ class UNITEConfig(MethodConfig):
 
     num_latents: K registers per sample; None: one per data token (the paper's images and atoms).
     latent_channels: D.
+    generative_encoder: sizes of the network that tokenises and denoises.
+    decoder: sizes of the decoder.
     latent_norm: output norm of latents and estimates ("layer_fixed" has no affine parameters).
     shared_weights, stop_gradient: the paper's two central choices; false is an ablation.
     reconstruction_weight, flow_weight: factors of L_rec and L_flow.

@@ -19,7 +19,13 @@ Strides = tuple[int | tuple[int, ...], ...]
 class ConvEncoderConfig(Config):
     """Residual convolutions from data tokens on a grid to a coarser grid of latents.
 
-    strides, patch: per axis, or one number for all axes. The defaults are Unified Latents': 16x downsampling per axis.
+    The defaults are Unified Latents': 16x downsampling per axis.
+
+    kind: "convnet".
+    channels: of each level, from fine to coarse.
+    blocks: residual blocks of each level.
+    patch: size of the patches of the finest level in tokens, per axis or one number for all axes.
+    strides: downsampling from each level to the next, per axis or one number for all axes.
     """
 
     kind: Literal["convnet"] = "convnet"
@@ -30,7 +36,14 @@ class ConvEncoderConfig(Config):
 
 
 class ViTConfig(Config):
-    """A transformer over tokens in any layout; as an encoder, one latent per data token."""
+    """A transformer over tokens in any layout; as an encoder, one latent per data token.
+
+    kind: "vit".
+    width: channels of a token; a multiple of `heads`.
+    depth: number of blocks.
+    heads: attention heads.
+    dropout: share of activations dropped in training.
+    """
 
     kind: Literal["vit"] = "vit"
     width: int = Field(default=1024, ge=1)
@@ -40,8 +53,16 @@ class ViTConfig(Config):
 
 
 class UViTConfig(Config):
-    """A residual U-ViT over tokens on a grid; the last `transformers` levels are transformers. The defaults are Unified
-    Latents' decoder.
+    """A residual U-ViT over tokens on a grid. The defaults are Unified Latents' decoder.
+
+    kind: "uvit".
+    channels: of each level, from fine to coarse.
+    blocks: of each level, on the way down and again on the way up; the coarsest level has them once.
+    transformers: how many of the coarsest levels are transformers; the others are residual convolutions.
+    patch: size of the patches of the finest level in tokens, per axis or one number for all axes.
+    strides: downsampling from each level to the next, per axis or one number for all axes.
+    heads: attention heads of the transformers.
+    dropout: share of activations dropped in the transformers in training.
     """
 
     kind: Literal["uvit"] = "uvit"

@@ -49,10 +49,15 @@ SHORTEST, FLATTEST = 0.1, 1.0
 
 
 class AtomConfig(Config):
-    """max_atoms: the most atoms of a system. elements: atomic numbers of the vocabulary in ascending order; "found":
-    those in the data, null: 1 to 99 (as in the papers). sizes: how many training systems have 0, 1, 2, ... atoms, from
-    which sizes of samples are drawn; null: counted in the training data. augment: rotate free systems, shift the origin
-    of periodic ones. type_weight: weight of the cross-entropy of the elements.
+    """What systems of atoms have in common.
+
+    max_atoms: the most atoms of a system.
+    elements: atomic numbers of the vocabulary in ascending order; "found": those in the data, null: 1 to 99 (as in the
+        papers).
+    sizes: how many training systems have 0, 1, 2, ... atoms, from which sizes of samples are drawn; null: counted in
+        the training data.
+    augment: rotate free systems, shift the origin of periodic ones.
+    type_weight: weight of the cross-entropy of the elements.
     """
 
     max_atoms: int = Field(ge=1)
@@ -79,7 +84,7 @@ class AtomConfig(Config):
 
 
 class FreeLossConfig(Config):
-    """Of free systems, such as molecules.
+    """Loss of free systems, such as molecules.
 
     position_weight: weight of squared distances in nm between positions about their means.
     frame: "given": a network sees systems as they are turned, in training at random (`augment`); "principal": turned
@@ -91,8 +96,11 @@ class FreeLossConfig(Config):
 
 
 class PeriodicLossConfig(Config):
-    """Weights of squared errors of fractional coordinates, of lengths in Angstrom / N^(1/3) and of angles in radians.
+    """Loss of periodic systems.
 
+    fractional_weight: weight of squared errors of fractional coordinates.
+    length_weight: weight of squared errors of the cell's lengths, in Angstrom / N^(1/3).
+    angle_weight: weight of squared errors of the cell's angles, in radians.
     frac_loss: "wrapped" compares with the nearest periodic image; "plain" does not (ADiT).
     """
 

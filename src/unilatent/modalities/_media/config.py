@@ -23,6 +23,7 @@ class MediaData(Config):
     """Values of `path` that select generated data, whose size is `num_samples`."""
 
     path: str | None = None
+    """Where the samples are: a folder, zip, array, shards or data set; the list is above this table."""
     held_out: float = Field(default=0, ge=0)
     """Number of samples that are not trained on; below 1, a fraction. Equal numbers are taken from each class."""
     captions: bool = True
@@ -39,6 +40,7 @@ class MediaData(Config):
     cache: bool = True
     """Cache decoded samples in memory when all of them take at most 256 MB."""
     split: str = "train"
+    """The split of a Hugging Face data set to train on."""
     held_out_split: str | None = None
     """The split of the held-out samples; None: taken from `split`, which is not possible for a stream."""
     label_column: str | None = None

@@ -36,7 +36,14 @@ SMALLEST_PERCEPTUAL = 32
 
 
 class ImageConfig(Config):
-    """size: side of a square in pixels, or [height, width]; multiples of patch_size."""
+    """What an image is, how wrong a reconstruction of it is, and which networks measure it.
+
+    size: side of a square in pixels, or [height, width]; multiples of patch_size.
+    patch_size: side of the square patches that become tokens, in pixels.
+    channels: 3 (RGB) or 1 (grey); files are converted.
+    l1_weight: loss weight of the mean absolute error of pixels in [0, 1].
+    squared_weight: loss weight of their mean squared error.
+    """
 
     name: Literal["image"] = "image"
     size: int | tuple[int, int]

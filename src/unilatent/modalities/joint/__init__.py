@@ -44,9 +44,11 @@ def _part_classes() -> list[type[atoms.SingleKindModality]]:
 
 
 class JointConfig(atoms.AtomConfig, atoms.FreeLossConfig, atoms.PeriodicLossConfig):
-    """parts: the configurations of a modality of molecules and one of crystals, in the order of the class labels. The
-    `sizes` of each part are counted in the data; without a label they also determine how often each kind is drawn. Loss
-    weights, elements and augmentation are set here and not in the parts.
+    """Molecules and crystals in one model.
+
+    parts: the configurations of a modality of molecules and one of crystals, in the order of the class labels. The
+        `sizes` of each part are counted in the data; without a label they also determine how often each kind is drawn.
+        Loss weights, elements and augmentation are set here and not in the parts.
     """
 
     name: Literal["joint"] = "joint"
@@ -71,8 +73,10 @@ class JointConfig(atoms.AtomConfig, atoms.FreeLossConfig, atoms.PeriodicLossConf
 
 
 class JointData(Config):
-    """parts: the data of each part, by the name of its modality. held_out: number of held-out samples over both parts;
-    null: as set in the parts.
+    """Where molecules and crystals come from.
+
+    parts: the data of each part, by the name of its modality.
+    held_out: number of held-out samples over both parts; null: as set in the parts.
     """
 
     parts: dict[str, SerializeAsAny[Config]]

@@ -30,8 +30,14 @@ SMALLEST_PERCEPTUAL = 32
 
 
 class VideoConfig(Config):
-    """frames: of a clip. size: of a frame in pixels, the side of a square or [height, width]. tubelet: frames, rows and
-    columns of a token; they divide frames and size.
+    """What a clip is, how wrong a reconstruction of it is, and how it is evaluated.
+
+    frames: number of frames of a clip.
+    size: of a frame in pixels, the side of a square or [height, width].
+    tubelet: frames, rows and columns of a token; they divide frames and size.
+    channels: 3 (RGB) or 1 (grey); files are converted.
+    l1_weight: loss weight of the mean absolute error of pixels in [0, 1].
+    squared_weight: loss weight of their mean squared error.
     """
 
     name: Literal["video"] = "video"
