@@ -67,7 +67,8 @@ def test_what_a_page_fetches_from_elsewhere_is_noticed(tmp_path: Path, page: str
 def test_what_a_style_fetches_is_noticed(tmp_path: Path) -> None:
     folder = site(tmp_path, "other.html", "@font-face { src: url(https://fonts.example/a.woff2), url(gone.woff) }")
     assert check_site.faults(folder) == [
-        "style.css: fetches https://fonts.example/a.woff2 from elsewhere", "style.css: gone.woff: there is no such file",
+        "style.css: fetches https://fonts.example/a.woff2 from elsewhere",
+        "style.css: gone.woff: there is no such file",
     ]  # fmt: skip
 
 
