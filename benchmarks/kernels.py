@@ -68,8 +68,8 @@ LIBRARIES = {
 }  # fmt: skip
 """Kinds of operations that are more than elementwise."""
 CHUNK, CHUNKS, TENSORS = 65536, 320, (110, 64, 48, 36, 30)
-"""Of operations on lists of tensors (`_foreach`, fused optimizers): elements of a chunk, chunks of a launch, and tensors
-of a launch for one to five lists."""
+"""Of operations on lists of tensors (`_foreach`, fused optimizers): elements of a chunk, chunks of a launch, and
+tensors of a launch for one to five lists."""
 PLACES = {
     "rotate": "rotary", "rotary": "rotary", "halves": "rotary", "rotate_halves": "rotary",
     "modulate": "modulation", "add_gated": "modulation",
