@@ -103,6 +103,8 @@ class Share(Processes):
     def from_main(self, work: Callable[[], Any]) -> Any:
         return work()
 
+    share = from_main
+
     def highest(self, number: int) -> int:
         self.meetings += 1
         if self.meetings == 5:  # two spaces of two real sets come before
@@ -184,7 +186,7 @@ def test_f08_a_signal_during_an_evaluation_while_training_saves_and_leaves(tmp_p
     assert trainer.stop.received == signal.SIGTERM and not (tmp_path / "run" / "eval" / "step_00000002.json").exists()
     again = Trainer(digits(*settings), tmp_path / "run", resume="auto")
     again.fit()
-    assert len(json.loads((tmp_path / "run" / "eval" / "step_00000002.json").read_text())["numbers"]) == 10
+    assert len(json.loads((tmp_path / "run" / "eval" / "step_00000002.json").read_text())["numbers"]) == 11
 
 
 # ---- sets that are no fair ones ------------------------------------------------------------------------------------

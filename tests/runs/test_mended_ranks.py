@@ -7,14 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import QUICK, Command
 from test_plan import planned
 from test_processes import TORCHRUN, environment, port
 
-from unilatent import load
 from unilatent.evaluation import evaluate
-from unilatent.evaluation.reference import splits_of
+from unilatent.modalities.image.spaces import Pixels
 from unilatent.presets import presets
 from unilatent.processes import Processes
 from unilatent.stored_latents import HEADER
@@ -53,9 +53,7 @@ def test_a_signal_to_one_of_two_processes_ends_the_encoding_and_the_same_command
         assert (tmp_path / "z" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_weights_are_prepared_by_the_first_process_before_others(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_prepared_by_the_first_process_before_others() -> None:
     """What is missing is downloaded once: the other processes find it in the cache."""
     order = []
 
@@ -65,11 +63,9 @@ def test_weights_are_prepared_by_the_first_process_before_others(
 
     other = Other.alone()
     other.is_main = False
-    monkeypatch.setattr(evaluate, "prepare", lambda spaces, device: order.append("this process"))
-    model = load(run_folder, device="cpu")
-    splits = splits_of(model.modality, run_folder, None)
-    request = evaluate.EvaluationRequest(num_samples=4)
-    evaluate.Evaluator(model, splits, tmp_path, request, processes=other)
+    space = Pixels()
+    space.prepare = lambda device: order.append("this process")  # type: ignore[method-assign]
+    evaluate.prepare([space], torch.device("cpu"), other)
     assert order == ["first process", "this process"]
 
 

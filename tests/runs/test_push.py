@@ -39,7 +39,9 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({"error": "no"}, self.refuse)
         if self.path.startswith("/api/repos/create"):
             self.created.append(json.loads(raw))
-            return self.answer({"url": f"http://hub/{json.loads(raw)['name']}"})
+            return self.answer({"url": f"http://{self.headers['Host']}/jane/{json.loads(raw)['name']}"})
+        if self.path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
             names = [file["path"] for file in json.loads(raw)["files"]]
             regular = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
@@ -48,7 +50,9 @@ class Hub(BaseHTTPRequestHandler):
         for line in map(json.loads, raw.splitlines()):
             if line["key"] == "file":
                 self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self.answer({"commitUrl": "http://hub/commit/1", "commitOid": "1", "success": True})
+        return self.answer(
+            {"commitUrl": f"http://{self.headers['Host']}/jane/digits/commit/1", "commitOid": "1", "success": True}
+        )
 
     def do_GET(self) -> None:
         self.answer({"error": "not found"}, 404)

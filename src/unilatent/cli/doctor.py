@@ -29,7 +29,7 @@ LIBRARIES = {
     "text, eval": ("transformers", "sentencepiece"),
     "atoms": ("rdkit", "pymatgen", "SMACT", "spglib"),
     "atoms-eval": ("openbabel-wheel", "posebusters", "chgnet"),
-    "video": ("av",),
+    "video files": ("av",),
     "demo": ("gradio",),
     "logging": ("tensorboard", "wandb", "mlflow", "trackio"),
     "launching": ("accelerate",),

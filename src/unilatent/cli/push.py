@@ -25,7 +25,7 @@ MESSAGE = "Upload a model of unilatent"
 
 
 @examples(
-    "unilatent push runs/digits OWNER/NAME --dry-run           # what would be uploaded",
+    "unilatent push runs/digits OWNER/NAME --dry-run         # only says what",
     "unilatent push runs/digits OWNER/NAME --licence apache-2.0 --private",
 )
 def run(

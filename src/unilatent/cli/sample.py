@@ -53,7 +53,7 @@ VIEWER = "samples.html"
 
 
 @examples(
-    "unilatent sample digits --labels 0-9 --num 100       # a model of the package",
+    "unilatent sample digits --labels 0-9 --num 100     # in the package",
     "unilatent sample runs/digits --label 3 --guidance-scale 2 --seed 1",
     'unilatent sample runs/scenes --prompt "a red circle left of a blue square"',
     "unilatent sample runs/molecules --num-atoms 8-12 --num 20 --out molecules",

@@ -129,7 +129,7 @@ def split(systems: Systems, data: MoleculeData) -> tuple[Systems, Systems]:
 
 # ---- records ---------------------------------------------------------------------------------------------------------
 
-Record = tuple[str, System | str]
+FileRecord = tuple[str, System | str]
 """Location for messages; the molecule, or what is wrong with it."""
 
 
@@ -178,7 +178,7 @@ def _checked(record: System | str, most: int) -> System | ValueError:
     return ValueError(fault) if fault or isinstance(record, str) else record
 
 
-def _of_systems(systems: Systems, where: str) -> Iterator[Record]:
+def _of_systems(systems: Systems, where: str) -> Iterator[FileRecord]:
     for i, one in enumerate(systems):
         bad = [number for number in one.types.tolist() if not 1 <= number <= 99]
         yield f"{where}, record {i + 1}", f"atomic number {bad[0]} is no element" if bad else one
@@ -200,7 +200,7 @@ def fault_of(system: System) -> str | None:
     return None
 
 
-def _records(files: list[SourceFile]) -> Iterator[Record]:
+def _records(files: list[SourceFile]) -> Iterator[FileRecord]:
     for file in files:
         try:
             content = file.read()
@@ -226,7 +226,7 @@ END = re.compile(r"^\$\$\$\$.*\n?", re.MULTILINE)
 COUNTS = re.compile(r"^[ \d]{6}.*V[23]000[ \t]*$", re.MULTILINE | re.IGNORECASE)
 
 
-def sdf_records(content: bytes, stem: str, where: str) -> Iterator[Record]:
+def sdf_records(content: bytes, stem: str, where: str) -> Iterator[FileRecord]:
     """Yield the molecules of an .sdf or .mol, with numeric tags as columns.
 
     Hydrogens must be explicit, and coordinates those of a geometry, not of a drawing.
@@ -342,7 +342,7 @@ MOLECULE = re.compile(r"^(?!#)(.*)@<TRIPOS>MOLECULE", re.MULTILINE | re.IGNORECA
 ATOMS = re.compile(r"^\s*@<TRIPOS>ATOM\b", re.MULTILINE | re.IGNORECASE)
 
 
-def mol2_records(content: bytes, stem: str, where: str) -> Iterator[Record]:
+def mol2_records(content: bytes, stem: str, where: str) -> Iterator[FileRecord]:
     """Yield the molecules of a .mol2, with the checks of `sdf_records`.
 
     Atoms without the line that begins a molecule are those of one that is lost.
@@ -434,7 +434,7 @@ BONDS = {"1": "SINGLE", "2": "DOUBLE", "3": "TRIPLE", "am": "SINGLE", "ar": "ARO
 PAIR = re.compile(r"""([A-Za-z_][\w.\-]*)\s*=\s*("[^"]*"|'[^']*'|\S+)""")
 
 
-def xyz_records(content: bytes, stem: str, where: str) -> Iterator[Record]:
+def xyz_records(content: bytes, stem: str, where: str) -> Iterator[FileRecord]:
     """Yield the molecules of an .xyz. Numeric `key=value` pairs of the second line become columns.
 
     In extended XYZ, `Properties=` on that line says which columns of the table are species and positions.
@@ -505,7 +505,7 @@ def _table_columns(properties: str | None) -> tuple[int, int]:
     return columns.get("species", columns.get("Z", 0)), columns["pos"]
 
 
-READERS: dict[str, Callable[[bytes, str, str], Iterator[Record]]] = {
+READERS: dict[str, Callable[[bytes, str, str], Iterator[FileRecord]]] = {
     "sdf": sdf_records, "mol": sdf_records, "mol2": mol2_records, "frame": xyz_records
 }  # fmt: skip
 """Form of a file -> (content, file name without its suffix, place for messages) -> its records."""
@@ -519,7 +519,7 @@ def is_qm9(path: Path) -> bool:
     return (path / GDB9).is_file()
 
 
-def _qm9(folder: Path) -> Iterator[Record]:
+def _qm9(folder: Path) -> Iterator[FileRecord]:
     """Yield gdb9.sdf without the molecules of uncharacterized.txt, with the columns of gdb9.sdf.csv if that exists."""
     excluded = _uncharacterized(folder / UNCHARACTERIZED)
     numbers = _qm9_columns(folder / f"{GDB9}.csv")
