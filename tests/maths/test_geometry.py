@@ -10,6 +10,7 @@ import torch
 from unilatent.maths.geometry import (
     cell_of,
     centre,
+    in_principal_axes,
     nearest_image,
     parameters_of,
     rmsd,
@@ -63,6 +64,21 @@ def test_superposition_undoes_a_rigid_motion_and_sees_only_what_counts() -> None
     back = superpose(junk, x, mask)
     assert rmsd(back, x, mask).max() < 1e-12 and rmsd(moved, x, mask).min() > 0.1
     torch.testing.assert_close(centre(back, mask), centre(x, mask))
+
+
+def test_principal_axes_do_not_depend_on_how_a_system_is_turned_and_keep_mirror_images_apart() -> None:
+    x, r = normal(6, 8, 3), rotation_of(normal(6, 4, name="q"))
+    mask = torch.arange(8) < torch.tensor([[8], [7], [6], [5], [4], [4]])
+    one, two = in_principal_axes(x, mask), in_principal_axes(x @ r.mT + normal(6, 1, 3, name="shift"), mask)
+    torch.testing.assert_close(one, two)
+    real = one * mask[..., None]
+    products = real.mT @ real  # the axes' spreads, in descending order, and nothing between axes
+    spreads = products.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(products, torch.diag_embed(spreads), atol=1e-12, rtol=0)
+    assert (spreads.diff() <= 0).all() and (real.pow(3).sum(1)[:, :2] >= 0).all()
+    assert rmsd(superpose(one, x, mask), x, mask).max() < 1e-12, "a rotation only"
+    mirror = in_principal_axes(x * torch.tensor([-1.0, 1.0, 1.0]), mask)
+    torch.testing.assert_close(mirror * torch.tensor([1.0, 1.0, -1.0]), one)
 
 
 def test_superposition_takes_no_mirror_image() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 pytest.importorskip("rdkit")
 
+from unilatent.maths.streams import Streams
 from unilatent.modalities._atoms import bounded
 from unilatent.modalities._atoms.grid import paste_grid
 from unilatent.modalities._atoms.systems import System, Systems
@@ -560,3 +561,19 @@ def test_generated_molecules_have_columns_to_condition_on(made: Systems):
 def test_a_system_without_its_padding(made: Systems):
     system = render.to_system(batch(made, range(3)), 2)
     assert isinstance(system, System) and (system.types == made[2].types).all()
+
+
+def test_in_principal_axes_a_network_sees_the_same_tokens_however_a_molecule_is_turned(made: Systems) -> None:
+    principal = Molecule(Molecule.Config.small().model_copy(update={"frame": "principal"}))
+    data = batch(made, range(64))
+    # exactly symmetric molecules have no unique axes: those whose spreads are apart
+    spreads = torch.linalg.svdvals(data["positions"])
+    apart = (-spreads.diff(dim=1) > 0.1).all(1)
+    data = {key: value[apart] for key, value in data.items()}
+    assert len(data["types"]) > 30
+    turned = MOLECULES.augment(data, Streams(("turn",), range(len(data["types"]))))
+    one, two = principal.pack(data), principal.pack(turned)
+    torch.testing.assert_close(one.values, two.values, atol=2e-3, rtol=0)
+    assert (MOLECULES.pack(data).values - MOLECULES.pack(turned).values).abs().max() > 1
+    terms = principal.reconstruction_loss(principal.ideal(turned), data)
+    assert terms["positions"] < 1e-8, "the loss compares in the frame that the network sees"

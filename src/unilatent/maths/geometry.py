@@ -46,6 +46,23 @@ def superpose(moving: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
     return (moving - here) @ (u * flip[:, None, :]) @ vh + there
 
 
+def in_principal_axes(positions: Tensor, mask: Tensor) -> Tensor:
+    """Rotate positions (B, N, 3), about their means, so that x, y, z are the axes of the largest, middle and smallest
+    spread of the atoms in mask (B, N). Atoms outside mask move with them.
+
+    The sums of the cubes of x and of y are made positive; the rotation is proper, so that mirror images stay apart.
+    Where spreads or cubes are equal, as in symmetric molecules, rounding decides.
+    """
+    wide = (positions - centre(positions, mask)).double()
+    real = wide * mask[..., None]
+    _, axes = torch.linalg.eigh(real.mT @ real)  # ascending
+    axes = axes.flip(-1)  # (B, 3, 3), a column an axis
+    sign = torch.where((real @ axes).pow(3).sum(1) < 0, -1.0, 1.0).double()  # (B, 3)
+    proper = torch.linalg.det(axes) * sign[:, 0] * sign[:, 1]
+    sign = torch.cat([sign[:, :2], proper.sign()[:, None]], -1)
+    return (wide @ (axes * sign[:, None])).to(positions.dtype)
+
+
 def rmsd(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """Return the root mean squared distance (B,) of the atoms (B, N, 3) in mask (B, N), without superposition."""
     real = mask.to(a.dtype)

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...config import Config
-from ...maths.geometry import centre, rotation_of, wrap
+from ...maths.geometry import centre, in_principal_axes, rotation_of, wrap
 from ...maths.streams import Streams
 from ...nets.fields import TokenField
 from ...types import Layout, Tokens, refuse_unused
@@ -77,9 +77,15 @@ class AtomConfig(Config):
 
 
 class FreeLossConfig(Config):
-    """position_weight: weight of squared distances in nm between positions about their means."""
+    """Of free systems, such as molecules.
+
+    position_weight: weight of squared distances in nm between positions about their means.
+    frame: "given": a network sees systems as they are turned, in training at random (`augment`); "principal": turned
+        to their principal axes, which leaves it less to learn. A decoded system is turned as the network saw it.
+    """
 
     position_weight: float = Field(default=10.0, ge=0)
+    frame: Literal["given", "principal"] = "given"
 
 
 class PeriodicLossConfig(Config):
@@ -154,6 +160,8 @@ class AtomModality(Modality):
 
     def pack(self, data: dict[str, Tensor]) -> Tokens:
         arguments = {key: data[key] for key in self.keys}
+        if self.has_free and self.config.frame == "principal":
+            arguments["positions"] = in_principal_axes(data["positions"], data["types"] > 0)
         if self.has_periodic and not self.has_free:
             arguments["periodic"] = (data["types"] > 0).any(1)
         return self.token_format.pack(**arguments)
