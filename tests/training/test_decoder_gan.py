@@ -16,7 +16,9 @@ from unilatent.methods.base import LatentModel
 from unilatent.modalities.base import Splits
 from unilatent.presets import preset
 from unilatent.registry import find
+from unilatent.training.config import OptimizerConfig
 from unilatent.training.decoder_gan import DecoderGAN, DecoderGANConfig, adaptive_weight, hinge
+from unilatent.training.optimizer import Optimizers
 
 QUICK = {"steps": 6, "batch_size": 8, "start": 1, "log_every": 2, "sample_every": 0, "checkpoint_every": 3,
          "threads": 1, "precision": "fp32"}  # fmt: skip
@@ -125,7 +127,7 @@ def test_the_penalty_is_the_square_of_the_gradient(source: Path, tmp_path: Path)
 
     network = Linear()
     object.__setattr__(gan.parts, "discriminator", network)
-    gan.optimizers["discriminator"] = torch.optim.SGD(network.parameters(), 0.0)
+    gan.optimizers["discriminator"] = Optimizers(network, OptimizerConfig(muon=False))
     tokens = gan.model.modality.pack(torch.rand(4000, 1, 8, 8))
     streams = Streams(("penalty",), range(4000))
     numbers = gan._discriminator_step(tokens.values, tokens.values, tokens.layout, streams)
@@ -146,7 +148,7 @@ def test_a_fine_tuning_is_resumed_bitwise(source: Path, tmp_path: Path):
     rest.fit()
     a, b = final(tmp_path / "whole"), final(tmp_path / "parts")
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    for name in ("discriminator", "optimizer", "ema"):
+    for name in ("discriminator", "decoder_optimizer", "discriminator_optimizer", "ema"):
         x, y = (load_file(tmp_path / run / "checkpoints" / "step_00000006" / f"{name}.safetensors")
                 for run in ("whole", "parts"))  # fmt: skip
         assert x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x), name

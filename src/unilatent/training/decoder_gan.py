@@ -38,7 +38,6 @@ from ..loading import load
 from ..maths.streams import Streams
 from ..methods.base import Sharpening
 from ..modalities.base import Splits, Stream
-from ..model_folder import open_weights
 from ..plain_text import count_of
 from ..processes import Processes
 from ..runs import checkpoint as ckpt
@@ -49,7 +48,9 @@ from ..sampling import reconstruct
 from ..signals import SAVE, STOP, StopRequest
 from ..terminal import lasting_output
 from ..types import Batch, Layout, Tokens
+from .config import OptimizerConfig
 from .ema import EMA
+from .optimizer import Optimizers
 from .restoring import restore
 from .setup import environment
 from .state import refuse_non_finite
@@ -69,7 +70,8 @@ SIGMA = 0.01
 
 class DecoderGANConfig(Config):
     """steps, batch_size, seed: of the fine-tuning; its own.
-    learning_rate, discriminator_learning_rate: of AdamW with betas (0.5, 0.9).
+    learning_rate, discriminator_learning_rate: of both optimizers.
+    muon: Muon for the matrices, as in training; false: AdamW for all parameters. AdamW has betas (0.5, 0.9).
     adversarial_weight: of the adversarial term, relative to the reconstruction loss by the adaptive factor a.
     start: steps in which only the discriminator learns: until it tells real from made, its gradients mean nothing.
     r1_weight, r1_every: of the penalty R on real data, every so many steps; 0: none.
@@ -81,6 +83,7 @@ class DecoderGANConfig(Config):
     seed: int = Field(default=0, ge=0)
     learning_rate: float = Field(default=5e-5, gt=0)
     discriminator_learning_rate: float = Field(default=1e-4, gt=0)
+    muon: bool = True
     adversarial_weight: float = Field(default=0.5, ge=0)
     start: int = Field(default=1000, ge=0)
     r1_weight: float = Field(default=0.0, ge=0)
@@ -146,13 +149,13 @@ class DecoderGAN:
         self.parts.decoder.requires_grad_(True)
         self.model.modality.prepare(device)
         self.fingerprint = self.model.fingerprint()
-        betas = (0.5, 0.9)
+        rates = {"decoder": config.learning_rate, "discriminator": config.discriminator_learning_rate}
         self.optimizers = {
-            "decoder": torch.optim.AdamW(self.parts.decoder.parameters(), config.learning_rate, betas, weight_decay=0),
-            "discriminator": torch.optim.AdamW(
-                self.parts.discriminator.parameters(), config.discriminator_learning_rate, betas, weight_decay=0
-            ),
-        }
+            name: Optimizers(
+                network, OptimizerConfig(learning_rate=rates[name], muon=config.muon, betas=(0.5, 0.9), eps=1e-8)
+            )
+            for name, network in (("decoder", self.parts.decoder), ("discriminator", self.parts.discriminator))
+        }  # fmt: skip
         self.ema = EMA(self.parts.decoder, config.ema_decay)
         self.step = 0
         self.stop = StopRequest()
@@ -176,15 +179,10 @@ class DecoderGAN:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """File of a checkpoint -> its tensors."""
-        optimizer = {
-            f"{name}.{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(float(value))
-            for name, optimizer in self.optimizers.items()
-            for index, state in optimizer.state_dict()["state"].items()
-            for key, value in state.items()
-        }
         return {
             "decoder": self.parts.decoder.state_dict(), "ema": self.ema.weights,
-            "discriminator": self.parts.discriminator.state_dict(), "optimizer": optimizer,
+            "discriminator": self.parts.discriminator.state_dict(),
+            **{f"{name}_optimizer": optimizers.state() for name, optimizers in self.optimizers.items()},
         }  # fmt: skip
 
     def save(self) -> None:
@@ -222,18 +220,10 @@ class DecoderGAN:
                "discriminator": self.parts.discriminator.state_dict()}  # fmt: skip
         for name, tensors in own.items():
             restore(checkpoint / f"{name}.safetensors", partial(_same, tensors), self.processes)
-        self._load_optimizers(checkpoint / "optimizer.safetensors")
+        for name, optimizers in self.optimizers.items():
+            path = checkpoint / f"{name}_optimizer.safetensors"
+            restore(path, partial(optimizers.allocate, source=path), self.processes)
         self.step = int(facts["step"])
-
-    def _load_optimizers(self, path: Path) -> None:
-        found = open_weights(path)
-        states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in self.optimizers}
-        with path.open("rb") as file:
-            for key in found.tensors:
-                name, index, field = key.split(".")
-                states[name].setdefault(int(index), {})[field] = found.read(file, key)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": states[name]})
 
     # ---- the recipe
 
@@ -337,7 +327,7 @@ class DecoderGAN:
         adversarial = -logits.mean()
         slopes = [torch.autograd.grad(loss, made)[0] for loss in (reconstruction, adversarial)]
         factor = adaptive_weight(made, slopes[0], slopes[1], parts.last)
-        self.optimizers["decoder"].zero_grad(set_to_none=True)
+        self.optimizers["decoder"].zero_grad()
         made.backward(slopes[0] + c.adversarial_weight * factor * slopes[1])
         self.optimizers["decoder"].step()
         parts.discriminator.requires_grad_(True)
@@ -363,7 +353,7 @@ class DecoderGAN:
                 penalty = ((moved - of_real).mean(1) / SIGMA).square().mean()
                 loss = loss + c.r1_weight / 2 * c.r1_every * penalty  # lazily: as much as if it were in every step
                 numbers["r1"] = penalty.detach()
-        self.optimizers["discriminator"].zero_grad(set_to_none=True)
+        self.optimizers["discriminator"].zero_grad()
         loss.backward()
         self.optimizers["discriminator"].step()
         return numbers
