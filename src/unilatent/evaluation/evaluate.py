@@ -406,7 +406,7 @@ class Evaluator:
 
     def _unconditional(self) -> Rows | None:
         """Generate the first samples once more, without any condition, if a metric needs them."""
-        wanting = {metric.space for metric in self.metrics if metric.needs_unconditional(self._columns)}
+        wanting = _read_by(metric for metric in self.metrics if metric.needs_unconditional(self._columns))
         if not wanting:
             return None
         settings = {**self.settings, "guidance_scale": 0.0, "guidance_interval": (0.0, 1.0)}

@@ -5,9 +5,10 @@ Validity hardly does: most random coordinates pass it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class KnownTypes(Metric):
         wanted = np.array([structure_types.formula_of(types) in formulas for types in compared[0]])
         total = int(wanted.sum()) + sum(len(crystals[0]) for crystals in sets.values())
         done: Callable[[int], object] = lambda more: evidence.progress("structure types", more, total)  # noqa: E731
-        known = structure_types.KnownTypes(tuple(array[wanted] for array in compared), done)  # type: ignore[arg-type]
+        known = structure_types.KnownTypes(tuple(array[wanted] for array in compared), done)
         found = {name: known.among(crystals, done) for name, crystals in sets.items()}
         of = evidence.describe_train("crystals")
         if len(compared[0]) < (evidence.train_total or len(train)):
@@ -178,7 +179,7 @@ class Potential(Space):
     name = "chgnet"
     needs = ("structures",)
     on_request = True
-    details: ClassVar[dict[str, str]] = {"potential": f"chgnet-{potential.WEIGHTS}"}
+    details: Mapping[str, str] = MappingProxyType({"potential": f"chgnet-{potential.WEIGHTS}"})
 
     def prepare(self, device: torch.device) -> None:
         require_chgnet()
