@@ -8,13 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from building import batch_of, model_config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from unilatent.methods.base import LatentModel
 from unilatent.nets import branches, casts
 from unilatent.nets.casts import cast_together, narrow
 from unilatent.nets.layers import CastLinear, Repeated
 from unilatent.nets.transformer import Block, PlainTransformer, Transformer
+from unilatent.processes import Processes
+from unilatent.training import parts
+from unilatent.training.config import RunConfig, TrainingConfig
+from unilatent.training.state import TrainingState
+from unilatent.training.step import OptimiserStep
 from unilatent.types import Conditioning, grid_layout
 
 D, LAYOUT, BF16 = 16, grid_layout((2, 2)), torch.bfloat16
@@ -109,6 +116,76 @@ def test_where_copies_are_read():
             assert narrow(layer.bias) is layer.bias and narrow(layer.weight).dtype == BF16
     with torch.autocast("cpu", BF16):
         assert narrow(layer.weight) is layer.weight and not casts._copies
+
+
+def test_gradients_of_a_block_are_complete_when_backward_has_gone_through_it():
+    """So that sums over processes travel during the rest of the pass."""
+    model, arrived = Both(), list[str]()
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name.split(".")[0]))
+    with torch.autocast("cpu", enabled=False), cast_together(groups(model), BF16):
+        with torch.autocast("cpu", BF16):
+            out = model(normals(2, 4, D))
+        out.float().sum().backward()
+    assert arrived == ["plain"] * arrived.count("plain") + ["adaptive"] * arrived.count("adaptive")
+
+
+def test_a_pass_without_gradients_may_come_first_and_unused_weights_are_not_cast():
+    layer, other = CastLinear(3, 2), CastLinear(3, 2)
+    with cast_together([[layer.weight, layer.bias], [other.weight]], BF16), torch.autocast("cpu", BF16):
+        with torch.no_grad():
+            assert layer(normals(1, 3)).requires_grad is False
+        layer(normals(1, 3)).sum().backward()
+        assert set(casts._copies) == {layer.weight, layer.bias}
+    assert layer.weight.grad is not None and layer.bias.grad is not None
+
+
+def test_nothing_is_left_of_a_context_that_fails():
+    """Copies that outlive a change of the weights would be silent."""
+    layer = CastLinear(3, 2)
+
+    def failing():
+        yield [layer.weight]
+        raise MemoryError
+
+    with pytest.raises(MemoryError), cast_together(failing(), BF16):
+        pass
+    with pytest.raises(RuntimeError), cast_together([[layer.weight, normals(2)]], BF16), torch.autocast("cpu", BF16):
+        assert narrow(layer.weight).dtype == BF16
+        raise RuntimeError
+    assert not casts._copies and not casts._waiting
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_steps_of_a_run_have_the_same_weights(recompute: bool, monkeypatch: pytest.MonkeyPatch):
+    """Two steps of two micro-batches of UNITE in bf16, with weights that change between them."""
+
+    def trained(context: Any) -> tuple[list[Tensor], Counter[str]]:
+        torch.manual_seed(0)
+        part = model_config("image", "unite")
+        model = LatentModel.build(part)
+        config = RunConfig(
+            modality=part.modality, conditions=part.conditions, method=part.method,
+            data=model.modality.DataConfig.small(), training=TrainingConfig(steps=2, batch_size=4, micro_batch_size=2),
+        ).computing_in("bf16")  # fmt: skip
+        for module in model.modules():
+            if isinstance(module, Repeated):
+                module.recompute = recompute
+        state = TrainingState(model, config.training)
+        step = OptimiserStep(state, config, Processes("cpu"), 10, measure_gradients=False)
+        with monkeypatch.context() as patch, Operations() as operations:
+            patch.setattr(parts, "cast_together", context)
+            for number in range(2):
+                starts = (4 * number, 4 * number + 2)
+                assert step([(range(i, i + 2), batch_of("image", 2, i)) for i in starts]).finite
+                state.step += 1
+        assert not casts._copies and not casts._waiting
+        return [p.detach().clone() for p in model.parameters()], operations.counts
+
+    alone, before = trained(lambda groups, dtype: nullcontext())
+    together, after = trained(cast_together)
+    assert all(map(torch.equal, alone, together))
+    assert after["_foreach_copy_"] > 8 and after["_to_copy"] < before["_to_copy"]
 
 
 def test_neither_on_a_cpu_nor_for_compiled_blocks(monkeypatch: pytest.MonkeyPatch):

@@ -18,12 +18,20 @@ from torch.autograd.function import once_differentiable
 from . import branches
 
 _copies: dict[Tensor, Tensor] = {}
+_waiting: dict[Tensor, tuple[Sequence[Tensor], torch.dtype]] = {}
+"""Weights that were not read yet, each with its group and the type of its copy."""
 
 
 def narrow(weight: Tensor) -> Tensor:
-    """Return a weight's copy in autocast's type, if autocast is on and `cast_together` holds one, else the weight."""
-    if not (branches.on_eager() and _copies and torch.is_autocast_enabled(weight.device.type)):
+    """Return a weight's copy in autocast's type, if autocast is on and `cast_together` names it, else the weight."""
+    if not (branches.on_eager() and (_copies or _waiting) and torch.is_autocast_enabled(weight.device.type)):
         return weight
+    if weight in _waiting:
+        group, dtype = _waiting[weight]
+        with torch.enable_grad():  # a pass without gradients may be the first to read it, and not the last
+            _copies.update(zip(group, CastTogether.apply(dtype, *group), strict=True))
+        for other in group:
+            del _waiting[other]
     return _copies.get(weight, weight)
 
 
@@ -31,17 +39,21 @@ def narrow(weight: Tensor) -> Tensor:
 def cast_together(groups: Iterable[Sequence[Tensor]], dtype: torch.dtype) -> Iterator[None]:
     """Let `narrow` return copies of these weights inside this context; each group is cast at once, its gradients too.
 
-    Several backward passes may go through the copies. They do not follow changes of the weights. On a CPU, where
-    nothing is launched, there are no copies.
+    A group is cast when one of its weights is first read: weights of unused blocks are not, and gradients of a block
+    are complete when the backward pass has gone through it, not at its end. Several backward passes may go through the
+    copies. They do not follow changes of the weights. On a CPU, where nothing is launched, there are no copies.
     """
-    before = dict(_copies)
-    for group in (group for group in groups if group and not branches.on_cpu(group[0])):
-        _copies.update(zip(group, CastTogether.apply(dtype, *group), strict=True))
+    before = dict(_copies), dict(_waiting)
     try:
+        for group in (group for group in groups if group and not branches.on_cpu(group[0])):
+            for weight in group:
+                _copies.pop(weight, None)
+                _waiting[weight] = group, dtype
         yield
     finally:
-        _copies.clear()
-        _copies.update(before)
+        for table, entries in zip((_copies, _waiting), before, strict=True):
+            table.clear()
+            table.update(entries)  # type: ignore[arg-type]
 
 
 class CastTogether(torch.autograd.Function):
@@ -63,6 +75,7 @@ class CastTogether(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         given = [grad for grad in grads if grad is not None]
         wide = [torch.empty_like(grad, dtype=ctx.dtype) for grad in given]
-        torch._foreach_copy_(wide, given)
+        if given:
+            torch._foreach_copy_(wide, given)
         of_given = iter(wide)
         return (None, *(None if grad is None else next(of_given) for grad in grads))
