@@ -944,9 +944,13 @@ def page(check: Check) -> str:
 
 HEAD = """# Check on a GPU
 
-    make gpu-check
+<!-- not run: needs a GPU of 80 GB -->
+```bash
+make gpu-check
+```
 
-checks this package on one GPU of 80 GB within ten minutes, without a network and without installing anything.
+checks this package on one GPU of 80 GB within ten minutes, two of them for `molecules`, without a network and without
+installing anything.
 `GPU_CHECK="--golden FOLDER --record"` passes options on, `PYTHON=` chooses the interpreter of the image. Written are
 `runs/gpu-check/gpu_check.json` and, with `--record`, this page.
 
@@ -978,8 +982,11 @@ checks this package on one GPU of 80 GB within ten minutes, without a network an
 It needs torch and numpy, pydantic, pyyaml, safetensors, huggingface_hub, rich and pillow. Where some are missing, bring
 them as wheels, downloaded for the Python version of that machine:
 
-    pip download -d wheels --only-binary=:all: numpy pydantic pyyaml safetensors huggingface_hub rich pillow
-    pip install --no-index --find-links wheels numpy pydantic pyyaml safetensors huggingface_hub rich pillow
+<!-- not run: needs a GPU of 80 GB -->
+```bash
+pip download -d wheels --only-binary=:all: numpy pydantic pyyaml safetensors huggingface_hub rich pillow
+pip install --no-index --find-links wheels numpy pydantic pyyaml safetensors huggingface_hub rich pillow
+```
 
 The part `digits` is left out where scikit-learn, scipy or matplotlib is missing. RDKit, typer and torchdiffeq are not
 needed. `python benchmarks/gpu_check.py --tiny` runs the same code on a CPU.

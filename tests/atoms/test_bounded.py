@@ -52,6 +52,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     return processes
 
 
+def test_a_process_that_does_not_start_is_no_slow_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "slow.py"
+    path.write_text("import time; time.sleep(60)\ndef answer(request): return request")
+    monkeypatch.setattr(bounded, "START_SECONDS", 0.3)
+    with pytest.raises(RuntimeError, match=r"slow: its process did not start within 0\.3 s"):
+        bounded.ask(str(path), 1, 60)
+
+
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_answers_come_in_the_order_of_requests(
     program: str, at_once: int, started: list[subprocess.Popen[bytes]]

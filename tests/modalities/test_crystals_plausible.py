@@ -105,6 +105,24 @@ def test_structure_types_that_take_too_long_are_named(monkeypatch: pytest.Monkey
     assert all_.value == pytest.approx(100 * 4 / 6) and larger.value == pytest.approx(100 * 2 / 3)
 
 
+@pytest.mark.parametrize(("again", "undecided"), [(100, 0), (1, 1)])
+def test_training_crystals_of_a_request_that_took_too_long_are_asked_for_once_more(
+    again: int, undecided: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    def slow(_: str, requests: list[Any], seconds: float, at_once: int, done: Any) -> list[Any]:
+        limits.append(seconds)
+        late = [len(request["structures"][1]) > 1 for request in requests]
+        return [None if one else structure_types.pairs.answer(asked) for one, asked in zip(late, requests, strict=True)]
+
+    monkeypatch.setattr(structure_types, "FEW", 0)
+    monkeypatch.setattr(structure_types, "AGAIN", again)
+    monkeypatch.setattr(structure_types, "ask_all", slow)
+    known = structure_types.KnownTypes(TRAIN)
+    assert known.undecided == undecided and limits == [60, 3]
+
+
 def test_known_types_stand_beside_random_coordinates() -> None:
     rows = by_key(plausibility.KnownTypes()(Evidence(stored(TRAIN), stored(TRAIN), stored(MADE), train_total=3)))
     assert rows["known_type"].value == pytest.approx(100 * 4 / 6)
@@ -113,6 +131,7 @@ def test_known_types_stand_beside_random_coordinates() -> None:
     for row in rows.values():
         assert row.beside[REAL] == row.beside[RANDOM_ELEMENTS] == 100
     assert rows["known_type_of_more"].beside[RANDOM_COORDINATES] == 0
+    assert [key for key, row in rows.items() if row.headline] == ["known_type_of_more"]
 
 
 def test_a_metric_of_training_crystals_is_silent_without_them() -> None:

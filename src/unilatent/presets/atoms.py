@@ -21,7 +21,7 @@ UNITE_S = UNITEConfig(
 )
 """The paper's 16 latent channels are read as 16 per atom; it gives neither the decoder's noise nor the warm-up below.
 
-Its 33.00 M parameters include all inputs of a crystal's atom. For molecules alone, 0.30 M of them (fractional
+Its 54.35 M parameters include all inputs of a crystal's atom. For molecules alone, 0.30 M of them (fractional
 coordinates and cells) would be unused and are left out.
 """
 TO_ZERO = SamplingConfig(denoise_to_zero=True)

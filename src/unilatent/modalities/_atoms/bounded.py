@@ -60,6 +60,7 @@ def ask_all(
                 child, line = news.get(timeout=max(0.0, min(child.deadline for child in busy) - time.monotonic()))
             except queue.Empty:
                 for late in [child for child in busy if child.deadline <= time.monotonic()]:
+                    late.check_started()
                     late.stop()
                     del busy[late]
                     done(1)
@@ -125,9 +126,16 @@ class _Child:
         self.process.kill()
         self._close()
 
+    def check_started(self) -> None:
+        """RuntimeError if the imports took too long: then it is not the request that did."""
+        if not self.ready:
+            raise RuntimeError(f"{Path(self.file).stem}: its process did not start within {START_SECONDS} s")
+
     def check_given_up(self) -> None:
-        """RuntimeError unless the process, which has ended, was out of time."""
+        """RuntimeError unless the process, which has ended, was out of time for a request."""
         code = self.process.wait()
+        if hasattr(signal, "SIGALRM") and code == -signal.SIGALRM:
+            self.check_started()
         self.errors.seek(0)
         last = " ".join(self.errors.read().decode("utf-8", "replace").split())[-300:]
         self._close()

@@ -6,6 +6,7 @@ Validity hardly does: most random coordinates pass it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
@@ -63,12 +64,6 @@ def spoiled(real: Arrays) -> dict[str, Arrays]:
     }  # fmt: skip
 
 
-def first(crystals: Arrays, count: int) -> Arrays:
-    """Return the first crystals."""
-    types, fractional, lattice = (array[:count] for array in crystals)
-    return types, fractional, lattice
-
-
 def spread(crystals: Arrays, count: int) -> Arrays:
     """Return at most `count` crystals, spread evenly over all."""
     rows = np.arange(min(count, len(crystals[0]))) * len(crystals[0]) // max(min(count, len(crystals[0])), 1)
@@ -117,8 +112,9 @@ class KnownTypes(Metric):
             shares = {name: 100 * float((one == 1).mean()) for name, one in chosen.items() if len(one)}
             if "" in shares:
                 name = f"of a structure type of {of}{title}{slow}"
-                rows.append(Row(key, name, shares.pop(""), "%", "higher", shares, headline=not title))
-        return rows
+                rows.append(Row(key, name, shares.pop(""), "%", "higher", shares, headline=False))
+        # Small cells are often of a known type wherever their atoms are: larger ones tell more, if there are any.
+        return [*rows[:-1], replace(rows[-1], headline=True)] if rows else []
 
 
 # ---- distances -------------------------------------------------------------------------------------------------------
@@ -136,7 +132,10 @@ class Neighbours(Metric):
         if samples is None or train is None or not has(samples) or not has(train):
             return []
         real = nearest(arrays_in(train))
-        sets = {"": arrays_in(samples)}
+        made = arrays_in(samples)
+        built, total = int(validity.structure_checks(*made)[0].sum()), len(made[0])
+        of = "" if built == total else f" (of the {built:,} cells of {total:,} that can be built)"
+        sets = {"": made}
         if held_out is not None and has(held_out):
             sets |= spoiled(arrays_in(held_out, CONTROLS))
         found = {name: nearest(crystals) for name, crystals in sets.items()}
@@ -144,7 +143,8 @@ class Neighbours(Metric):
         rows = []
         for place, (key, title, unit) in enumerate(zip(self.gives, titles, ("A", ""), strict=True)):
             values = {name: wasserstein(both[place], real[place]) for name, both in found.items()}
-            rows.append(Row(key, f"{title}, W1 to training", values.pop(""), unit, "lower", values, headline=not place))
+            name = f"{title}, W1 to training{of}"
+            rows.append(Row(key, name, values.pop(""), unit, "lower", values, headline=not place))
         return rows
 
 

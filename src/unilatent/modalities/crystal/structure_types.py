@@ -23,6 +23,8 @@ SECONDS = 60.0
 """Time limit of a request."""
 AT_ONCE = 25
 """Crystals of a request."""
+AGAIN_SECONDS, AGAIN = 3.0, 100
+"""Time limit of a single crystal of a request that took too long, and most crystals that are asked for once more."""
 FEW = 50
 """So many crystals are compared sooner than processes start."""
 
@@ -45,7 +47,7 @@ class KnownTypes:
 
     def __init__(self, crystals: Arrays, done: Done = lambda more: None):
         self.types: dict[Formula, list[PlainCrystal]] = defaultdict(list)
-        self.undecided = 0
+        late: list[tuple[Formula, PlainCrystal]] = []
         of_formula: dict[Formula, list[PlainCrystal]] = defaultdict(list)
         for formula, one in _plain(crystals):
             if one is None:
@@ -58,9 +60,15 @@ class KnownTypes:
             requests = [("new_types", self.types[formula], part) for formula, part in parts.items()]
             for (formula, part), new in zip(parts.items(), _ask(requests, done), strict=True):
                 if new is None:
-                    self.undecided += len(part)
+                    late += [(formula, one) for one in part]
                 else:
                     self.types[formula] += new
+        again = late[:AGAIN]
+        requests = [("new_types", self.types[formula], [one]) for formula, one in again]
+        for (formula, _), new in zip(again, _ask(requests, lambda more: done(0), AGAIN_SECONDS), strict=True):
+            late = late if new is None else late[1:]
+            self.types[formula] += new or []  # two that were asked for at once may be of one type
+        self.undecided = len(late)
 
     def __len__(self) -> int:
         return sum(map(len, self.types.values()))
@@ -81,19 +89,22 @@ class KnownTypes:
         ]
         self._look_up(parts, found, done)
         late = [(f, [pair]) for f, part in parts if len(part) > 1 for pair in part if np.isnan(found[pair[0]])]
-        self._look_up(late, found, lambda more: done(0))
+        self._look_up(late[:AGAIN], found, lambda more: done(0), AGAIN_SECONDS)
         return found
 
     def _look_up(
-        self, parts: Sequence[tuple[Formula, list[tuple[int, PlainCrystal]]]], found: np.ndarray, done: Done
-    ) -> None:
+        self, parts: Sequence[tuple[Formula, list[tuple[int, PlainCrystal]]]], found: np.ndarray, done: Done,
+        seconds: float = SECONDS,
+    ) -> None:  # fmt: skip
         requests = [("of_known_type", self.types[f], [one for _, one in part]) for f, part in parts]
-        for (_, part), known in zip(parts, _ask(requests, done), strict=True):
+        for (_, part), known in zip(parts, _ask(requests, done, seconds), strict=True):
             for place, (row, _) in enumerate(part):
                 found[row] = np.nan if known is None else known[place]
 
 
-def _ask(requests: Sequence[tuple[str, list[PlainCrystal], list[PlainCrystal]]], done: Done) -> list[Any]:
+def _ask(
+    requests: Sequence[tuple[str, list[PlainCrystal], list[PlainCrystal]]], done: Done, seconds: float = SECONDS
+) -> list[Any]:
     """Return the results of operations of `pairs` with two lists of crystals; None where one takes too long.
 
     A few small crystals are compared in this process.
@@ -107,7 +118,7 @@ def _ask(requests: Sequence[tuple[str, list[PlainCrystal], list[PlainCrystal]]],
             done(len(crystals))
         return found
     sizes = iter(len(crystals) for _, _, crystals in requests)
-    answers = ask_all(pairs.__file__, asked, SECONDS, CORES, lambda more: done(next(sizes)))
+    answers = ask_all(pairs.__file__, asked, seconds, CORES, lambda more: done(next(sizes)))
     return [None if answer is None else answer["result"] for answer in answers]
 
 
