@@ -121,6 +121,7 @@ class Image(media.PixelModality):
     Config = ImageConfig
     DataConfig = ImageData
     hub_tasks = ("unconditional-image-generation", "text-to-image")
+    metric_sources = ("perceptual_weights", "inception_weights", "dinov2", "clip")
     suffixes = suffixes_in_shards(KIND)
     config: ImageConfig
 
