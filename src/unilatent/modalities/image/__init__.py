@@ -240,7 +240,7 @@ class Image(media.PixelModality):
             PixelMetrics(),
             fidelity.ClassifierMetrics(),
             relative.RelativeDistance("frechet_ratio", "Frechet distance / that of real images", relative.STAND_INS),
-            scene_metrics.SceneAccuracy(),
+            *scene_metrics.scene_accuracies(),
             fidelity.FrechetInceptionDistance(),
             fidelity.InceptionScore(),
             fidelity.KernelInceptionDistance(),
