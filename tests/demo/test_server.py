@@ -91,6 +91,12 @@ def following(address: str, number: int) -> int:
     return next(d["id"] for d in config(address)["dependencies"] if d["trigger_after"] == number)
 
 
+def stop(address: str, session: str) -> None:
+    """Press Stop in the first tab, as the window of a session."""
+    content = {"data": [None], "fn_index": event(address, "Stop"), "session_hash": session}
+    assert ask(f"{address}gradio_api/run/predict", json.dumps(content).encode(), JSON)[0] == 200
+
+
 def reconstruction(address: str, path: str, session: str) -> dict[str, Any]:
     data = [{"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": Path(path).name}, 0]
     assert joined(address, event(address, "Reconstruct"), data, session)[0] == 200
@@ -215,6 +221,7 @@ def undeclared(address: str, size: int) -> int:
 def test_f40_an_upload_of_another_kind_is_a_message(page: tuple[str, Callable[[], str]]):
     """What is no picture, whatever its name and type say, ends in one line that names the file, not in a traceback."""
     address, output = page
+    before = len(output())
     for number, (name, content) in enumerate(
         [("x.png", b"GIF89a"), ("x.png", b"<svg onload='x'/>"), ("y.jpg", b"\xff\xd8")]
     ):
@@ -222,7 +229,7 @@ def test_f40_an_upload_of_another_kind_is_a_message(page: tuple[str, Callable[[]
         assert status == 200
         message = reconstruction(address, json.loads(body)[0], f"odd{number}")
         assert message["success"] is False and name in message["output"]["error"], message
-    assert "Traceback" not in output()
+    assert "Traceback" not in output()[before:]
 
 
 def test_f40_a_hundred_requests_at_once(page: tuple[str, Callable[[], str]]):
@@ -243,8 +250,9 @@ def test_f40_a_hundred_requests_at_once(page: tuple[str, Callable[[], str]]):
         thread.start()
     for thread in threads:
         thread.join()
+    stop(address, "long")
     assert len(answers) == 100 and set(answers) <= {200, 429, 503}, set(answers)
-    assert answers.count(200) < 100, "the queue has no end"
+    assert answers.count(200) <= 21, "one is computed, and twenty wait"
     assert ask(address)[0] == 200
 
 

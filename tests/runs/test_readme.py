@@ -68,7 +68,7 @@ def check(block: Block, words: list[str]) -> None:
         for word in words:
             if named := re.search(r"\[(.*)\]", word):
                 assert set(named[1].split(",")) <= extras.keys(), f"{block.place}: {word}"
-    elif words[0] == "python":
+    elif words[0] == "python" and words[1] != "-m":
         source = (ROOT / words[1]).read_text()
         for option in (word for word in words if word.startswith("--")):
             assert f'"{option}"' in source, f"{block.place}: {words[1]} has no {option}"
