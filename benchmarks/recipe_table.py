@@ -26,8 +26,8 @@ RECIPE = re.compile(
 """A command, and the comment above its table: training samples, and cards as NAME or NUMBER x NAME."""
 HEAD = ("card", "micro-batch", "memory, GiB", "a step", "the run", "GPU hours")
 COUNTED = (2, 8), (64, 128)
-"""Micro-batches that are counted, and those of systems of different sizes, which are padded to the largest of them;
-memory is linear in their size."""
+"""Micro-batches that are counted, and those of systems of different sizes. Memory is linear in their size; but systems
+are padded to the largest of a micro-batch, so theirs is counted again for the micro-batch that is chosen."""
 
 
 def written(page: str) -> str:
@@ -52,7 +52,8 @@ def table(recipe: re.Match[str]) -> Iterator[str]:
 def row(stage: RunConfig, machines: Machines, samples: int, place: str) -> str:
     """Return the row of a stage on some cards, with the largest micro-batch of a power of two that fits."""
     title = (f"{machines.gpus} x " if machines.gpus > 1 else "") + machines.gpu.title + place
-    sizes = COUNTED[isinstance(example(stage.example()).data, dict)]
+    padded = isinstance(example(stage.example()).data, dict)
+    sizes = COUNTED[padded]
     small, large = (counted(stage, micro, machines.gpus, samples) for micro in sizes)
     share = -(-stage.training.batch_size // machines.gpus)
     micro, most = 0, 1
@@ -61,6 +62,9 @@ def row(stage: RunConfig, machines: Machines, samples: int, place: str) -> str:
     if not micro:
         return f"| {title} | does not fit | | | | |"
     needed = memory(small.memory, large.memory, micro)
+    if padded:
+        needed = counted(stage, micro, machines.gpus, samples).memory
+        assert needed.total <= USABLE * machines.gpu.memory, f"{title}: {micro} do not fit; count fewer"
     run = replace(large, machines=machines, memory=needed, micro_batches=-(-share // micro))
     seconds, hours = run.plain()["seconds"]["run"], run.plain()["gpu_hours"]
     cells = [title, str(micro), f"{needed.total / 2**30:.1f}", duration(run.step_seconds), duration(seconds),

@@ -6,6 +6,7 @@ No file is ever unpickled.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,6 +135,15 @@ class SavedModel(nn.Module, ModelHubMixin, library_name="unilatent", tags=["late
         write_record(folder, record)
         write_card(folder, self._card(record, name))
         return self.push_to_hub(hub.get("repo_id") or folder.name, **options) if hub.get("push_to_hub") else None
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model, as in `ModelHubMixin`. Its configuration is `portable`."""
+        own = self.config
+        self.config = portable(own)
+        try:
+            return super().push_to_hub(repo_id, **options)
+        finally:
+            self.config = own
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_config(self.config, save_directory / CONFIG, self.precision)
@@ -283,6 +293,28 @@ def write_config(config: ModelConfig, path: Path, precision: str) -> None:
     """Write a model's configuration as JSON, with the precision that it was trained in."""
     settings = ModelConfig.model_validate(config).plain()
     write_json(path, {"format_version": FORMAT_VERSION, "precision": precision, **settings})
+
+
+def portable(config: ModelConfig) -> ModelConfig:
+    """Return a configuration without places on this machine that only losses and metrics read."""
+    modality = config.modality
+    names = find("modalities", modality.name).metric_sources
+    local = [name for name in names if is_place(getattr(modality, name) or "")]
+    return config.model_copy(update={"modality": modality.model_copy(update=dict.fromkeys(local))})
+
+
+def places(settings: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (field, value) of every setting, at any depth, that names a place on this machine."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from places(value, f"{field}.{key}".strip("."))
+    elif isinstance(settings, str) and "/" in settings and is_place(settings):
+        yield field, settings
+
+
+def is_place(source: str) -> bool:
+    """Whether a source is a file or a folder of this machine, not an id of the hub."""
+    return source.startswith((".", "/", "~")) or os.path.exists(source)
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -17,7 +17,7 @@ import pytest
 
 import unilatent
 
-SERVED = re.compile(r" is at (http://\S+/)")
+SERVED = re.compile(r"""(?: is at |"address": ")(http://[^\s"]+/)""")
 PATIENCE = 300
 """Seconds that a page may take to be served, on a machine that does other things too."""
 WATCHED = """
@@ -46,20 +46,20 @@ def serving(*arguments: object) -> Iterator[tuple[str, Callable[[], str]]]:
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GRADIO_SHARE": "True",
                    "GRADIO_ANALYTICS_ENABLED": "True", "GRADIO_SERVER_NAME": "0.0.0.0"}  # fmt: skip
     command = [sys.executable, "-c", WATCHED, "demo", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
-    printed = ""
+    printed = b""
 
     def output() -> str:
         nonlocal printed
-        printed += process.stdout.read() or ""
-        return printed
+        printed += process.stdout.read() or b""
+        return printed.decode(errors="replace")
 
     try:
         start = time.monotonic()
         while not (found := SERVED.search(output())):
-            assert process.poll() is None and time.monotonic() - start < PATIENCE, printed
+            assert process.poll() is None and time.monotonic() - start < PATIENCE, output()
             time.sleep(0.2)
         yield found[1], output
         assert "FOREIGN" not in output(), output()

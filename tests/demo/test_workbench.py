@@ -194,11 +194,11 @@ def test_what_cannot_be_is_refused_by_name(bench: Workbench, asked: dict[str, An
         told(lambda stop, tell: bench.sample(Asked(**{**QUICK, **asked}), stop, tell))
 
 
-def test_warnings_are_told_once(tmp_path: Path):
+def test_the_last_news_has_every_warning_once(tmp_path: Path):
     bench = bench_of("molecule", tmp_path)
     news = told(lambda stop, tell: bench.sample(Asked(num=9, steps=1, entered={"num_atoms": "1"}), stop, tell))
-    warned = [text for one in news for text in one.warnings]
-    assert len([text for text in warned if "num_atoms: no training system has 1 atoms" in text]) == 1
+    assert len([text for text in news[-1].warnings if "num_atoms: no training system has 1 atoms" in text]) == 1
+    assert all(one.warnings == news[-1].warnings[: len(one.warnings)] for one in news)
 
 
 def test_batches_of_a_grid_take_a_second_or_two():
@@ -294,12 +294,14 @@ def test_jobs_wait_for_each_other_and_tell_the_newest():
             order.append(("begin", number))
             for i in range(50):
                 tell((number, i))
+                time.sleep(0.002)
             order.append(("end", number))
 
         return run
 
     followed = [jobs.follow(job(number), StopFlag()) for number in range(2)]
-    last = [list(one)[-1] for one in followed]
+    first = [next(one) for one in followed]  # a job is handed in when it is first asked for news
+    last = [([begun, *one])[-1] for begun, one in zip(first, followed, strict=True)]
     assert last == [(0, 49), (1, 49)]
     assert order == [("begin", 0), ("end", 0), ("begin", 1), ("end", 1)]
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unilatent.batches import collate
-from unilatent.modalities.base import Evidence
+from unilatent.modalities.base import Evidence, Row
 from unilatent.modalities.image import Image, ImageConfig, ImageData
-from unilatent.modalities.image.scene_metrics import SceneAccuracy, SceneSpace, rates, read, shapes, verdict
+from unilatent.modalities.image.scene_metrics import SceneSpace, rates, read, scene_accuracies, shapes, verdict
 from unilatent.modalities.image.scenes import (  # fmt: skip
     COLOURS,
     NEVER_TRAINED,
@@ -208,17 +208,33 @@ def evidence(images: Tensor, prompts: list[str], train: list[str] | None = None)
     return Evidence(samples=samples, held_out=MemoryRows({**batch.values, **space(batch.data)}))
 
 
+def accuracies(evidence: Evidence) -> list[Row]:
+    return [row for metric in scene_accuracies() for row in metric(evidence)]
+
+
+def test_a_number_says_how_many_samples_it_is_of():
+    """Of each group of captions its own, and of relations those that have one: together all samples."""
+    images, descriptions = held_out()
+    given = evidence(images, [captions(description)[0] for description in descriptions])
+    used = {metric.gives: metric.used(given)[0] for metric in scene_accuracies()}
+    for metric in scene_accuracies():
+        of_group = [d for d in descriptions if d.unseen == bool(metric.group)]
+        related = [d for d in of_group if d.relation is not None]
+        assert used[metric.gives] == len(related if len(metric.gives) == 1 else of_group)
+    assert sum(number for gives, number in used.items() if len(gives) > 1) == len(images)
+
+
 def test_rows_have_chance_and_real_images_as_baselines():
     images, descriptions = held_out()
     prompts = [captions(description)[0] for description in descriptions]
-    rows = {row.key: row for row in SceneAccuracy()(evidence(images, prompts))}
-    assert set(rows) == set(SceneAccuracy.gives)
+    rows = {row.key: row for row in accuracies(evidence(images, prompts))}
+    assert set(rows) == {key for metric in scene_accuracies() for key in metric.gives}
     for key, row in rows.items():
         assert row.value >= 99 and row.beside["held-out real"] >= 99 and row.unit == "%", key
         assert row.beside["chance"] < 60, key
     assert rows["scene_everything"].beside["chance"] < rows["scene_count"].beside["chance"]
     shuffled = prompts[2:] + prompts[:2]
-    worse = {row.key: row.value for row in SceneAccuracy()(evidence(images, shuffled))}
+    worse = {row.key: row.value for row in accuracies(evidence(images, shuffled))}
     assert all(worse[key] < 60 for key in rows), "images that agree with others' captions"
 
 
@@ -229,8 +245,8 @@ def test_there_is_no_output_for_data_other_than_scenes():
     assert space(images) == {}
     space.fit(MemoryRows({"labels": torch.zeros(3)}))
     assert space(images) == {}
-    assert SceneAccuracy()(evidence(images, other)) == [] and SceneAccuracy()(Evidence()) == []
-    assert SceneAccuracy()(evidence(images, other, train=["a small red circle"])) == []
+    assert accuracies(evidence(images, other)) == [] and accuracies(Evidence()) == []
+    assert accuracies(evidence(images, other, train=["a small red circle"])) == []
 
 
 def test_batches_carry_captions_as_bytes():

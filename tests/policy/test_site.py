@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,7 +115,13 @@ def test_links_to_the_top_of_the_repository_are_pages_of_the_site() -> None:
     )
 
 
-@pytest.mark.slow
+def test_no_page_has_a_placeholder() -> None:
+    """Numbers that were to be measured were measured."""
+    for page in (*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"):
+        left = re.findall(r"@@\w+@@|\| [A-Z]+_[A-Z_]+ \|", page.read_text(encoding="utf-8"))
+        assert left == [], page.name
+
+
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="the tools of the site are missing: pip install 'unilatent[docs]'")
     build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", tmp_path / "cache"]

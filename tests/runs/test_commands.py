@@ -160,6 +160,7 @@ ELSEWHERE = {
     "reference": "needs the Inception network: tests/runs/test_evaluate_files.py",
     "ema": "needs snapshots: tests/runs/test_posthoc_ema.py",
     "convert": "needs a checkpoint of the authors: tests/parity/test_converted.py",
+    "demo": "serves until it is stopped: tests/demo/test_server.py",
     "calibrate": "trains a first stage: tests/runs/test_analyze.py",
     "data make-molecules": "needs rdkit", "data make-crystals": "needs pymatgen",
 }  # fmt: skip

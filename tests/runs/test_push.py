@@ -23,7 +23,9 @@ from test_cli import images
 import unilatent
 from unilatent import packaged
 from unilatent.model_card import CARD, PICTURES, RECORD, is_untouched, read_record
+from unilatent.model_folder import places
 from unilatent.registry import available, find
+from unilatent.runs.record import name_of
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -32,6 +34,7 @@ class Hub(BaseHTTPRequestHandler):
     files: dict[str, bytes]
     created: list[dict[str, Any]]
     refuse: int | None
+    private: bool
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -55,6 +58,8 @@ class Hub(BaseHTTPRequestHandler):
         )
 
     def do_GET(self) -> None:
+        if self.path == "/api/models/jane/digits":
+            return self.answer({"id": "jane/digits", "private": self.private})
         self.answer({"error": "not found"}, 404)
 
     def answer(self, content: dict[str, Any], status: int = 200) -> None:
@@ -71,7 +76,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A hub on this machine."""
-    handler = type("OwnHub", (Hub,), {"files": {}, "created": [], "refuse": None})
+    handler = type("OwnHub", (Hub,), {"files": {}, "created": [], "refuse": None, "private": True})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -311,6 +316,58 @@ def test_push_uploads_the_model_with_its_card(cli: Command, evaluated: Path, hub
     assert unilatent.load(tmp_path, device="cpu").fingerprint() == unilatent.load(evaluated, device="cpu").fingerprint()
     assert 'unilatent.load("jane/digits")' in hub.files[CARD].decode()
     assert record["uploaded"] and record["lacks"] == []
+
+
+def test_a_private_upload_never_goes_to_a_public_repository(cli: Command, evaluated: Path, hub: type[Hub]):
+    """One that is there already stays public whatever `create_repo` is asked for."""
+    hub.private = False
+    refused = cli("push", evaluated, "jane/digits", "--private")
+    assert refused.code == 2 and not hub.files, refused
+    assert "--private: jane/digits is there already, and is public" in refused.err
+    assert cli("push", evaluated, "jane/digits").code == 0 and hub.files
+
+
+def moved(run: Path, target: Path, **changes: str) -> Path:
+    """A copy of a run whose model has other settings of its modality."""
+    shutil.copytree(run, target)
+    path = target / "model" / "config.json"
+    content = json.loads(path.read_text())
+    content["modality"] |= changes
+    path.write_text(json.dumps(content))
+    return target
+
+
+def test_push_uploads_no_places_of_this_machine(cli: Command, evaluated: Path, hub: type[Hub], tmp_path: Path):
+    """What only losses and metrics read is left out of the configuration, unless it is an id of the hub."""
+    (tmp_path / "inception.pth").touch()
+    run = moved(
+        evaluated, tmp_path / "run", perceptual_weights="/home/jane/vgg.pth", clip="~/clip", dinov2="owner/dinov2",
+        inception_weights=str(tmp_path / "inception.pth"),
+    )  # fmt: skip
+    assert cli("push", run, "jane/digits").code == 0
+    uploaded = json.loads(hub.files["config.json"])["modality"]
+    wanted = {"perceptual_weights": None, "inception_weights": None, "clip": None, "dinov2": "owner/dinov2"}
+    assert {name: uploaded[name] for name in wanted} == wanted
+    model = unilatent.load(run, device="cpu")
+    model.push_to_hub("jane/digits")
+    assert json.loads(hub.files["config.json"])["modality"] == uploaded
+    assert model.config.modality.clip == "~/clip", "the model keeps its own"
+    for name, content in hub.files.items():
+        assert b"/home/jane" not in content and str(tmp_path).encode() not in content, name
+
+
+def test_places_that_a_model_needs_are_named(tmp_path: Path):
+    settings = {"conditions": {"text": {"encoder": str(tmp_path), "cache": "no/place"}}, "method": {"name": "unite"}}
+    assert list(places(settings)) == [("conditions.text.encoder", str(tmp_path))]
+
+
+@pytest.mark.parametrize(("path", "shown"), [
+    ("hf:jane/birds", "hf:jane/birds"), ("hf:/home/jane/set", "set"), ("hf:./sets/a", "a"), ("/home/jane/set", "set"),
+    ("https://bucket.example/birds.tar?X-Amz-Signature=secret", "birds.tar"), ("s3://bucket/a/b-{000..009}.tar",
+    "b-{000..009}.tar"), ("hf:/home/jane/a?b#c", "a?b#c"),
+])  # fmt: skip
+def test_a_record_has_the_name_of_the_data_alone(path: str, shown: str):
+    assert name_of(path) == shown
 
 
 def test_a_dry_run_uploads_nothing_and_names_what_is_missing(cli: Command, run_folder: Path, hub: type[Hub]):

@@ -41,7 +41,7 @@ def test_no_block_hides_in_an_indentation(page: str) -> None:
     """A block without a fence would not be run."""
     lines = documents.outside(page).splitlines()
     for above, line in pairwise(lines):
-        assert above.strip() or not re.match(r" {4}\S", line), f"{page}: fence the block with {line.strip()!r}"
+        assert above.strip() or not re.match(r" {4,}\S", line), f"{page}: fence the block with {line.strip()!r}"
 
 
 def test_commands_exist_with_their_options() -> None:
@@ -68,7 +68,7 @@ def check(block: Block, words: list[str]) -> None:
         for word in words:
             if named := re.search(r"\[(.*)\]", word):
                 assert set(named[1].split(",")) <= extras.keys(), f"{block.place}: {word}"
-    elif words[0] == "python":
+    elif words[0] == "python" and words[1] != "-m":
         source = (ROOT / words[1]).read_text()
         for option in (word for word in words if word.startswith("--")):
             assert f'"{option}"' in source, f"{block.place}: {words[1]} has no {option}"

@@ -10,8 +10,9 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
 
@@ -26,6 +27,10 @@ PLACES = (
     "i3d_weights", "dinov2", "clip",
 )  # fmt: skip
 """Arguments of commands that are texts and may be paths."""
+
+
+JSON_OUTPUT: ContextVar[TextIO | None] = ContextVar("JSON_OUTPUT", default=None)
+"""Where --json prints the record of the command that runs; None without it."""
 
 
 class EndedWith(typer.Exit):
@@ -66,12 +71,15 @@ def command(function: Callable[..., Record | None]) -> Callable[..., None]:
         if not as_json:
             function(**arguments)
             return
+        token = JSON_OUTPUT.set(sys.stdout)
         try:
             with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
                 record = function(**arguments)
         except EndedWith as end:
             print_json(end.record)
             raise
+        finally:
+            JSON_OUTPUT.reset(token)
         if record is not None:
             print_json(record)
 
@@ -83,10 +91,19 @@ def command(function: Callable[..., Record | None]) -> Callable[..., None]:
     return run
 
 
-def print_json(record: Record) -> None:
-    """Print a record as one JSON object: paths are texts, and a number that is not finite is null."""
-    json.dump(plain(record), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print()
+def announce(record: Record) -> None:
+    """Print the record of a command that goes on until it is stopped, if --json was given."""
+    if (output := JSON_OUTPUT.get()) is not None:
+        print_json(record, output)
+
+
+def print_json(record: Record, output: TextIO | None = None) -> None:
+    """Print a record as one JSON object: paths are texts, and a number that is not finite is null.
+
+    output: None is standard output.
+    """
+    text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text, file=output, flush=True)
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .command import examples
+from .command import Record, announce, examples
 from .options import Device, Model, Precision
 from .running import load, precision_of
 
@@ -31,7 +31,7 @@ def run(
     ] = False,
     device: Device = None,
     precision: Precision = "auto",
-) -> None:
+) -> Record:
     """Show a model in a browser: sample, reconstruct your own, interpolate, watch it denoise, map its latents.
 
     The page is served on this machine only and loads nothing from the network. Ctrl-C ends it.
@@ -48,7 +48,8 @@ def run(
         if host not in LOOPBACK:
             print("note: other machines can reach it; there is no password", flush=True)
         if page.shared:
-            print(f"everybody who has this address can reach it: {page.shared}", flush=True)
+            print(f"public address, without a password: {page.shared}", flush=True)
         print("Ctrl-C ends it", flush=True)
+        announce({"address": page.address, "shared": page.shared})
         code = wait()
     raise typer.Exit(code)

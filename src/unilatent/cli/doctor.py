@@ -33,6 +33,8 @@ LIBRARIES = {
     "demo": ("gradio",),
     "logging": ("tensorboard", "wandb", "mlflow", "trackio"),
     "launching": ("accelerate",),
+    "docs": ("sphinx", "myst-parser", "furo", "latex2mathml"),
+    "notebooks": ("nbclient", "ipykernel"),
 }  # fmt: skip
 """Part of the installation -> its libraries."""
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "neon", "asimd", "bf16")

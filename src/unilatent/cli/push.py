@@ -52,6 +52,7 @@ def run(
     The card has the numbers of all evaluations of exactly these weights with their protocols, images, the data and the
     licences. Log in first: `hf auth login`, or the variable HF_TOKEN.
     """
+    from ..model_folder import portable
     from ..pretrained import offline
 
     _check_name(repo)
@@ -60,6 +61,7 @@ def run(
     network = load(model, "cpu")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / repo.rpartition("/")[2]
+        network.config = portable(network.config)
         network.save_pretrained(folder, dtype=dtype, licence=licence, name=repo)
         _take_own_card(model, folder)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -106,7 +108,10 @@ def _take_own_card(source: str, folder: Path) -> None:
 def _lacks(folder: Path, model: LatentModel) -> Iterator[str]:
     """What readers of the card will miss."""
     from ..model_card import read_record
+    from ..model_folder import places
 
+    for field, place in places(model.config.plain()):
+        yield f"{field} is {place}, a place on this machine, which readers lack: give a hub id, or say where to get it"
     record = read_record(folder)
     if record is None or not record.numbers:
         rounded = ", or leave --dtype out: rounded weights have numbers of their own" if model.known else ""
@@ -124,6 +129,11 @@ def _upload(folder: Path, repo: str, private: bool, revision: str | None, messag
     api = HfApi(library_name="unilatent")
     with _one_line(repo):
         api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise ValueError(
+                f"--private: {repo} is there already, and is public; make it private in its settings on the hub, or "
+                "give another name. Nothing was uploaded"
+            )
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, revision=revision))

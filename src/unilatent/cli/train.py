@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "unilatent train digits --out runs/digits --resume auto    # after a stop",
     "unilatent train digits training.steps=1600 seed=1 --out runs/longer",
     "unilatent train cifar10-unite-s data.path=my_images --dry-run",
-    "torchrun --nproc-per-node 8 -m unilatent train run.yaml --out runs/big",
+    "torchrun --nproc-per-node 8 -m -- unilatent train run.yaml --out runs/big",
 )
 def run(
     preset: Preset,

@@ -60,7 +60,8 @@ class Page:
 
     def __init__(self, bench: Workbench):
         self.bench, self.jobs = bench, Jobs()
-        self.stops: dict[str, StopFlag] = {}
+        self.stops: dict[tuple[str, str], StopFlag] = {}
+        """(session, tab) -> the flag of the newest work there."""
         self.controls = bench.controls
         self.blocks = self._build()
 
@@ -149,7 +150,7 @@ class Page:
         viewer = gr.HTML("", elem_id="sample-viewer")
         archive = gr.DownloadButton("Download", visible=False, size="sm")
         outputs = [line, self.grid, viewer, archive, self.drawing]
-        self._long(start, stop, self._sample, self.inputs, outputs, line)
+        self._long("sample", start, stop, self._sample, self.inputs, outputs, line)
         self.sample_line = line
 
     def _reconstructing(self) -> None:
@@ -183,7 +184,7 @@ class Page:
             start, stop = self._buttons("Watch")
         line = gr.HTML("", elem_classes="line", elem_id="denoise-line")
         shown = gr.HTML("", elem_id="denoise-shown")
-        self._long(start, stop, self._denoise, [self.followed, *self.inputs], [line, shown], line)
+        self._long("denoise", start, stop, self._denoise, [self.followed, *self.inputs], [line, shown], line)
 
     def _mapping(self) -> None:
         gr.Markdown("Samples with the settings on the left, where their latents lie in the two directions of greatest "
@@ -198,7 +199,7 @@ class Page:
                 shown = gr.HTML("", js_on_load=PLACE, elem_id="map-shown")
             with gr.Column(scale=2):
                 decoded = gr.HTML("", elem_id="map-decoded")
-        self._long(start, stop, self._draw_map, [points, pictures, *self.inputs], [line, shown, self.map], line)
+        self._long("map", start, stop, self._draw_map, [points, pictures, *self.inputs], [line, shown, self.map], line)
         pictures.change(self._show_map, [pictures, self.map], shown, queue=False, api_visibility="private")
         shown.select(
             self._decode_at, self.map, decoded, api_visibility="private", show_progress="minimal", **ONE_QUEUE
@@ -220,7 +221,7 @@ class Page:
             start, stop = self._buttons("Complete")
         line = gr.HTML("", elem_classes="line", elem_id="complete-line")
         shown = gr.HTML("", elem_id="complete-shown")
-        self._long(start, stop, self._complete, [source, mask, frames, *self.inputs], [line, shown], line)
+        self._long("complete", start, stop, self._complete, [source, mask, frames, *self.inputs], [line, shown], line)
 
     def _choosing(self) -> None:
         """A click on a sample makes it the one that is followed, and the second end of an interpolation."""
@@ -244,40 +245,45 @@ class Page:
         return start, gr.Button("Stop", interactive=False, elem_id=f"{name}-stop", scale=1, min_width=80)
 
     def _long(
-        self, start: Any, stop: Any, work: Callable[..., Any], inputs: Sequence[Any],
+        self, tab: str, start: Any, stop: Any, work: Callable[..., Any], inputs: Sequence[Any],
         outputs: Sequence[Any], line: Any,
     ) -> None:  # fmt: skip
-        """Connect the buttons of work that takes long: it waits in the queue, and can be stopped there too."""
+        """Connect the buttons of work that takes long: it waits in the queue, and can be stopped there too. Each
+        tab has a stop of its own."""
+        where = gr.State(tab)
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        begun = start.click(self._begin, None, [start, stop, line], **quick)
+        begun = start.click(self._begin, where, [start, stop, line], **quick)
         done = begun.then(
-            work, list(inputs), list(outputs), api_visibility="private", show_progress="hidden", **ONE_QUEUE
+            work, [where, *inputs], list(outputs), api_visibility="private", show_progress="hidden", **ONE_QUEUE
         )  # fmt: skip
         done.then(lambda: (gr.Button(interactive=True), gr.Button(interactive=False)), None, [start, stop], **quick)
-        stop.click(self._stop, None, line, **quick)
+        stop.click(self._stop, where, line, **quick)
 
     # ---- what events call
 
-    def _begin(self, request: gr.Request) -> tuple[Any, Any, str]:
-        self.stops[_session(request)] = StopFlag()
+    def _begin(self, request: gr.Request, tab: str) -> tuple[Any, Any, str]:
+        self.stops[_session(request), tab] = StopFlag()
         return gr.Button(interactive=False), gr.Button(interactive=True), "waiting for its turn"
 
-    def _stop(self, request: gr.Request) -> str:
-        if (stop := self.stops.get(_session(request))) is not None:
+    def _stop(self, request: gr.Request, tab: str) -> str:
+        if (stop := self.stops.get((_session(request), tab))) is not None:
             stop.set()
         return "stopping"
 
     def _left(self, request: gr.Request) -> None:
         """The page was closed."""
-        if (stop := self.stops.pop(_session(request), None)) is not None:
-            stop.set()
+        for key in [key for key in self.stops if key[0] == _session(request)]:
+            self.stops.pop(key).set()
 
-    def _follow(self, request: gr.Request, work: Work) -> Iterator[Any]:
-        """Run work and yield what it tells; its warnings become messages."""
-        stop = self.stops.setdefault(_session(request), StopFlag())
+    def _follow(self, request: gr.Request, tab: str, work: Work) -> Iterator[Any]:
+        """Run work and yield what it tells; its warnings become messages, each text once."""
+        stop = self.stops.setdefault((_session(request), tab), StopFlag())
+        shown: set[str] = set()
         for news in self.jobs.follow(lambda tell: work(stop, tell), stop):
             for text in getattr(news, "warnings", ()):
-                gr.Warning(escape(text))
+                if text not in shown:
+                    shown.add(text)
+                    gr.Warning(escape(text))
             yield news
 
     def _asked(self, values: Sequence[Any]) -> Asked:
@@ -291,12 +297,12 @@ class Page:
             return self.bench.model.conditions.columns
         return len(chosen[0]) * max(1, markup.COLUMNS // len(chosen[0]))
 
-    def _sample(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def _sample(self, request: gr.Request, tab: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         asked, columns = self._asked(values), self._columns(values)
         news: News
         yield "", "", "", gr.DownloadButton(visible=False), None
         with messages():
-            for news in self._follow(request, lambda stop, tell: self.bench.sample(asked, stop, tell)):
+            for news in self._follow(request, tab, lambda stop, tell: self.bench.sample(asked, stop, tell)):
                 drawing = news.drawing
                 if drawing is None:
                     yield news.line, gr.skip(), gr.skip(), gr.skip(), gr.skip()
@@ -331,19 +337,21 @@ class Page:
             ]
             return markup.player(self.jobs.run(partial(self.bench.interpolate, ends[0], ends[1], seed)))
 
-    def _denoise(self, request: gr.Request, index: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def _denoise(self, request: gr.Request, tab: str, index: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
         asked = self._asked(values)
         yield "", ""
         with messages():
-            for news in self._follow(request, _telling(partial(self.bench.denoise, asked, index))):
+            for news in self._follow(request, tab, _telling(partial(self.bench.denoise, asked, index))):
                 film = isinstance(news, Film)
                 yield escape(news.line), markup.player(news) if film else gr.skip()
 
-    def _draw_map(self, request: gr.Request, points: Any, pictures: bool, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def _draw_map(
+        self, request: gr.Request, tab: str, points: Any, pictures: bool, *values: Any
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         asked = self._asked(values)
         yield "", "", None
         with messages():
-            for news in self._follow(request, _telling(partial(self.bench.draw_map, asked, points))):
+            for news in self._follow(request, tab, _telling(partial(self.bench.draw_map, asked, points))):
                 if isinstance(news, DrawnMap):
                     yield count_of(len(news.captions), "sample"), markup.scatter(news, address, pictures), news
                 else:
@@ -360,13 +368,13 @@ class Page:
             return markup.frame(film.viewer, "22rem") if film.viewer else markup.figures(film, address)
 
     def _complete(
-        self, request: gr.Request, source: str | None, mask: str | None, frames: Any, *values: Any
+        self, request: gr.Request, tab: str, source: str | None, mask: str | None, frames: Any, *values: Any
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         asked = self._asked(values)
         yield "", ""
         with messages():
             work = partial(self.bench.complete, asked, _path(source), _path(mask), frames)
-            for news in self._follow(request, work):
+            for news in self._follow(request, tab, work):
                 shown = gr.skip() if news.drawing is None else markup.grid(news.drawing, address, markup.COLUMNS)
                 yield escape(news.line), shown
 

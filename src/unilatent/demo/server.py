@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..methods.base import LatentModel
 from ..signals import StopRequest
@@ -28,6 +28,8 @@ POLICY = (
 FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 FORBIDDEN = ("/proxy=", "/file=http:", "/file=https:", "/file=%68ttp")
 """Addresses at which Gradio would fetch something from elsewhere."""
+DOWNLOADS = ("async_ssrf_protected_download", "ssrf_protected_download", "save_url_to_cache")
+"""Functions of `gradio.processing_utils` that do so for the values of components."""
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -123,23 +125,44 @@ def served(
         limit = upload_mb * 2**20
         plain, mono = ([gr.themes.Font(name) for name in names] for names in FONTS)  # of the browser's machine
         theme = gr.themes.Default(font=plain, font_mono=mono)
-        try:
-            _, address, shared = page.blocks.launch(
-                server_name=host, server_port=port, share=share, inbrowser=browse, prevent_thread_lock=True, quiet=True,
-                show_error=True, max_file_size=limit, allowed_paths=[str(shown)], blocked_paths=None, footer_links=[],
-                run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False, num_workers=0,
-                theme=theme, css=STYLE.read_text(encoding="utf-8"),
-                app_kwargs={"middleware": [Middleware(Guard, limit=limit + 2**20)]},
-            )  # fmt: skip
-        except OSError as error:
-            page.close()
-            where = "every port from 7860 to 7959" if port is None else f"port {port}"
-            raise ValueError(f"--host {host}, --port: {where} cannot be had ({error}); give another --port") from None
-        try:
-            yield Served(address, shared)
-        finally:
-            page.close()
-            page.blocks.close(verbose=False)
+        with _fetching_nothing():
+            try:
+                _, address, shared = page.blocks.launch(
+                    server_name=host, server_port=port, share=share, inbrowser=browse, prevent_thread_lock=True,
+                    quiet=True, show_error=True, max_file_size=limit, allowed_paths=[str(shown)], blocked_paths=None,
+                    footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
+                    mcp_server=False, num_workers=0, theme=theme, css=STYLE.read_text(encoding="utf-8"),
+                    app_kwargs={"middleware": [Middleware(Guard, limit=limit + 2**20)]},
+                )  # fmt: skip
+            except OSError as error:
+                page.close()
+                where = "every port from 7860 to 7959" if port is None else f"port {port}"
+                raise ValueError(
+                    f"--host {host}, --port: {where} cannot be had ({error}); give another --port"
+                ) from None
+            try:
+                yield Served(address, shared)
+            finally:
+                page.close()
+                page.blocks.close(verbose=False)
+
+
+@contextmanager
+def _fetching_nothing() -> Iterator[None]:
+    """Refuse files that a client names by an address: Gradio would download them before it calls the page."""
+    from gradio import processing_utils
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise ValueError("file: this server fetches nothing from elsewhere; upload the file itself")
+
+    kept = {name: getattr(processing_utils, name) for name in DOWNLOADS}
+    for name in DOWNLOADS:
+        setattr(processing_utils, name, refuse)
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(processing_utils, name, function)
 
 
 def wait() -> int:

@@ -79,7 +79,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class News:
-    """What a job tells: a line for people, and what there is to show so far. warnings: those not told before."""
+    """What a job tells: a line for people, and what there is to show so far. warnings: all so far, each text once."""
 
     line: str
     drawing: Drawing | None = None
@@ -462,18 +462,15 @@ class _Steps:
 
 @contextmanager
 def noted_warnings() -> Iterator[Callable[[], tuple[str, ...]]]:
-    """Collect warnings; the function that is yielded returns those since its last call, each text once."""
-    seen: set[str] = set()
+    """Collect warnings; the function that is yielded returns those so far, each text once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
 
-        def new() -> tuple[str, ...]:
+        def noted() -> tuple[str, ...]:
             texts = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-            fresh = tuple(text for text in dict.fromkeys(texts) if text not in seen)
-            seen.update(fresh)
-            return fresh
+            return tuple(dict.fromkeys(texts))
 
-        yield new
+        yield noted
 
 
 @contextmanager

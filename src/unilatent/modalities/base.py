@@ -415,6 +415,9 @@ class Modality(ABC):
     hub_tasks: ClassVar[tuple[str, str]] = ("", "")
     """The hub's names for drawing samples, without and with a text to draw; "" if it has none."""
 
+    metric_sources: ClassVar[tuple[str, ...]] = ()
+    """Settings that name a file, a folder or a hub id of a network that only losses and metrics read."""
+
     compiles_losses = False
     """Whether networks of the loss run compiled; training sets it."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..config import ConfigError, read_yaml
 from ..files import read_json
@@ -57,8 +59,22 @@ def _data(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     samples = None
     with suppress(KeyError, TypeError, ZeroDivisionError):
         samples = round(metrics["samples"] / metrics["epoch"])
-    shown = path if origin or not isinstance(path, str) or path.startswith("hf:") else Path(path).name
-    return {"path": shown, "origin": origin, "training_samples": samples}
+    return {
+        "path": path if origin or path is None else name_of(str(path)),
+        "origin": origin,
+        "training_samples": samples,
+    }
+
+
+def name_of(path: str) -> str:
+    """Return what a card says of a place of data: owner/name on the hub, else the last part of the path alone.
+
+    A record is published, so it has neither folders of this machine nor what an address carries after its path.
+    """
+    place = path.removeprefix("hf:")
+    if place != path and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place):
+        return path
+    return Path(urlsplit(place).path if "://" in place else place).name
 
 
 def _evaluations(run: Path, fingerprint: str) -> list[dict[str, Any]]:

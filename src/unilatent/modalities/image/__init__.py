@@ -121,6 +121,7 @@ class Image(media.PixelModality):
     Config = ImageConfig
     DataConfig = ImageData
     hub_tasks = ("unconditional-image-generation", "text-to-image")
+    metric_sources = ("perceptual_weights", "inception_weights", "dinov2", "clip")
     suffixes = suffixes_in_shards(KIND)
     config: ImageConfig
 
@@ -239,7 +240,7 @@ class Image(media.PixelModality):
             PixelMetrics(),
             fidelity.ClassifierMetrics(),
             relative.RelativeDistance("frechet_ratio", "Frechet distance / that of real images", relative.STAND_INS),
-            scene_metrics.SceneAccuracy(),
+            *scene_metrics.scene_accuracies(),
             fidelity.FrechetInceptionDistance(),
             fidelity.InceptionScore(),
             fidelity.KernelInceptionDistance(),

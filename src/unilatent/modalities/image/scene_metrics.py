@@ -187,6 +187,9 @@ NAMES = {
     "objects": "colours and shapes together, and their number", "relation": "relation of the first two",
     "everything": "the whole caption",
 }  # fmt: skip
+RELATION = ("relation",)
+"""What only captions of several objects say."""
+ALWAYS = tuple(name for name in NAMES if name not in RELATION)
 GROUPS = {"": "seen pairs", "_unseen": "pairs never trained on"}
 
 Pair = tuple[list[DetectedShape], SceneDescription]
@@ -218,32 +221,46 @@ def verdict(detected: Sequence[DetectedShape], description: SceneDescription) ->
 
 
 class SceneAccuracy(Metric):
-    """Percent of samples that agree with their captions, separately for captions with pairs of colour and shape that
-    were trained on and that were not.
+    """Percent of samples that agree with their captions in some properties (`NAMES`), of the captions of one group.
 
+    group: of `GROUPS`: captions whose pairs of colour and shape were trained on, or that have one that was not.
     Baselines: the same images with captions of other samples ("chance"), and held-out real images with their own
     ("held-out real").
     """
 
     space = "scene"
-    gives = tuple(f"scene_{what}{group}" for group in GROUPS for what in NAMES)
+
+    def __init__(self, group: str, names: Sequence[str]):
+        self.group, self.names = group, names
+        self.gives = tuple(f"scene_{what}{group}" for what in names)
+
+    def used(self, evidence: Evidence) -> tuple[int, int]:
+        """The samples that have the properties, which are fewer than all."""
+        captions = [caption for _, caption in self._of_group(evidence.samples)]
+        if self.names == RELATION:
+            captions = [caption for caption in captions if caption.relation is not None]
+        return len(captions), super().used(evidence)[1]
 
     def __call__(self, evidence: Evidence) -> list[Row]:
-        samples, real = _pairs(evidence.samples), _pairs(evidence.held_out)
+        samples = self._of_group(evidence.samples)
+        if len(samples) < 2:
+            return []
+        values, chance, reference = rates(samples), _chance(samples), rates(self._of_group(evidence.held_out))
         rows = []
-        for group, title in GROUPS.items():
-            of_group, real_of_group = (
-                [pair for pair in pairs if pair[1].unseen == bool(group)] for pairs in (samples, real)
-            )
-            if len(of_group) < 2:
-                continue
-            values, chance, reference = rates(of_group), _chance(of_group), rates(real_of_group)
-            for what, value in values.items():
-                baselines = {"chance": chance[what]} if what in chance else {}
-                baselines |= {"held-out real": reference[what]} if what in reference else {}
-                name = f"{NAMES[what]} right, {title}"
-                rows.append(Row(f"scene_{what}{group}", name, value, "%", "higher", baselines))
+        for what in (what for what in self.names if what in values):
+            baselines = {"chance": chance[what]} if what in chance else {}
+            baselines |= {"held-out real": reference[what]} if what in reference else {}
+            name = f"{NAMES[what]} right, {GROUPS[self.group]}"
+            rows.append(Row(f"scene_{what}{self.group}", name, values[what], "%", "higher", baselines))
         return rows
+
+    def _of_group(self, rows: Rows | None) -> list[Pair]:
+        return [pair for pair in _pairs(rows) if pair[1].unseen == bool(self.group)]
+
+
+def scene_accuracies() -> list[SceneAccuracy]:
+    """Return the metrics of scenes: one for each group of captions and number of samples that it is computed from."""
+    return [SceneAccuracy(group, names) for group in GROUPS for names in (ALWAYS, RELATION)]
 
 
 def _pairs(rows: Rows | None) -> list[Pair]:

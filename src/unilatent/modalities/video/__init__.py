@@ -138,6 +138,7 @@ class Video(media.PixelModality):
     Config = VideoConfig
     DataConfig = VideoData
     hub_tasks = ("", "text-to-video")
+    metric_sources = ("perceptual_weights", "i3d_weights")
     suffixes = suffixes_in_shards(KIND)
     given_kinds = (FRAMES, BOX)
     config: VideoConfig
