@@ -355,6 +355,30 @@ def test_the_best_model_is_kept_by_a_named_metric(tmp_path: Path) -> None:
     assert not list((out / "eval" / "records").glob("samples-*"))
 
 
+def rewrite(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_numbers_of_other_protocols_do_not_replace_the_best(tmp_path: Path) -> None:
+    """While training one solver step, at the end 50; then the run goes on with more samples. Said once each time."""
+    out, settings = tmp_path / "run", [*ONLINE, "sampling.num_inference_steps=50", "training.best=frechet_pixels"]
+    Trainer(digits(*settings), out).fit()
+    rewrite(out / "best.json", value=1e9)  # any number would beat it
+    before = json.loads((out / "best.json").read_text())
+    assert before["step"] in (4, 8) and before["key"] == "frechet_pixels20/adm/heun-1/cfg1"
+    log = (out / "log.txt").read_text()
+    assert (
+        log.count("warning: best/ stays: its frechet_pixels20/adm/heun-1/cfg1 has sampling.num_inference_steps 1, ")
+        == 1
+    )
+    for step in (8, 12):
+        shutil.rmtree(out / "checkpoints" / f"step_{step:08d}")
+    Trainer(digits(*settings, "training.evaluate_samples=30"), out, resume="auto").fit()
+    assert json.loads((out / "best.json").read_text()) == before
+    log = (out / "log.txt").read_text().removeprefix(log)
+    assert log.count("has num_samples 20, this number 30; delete best/ to begin again") == 1
+
+
 def test_the_best_stays_the_best_when_a_run_goes_on(tmp_path: Path) -> None:
     """After a resume, a better model from before is not replaced by a worse one, and a worse one is replaced."""
     out = tmp_path / "run"
@@ -364,13 +388,13 @@ def test_the_best_stays_the_best_when_a_run_goes_on(tmp_path: Path) -> None:
         shutil.rmtree(out / "checkpoints" / f"step_{step:08d}")
     shutil.rmtree(out / "model")
     before = (out / "best" / "config.json").stat().st_mtime_ns
-    (out / "best.json").write_text(json.dumps({"step": 4, "key": "l1", "value": 0.0}))
+    rewrite(out / "best.json", value=0.0)
     Trainer(digits(*ONLINE, "training.best=l1"), out, resume="auto").fit()
     assert json.loads((out / "best.json").read_text())["value"] == 0
     assert (out / "best" / "config.json").stat().st_mtime_ns == before
     for step in (8, 12):
         shutil.rmtree(out / "checkpoints" / f"step_{step:08d}")
-    (out / "best.json").write_text(json.dumps({"step": 4, "key": "l1", "value": 9.0}))
+    rewrite(out / "best.json", value=9.0)
     Trainer(digits(*ONLINE, "training.best=l1"), out, resume="auto").fit()
     assert json.loads((out / "best.json").read_text())["step"] in (8, 12)
 

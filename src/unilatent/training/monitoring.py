@@ -26,7 +26,7 @@ from ..evaluation.evaluate import (
     prepare,
 )
 from ..evaluation.reference import find_reference
-from ..evaluation.table import is_better, table, write_evaluation
+from ..evaluation.table import as_json, from_json, is_better, table, write_evaluation
 from ..files import read_json, write_json
 from ..listings import Listings
 from ..maths.solvers import ADAPTIVE
@@ -317,20 +317,28 @@ class Monitor:
             show(table(evaluation.numbers, title))
 
     def _is_best(self, evaluation: Evaluation, metric: str) -> bool:
-        """Whether a model is better than that in RUN/best, by the number in best.json; True if there is none."""
+        """Whether a model is better than that in RUN/best, by the number in best.json; True if there is none.
+
+        Numbers of different protocols are not compared: the model that is there stays.
+        """
         path = self.run / "best.json"
         try:
-            row = evaluation.find(metric).row
-            before = read_json(path, "delete it") if path.is_file() and (self.run / "best").is_dir() else None
-            better = before is None or is_better(row, float(before["value"]))
+            found = evaluation.find(metric)
+            before = -math.inf if found.row.better == "higher" else math.inf
+            if path.is_file() and (self.run / "best").is_dir():
+                best = from_json(read_json(path, "delete it"))
+                if reason := _incomparable(found, best):
+                    self.journal.warn("protocol", f"best/ stays: {reason}; delete best/ to begin again")
+                    return False
+                before = best.row.value
+            return is_better(found.row, before) and math.isfinite(found.row.value)
         except (ValueError, KeyError, TypeError) as error:
             self.journal.warn("best", f"the best model is not kept: {first_line(error)}")
             return False
-        return better and math.isfinite(row.value)
 
     def _note_best(self, measured: EvaluatedMetric) -> None:
         step, value = self.state.step, measured.row.value
-        write_json(self.run / "best.json", {"step": step, "key": measured.key, "value": value})
+        write_json(self.run / "best.json", {"step": step, **as_json(measured)})
         self.journal.say(f"best so far: {measured.key} {value:.4g} at step {step}")
 
     def _save_model(self, name: str) -> None:
@@ -368,6 +376,17 @@ class Monitor:
 def _is_bearable(error: BaseException) -> bool:
     """Whether an error of drawing does not stop a run: a full disk, no memory."""
     return isinstance(error, OSError) or is_out_of_memory(error)
+
+
+def _incomparable(found: EvaluatedMetric, best: EvaluatedMetric) -> str:
+    """Why a number cannot be compared with that of the best model; "" if it can."""
+    if found.row.key != best.row.key:
+        return f"its number is {best.key}, this one {found.key}"
+    differing = found.protocol.differences(best.protocol)
+    if not differing:
+        return ""
+    what, now, then = differing[0]
+    return f"its {best.key} has {what} {then}, this number {now}"
 
 
 def _first_of(make: Callable[[], Iterator[object]]) -> None:
