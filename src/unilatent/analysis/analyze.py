@@ -237,9 +237,9 @@ def _add_rate(out: Table, analysis: Analysis) -> None:
     )
 
 
-def _add_bits(out: Table, bits: LatentBits | None) -> None:
-    if bits is None:
-        out.add_row("bits of the latents", "none", "the decoder was trained without noise on them: no resolution")
+def _add_bits(out: Table, bits: LatentBits | str) -> None:
+    if isinstance(bits, str):
+        out.add_row("bits of the latents", "none", bits)
         return
     noise = f"through the noise at t = {bits.time:g}, the most that the decoder was trained with"
     finer = [f"{found:.4g} at t = {t:g}" for t, found in zip(bits.times, bits.by_time, strict=True) if t < bits.time]
