@@ -265,7 +265,8 @@ def _add_passes(out: Table, analysis: Analysis) -> None:
             f"{c.total(c.gaussian):.3g} MB"
         )
         out.add_row("weights", f"{c.total(c.trained):.3g} MB", meaning)
-        _add_bits(out, c.latents)
+        if c.latents is not None:
+            _add_bits(out, c.latents)
     if (acc := analysis.layers) is not None:
         for kind, values in acc.linear.items():
             best = max(range(len(values)), key=values.__getitem__)

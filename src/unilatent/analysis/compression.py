@@ -102,8 +102,8 @@ class Compression:
 
     trained, initial: of this model, and of the same model as initialised from a seed. gaussian: of as many normal
     numbers, tensor by tensor: tensors that begin as zeros (AdaLN's modulations) take no bits as initialised, and the
-    paper's random initialisation is not of zeros. parameters: number of values. latents: None without samples; in words,
-    why they have no resolution.
+    paper's random initialisation is not of zeros. parameters: number of values. latents: None without samples; or why
+    they have no resolution.
     """
 
     trained: dict[str, dict[str, float]]
