@@ -221,7 +221,8 @@ def test_a_run_is_finished_once_its_last_step_is_evaluated(tmp_path: Path):
 @pytest.mark.parametrize(
     ("beside", "values", "verdict"),
     [({"real": 100.0}, (105, 130), "worse"), ({"real": 100.0}, (70, 90), "better"),
-     ({"real": 100.0}, (80, 120), "equal"), ({}, (70, 90), None), ({"real": 100.0, "training mean": 0.0}, (70, 90), None)],
+     ({"real": 100.0}, (80, 120), "equal"), ({}, (70, 90), None),
+     ({"real": 100.0, "training mean": 0.0}, (70, 90), None)],
 )  # fmt: skip
 def test_where_nearer_to_a_baseline_is_better(beside: dict[str, float], values: tuple[int, int], verdict: str | None):
     """And more is not; nothing is said without a baseline, or with several."""
