@@ -16,7 +16,7 @@ from unilatent.registry import find
 
 
 class Sorted(Dataset):
-    """A hundred images of ten classes, one class after the other; each has its class as value."""
+    """A hundred images of ten classes, one class after the other; each as bright as the number of its class."""
 
     fingerprint = ""
 
