@@ -10,7 +10,8 @@
   from other originals, the smallest that can be expected.
 - Whether clean latents are equal to the bit.
 
-RUN needs its data (data.held_out). The picture has originals above both reconstructions.
+RUN needs its data (data.held_out). Images are spread evenly over the held-out and the training set. The picture has
+originals above both reconstructions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import unilatent
+from unilatent.batches import spread_evenly
 from unilatent.evaluation.reference import splits_of
+from unilatent.modalities.base import Dataset, Modality
 from unilatent.sampling import encode, reconstruct
 
 PATCH, DIRECTIONS, PATCHES = 7, 512, 16
@@ -76,6 +79,11 @@ def high_frequencies(x: Tensor) -> float:
     return float(power[radius > 0.25].mean())
 
 
+def images_of(dataset: Dataset, modality: Modality, count: int) -> Tensor:
+    """Images (count, C, H, W) that are spread evenly over a data set: the first ones may be of one class."""
+    return modality.collate([image for (image, _), _ in spread_evenly(dataset, range(count), count)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
@@ -89,8 +97,7 @@ def main() -> None:
     assert splits is not None
     assert splits.held_out is not None
     number = min(arguments.num, len(splits.held_out))
-    data = modality.collate([splits.held_out[i][0] for i in range(number)])
-    other = modality.collate([splits.train[i][0] for i in range(number)])
+    data, other = (images_of(part, modality, number) for part in (splits.held_out, splits.train))
     equal = torch.equal(*(encode(model, data) for model in models))
     made = [reconstruct(model, data) for model in models]
     print(f"{number} held-out images; latents {'are equal to the bit' if equal else 'DIFFER'}")

@@ -80,7 +80,8 @@ def encode_views(
     shard when it reads the last samples of one, so that a slow process encodes fewer, and the others wait for no more
     than its last shard. A shard is the same whichever process encodes it. progress: called with the number of latents
     done so far in addition, by all processes; if it raises (a stop, say), this process ends there, and the others after
-    the shards that they have begun. skipped: called with the reason for each sample that this process cannot use.
+    the shards that they have begun. All open the folder together; then each works without a timeout, for which the
+    others wait in `Processes.meet`. skipped: called with the reason for each sample that this process cannot use.
     """
     processes = processes or Processes.alone()
     if isinstance(train, Stream):
@@ -102,13 +103,13 @@ def encode_views(
 
     records, missing = processes.from_main(open_here)
     before = shown = views * (len(train) - sum(map(len, missing)))
-    if progress:
-        progress(before)
     reading = _Reading(processes.shared(missing), views, len(train), batch_size)
     per_sample = model.modality.sample_layout(Streams(("layout",), [0, 1])).positions.shape[0] > 1
     reasons: set[str] = set()
     try:
-        with closing(read_views(train, reading, workers)) as batches:
+        with processes.working(), closing(read_views(train, reading, workers)) as batches:
+            if progress:
+                progress(before)
             for examples in batches:
                 shard, keys = reading.next()
                 shard.add(keys, examples, model, seed, precision, per_sample)

@@ -4,6 +4,7 @@ closed forms."""
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -178,8 +179,12 @@ def test_a_second_stage_has_the_bits_of_its_tokenizer():
     assert latent_bits(own, parts) == latent_bits(tokenizer, parts)
 
 
-def test_latents_that_were_decoded_without_noise_have_no_number_of_bits():
-    assert latent_bits(model_of("image", "unite", reconstruction_noise=0).eval(), batches("image", (8,))) is None
+@pytest.mark.parametrize(
+    ("noise", "words"), [(0, "without noise on them: no resolution"), (1, "at t = 1, .* nothing of them is left")]
+)
+def test_without_a_resolution_there_is_no_number_of_bits_but_a_reason(noise: float, words: str):
+    found = latent_bits(model_of("image", "unite", reconstruction_noise=noise).eval(), batches("image", (8,)))
+    assert isinstance(found, str) and re.search(words, found)
 
 
 def test_padding_carries_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -113,6 +113,7 @@ def protocol(**changes: object) -> Protocol:
 def finished(folder: Path, distance: float, psnr: float, **changes: object) -> None:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text("{}")
+    (folder / "latest.json").write_text('{"step": 10}')
     (folder / "eval").mkdir()
     numbers = [
         EvaluatedMetric(Row("frechet", "distance", distance, "", "lower"), protocol(**changes)),
@@ -204,6 +205,31 @@ def test_settings_that_read_alike_have_folders_of_their_own():
     assert len(names) == 4
     assert grid_cells({"a.depth": ["2"]})[0].name != grid_cells({"b.depth": ["2"]})[0].name
     assert len(grid_cells({"k": ["1", "1"]})) == 1
+
+
+def test_a_run_is_finished_once_its_last_step_is_evaluated(tmp_path: Path):
+    """A kill between the finished model and its evaluation leaves those from before."""
+    [run] = runs_of(tmp_path, CELLS[:1], seeds=1)
+    finished(run.folder, 1.0, 30.0)
+    assert run.is_finished
+    (run.folder / "latest.json").write_text('{"step": 20}')
+    assert not run.is_finished
+    (run.folder / "eval" / "step_00000010.json").rename(run.folder / "eval" / "step_00000020.json")
+    assert run.is_finished
+
+
+@pytest.mark.parametrize(
+    ("beside", "values", "verdict"),
+    [({"real": 100.0}, (105, 130), "worse"), ({"real": 100.0}, (70, 90), "better"),
+     ({"real": 100.0}, (80, 120), "equal"), ({}, (70, 90), None),
+     ({"real": 100.0, "training mean": 0.0}, (70, 90), None)],
+)  # fmt: skip
+def test_where_nearer_to_a_baseline_is_better(beside: dict[str, float], values: tuple[int, int], verdict: str | None):
+    """And more is not; nothing is said without a baseline, or with several."""
+    first, other = (sweeps.Measured(value, 1.0, (value - 1.0, value, value + 1.0)) for value in values)
+    example = {"spread": EvaluatedMetric(Row("spread", "spread", 0.0, "%", "same", beside), protocol())}
+    base = sweeps.SweepRow(CELLS[0], (0, 1, 2), {"spread": first}, {}, {})
+    assert sweeps._here({"spread": other}, base, example).get("spread") == verdict
 
 
 def test_other_protocols_and_unfinished_runs_are_left_out_by_name(tmp_path: Path):

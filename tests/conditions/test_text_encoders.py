@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from unilatent.conditions.base import Conditions
 from unilatent.conditions.text import TextConfig
 from unilatent.nets import text_encoder
 from unilatent.nets.text_encoder import ENTRY, EmbeddingCache, TextEncoder
+from unilatent.processes import Processes
 from unilatent.types import Batch, decode_texts, encode_texts
 
 transformers = pytest.importorskip("transformers")
@@ -291,3 +293,23 @@ def test_many_files_at_rest_become_one(tmp_path: Path):
         found = kept.get("text 13")
         assert found is not None and np.array_equal(found, rows_of(13))
     assert np.array_equal(late.get("text 12"), rows_of(12))
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_each_machine_reads_its_own_cache_unless_it_is_one(tmp_path: Path, is_shared: bool) -> None:
+    """Two processes; the second gets what the first one found, if it can read its files."""
+    first, other = (EmbeddingCache(tmp_path / name, 16) for name in ("a", "a" if is_shared else "b"))
+    for number, cache in enumerate((first, other)):
+        cache.folder.mkdir(exist_ok=True)
+        EmbeddingCache(cache.folder, 16).add({f"text {number}": np.full((3, 16), number, dtype=np.float32)})
+
+    class Other(Processes):
+        def from_main(self, find: Callable[[], Any]) -> Any:
+            return seen
+
+    seen = first.entries
+    if not is_shared:  # on a machine that has no such files
+        first.folder.rename(tmp_path / "elsewhere")
+    other.share(Other.alone())
+    assert (other.entries is seen) == is_shared
+    assert other.get("text 1") is not None and (other.get("text 0") is not None) == is_shared

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,46 @@ def test_a_process_that_is_stopped_leaves_the_others_what_they_began(method: str
         encode_views(model, data, tmp_path, **settings, processes=Stopped.alone(), progress=stop)
     assert list(taken) == [], "the others find nothing to take"
     assert encode_views(model, data, tmp_path, **settings) == 0 and len(list(tmp_path.glob("rows_*"))) == 6
+
+
+@every_generator
+def test_a_stop_before_the_first_batch_leaves_the_others_nothing(method: str, tmp_path: Path) -> None:
+    model, data = model_of("image", method).eval(), First(splits_of("image").train, 12)
+    taken = SharedItems(range(6), local_counter(), local_counter())
+
+    class Stopped(Processes):
+        def shared(self, items: Sequence[Any], fixed: bool = False) -> SharedItems[Any]:
+            return SharedItems(items, taken._taken, taken._done)
+
+    def stop(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_views(model, data, tmp_path, views=1, precision="fp32", processes=Stopped.alone(), progress=stop)
+    assert list(taken) == [], "the others find nothing to take"
+
+
+def test_the_folder_is_opened_before_a_process_gives_signs_of_life_by_itself(tmp_path: Path) -> None:
+    """Else those that wait for a first process that is frozen would be alive for ever, and so wait for ever."""
+    working = list[bool]()
+
+    class Watched(Processes):
+        def from_main(self, find: Callable[[], Any]) -> Any:
+            assert not working
+            return find()
+
+        @contextmanager
+        def working(self) -> Iterator[None]:
+            working.append(True)
+            yield
+            working.pop()
+
+    def encoded(count: int) -> None:
+        assert working == [True]
+
+    model, data = model_of("image", "unified_latents").eval(), First(splits_of("image").train, 4)
+    encode_views(model, data, tmp_path, views=1, precision="fp32", processes=Watched.alone(), progress=encoded)
+    assert not working
 
 
 @every_generator

@@ -7,8 +7,11 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -20,11 +23,14 @@ from test_processes import TORCHRUN, environment, port
 from test_training import digits
 
 import unilatent
+from unilatent import faults
 from unilatent.cli import main
+from unilatent.evaluation import evaluate
 from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
 from unilatent.evaluation.reference import splits_of
 from unilatent.modalities.base import BadSample, Dataset, Splits
 from unilatent.outputs import RECORD
+from unilatent.training import monitoring
 from unilatent.training.trainer import Trainer
 
 FAST = ("--num-samples", 150, "--steps", 2, "--num-held-out", 70, "--num-reference", 300)
@@ -346,13 +352,37 @@ def test_the_best_model_is_kept_by_a_named_metric(tmp_path: Path) -> None:
     assert found[4]["frechet_pixels"]["key"] == "frechet_pixels20/adm/heun-1/cfg1"
     assert "n = 20" in found[4]["frechet_pixels"]["cautions"]
     values = {step: one["psnr"]["value"] for step, one in found.items()}
-    best = json.loads((out / "best.json").read_text())
+    best = json.loads((out / "best" / "best.json").read_text())
     assert best["step"] == max(values, key=values.__getitem__) and best["value"] == max(values.values())
     content = json.loads((out / "eval" / f"step_{best['step']:08d}.json").read_text())
     assert unilatent.load(out / "best", device="cpu").fingerprint() == content["fingerprint"]
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert any("eval/psnr360/adm" in line for line in logged), logged[-1].keys()
     assert not list((out / "eval" / "records").glob("samples-*"))
+
+
+def rewrite(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_numbers_of_other_protocols_do_not_replace_the_best(tmp_path: Path) -> None:
+    """While training one solver step, at the end 50; then the run goes on with more samples. Said once each time."""
+    out, settings = tmp_path / "run", [*ONLINE, "sampling.num_inference_steps=50", "training.best=frechet_pixels"]
+    Trainer(digits(*settings), out).fit()
+    rewrite(out / "best" / "best.json", value=1e9)  # any number would beat it
+    before = json.loads((out / "best" / "best.json").read_text())
+    assert before["step"] in (4, 8) and before["key"] == "frechet_pixels20/adm/heun-1/cfg1"
+    log = (out / "log.txt").read_text()
+    assert (
+        log.count("warning: best/ stays: its frechet_pixels20/adm/heun-1/cfg1 has sampling.num_inference_steps 1, ")
+        == 1
+    )
+    for step in (8, 12):
+        shutil.rmtree(out / "checkpoints" / f"step_{step:08d}")
+    Trainer(digits(*settings, "training.evaluate_samples=30"), out, resume="auto").fit()
+    assert json.loads((out / "best" / "best.json").read_text()) == before
+    log = (out / "log.txt").read_text().removeprefix(log)
+    assert log.count("has num_samples 20, this number 30; delete best/ to begin again") == 1
 
 
 def test_the_best_stays_the_best_when_a_run_goes_on(tmp_path: Path) -> None:
@@ -364,15 +394,70 @@ def test_the_best_stays_the_best_when_a_run_goes_on(tmp_path: Path) -> None:
         shutil.rmtree(out / "checkpoints" / f"step_{step:08d}")
     shutil.rmtree(out / "model")
     before = (out / "best" / "config.json").stat().st_mtime_ns
-    (out / "best.json").write_text(json.dumps({"step": 4, "key": "l1", "value": 0.0}))
+    rewrite(out / "best" / "best.json", value=0.0)
     Trainer(digits(*ONLINE, "training.best=l1"), out, resume="auto").fit()
-    assert json.loads((out / "best.json").read_text())["value"] == 0
+    assert json.loads((out / "best" / "best.json").read_text())["value"] == 0
     assert (out / "best" / "config.json").stat().st_mtime_ns == before
     for step in (8, 12):
         shutil.rmtree(out / "checkpoints" / f"step_{step:08d}")
-    (out / "best.json").write_text(json.dumps({"step": 4, "key": "l1", "value": 9.0}))
+    rewrite(out / "best" / "best.json", value=9.0)
     Trainer(digits(*ONLINE, "training.best=l1"), out, resume="auto").fit()
-    assert json.loads((out / "best.json").read_text())["step"] in (8, 12)
+    assert json.loads((out / "best" / "best.json").read_text())["step"] in (8, 12)
+
+
+@pytest.mark.parametrize("point", ["model.before_rename", "evaluation.before_file", "evaluation.written"])
+def test_an_evaluation_that_is_cut_short_is_completed_from_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Cut short before best/ is there, before the evaluation's file is, and before its samples are removed."""
+    settings, out, drawn = [*ONLINE, "training.best=l1"], tmp_path / "run", list[int]()
+    plain = evaluate.sample_batches
+
+    def counted(model: Any, num: int, **how: Any) -> Any:
+        drawn.append(len(drawn))
+        return plain(model, num, **how)
+
+    monkeypatch.setattr(evaluate, "sample_batches", counted)
+    monkeypatch.setattr(monitoring, "reach", faults._act)
+    monkeypatch.setattr(faults, "ARMED", faults.Fault.parse(f"{point}:raise::4"))
+    with pytest.raises(RuntimeError, match=point):
+        Trainer(digits(*settings), out).fit()
+    assert (out / "best").is_dir() == (point != "model.before_rename")
+    assert (out / "eval" / "step_00000004.json").is_file() == (point == "evaluation.written")
+    Trainer(digits(*settings), out, resume="auto").fit()
+    assert len(drawn) == 3, "of three evaluations"
+    values = {int(p.stem[5:]): by_metric(json.loads(p.read_text()))["l1"] for p in (out / "eval").glob("step_*.json")}
+    best = json.loads((out / "best" / "best.json").read_text())
+    assert sorted(values) == [4, 8, 12] and best["value"] == min(one["value"] for one in values.values())
+    assert {**values[best["step"]], "step": best["step"]} == best
+
+
+@pytest.mark.parametrize("point", ["", "model.before_rename", "model.set_aside", "model.after_rename"])
+def test_a_model_folder_is_replaced_without_losing_files_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Also by a writing that is cut short, before and after the next start settles it."""
+
+    class Model:
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir()
+            for name in ("model.safetensors", "README.md"):
+                (folder / name).write_text("")
+            (folder / "model.safetensors").write_text("new")
+
+    folder, monitor = tmp_path / "best", SimpleNamespace(state=SimpleNamespace(step=4), journal=MagicMock())
+    folder.mkdir()
+    for name in ("model.safetensors", "README.md", "notes.txt"):
+        (folder / name).write_text("old")
+    monkeypatch.setattr(monitoring, "reach", faults._act)
+    monkeypatch.setattr(faults, "ARMED", faults.Fault.parse(f"{point or 'none'}:raise"))
+    with pytest.raises(RuntimeError) if point else nullcontext():
+        monitoring.Monitor._write_model(monitor, Model(), folder, {"key": "l1", "value": 1.0, "step": 4})  # type: ignore[arg-type]
+    monitoring.settle(folder)
+    is_new = point in ("", "model.after_rename")
+    assert (folder / "model.safetensors").read_text() == ("new" if is_new else "old")
+    assert (folder / "README.md").read_text() == (folder / "notes.txt").read_text() == "old"
+    assert (folder / "best.json").is_file() == is_new and not (tmp_path / "best.old").exists()
 
 
 def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tmp_path: Path) -> None:
@@ -409,7 +494,7 @@ def test_two_processes_share_an_evaluation(tmp_path: Path) -> None:
     alone = Evaluator(model, splits_of(model.modality, tmp_path / "two", None), tmp_path / "records", request).run()
     values = {measured.row.key: measured.row.value for measured in alone.numbers}
     assert {key: one["value"] for key, one in by_metric(two).items()} == pytest.approx(values, rel=1e-4)
-    assert json.loads((tmp_path / "two" / "best.json").read_text())["value"] == by_metric(two)["psnr"]["value"]
+    assert json.loads((tmp_path / "two" / "best" / "best.json").read_text())["value"] == by_metric(two)["psnr"]["value"]
 
 
 def test_images_of_a_folder_as_reference(cli: Command, run_folder: Path, tmp_path: Path) -> None:

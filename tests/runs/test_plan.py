@@ -26,7 +26,7 @@ from unilatent.presets import preset, presets
 from unilatent.training.flop import StepCounter
 from unilatent.training.memory import estimate
 from unilatent.training.optimizer import Optimizers
-from unilatent.training.plan import GPUS, Machines, RunPlan, on_gpu, plan, stages_of
+from unilatent.training.plan import BETWEEN, GPUS, WITHIN, Machines, RunPlan, on_gpu, plan, stages_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from stored_latents import flop
@@ -118,19 +118,57 @@ def test_bytes_sent_are_those_of_rings() -> None:
     assert planned("digits").sent == {}
 
 
-def test_sharding_gathers_weights_and_holds_less() -> None:
-    """Three draws at a time: encoder blocks are called twice in a micro-batch, decoder blocks once."""
-    whole, sharded = (
-        planned("digits", f"training.shard={shard}", machines=Machines(gpus=4)) for shard in ("false", "true")
-    )
+def blocks_of(model: LatentModel) -> dict[str, int]:
+    """Network -> numbers in its repeated blocks."""
+    networks = {"encoder": model.generative_encoder, "decoder": model.decoder}
+    return {name: sum(p.numel() for p in one.transformer.blocks.parameters()) for name, one in networks.items()}
+
+
+def test_sharding_gathers_weights_sums_gradients_once_a_step_and_holds_less() -> None:
+    """Three draws at a time: encoder blocks are called twice in a micro-batch, decoder blocks once. They are gathered
+    in the precision of the run, and summed once in float32, however many micro-batches there are."""
+    four = Machines(gpus=4)
+    whole, sharded, exact, parts = (
+        planned("digits", *settings, machines=four)
+        for settings in (
+            ["training.shard=false"], ["training.shard=true"], ["training.shard=true", "training.precision=fp32"],
+            ["training.shard=true", "training.micro_batch_size=4"],
+        )
+    )  # fmt: skip
     model = LatentModel.build(on_gpu(preset("digits")).model())
-    size = {
-        name: 4 * sum(p.numel() for p in network.transformer.blocks.parameters())
-        for name, network in (("encoder", model.generative_encoder), ("decoder", model.decoder))
-    }
-    gathered = 2 * 3 / 4 * (2 * size["encoder"] + size["decoder"])
+    size = blocks_of(model)
+    gathered = 2 * 3 / 4 * 2 * (2 * size["encoder"] + size["decoder"])
     assert sharded.sent["gathers of sharded weights"] == pytest.approx(gathered)
+    assert exact.sent["gathers of sharded weights"] == pytest.approx(2 * gathered)
+    assert parts.micro_batches > 1 == sharded.micro_batches
+    assert parts.sent["gathers of sharded weights"] == pytest.approx(parts.micro_batches * gathered)
+    blocks = sum(size.values())
+    sums = 3 / 4 * 4 * (2 * (model.num_trainable - blocks) + blocks)
+    assert sharded.sent["sums of gradients"] == pytest.approx(sums) == parts.sent["sums of gradients"]
     assert sharded.memory.optimizer < whole.memory.optimizer
+
+
+def test_what_all_cards_of_a_machine_send_to_others_shares_its_network() -> None:
+    """Four machines of two cards. Round a ring, one card of a machine sends outside; sums of shards, and Muon's
+    exchange of sharded matrices, go from both at once."""
+    eight = Machines(gpus=8, gpus_per_node=2, network=1e6)
+    hybrid, whole = (planned("digits", f"training.shard={mode}", machines=eight) for mode in ("hybrid", "true"))
+    model = LatentModel.build(on_gpu(preset("digits")).model())
+    size, blocks = blocks_of(model), sum(blocks_of(model).values())
+    (_, muon) = Optimizers(model, on_gpu(preset("digits")).training.optimizer).all
+    sharded = {id(p) for one in (model.generative_encoder, model.decoder) for p in one.transformer.blocks.parameters()}
+    matrices = sum(p.numel() for p in muon.param_groups[0]["params"] if id(p) in sharded)
+    rows = 2 * matrices / 8  # in bfloat16, of the matrices of one owner
+    gathered = 2 * 1 / 2 * 2 * (2 * size["encoder"] + size["decoder"])
+    assert hybrid.sent[WITHIN] == pytest.approx(gathered + 1 / 2 * 4 * blocks + 2 * rows / 2), "an owner's, and back"
+    assert hybrid.sent[BETWEEN] == pytest.approx(2 * 3 / 4 * 4 * blocks / 2 + 6 * rows / 2), "results to three copies"
+    assert whole.sent[WITHIN] == pytest.approx(2 * rows / 8) and whole.sent[BETWEEN] == pytest.approx(2 * 6 * rows / 8)
+    assert "gathers of sharded weights" not in hybrid.sent
+    for found in (hybrid, whole):
+        ring = sum(bytes for purpose, bytes in found.sent.items() if purpose not in (WITHIN, BETWEEN))
+        seconds = ring / 1e6 + found.sent[BETWEEN] / (1e6 / 2) + found.sent[WITHIN] / eight.gpu.link
+        assert found.seconds["communication"] == pytest.approx(seconds)
+    assert whole.memory.optimizer < hybrid.memory.optimizer < planned("digits", machines=eight).memory.optimizer
 
 
 def test_muon_s_products_are_shared() -> None:

@@ -185,7 +185,7 @@ def test_sharded_processes_draw_and_evaluate_as_one(tmp_path: Path, made_weights
     Trainer(digits(*settings), tmp_path / "one").fit()
     for name in ("samples/step_00000001.png", "recon/step_00000001.png", "recon/step_00000002.png"):
         assert np.abs(picture(out / name) - picture(tmp_path / "one" / name)).max() <= 1, name
-    best = [json.loads((run / "best.json").read_text()) for run in (out, tmp_path / "one")]
+    best = [json.loads((run / "best" / "best.json").read_text()) for run in (out, tmp_path / "one")]
     assert best[0]["step"] == best[1]["step"] and best[0]["value"] == pytest.approx(best[1]["value"], rel=1e-3)
 
 
@@ -298,7 +298,7 @@ def test_a_distance_on_test_made_weights_is_measured_at_its_cadence_and_keeps_th
     }
     assert sorted(found) == [2, 4, 6] and all(one.keys() == {"fid"} for one in found.values())
     values = {step: one["fid"]["value"] for step, one in found.items()}
-    best = json.loads((out / "best.json").read_text())
+    best = json.loads((out / "best" / "best.json").read_text())
     assert len(set(values.values())) == 3
     assert best["value"] == min(values.values()) and best["step"] == min(values, key=values.__getitem__)
     content = json.loads((out / "eval" / f"step_{best['step']:08d}.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import unilatent
+from unilatent.cli import finetune_decoder
 from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
@@ -152,6 +154,18 @@ def test_a_fine_tuning_is_resumed_bitwise(source: Path, tmp_path: Path):
         x, y = (load_file(tmp_path / run / "checkpoints" / "step_00000006" / f"{name}.safetensors")
                 for run in ("whole", "parts"))  # fmt: skip
         assert x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x), name
+
+
+def test_fewer_steps_than_are_saved_are_named(source: Path, tmp_path: Path):
+    tuning(source, tmp_path / "out", steps=3).fit()
+    tuning(source, tmp_path / "out", steps=2).fit()
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count("warning: steps=2, but step 3 is saved: nothing is left to train") == 1
+
+
+def test_the_help_names_every_setting():
+    words = set(re.findall(r"\w+", finetune_decoder.run.__doc__ or ""))
+    assert words >= DecoderGANConfig.model_fields.keys()
 
 
 def test_what_cannot_be_sharpened_or_gone_on_with_is_refused(source: Path, tmp_path: Path):

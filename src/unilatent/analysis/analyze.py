@@ -237,9 +237,9 @@ def _add_rate(out: Table, analysis: Analysis) -> None:
     )
 
 
-def _add_bits(out: Table, bits: LatentBits | None) -> None:
-    if bits is None:
-        out.add_row("bits of the latents", "none", "the decoder was trained without noise on them: no resolution")
+def _add_bits(out: Table, bits: LatentBits | str) -> None:
+    if isinstance(bits, str):
+        out.add_row("bits of the latents", "none", bits)
         return
     noise = f"through the noise at t = {bits.time:g}, the most that the decoder was trained with"
     finer = [f"{found:.4g} at t = {t:g}" for t, found in zip(bits.times, bits.by_time, strict=True) if t < bits.time]
@@ -265,7 +265,8 @@ def _add_passes(out: Table, analysis: Analysis) -> None:
             f"{c.total(c.gaussian):.3g} MB"
         )
         out.add_row("weights", f"{c.total(c.trained):.3g} MB", meaning)
-        _add_bits(out, c.latents)
+        if c.latents is not None:
+            _add_bits(out, c.latents)
     if (acc := analysis.layers) is not None:
         for kind, values in acc.linear.items():
             best = max(range(len(values)), key=values.__getitem__)

@@ -54,14 +54,17 @@ TIMES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 @torch.no_grad()
 def latent_bits(
     model: LatentModel, batches: Iterable[Batch], rate: RateReport | None = None, seed: int = 0
-) -> LatentBits | None:
-    """Measure it on samples; None if the decoder was trained without noise on latents: then there is no resolution.
+) -> LatentBits | str:
+    """Measure it on samples; or say why there is no resolution: the decoder was trained without noise on latents, or
+    with noise that leaves nothing of them.
 
     rate: what `rates.rate_report` found.
     """
     time, *times = ((t, _snr(model.path, t)) for t in (model.decoder_noise, *TIMES))
-    if not 0 < time[1] < math.inf:
-        return None
+    if time[1] == math.inf:
+        return "the decoder was trained without noise on them: no resolution"
+    if time[1] == 0:
+        return f"at t = {time[0]:g}, the most noise that the decoder was trained with, nothing of them is left"
     spread, parts, done = Spread(model.max_latents, model.latent_channels, model.device), [], 0
     for batch in batches:
         streams = Streams(("latents", seed), range(done, done + count(batch.data)), model.device)
@@ -99,15 +102,15 @@ class Compression:
 
     trained, initial: of this model, and of the same model as initialised from a seed. gaussian: of as many normal
     numbers, tensor by tensor: tensors that begin as zeros (AdaLN's modulations) take no bits as initialised, and the
-    paper's random initialisation is not of zeros. parameters: number of values. latents: None without samples, or if
-    the latents have no resolution.
+    paper's random initialisation is not of zeros. parameters: number of values. latents: None without samples; or why
+    they have no resolution.
     """
 
     trained: dict[str, dict[str, float]]
     initial: dict[str, dict[str, float]]
     gaussian: dict[str, dict[str, float]]
     parameters: dict[str, dict[str, int]]
-    latents: LatentBits | None = None
+    latents: LatentBits | str | None = None
 
     def total(self, of: dict[str, dict[str, float]]) -> float:
         """Return the MB of all networks and groups."""

@@ -24,8 +24,10 @@ from typing import Any
 from ..config import ConfigError, flat
 from ..evaluation.evaluate import EvaluatedMetric
 from ..methods.base import Ablation
+from ..modalities.base import Row
 from ..plain_text import count_of
 from ..registry import find
+from ..runs.listing import describe as describe_run
 from ..training.config import RunConfig
 from ..training.resuming import refuse_other_settings
 from .comparison import last_evaluation
@@ -150,8 +152,9 @@ class SweepRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it is trained to the end, and evaluated."""
-        return (self.folder / "model" / "config.json").is_file() and bool(last_evaluation(self.folder))
+        """Whether it is trained to the end, and evaluated there: evaluations before the end do not count."""
+        last = self.folder / "eval" / f"step_{describe_run(self.folder).step:08d}.json"
+        return (self.folder / "model" / "config.json").is_file() and last.is_file()
 
     def refuse_other(self) -> None:
         """ConfigError if the folder holds a run of other settings, trained in another sweep."""
@@ -351,12 +354,23 @@ def _here(
         base = first.numbers.get(key) if first else None
         if base is None or own.std is None or base.std is None:
             continue
+        gain = _gain(examples[key].row, own.mean, base.mean)
+        if gain is None:
+            continue
         spread = math.hypot(own.std, base.std)
-        difference = own.mean - base.mean
-        if examples[key].row.better == "lower":
-            difference = -difference
-        said[key] = "equal" if abs(difference) <= spread else "better" if difference > 0 else "worse"
+        said[key] = "equal" if abs(gain) <= spread else "better" if gain > 0 else "worse"
     return said
+
+
+def _gain(row: Row, value: float, base: float) -> float | None:
+    """By how much a number is better than another one of its metric. Where closer to the baselines is better, there is
+    one answer for one baseline alone; else None."""
+    if row.better != "same":
+        return value - base if row.better == "higher" else base - value
+    if len(row.beside) != 1:
+        return None
+    [ideal] = row.beside.values()
+    return abs(base - ideal) - abs(value - ideal)
 
 
 def table_of(result: SweepResult) -> list[list[str]]:

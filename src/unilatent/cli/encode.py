@@ -127,15 +127,14 @@ def _encode_views(
             stop.between_batches()
 
         stopped = False
-        with processes.working():  # for as long as it takes; those that are done wait without a timeout
-            try:
-                here = encode_views(
-                    network, splits.train, outputs.folder, views=views, seed=seed, batch_size=batch_size,
-                    shard_size=shard_size, precision=chosen, workers=workers, processes=processes,
-                    progress=after_batch, skipped=left_out,
-                )  # fmt: skip
-            except Stopped:
-                stopped = True
+        try:
+            here = encode_views(
+                network, splits.train, outputs.folder, views=views, seed=seed, batch_size=batch_size,
+                shard_size=shard_size, precision=chosen, workers=workers, processes=processes,
+                progress=after_batch, skipped=left_out,
+            )  # fmt: skip
+        except Stopped:
+            stopped = True
         processes.meet()
         left_out.reasons = [reason for of_one in processes.gather(left_out.reasons) for reason in of_one]
         if processes.is_main:

@@ -23,9 +23,9 @@ def run(
     """Sharpen the decoder of a finished model.
 
     With an adversary, whose network starts from the model's own encoder; latents stay the same, bit for bit. Settings
-    are KEY=VALUE: steps, batch_size, seed, learning_rate, discriminator_learning_rate, adversarial_weight, start,
-    r1_weight, r1_every, ema_decay, precision, workers, threads, device, log_every, sample_every, checkpoint_every.
-    After a stop, the same command goes on.
+    are KEY=VALUE: steps, batch_size, seed, learning_rate, discriminator_learning_rate, muon, adversarial_weight,
+    start, r1_weight, r1_every, ema_decay, precision, workers, threads, device, log_every, sample_every,
+    checkpoint_every, keep_checkpoints. After a stop, the same command goes on.
     """
     from ..evaluation.reference import splits_of
     from ..model_folder import find_model_folder, read_config

@@ -219,9 +219,14 @@ class EmbeddingCache:
         return self._read_indices() if len(idle) > MANY and self._merge(idle, entries) else entries
 
     def share(self, processes: Processes) -> None:
-        """Let the first process read the folder for all, unless that is done; collective."""
+        """Let the first process read the folder for all, unless that is done; collective.
+
+        If a process lacks a file that the first one found, on a machine with a cache of its own, each reads its own.
+        """
         if processes.highest("entries" not in vars(self)):
-            self.entries = processes.from_main(lambda: self.entries)
+            entries = processes.from_main(lambda: self.entries)
+            if not processes.highest(not all(path.is_file() for path in {path for path, _, _ in entries.values()})):
+                self.entries = entries
 
     def _new_path(self) -> Path:
         return self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.rows"

@@ -278,8 +278,6 @@ class DecoderGAN:
             for rows, (batch, skipped) in zip(positions, batches, strict=False):
                 for sample in skipped:
                     journal.warn("samples", f"left out: {sample.message}")
-                if batch is None:
-                    raise ConfigError(f"data: no sample of step {self.step + 1} can be used; repair or remove them")
                 losses = self.take_step(batch.to(self.processes.device), rows)
                 self.step += 1
                 done += len(rows)
@@ -383,6 +381,8 @@ class DecoderGAN:
             journal.say(f"skipped: {line}")
         if self.step:
             journal.say(f"resumed at step {self.step}")
+        if self.step > self.config.steps:
+            journal.say(f"warning: steps={self.config.steps}, but step {self.step} is saved: nothing is left to train")
 
     def _draw(self) -> None:
         """Held-out samples above their reconstructions by the averaged decoder."""

@@ -26,7 +26,8 @@ from ..evaluation.evaluate import (
     prepare,
 )
 from ..evaluation.reference import find_reference
-from ..evaluation.table import is_better, table, write_evaluation
+from ..evaluation.table import as_json, from_json, is_better, table, write_evaluation
+from ..faults import reach
 from ..files import read_json, write_json
 from ..listings import Listings
 from ..maths.solvers import ADAPTIVE
@@ -53,6 +54,10 @@ MAX_REFERENCE = 20_000
 """Training samples that an evaluation during a run is compared with, at most, unless it names its metrics."""
 DRAWN, BATCH = 16, 64
 """Held-out samples whose reconstructions are drawn, at most; samples of one forward pass for drawing."""
+
+BEST = "best.json"
+"""The file of RUN/best with the model's number, so that both become visible with one renaming."""
+BEGIN_AGAIN = "delete best/ to begin again"
 
 
 def check_evaluation(
@@ -116,6 +121,9 @@ class Monitor:
         self.run, self.state, self.config, self.splits, self.processes = run, state, config, splits, processes
         self.sharded, self.stop, self.journal, self.loggers = sharded, stop, journal, loggers
         self.training, self.reference = config.training, reference
+        if processes.is_main:
+            for name in ("model", "best"):
+                settle(run / name)
 
     # Images.
 
@@ -289,20 +297,22 @@ class Monitor:
             finally:
                 self.journal.tasks.clear()
 
-            def report() -> bool:
-                evaluator.clear("samples", "reconstructions", "unconditional")
-                self._report(evaluation, evaluator.fingerprint, final, time.perf_counter() - started)
-                return t.best is not None and self._is_best(evaluation, t.best)
-
-            if self.processes.from_main(report) and t.best is not None:
-                self._save_model("best")
-                self.processes.on_main(partial(self._note_best, evaluation.find(t.best)))
+            best = self.processes.from_main(partial(self._best_of, evaluation))
+            if best is not None:
+                self._save_model("best", best)
+            # A kill before the evaluation's file is there repeats the evaluation; its records are kept until then.
+            self.processes.on_main(
+                partial(self._report, evaluation, evaluator.fingerprint, final, time.perf_counter() - started)
+            )
+            reach("evaluation.written", self.state.step)
+            self.processes.on_main(partial(evaluator.clear, "samples", "reconstructions", "unconditional"))
         return True
 
     def _report(self, evaluation: Evaluation, fingerprint: str, final: bool, seconds: float) -> None:
         """Write an evaluation's file and numbers, and print the table of the last one."""
         step = self.state.step
         about = {"preset": self.config.preset, "step": step, "fingerprint": fingerprint}
+        reach("evaluation.before_file", step)
         write_evaluation(evaluation, self.evaluation_file, about, seconds)
         numbers = {f"eval/{metric.key}": metric.row.value for metric in evaluation.numbers}
         self.journal.log(step, numbers)
@@ -316,32 +326,38 @@ class Monitor:
             title = f"{self.config.preset}, step {step}: {self.training.evaluate_samples} samples{held_out}"
             show(table(evaluation.numbers, title))
 
-    def _is_best(self, evaluation: Evaluation, metric: str) -> bool:
-        """Whether a model is better than that in RUN/best, by the number in best.json; True if there is none."""
-        path = self.run / "best.json"
+    def _best_of(self, evaluation: Evaluation) -> dict[str, Any] | None:
+        """The number of a model that is better than that in RUN/best, with its step, as best/best.json has it; None if
+        it is not better. Numbers of different protocols are not compared: the model that is there stays."""
+        metric, folder = self.training.best, self.run / "best"
+        if metric is None:
+            return None
         try:
-            row = evaluation.find(metric).row
-            before = read_json(path, "delete it") if path.is_file() and (self.run / "best").is_dir() else None
-            better = before is None or is_better(row, float(before["value"]))
-        except (ValueError, KeyError, TypeError) as error:
+            found = evaluation.find(metric)
+            before = -math.inf if found.row.better == "higher" else math.inf
+            if folder.is_dir():
+                best = _number_of(folder)
+                if reason := _incomparable(found, best):
+                    self.journal.warn("protocol", f"best/ stays: {reason}; {BEGIN_AGAIN}")
+                    return None
+                before = best.row.value
+            better = is_better(found.row, before) and math.isfinite(found.row.value)
+        except ValueError as error:
             self.journal.warn("best", f"the best model is not kept: {first_line(error)}")
-            return False
-        return better and math.isfinite(row.value)
+            return None
+        return {"step": self.state.step, **as_json(found)} if better else None
 
-    def _note_best(self, measured: EvaluatedMetric) -> None:
-        step, value = self.state.step, measured.row.value
-        write_json(self.run / "best.json", {"step": step, "key": measured.key, "value": value})
-        self.journal.say(f"best so far: {measured.key} {value:.4g} at step {step}")
+    def _save_model(self, name: str, best: dict[str, Any] | None = None) -> None:
+        """Write the model, with the weights that it has now, to a model folder of the run: after a kill it is the old
+        or the new one (`settle`). A model card that is there, and files of others, are kept.
 
-    def _save_model(self, name: str) -> None:
-        """Write the model, with the weights that it has now, to a model folder of the run, atomically. A model card
-        that is there, and files of others, are kept.
+        best: the number for which it is the best model, in best.json.
 
         This alone needs the whole model in one place: in the first process's CPU memory, to which a sharded one is
         gathered tensor by tensor.
         """
         model = whole_copy(self.state.model, keep=self.processes.is_main) if self.sharded else self.state.model
-        self.processes.on_main(partial(self._write_model, model, name))
+        self.processes.on_main(partial(self._write_model, model, self.run / name, best))
 
     def _describe(self, fingerprint: str) -> None:
         """Write what is known of the finished model to its folder: its card, its numbers, its images."""
@@ -352,22 +368,66 @@ class Monitor:
         except OSError as error:
             self.journal.warn("card", f"the card of {folder} is not written: {first_line(error)}")
 
-    def _write_model(self, model: LatentModel, name: str) -> None:
-        folder, temporary = self.run / name, self.run / f"{name}.tmp"
+    def _write_model(self, model: LatentModel, folder: Path, best: dict[str, Any] | None) -> None:
+        temporary = folder.with_name(f"{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name in (RECORD, *PICTURES):
-                continue
-            if (path.name == CARD and not is_untouched(path)) or not (temporary / path.name).exists():
-                path.replace(temporary / path.name)
-        shutil.rmtree(folder, ignore_errors=True)
+        if best is not None:
+            write_json(temporary / BEST, best)
+        reach("model.before_rename", self.state.step)
+        if folder.exists():
+            folder.rename(_aside(folder))
+            reach("model.set_aside", self.state.step)
         temporary.rename(folder)
+        reach("model.after_rename", self.state.step)
+        settle(folder)
+        if best is not None:
+            self.journal.say(f"best so far: {best['key']} {best['value']:.4g} at step {best['step']}")
+
+
+def settle(folder: Path) -> None:
+    """End the replacement of a model folder: move what is kept of the old one, then remove it. If a kill came before
+    the new one was in place, the old one returns."""
+    old = _aside(folder)
+    if not old.is_dir():
+        return
+    if not folder.exists():
+        old.rename(folder)
+        return
+    for path in old.iterdir():
+        if path.name in (RECORD, *PICTURES):
+            continue
+        if (path.name == CARD and not is_untouched(path)) or not (folder / path.name).exists():
+            path.replace(folder / path.name)
+    shutil.rmtree(old)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
+
+
+def _number_of(folder: Path) -> EvaluatedMetric:
+    """The number of the model in RUN/best; ValueError if it has none."""
+    try:
+        return from_json(read_json(folder / BEST, BEGIN_AGAIN))
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder / BEST}: not the number of a model; {BEGIN_AGAIN}") from None
 
 
 def _is_bearable(error: BaseException) -> bool:
     """Whether an error of drawing does not stop a run: a full disk, no memory."""
     return isinstance(error, OSError) or is_out_of_memory(error)
+
+
+def _incomparable(found: EvaluatedMetric, best: EvaluatedMetric) -> str:
+    """Why a number cannot be compared with that of the best model; "" if it can."""
+    if found.row.key != best.row.key:
+        return f"its number is {best.key}, this one {found.key}"
+    differing = found.protocol.differences(best.protocol)
+    if not differing:
+        return ""
+    what, now, then = differing[0]
+    return f"its {best.key} has {what} {then}, this number {now}"
 
 
 def _first_of(make: Callable[[], Iterator[object]]) -> None:

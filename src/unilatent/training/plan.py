@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,11 +97,16 @@ class Machines:
     def nodes(self) -> int:
         return -(-self.gpus // self.gpus_per_node)
 
+    @property
+    def per_node(self) -> int:
+        """Cards of a machine that take part."""
+        return min(self.gpus, self.gpus_per_node)
+
     @contextmanager
     def local(self) -> Iterator[None]:
         """Give code that asks how many processes a machine has (`sharding.shards_of`) this answer, inside the block."""
         before = os.environ.get("LOCAL_WORLD_SIZE")
-        os.environ["LOCAL_WORLD_SIZE"] = str(min(self.gpus, self.gpus_per_node))
+        os.environ["LOCAL_WORLD_SIZE"] = str(self.per_node)
         try:
             yield
         finally:
@@ -112,8 +117,13 @@ class Machines:
 
     @property
     def rate(self) -> float:
-        """Bytes/s that a card sends in a collective of all cards."""
+        """Bytes/s that a card sends in a ring of all cards, of which one in a machine sends to the next machine."""
         return self.gpu.link if self.nodes == 1 else min(self.gpu.link, self.network)
+
+    def rate_of(self, purpose: str) -> float:
+        """Bytes/s that a card sends for a purpose of `RunPlan.sent`."""
+        between = min(self.gpu.link, self.network / self.per_node)  # all cards of a machine share its network
+        return {WITHIN: self.gpu.link, BETWEEN: between}.get(purpose, self.rate)
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,7 @@ class RunPlan:
         return {
             "forward and backward pass": max(self.products, self.launching),
             "update of the weights": self.flop_update / (m.gpu.bf16 * m.share) + moved / m.gpu.bandwidth,
-            "communication": sum(
-                size / (m.gpu.link if purpose == WITHIN else m.rate) for purpose, size in self.sent.items()
-            ),
+            "communication": sum(size / m.rate_of(purpose) for purpose, size in self.sent.items()),
         }
 
     @property
@@ -260,7 +268,7 @@ def _plan(config: RunConfig, machines: Machines, samples: int | None) -> RunPlan
     shapes, micro = Shapes.of(example(config)), micro_batch(t, world)
     most = -(-t.batch_size // world)  # samples of one process
     passes = -(-most // micro)
-    seen, counter = _Seen(config, world), StepCounter()
+    seen, counter = _Seen(config, machines), StepCounter()
     with gpu_formulas():
         memory = measure(config, shapes, CPU, micro, world, counter, seen)
         memory = replace(memory, free=int(machines.gpu.memory))
@@ -319,15 +327,16 @@ def _latents(model: LatentModel, layout: Layout) -> dict[str, Tensor]:
     return data
 
 
-WITHIN = "gathers and sums within machines"
-"""What goes over the cards' own links, however many machines there are."""
+WITHIN, BETWEEN = "exchanges within machines", "exchanges between machines"
+"""What goes over the cards' own links, however many machines there are; and what all cards of a machine send to others
+at once. What has another name goes round a ring of all cards."""
 
 
 class _Seen:
-    """What is learned of a model whose step is being counted, for one of `world` processes."""
+    """What is learned of a model whose step is being counted, for one process, of a card."""
 
-    def __init__(self, config: RunConfig, world: int):
-        self.config, self.world = config, world
+    def __init__(self, config: RunConfig, machines: Machines):
+        self.config, self.machines, self.world = config, machines, machines.gpus
 
     def __call__(self, model: LatentModel) -> None:
         """Look at a model of fake tensors, and count how often its blocks are called from now on."""
@@ -345,28 +354,50 @@ class _Seen:
         self.calls[block] += 1
 
     def sent(self, micro_batches: int) -> dict[str, float]:
-        """Bytes that one process sends in a step, by purpose. Sums and gathers go round a ring, in float32; updates of
-        Muon in bfloat16 (`sharding.Owners`)."""
-        others, t = (self.world - 1) / self.world, self.config.training
-        sharded = {p for block in self.calls for p in block.parameters()} if t.shard and self.world > 1 else set()
-        hybrid = bool(sharded) and t.shard == "hybrid"
-        local = shards_of(t.shard, self.world)
-        gathered, between = 0.0, 0.0
+        """Bytes that one process sends in a step, by purpose.
+
+        Sums of gradients are in float32, once a step (`sharding.BlockSums`). Sharded blocks are gathered for each call
+        and again for its backward pass, in the precision that they compute in. Of Muon's matrices, in bfloat16, an
+        owner collects the sharded ones and distributes rows of the results (`sharding.Owners`).
+        """
+        t, world = self.config.training, self.world
+        sharded = {p for block in self.calls for p in block.parameters()} if t.shard and world > 1 else set()
+        shards = shards_of(t.shard, world)  # processes that hold one copy
+        copies = world // shards
+        sent = dict.fromkeys(
+            ("sums of gradients", "gathers of sharded weights", WITHIN, BETWEEN, "updates of Muon"), 0.0
+        )
+        sent["sums of gradients"] = 2 * _others(world) * 4 * _count(p for p in self.trained if p not in sharded)
+        sent["updates of Muon"] = 2 * _others(world) * _count(p for p in self.matrices if p not in sharded)
         if sharded:
-            passes = 2 if t.activation_checkpointing else 1  # a block that is recomputed is called twice
-            sizes = {block: 4 * sum(p.numel() for p in block.parameters()) for block in self.calls}
-            once = sum(n / passes * sizes[block] for block, n in self.calls.items())
-            gathered = micro_batches * (local - 1) / local * once
-        if hybrid:  # each process sums its shard with those of the other machines
-            machines = self.world // local
-            between = 2 * (machines - 1) / machines * 4 * sum(p.numel() for p in sharded) / local
-        replicated = 4 * sum(p.numel() for p in self.trained if p not in sharded)
-        whole = sum(p.numel() for p in self.matrices if p not in sharded)
-        cut = sum(p.numel() for p in self.matrices if p in sharded)
-        sent = {
-            "sums of gradients": 2 * others * replicated + (0 if hybrid else gathered) + between,
-            "gathers of sharded weights": 0 if hybrid else 2 * gathered,
-            WITHIN: 3 * gathered if hybrid else 0,
-            "updates of Muon": 2 * others * (whole + 2 * cut / self.world),
-        }
+            gathered = micro_batches * _others(shards) * self._gathered(4 if t.precision == "fp32" else 2)
+            blocks = 4 * _count(p for p in self.trained if p in sharded)
+            if t.shard == "hybrid":
+                sent[WITHIN] += gathered + _others(shards) * blocks
+                sent[BETWEEN] += 2 * _others(copies) * blocks / shards
+            else:
+                sent["gathers of sharded weights"] += gathered
+                sent["sums of gradients"] += _others(shards) * blocks
+            rows = 2 * _count(p for p in self.matrices if p in sharded) / world / shards  # for one process, of an owner
+            near = self.machines.per_node
+            sent[WITHIN] += 2 * (near - 1) * rows
+            sent[BETWEEN] += (world - near) * (rows if t.shard == "hybrid" else 2 * rows)
         return {purpose: size for purpose, size in sent.items() if size}
+
+    def _gathered(self, width: int) -> float:
+        """Bytes of the blocks that are gathered for a micro-batch, with so many for a number."""
+        passes = 2 if self.config.training.activation_checkpointing else 1  # what is recomputed is called twice
+        size = 0.0
+        for block, calls in self.calls.items():
+            is_trained = any(p.requires_grad for p in block.parameters())
+            size += width * _count(block.parameters()) * (2 * calls / passes if is_trained else calls)
+        return size
+
+
+def _others(processes: int) -> float:
+    """The share of a ring's data that a process sends on in one round."""
+    return (processes - 1) / processes
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() for p in parameters)

@@ -199,7 +199,7 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-WRITTEN = ("config.yaml", "env.json", "metrics.jsonl", "alarms.jsonl", "best.json", "model", "best", "eval", "ema",
+WRITTEN = ("config.yaml", "env.json", "metrics.jsonl", "alarms.jsonl", "model", "best", "eval", "ema",
            "samples", "recon", "checkpoints", LISTING)  # fmt: skip
 """What a run replaces or removes in its folder."""
 
