@@ -99,7 +99,7 @@ def test_structure_types_that_take_too_long_are_named(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(structure_types, "FEW", 0)
     monkeypatch.setattr(structure_types, "ask_all", slow)
-    [all_, larger] = plausibility.KnownTypes()(Evidence(stored(TRAIN), None, stored(MADE)))
+    [all_, larger] = plausibility.KnownTypeShare()(Evidence(stored(TRAIN), None, stored(MADE)))
     assert asked == [2, 1, 3, 2, 1, 1, 1]
     assert "; 1 new ones took longer than 60 s, counted as of no known type" in all_.name
     assert all_.value == pytest.approx(100 * 4 / 6) and larger.value == pytest.approx(100 * 2 / 3)
@@ -124,7 +124,7 @@ def test_training_crystals_of_a_request_that_took_too_long_are_asked_for_once_mo
 
 
 def test_known_types_stand_beside_random_coordinates() -> None:
-    rows = by_key(plausibility.KnownTypes()(Evidence(stored(TRAIN), stored(TRAIN), stored(MADE), train_total=3)))
+    rows = by_key(plausibility.KnownTypeShare()(Evidence(stored(TRAIN), stored(TRAIN), stored(MADE), train_total=3)))
     assert rows["known_type"].value == pytest.approx(100 * 4 / 6)
     assert rows["known_type"].name == "of a structure type of the 3 training crystals"
     assert rows["known_type_of_more"].value == pytest.approx(100 * 2 / 3), "three cells have five atoms"
@@ -135,7 +135,7 @@ def test_known_types_stand_beside_random_coordinates() -> None:
 
 
 def test_a_metric_of_training_crystals_is_silent_without_them() -> None:
-    for metric in (plausibility.KnownTypes(), plausibility.Neighbours()):
+    for metric in (plausibility.KnownTypeShare(), plausibility.Neighbours()):
         assert metric(Evidence(None, None, stored(MADE))) == metric(Evidence(stored(TRAIN))) == []
 
 

@@ -56,8 +56,8 @@ def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def _of_foreign_module(node: ast.Attribute) -> bool:
-    """Pillow's `Image.Image`, under whatever name the module was imported."""
-    return isinstance(node.value, ast.Name) and node.value.id in ("Image", "PIL")
+    """Pillow's `Image.Image`, Gradio's `gr.Image`, under whatever name the module was imported."""
+    return isinstance(node.value, ast.Name) and node.value.id in ("Image", "PIL", "gr")
 
 
 def faults(path: str, source: str, known: dict[tuple[str, str], set[str]]) -> list[str]:

@@ -61,7 +61,7 @@ def test_broken_links_are_noticed(tmp_path: Path, link: str, words: str) -> None
 )
 def test_what_a_page_fetches_from_elsewhere_is_noticed(tmp_path: Path, page: str) -> None:
     folder = site(tmp_path, "other.html")
-    (folder / "index.html").write_text(page)
+    (folder / "index.html").write_text(page + PAGE.format("other.html"))
     assert ["from elsewhere" in fault for fault in check_site.faults(folder)] == [True]
 
 

@@ -119,8 +119,9 @@ class Workplace:
         """
         arguments = [word for given in small(arguments) for word in self.matches(given)]
         training = arguments[0] == "train"
-        out = after(arguments, "--out") if "--out" in arguments else f"runs/{arguments[1]}"
-        read = " ".join(word for word in arguments[1:] if not (training and word == out))
+        out = after(arguments, "--out") if "--out" in arguments else f"runs/{arguments[1]}" if arguments[1:] else ""
+        written = out if arguments[0] in ("train", "finetune-decoder") else None
+        read = " ".join(word for word in arguments[1:] if word != written)
         self.provide(read)
         self.provide_runs(read if arguments != ["runs"] else "runs/digits")
         if arguments[0] == "demo" and find_spec("gradio") is None:

@@ -32,7 +32,9 @@ def run(
     device: Device = None,
     precision: Precision = "auto",
 ) -> Record:
-    """Show a model in a browser: sample, reconstruct your own, interpolate, watch it denoise, map its latents.
+    """Show a model on a page in a browser.
+
+    Sample, reconstruct your own, interpolate, watch it denoise, map its latents.
 
     The page is served on this machine only and loads nothing from the network. Ctrl-C ends it.
     """

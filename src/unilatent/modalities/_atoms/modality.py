@@ -382,7 +382,7 @@ class AtomModality(Modality):
         return {key: data[key].cpu().numpy() for key in self.keys}
 
     @abstractmethod
-    def scenes(self, data: Any, moving: bool = False) -> list[viewer.Scene]:
+    def scenes(self, data: Any, moving: bool = False) -> list[viewer.AtomsView]:
         """Return each sample as it is seen in three dimensions. moving: they are moments of one."""
 
     def viewer(
@@ -512,6 +512,6 @@ class SingleKindModality(AtomModality):
     def write(self, data: Any, folder: Path, start: int = 0) -> list[Path]:
         return self.render_module.write(data, folder, start)
 
-    def scenes(self, data: Any, moving: bool = False) -> list[viewer.Scene]:
+    def scenes(self, data: Any, moving: bool = False) -> list[viewer.AtomsView]:
         """Return each sample as it is seen in three dimensions. moving: they are moments of one."""
         return self.render_module.scenes(data, moving)

@@ -32,7 +32,7 @@ class ElementStyle:
 
 
 @dataclass(frozen=True)
-class Scene:
+class AtomsView:
     """One system as it is first seen: x to the right, y down, z towards the viewer, in Angstrom.
 
     types: (n,) atomic numbers. positions: (n, 3). styles: of every element in it. bonds: (atom, atom, order 1 to 3).
@@ -55,7 +55,7 @@ class Scene:
 
 
 def page(
-    scenes: Sequence[Scene], captions: Sequence[str] | None = None, title: str = "", moving: bool = False
+    scenes: Sequence[AtomsView], captions: Sequence[str] | None = None, title: str = "", moving: bool = False
 ) -> str:  # fmt: skip
     """Return the HTML document.
 
@@ -76,7 +76,7 @@ def _template() -> str:
 
 
 def _plain(
-    scene: Scene, caption: str, reach: float | None, styles: dict[tuple[str, str, float], int]
+    scene: AtomsView, caption: str, reach: float | None, styles: dict[tuple[str, str, float], int]
 ) -> dict[str, object]:  # fmt: skip
     """Return a scene as JSON. styles: those met so far and their numbers; those of the scene are added."""
     if not scene.is_finite:
@@ -102,14 +102,14 @@ def _rounded(values: np.ndarray) -> list[object]:
     return np.asarray(values, np.float64).round(DECIMALS).tolist()
 
 
-def _centre(scene: Scene) -> np.ndarray:
+def _centre(scene: AtomsView) -> np.ndarray:
     """The middle of the cell, or the mean of the atoms."""
     if scene.cell is not None:
         return scene.cell.sum(0) / 2
     return scene.positions.mean(0) if len(scene.positions) else np.zeros(3)
 
 
-def _reach(scene: Scene) -> float:
+def _reach(scene: AtomsView) -> float:
     """Angstrom from the centre to what is farthest from it, with room for its ball."""
     if not scene.is_finite:
         return SMALLEST

@@ -54,7 +54,7 @@ def spaces() -> list[Space]:
 
 def metrics() -> list[Metric]:
     return [
-        CrystalValidity(), plausibility.KnownTypes(), plausibility.Neighbours(), Novelty(), CrystalDistributions(),
+        CrystalValidity(), plausibility.KnownTypeShare(), plausibility.Neighbours(), Novelty(), CrystalDistributions(),
         Matches(), plausibility.PotentialEnergy(),
     ]  # fmt: skip
 

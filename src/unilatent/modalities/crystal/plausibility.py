@@ -74,7 +74,7 @@ def spread(crystals: Arrays, count: int) -> Arrays:
 # ---- structure types -------------------------------------------------------------------------------------------------
 
 
-class KnownTypes(Metric):
+class KnownTypeShare(Metric):
     """Share of new crystals whose structure type some training crystal has, whatever their elements are."""
 
     space = "structures"

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...files import write_text
 from .._atoms.elements import SYMBOLS
 from .._atoms.systems import System
-from .._atoms.viewer import ElementStyle, Scene
+from .._atoms.viewer import AtomsView, ElementStyle
 from .elements import formula
 from .lattices import STEPS, cell_matrix
 
@@ -99,7 +99,7 @@ def cells(data: dict[str, Tensor]) -> list[Image.Image]:
     return images
 
 
-def scenes(data: dict[str, Tensor], moving: bool = False) -> list[Scene]:
+def scenes(data: dict[str, Tensor], moving: bool = False) -> list[AtomsView]:
     """Return each crystal as its image shows it: its cell with c upwards, atoms on a face at all its images."""
     found = []
     for system in (to_system(data, i) for i in range(len(data["types"]))):
@@ -108,7 +108,7 @@ def scenes(data: dict[str, Tensor], moving: bool = False) -> list[Scene]:
             cell = _rotated(cell_matrix(system.lattice))
         types, coordinates = _repeated(system)
         styles = {z: ElementStyle(colour(z), RADIUS) for z in set(types.tolist())}
-        found.append(Scene(types, coordinates @ cell, styles, (), cell, formula(system.types)))
+        found.append(AtomsView(types, coordinates @ cell, styles, (), cell, formula(system.types)))
     return found
 
 

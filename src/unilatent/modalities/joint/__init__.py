@@ -30,7 +30,7 @@ from .._atoms import modality as atoms
 from .._atoms.dataset import Property, SystemsDataset, property_from
 from .._atoms.grid import paste_grid
 from .._atoms.metrics import type_accuracy
-from .._atoms.viewer import Scene
+from .._atoms.viewer import AtomsView
 from ..base import Dataset, Metric, Skipped, Space, Splits
 from . import metrics
 
@@ -244,12 +244,12 @@ class Joint(atoms.AtomModality):
         with Image.open(folder / "cell.png") as image:
             return image.convert("RGB")
 
-    def scenes(self, data: Any, moving: bool = False) -> list[Scene]:
+    def scenes(self, data: Any, moving: bool = False) -> list[AtomsView]:
         """Each sample as the part of its kind shows it."""
         if moving:
             part = self._part_of(take(data, slice(-1, None)))
             return part.scenes(metrics.narrowed(data, part), moving)
-        found: list[Scene] = []
+        found: list[AtomsView] = []
         for i in range(count(data)):
             sample = take(data, slice(i, i + 1))
             part = self._part_of(sample)

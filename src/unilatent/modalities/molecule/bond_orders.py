@@ -51,7 +51,7 @@ def search(mol: Any, steps: int) -> str | None:
     return None
 
 
-Molecule = tuple[Sequence[int], Any]
+PlacedAtoms = tuple[Sequence[int], Any]
 """Atomic numbers, and positions (n, 3) in Angstrom."""
 Found = tuple[Any, str | None]
 """A molecule with its bonds, not sanitised, and None; or the molecule of atoms, and why it has no bonds."""
@@ -64,7 +64,7 @@ def find_soon(numbers: Sequence[int], positions: Any) -> Found:
 
 
 def find_long(
-    molecules: Sequence[Molecule], at_once: int = 1, done: Callable[[int], object] = lambda more: None
+    molecules: Sequence[PlacedAtoms], at_once: int = 1, done: Callable[[int], object] = lambda more: None
 ) -> list[Found]:
     """Find the bonds of neutral molecules in processes of their own, `at_once` of them.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...files import write_text
 from .._atoms.elements import SYMBOLS
 from .._atoms.systems import System
-from .._atoms.viewer import ElementStyle, Scene
+from .._atoms.viewer import AtomsView, ElementStyle
 from . import chemistry
 from .chemistry import rdkit
 
@@ -160,7 +160,7 @@ def _bonds(system: System) -> list[tuple[int, int, int]]:
     return [(a, b, int(orders[a, b])) for a, b in orders.nonzero().tolist()]
 
 
-def scenes(data: dict[str, Tensor], moving: bool = False) -> list[Scene]:
+def scenes(data: dict[str, Tensor], moving: bool = False) -> list[AtomsView]:
     """Return each molecule from its widest side; if they are moments of one (`moving`), from the last one's."""
     found = []
     systems = [to_system(data, i) for i in range(len(data["types"]))]
@@ -169,7 +169,7 @@ def scenes(data: dict[str, Tensor], moving: bool = False) -> list[Scene]:
         numbers = set(system.types.tolist())
         styles = {z: ElementStyle(COLOURS.get(z, OTHER_COLOUR), RADII.get(z, OTHER_RADIUS)) for z in numbers}
         positions = system.coordinates.astype(np.float64) @ (views[-1] if moving else view)
-        found.append(Scene(system.types, positions, styles, _bonds(system), None, sum_formula(system)))
+        found.append(AtomsView(system.types, positions, styles, _bonds(system), None, sum_formula(system)))
     return found
 
 
