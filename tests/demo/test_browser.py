@@ -144,7 +144,9 @@ def test_load_sample_change_the_label_and_sample_again(visit: Callable[[], Visit
     assert me.sample(20) == [str(i % 10) for i in range(20)]
     me.keep("samples")
     sources = me.page.locator("#sample-grid img")
-    assert sources.evaluate_all("all => all.every(one => one.complete && one.naturalWidth === 8)")
+    me.page.wait_for_function(
+        "[...document.querySelectorAll('#sample-grid img')].every(one => one.complete && one.naturalWidth === 8)"
+    )
     first = sources.first.get_attribute("src")
     me.choose("7", "3")
     assert me.sample(8) == ["7", "3"] * 4
@@ -180,7 +182,7 @@ def test_an_uploaded_picture_is_reconstructed_and_a_bad_one_is_a_message(visit: 
     me.page.locator("#reconstruct-shown .pair img").nth(1).wait_for()
     assert re.search(r"own\.png.*PSNR \d+", me.page.locator("#reconstruct-shown figcaption").inner_text())
     me.keep("reconstructed")
-    me.page.locator("#reconstruct-file").get_by_role("button", name="Clear").click()
+    me.page.locator("#reconstruct-file").get_by_role("button", name=re.compile("Clear|Remove")).click()
     me.page.locator("#reconstruct-file input[type=file]").set_input_files(tmp_path / "bad.png")
     text = me.message()
     assert "bad.png" in text and str(tmp_path) not in text and "Traceback" not in text

@@ -196,11 +196,19 @@ def test_f40_a_huge_upload_is_refused(page: tuple[str, Callable[[], str]]):
     """Above the limit a body is refused before it is read, with and without a declared length; below it is taken."""
     address = page[0]
     assert uploaded(address, "x.png", b"\0" * (MB // 2))[0] == 200
-    assert uploaded(address, "x.png", b"\0" * (MB + MB // 2))[0] in (400, 413)
-    assert uploaded(address, "x.png", b"\0" * (5 * MB))[0] == 413
-    assert ask(f"{address}gradio_api/queue/join", b"[" * (3 * MB), JSON)[0] == 413
-    assert undeclared(address, 50 * MB) == 413
+    assert is_refused(lambda: uploaded(address, "x.png", b"\0" * (MB + MB // 2))[0])
+    assert is_refused(lambda: uploaded(address, "x.png", b"\0" * (5 * MB))[0])
+    assert is_refused(lambda: ask(f"{address}gradio_api/queue/join", b"[" * (3 * MB), JSON)[0])
+    assert is_refused(lambda: undeclared(address, 50 * MB))
     assert ask(address)[0] == 200
+
+
+def is_refused(send: Callable[[], int]) -> bool:
+    """Whether a body is refused; what is still on its way then may reset the connection before the answer is read."""
+    try:
+        return send() in (400, 413)
+    except (urllib.error.URLError, OSError) as error:
+        return isinstance(getattr(error, "reason", error), ConnectionResetError)
 
 
 def undeclared(address: str, size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fault_table import BEGIN, END, IDS, REASONS, Table, listed, listed_ids, sho
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
+@cache
 def covered() -> set[str]:
     return {key for one in shown() for key in one.ids}
 

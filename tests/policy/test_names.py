@@ -66,19 +66,15 @@ def faults(path: str, source: str, known: dict[tuple[str, str], set[str]]) -> li
         return []
     tree = ast.parse(source)
     documentation, others = docstrings(tree), foreign(tree)
+    imports, names = list(imported(path, source)), list(identifiers(tree))
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documentation]
     found = []
     for (kind, name), classes in known.items():
         if path == f"{kind}/{name}.py" or path.startswith(f"{kind}/{name}/"):
             continue
-        found += [
-            f"{path}:{line}: imports {kind}.{name}" for line, what in imported(path, source) if what[:2] == (kind, name)
-        ]
-        found += [f"{path}:{line}: names {what}" for line, what in identifiers(tree) if what in classes - others]
-        found += [
-            f"{path}:{node.lineno}: the string {name!r}"
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and node.value == name and id(node) not in documentation
-        ]
+        found += [f"{path}:{line}: imports {kind}.{name}" for line, what in imports if what[:2] == (kind, name)]
+        found += [f"{path}:{line}: names {what}" for line, what in names if what in classes - others]
+        found += [f"{path}:{node.lineno}: the string {name!r}" for node in constants if node.value == name]
     return found
 
 
