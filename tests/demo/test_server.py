@@ -261,7 +261,10 @@ def test_f40_a_hundred_requests_at_once(page: tuple[str, Callable[[], str]]):
     stop(address, "long")
     assert len(answers) == 100 and set(answers) <= {200, 429, 503}, set(answers)
     assert answers.count(200) <= 21, "one is computed, and twenty wait"
-    assert ask(address)[0] == 200
+    until = time.monotonic() + 120
+    while (status := joined(address, number, data, "afterwards")[0]) != 200:  # those that wait are computed first
+        assert status in (429, 503) and time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_f40_a_client_that_leaves_in_the_middle(page: tuple[str, Callable[[], str]]):
