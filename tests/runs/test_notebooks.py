@@ -28,13 +28,14 @@ def run(cell: dict[str, Any], place: str, workplace: Workplace, names: dict[str,
     for part in re.split(r"^(!.*)$", cell["source"], flags=re.MULTILINE):
         if part.startswith("!"):
             line = re.sub(r"\{(\w+)\}", lambda name: str(names[name[1]]), part.removeprefix("!"))
-            words = shlex.split(re.sub(r" 2?> \S+$", "", line))
+            words = shlex.split(re.sub(r"( 2?> \S+)+$", "", line))
             assert words[0] == "unilatent", f"{place}: {line}"
             workplace.command(place, words[1:], code=2 if refused and "--compare" in words else 0)
         elif part.strip():
             exec(compile(small_python(part), place, "exec"), names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_every_cell_runs_on_small_models(path: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")

@@ -131,8 +131,8 @@ def test_sharding_gathers_weights_sums_gradients_once_a_step_and_holds_less() ->
     whole, sharded, exact, parts = (
         planned("digits", *settings, machines=four)
         for settings in (
-            ["training.shard=false"], ["training.shard=true"], ["training.shard=true", "training.precision=fp32"],
-            ["training.shard=true", "training.micro_batch_size=4"],
+            ["training.shard=false"], ["training.shard=true", "training.precision=bf16"], ["training.shard=true"],
+            ["training.shard=true", "training.precision=bf16", "training.micro_batch_size=4"],
         )
     )  # fmt: skip
     model = LatentModel.build(on_gpu(preset("digits")).model())
@@ -152,7 +152,10 @@ def test_what_all_cards_of_a_machine_send_to_others_shares_its_network() -> None
     """Four machines of two cards. Round a ring, one card of a machine sends outside; sums of shards, and Muon's
     exchange of sharded matrices, go from both at once."""
     eight = Machines(gpus=8, gpus_per_node=2, network=1e6)
-    hybrid, whole = (planned("digits", f"training.shard={mode}", machines=eight) for mode in ("hybrid", "true"))
+    hybrid, whole = (
+        planned("digits", f"training.shard={mode}", "training.precision=bf16", machines=eight)
+        for mode in ("hybrid", "true")
+    )
     model = LatentModel.build(on_gpu(preset("digits")).model())
     size, blocks = blocks_of(model), sum(blocks_of(model).values())
     (_, muon) = Optimizers(model, on_gpu(preset("digits")).training.optimizer).all

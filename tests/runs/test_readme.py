@@ -15,7 +15,12 @@ from workplace import Workplace
 
 from unilatent.cli import app
 
-RUNNING = [page for page in PAGES if any(block.runs for block in blocks(page))]
+RUNNING = [
+    pytest.param(page, marks=() if page in ("README.md", "docs/quickstart.md") else pytest.mark.slow)
+    for page in PAGES
+    if any(block.runs for block in blocks(page))
+]
+"""The pages that a newcomer reads first are run in every test run, the others with the slow tests."""
 
 
 @pytest.mark.parametrize("page", RUNNING)
