@@ -51,9 +51,10 @@ def cast_together(groups: Iterable[Sequence[Tensor]], dtype: torch.dtype) -> Ite
                 _waiting[weight] = group, dtype
         yield
     finally:
-        for table, entries in zip((_copies, _waiting), before, strict=True):
-            table.clear()
-            table.update(entries)  # type: ignore[arg-type]
+        _copies.clear()
+        _copies.update(before[0])
+        _waiting.clear()
+        _waiting.update(before[1])
 
 
 class CastTogether(torch.autograd.Function):
