@@ -101,7 +101,7 @@ def test_structure_types_that_take_too_long_are_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(structure_types, "ask_all", slow)
     [all_, larger] = plausibility.KnownTypeShare()(Evidence(stored(TRAIN), None, stored(MADE)))
     assert asked == [2, 1, 3, 2, 1, 1, 1]
-    assert "; 1 new ones took longer than 60 s, counted as of no known type" in all_.name
+    assert "; 1 new ones took longer than 10 s, counted as of no known type" in all_.name
     assert all_.value == pytest.approx(100 * 4 / 6) and larger.value == pytest.approx(100 * 2 / 3)
 
 
@@ -120,7 +120,7 @@ def test_training_crystals_of_a_request_that_took_too_long_are_asked_for_once_mo
     monkeypatch.setattr(structure_types, "AGAIN", again)
     monkeypatch.setattr(structure_types, "ask_all", slow)
     known = structure_types.KnownTypes(TRAIN)
-    assert known.undecided == undecided and limits == [60, 3]
+    assert known.undecided == undecided and limits == [10, 3]
 
 
 def test_known_types_stand_beside_random_coordinates() -> None:

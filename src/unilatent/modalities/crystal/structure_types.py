@@ -19,11 +19,11 @@ from .lattices import cell_matrix, elongated
 from .matching import FEW_ATOMS
 from .validity import composition
 
-SECONDS = 60.0
+SECONDS = 10.0
 """Time limit of a request."""
 AT_ONCE = 25
 """Crystals of a request."""
-AGAIN_SECONDS, AGAIN = 3.0, 100
+AGAIN_SECONDS, AGAIN = 3.0, 20
 """Time limit of a single crystal of a request that took too long, and most crystals that are asked for once more."""
 FEW = 50
 """So many crystals are compared sooner than processes start."""
