@@ -333,30 +333,53 @@ class Evaluator:
                 "data.num_samples: not set, and the stream does not say how many it has; give data.num_samples=NUMBER"
             )
         count = size if limit is None else min(limit, size)
-        parts: list[Rows] = []
-        for space in spaces:
+        parts: dict[str, Rows] = {}
+        waiting: list[Space] = []
+
+        def extract() -> None:
+            parts.update(self._extracted(dataset, size, count, waiting, what, controls))
+            waiting.clear()
+
+        for space in sorted(spaces, key=lambda space: fits and _is_fitted(space)):
             if fits:
-                fit(space, Joined(parts, count), self.device, self.processes)
-            if space.compares or space.silent:
-                continue
+                if {other.name for other in waiting} & set(space.needs):
+                    extract()
+                fit(space, Joined(list(parts.values()), count), self.device, self.processes)
+            if not space.compares and not space.silent:
+                waiting.append(space)
+        extract()
+        return Joined([parts[space.name] for space in spaces if space.name in parts], count)
+
+    def _extracted(
+        self, dataset: Dataset, size: int, count: int, spaces: Sequence[Space], what: str, controls: bool
+    ) -> dict[str, Records]:
+        """Return the features of each extractor. Extractors that lack the same chunks share one pass over the data."""
+        found: dict[str, Records] = {}
+        passes: dict[tuple[Any, ...], list[Space]] = {}
+        for space in spaces:
             about = {"of": size, "space": space.name, "weights": space.weights,
                      "preprocessing": self.modality.preprocessing, **_details_of([space])}  # fmt: skip
-            controlled = controls and type(space).controls is not Space.controls
-            if controlled:
+            if controls and _has_controls(space):
                 about["controls"] = True
             records, missing = self._open(self._root(space), what, count, about, dataset)
+            found[space.name] = records
+            passes.setdefault((records.chunk_size, *missing), []).append(space)
 
-            def extract(
-                rows: range, space: Space = space, controlled: bool = controlled
-            ) -> Iterator[dict[str, Tensor]]:
+        for (_, *missing), together in passes.items():
+            names = [space.name for space in together]
+
+            def extract(rows: range, together: Sequence[Space] = together) -> Iterator[list[dict[str, Tensor]]]:
                 for batch, replaced in self._batches(dataset, rows, count):
+                    shared = {**batch.values, "replaced": replaced}
+                    features = []
                     with float32_products():
-                        features = space(batch.data) | (space.controls(batch.data) if controlled else {})
-                    yield {**batch.values, "replaced": replaced, **features}
+                        for space in together:
+                            controlled = space.controls(batch.data) if controls and _has_controls(space) else {}
+                            features.append({**shared, **space(batch.data), **controlled})
+                    yield features
 
-            self._complete(f"{what}, {space.name}", records, missing, extract)
-            parts.append(records)
-        return Joined(parts, count)
+            self._complete(f"{what}, {', '.join(names)}", [found[name] for name in names], missing, extract)
+        return found
 
     def _root(self, space: Space) -> Path:
         """The folder for a space's records of real samples; those of large networks are cached for all runs."""
@@ -370,7 +393,7 @@ class Evaluator:
         decoding = self.decoding or {}
         records, missing = self._open(self.folder, "reconstructions", count, about, dataset)
 
-        def make(rows: range) -> Iterator[dict[str, Tensor]]:
+        def make(rows: range) -> Iterator[list[dict[str, Tensor]]]:
             first = rows.start
             for batch, replaced in self._batches(dataset, rows, count):
                 with decoder_rows(self.model) as decoded:
@@ -386,13 +409,13 @@ class Evaluator:
                 if decoding:
                     tensors["nfe"] = torch.full((len(replaced),), decoded["rows"] / len(replaced))
                 first += len(replaced)
-                yield tensors
+                yield [tensors]
 
         def company() -> None:
             batch, _ = next(self._batches(dataset, range(1), count))
             reconstruct(self.model, batch.data, precision=self.request.precision, **decoding)
 
-        self._complete("reconstructions", records, missing, make, company)
+        self._complete("reconstructions", [records], missing, make, company)
         return records
 
     def _samples(self, spaces: list[Space]) -> Rows:
@@ -434,16 +457,16 @@ class Evaluator:
                 stop=rows.stop, precision=self.request.precision, to=self.model.device, **settings,
             )  # fmt: skip
 
-        def make(rows: range) -> Iterator[dict[str, Tensor]]:
+        def make(rows: range) -> Iterator[list[dict[str, Tensor]]]:
             for batch in batches(rows):
                 tensors = {**batch.values, "nfe": torch.full((batch.count,), batch.evaluations)}
                 with float32_products():
                     for space in spaces:
                         tensors |= space(batch.data)
-                yield tensors
+                yield [tensors]
 
         name = "samples" if what == "samples" else f"{what} samples"
-        self._complete(name, records, missing, make, lambda: next(batches(range(1))))
+        self._complete(name, [records], missing, make, lambda: next(batches(range(1))))
         return records
 
     def _completions(self, spaces: list[Space]) -> Rows:
@@ -468,7 +491,7 @@ class Evaluator:
                 yield self.modality.scored(made.data, given, again), made, batch, given
                 first = at.stop
 
-        def make(rows: range) -> Iterator[dict[str, Tensor]]:
+        def make(rows: range) -> Iterator[list[dict[str, Tensor]]]:
             for seen, made, batch, given in completed(rows):
                 tensors = {**made.values, "nfe": torch.full((made.count,), made.evaluations)}
                 errors = self.modality.errors_of_rest(seen, batch.data, given)
@@ -479,9 +502,9 @@ class Evaluator:
                         tensors |= space(seen) | space.against(seen, batch.data)
                         control = space.against(filled, batch.data)
                         tensors |= {f"filled_{key}": value for key, value in control.items()}
-                yield tensors
+                yield [tensors]
 
-        self._complete("completed samples", records, missing, make, lambda: next(completed(range(1))))
+        self._complete("completed samples", [records], missing, make, lambda: next(completed(range(1))))
         return records
 
     def _open(
@@ -504,32 +527,33 @@ class Evaluator:
         return Records(folder, count, chunk_size), missing
 
     def _complete(
-        self, what: str, records: Records, missing: list[range], make: Callable[[range], Iterator[dict[str, Tensor]]],
-        company: Callable[[], object] | None = None,
+        self, what: str, records: Sequence[Records], missing: list[range],
+        make: Callable[[range], Iterator[list[dict[str, Tensor]]]], company: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
-        """Write missing chunks; returns in every process once all of them are there.
+        """Write missing chunks, the same of all records; returns in every process once all of them are there.
 
         A process takes the next chunk when it has finished one. With a sharded model, whose processes work in lock
         step, each has an equal share instead.
 
-        make: yields the tensors of rows batch by batch. company: a smallest forward pass of the model that `make` runs;
-        None if it runs none.
+        make: yields the tensors of rows batch by batch, a dict for each of the records. company: a smallest forward
+        pass of the model that `make` runs; None if it runs none.
         """
-        own, total = self.processes.shared(missing, fixed=self.in_lock_step), len(records)
+        own, total = self.processes.shared(missing, fixed=self.in_lock_step), len(records[0])
         before = shown = total - sum(map(len, missing))
         self.progress(what, before, total)
 
         def turns() -> Iterator[None]:
             nonlocal shown
             for rows in own:
-                batches: list[dict[str, Tensor]] = []
+                batches: list[list[dict[str, Tensor]]] = []
                 left = len(rows)
                 for tensors in make(rows):
                     batches.append(tensors)
-                    count = len(next(iter(tensors.values())))
+                    count = len(next(iter(tensors[0].values())))
                     left -= count
                     if not left:
-                        records.add(rows, _concatenated(batches))
+                        for one, its in zip(records, zip(*batches, strict=True), strict=True):
+                            one.add(rows, _concatenated(its))
                     done = before + own.add(count)
                     self.progress(what, done - shown, total)
                     shown = done
@@ -652,7 +676,7 @@ def prepare(spaces: Sequence[Space], device: torch.device, processes: Processes)
 
 def fit(space: Space, train: Rows, device: torch.device, processes: Processes) -> None:
     """Fit an extractor in the first process; the others take what it found."""
-    if type(space).fit is not Space.fit:
+    if _is_fitted(space):
         _done_by_one(space, partial(space.fit, train), space.fitted, device, processes)
 
 
@@ -711,6 +735,14 @@ def _details_of(spaces: Sequence[Space]) -> dict[str, Any]:
 
 def _merged(spaces: Sequence[Space]) -> dict[str, str]:
     return {name: text for space in spaces for name, text in space.details.items()}
+
+
+def _is_fitted(space: Space) -> bool:
+    return type(space).fit is not Space.fit
+
+
+def _has_controls(space: Space) -> bool:
+    return type(space).controls is not Space.controls
 
 
 def _is_heavy(space: Space) -> bool:

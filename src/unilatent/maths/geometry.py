@@ -63,6 +63,32 @@ def in_principal_axes(positions: Tensor, mask: Tensor) -> Tensor:
     return (wide @ (axes * sign[:, None])).to(positions.dtype)
 
 
+COLLINEAR = 0.1
+"""Distance from an axis up to which an atom does not determine a plane with it, in the units of positions."""
+
+
+def in_first_axes(positions: Tensor, mask: Tensor) -> Tensor:
+    """Move and turn positions (B, N, 3) so that their first atoms determine the coordinates.
+
+    Atom 0 is at 0, atom 1 on the x axis, and the first atom more than COLLINEAR away from that axis in the half of the
+    xy plane where y > 0. The rotation is proper, so that mirror images stay apart. mask (B, N): the atoms that count,
+    atom 0 and others; atoms outside it move with them. Of one atom, or atoms on one line, the axes that they do not
+    determine are arbitrary.
+    """
+    wide = (positions - positions[:, :1]).double()
+    real = mask[..., None]
+    second = torch.where(real, wide, 0.0)[:, 1:2] if wide.shape[1] > 1 else torch.zeros_like(wide)
+    x = F.normalize(torch.where(second == 0, wide.new_tensor([1e-9, 0.0, 0.0]), second), dim=-1)  # (B, 1, 3)
+    across = torch.where(real, wide - (wide * x).sum(-1, keepdim=True) * x, 0.0)  # (B, N, 3)
+    first = (across.norm(dim=-1) > COLLINEAR).int().argmax(1)  # (B,)
+    y = across.gather(1, first[:, None, None].expand(-1, 1, 3))
+    spare = torch.zeros_like(x).scatter(-1, x.abs().argmin(-1, keepdim=True), 1.0)
+    y = torch.where(y.norm(dim=-1, keepdim=True) > COLLINEAR, y, spare)
+    y = F.normalize(y - (y * x).sum(-1, keepdim=True) * x, dim=-1)
+    axes = torch.cat([x, y, torch.linalg.cross(x, y)], 1)  # (B, 3, 3), a row an axis
+    return (wide @ axes.mT).to(positions.dtype)
+
+
 def rmsd(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """Return the root mean squared distance (B,) of the atoms (B, N, 3) in mask (B, N), without superposition."""
     real = mask.to(a.dtype)

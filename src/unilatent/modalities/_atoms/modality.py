@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from ...config import Config
 from ...controls import Control
-from ...maths.geometry import centre, in_principal_axes, rotation_of, wrap
+from ...maths.geometry import centre, in_first_axes, in_principal_axes, rotation_of, wrap
 from ...maths.streams import Streams
 from ...nets.fields import TokenField
 from ...types import Layout, Tokens, move, refuse_unused
@@ -88,11 +88,12 @@ class FreeLossConfig(Config):
 
     position_weight: weight of squared distances in nm between positions about their means.
     frame: "given": a network sees systems as they are turned, in training at random (`augment`); "principal": turned
-        to their principal axes, which leaves it less to learn. A decoded system is turned as the network saw it.
+        to their principal axes; "first": turned so that their first three atoms lie in one plane, at one place
+        (`in_first_axes`). The last two leave it less to learn. A decoded system is turned as the network saw it.
     """
 
     position_weight: float = Field(default=10.0, ge=0)
-    frame: Literal["given", "principal"] = "given"
+    frame: Literal["given", "principal", "first"] = "given"
 
 
 class PeriodicLossConfig(Config):
@@ -102,12 +103,15 @@ class PeriodicLossConfig(Config):
     length_weight: weight of squared errors of the cell's lengths, in Angstrom / N^(1/3).
     angle_weight: weight of squared errors of the cell's angles, in radians.
     frac_loss: "wrapped" compares with the nearest periodic image; "plain" does not (ADiT).
+    origin: "given": a network sees the origin of the data, in training a random one (`augment`); "first": the first
+        atom, which leaves it less to learn. A decoded system has the origin that the network saw.
     """
 
     fractional_weight: float = Field(default=10.0, ge=0)
     length_weight: float = Field(default=1.0, ge=0)
     angle_weight: float = Field(default=10.0, ge=0)
     frac_loss: Literal["wrapped", "plain"] = "wrapped"
+    origin: Literal["given", "first"] = "given"
 
 
 class AtomModality(Modality):
@@ -170,8 +174,11 @@ class AtomModality(Modality):
 
     def pack(self, data: dict[str, Tensor]) -> Tokens:
         arguments = {key: data[key] for key in self.keys}
-        if self.has_free and self.config.frame == "principal":
-            arguments["positions"] = in_principal_axes(data["positions"], data["types"] > 0)
+        if self.has_free and self.config.frame != "given":
+            turn = in_principal_axes if self.config.frame == "principal" else in_first_axes
+            arguments["positions"] = turn(data["positions"], data["types"] > 0)
+        if self.has_periodic and self.config.origin == "first":
+            arguments["fractional"] = wrap(data["fractional"] - data["fractional"][:, :1])
         if self.has_periodic and not self.has_free:
             arguments["periodic"] = (data["types"] > 0).any(1)
         return self.token_format.pack(**arguments)

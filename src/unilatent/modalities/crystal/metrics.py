@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...maths.geometry import nearest_image
 from .._atoms.metrics import type_accuracy, wasserstein
 from ..base import Evidence, Metric, Row, Space
 from . import matching, plausibility
@@ -234,12 +235,14 @@ def errors(made: Any, data: Any) -> dict[str, list[float]]:
 
     `type_accuracy`: percentage of atoms with the right element. `lengths_mae` in Angstrom and `angles_mae` in degrees:
     mean absolute errors of the lattice. `frac_rms`: root mean square over atoms and axes of the difference of
-    fractional coordinates to the nearest image.
+    fractional coordinates to the nearest image, apart from a shift that all atoms share, since an origin is arbitrary.
     """
     atoms = data["types"] > 0  # (B, N)
     count = atoms.sum(1).clamp(min=1)
     difference = made["fractional"].double() - data["fractional"].double()
-    squares = (difference - difference.round()).square().mean(-1)  # (B, N)
+    turns = torch.polar(atoms.double()[..., None].expand_as(difference), 2 * torch.pi * difference)
+    shift = turns.sum(1, keepdim=True).angle() / (2 * torch.pi)  # (B, 1, 3), their mean on the circle
+    squares = nearest_image(difference - shift).square().mean(-1)  # (B, N)
     lattice_error = (made["lattice"].double() - data["lattice"].double()).abs()
     return {
         "type_accuracy": type_accuracy(made, data).tolist(), "lengths_mae": lattice_error[:, :3].mean(1).tolist(),

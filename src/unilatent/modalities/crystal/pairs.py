@@ -75,9 +75,16 @@ def same_type(one: Any, other: Any) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            # The places alone rule out most pairs. To try all exchanges of k elements takes k! times as long.
+            if not matching.fit(_of_one_element(one), _of_one_element(other), skip_structure_reduction=True):
+                return False
             return bool(matching.fit_anonymous(one, other, skip_structure_reduction=True))
         except Exception:
             return False
+
+
+def _of_one_element(one: Any) -> Any:
+    return structure([1] * len(one), one.frac_coords, one.lattice.matrix)
 
 
 def new_types(known: Sequence[Any], structures: Sequence[Any]) -> list[Any]:
