@@ -10,6 +10,7 @@ import torch
 from unilatent.maths.geometry import (
     cell_of,
     centre,
+    in_first_axes,
     in_principal_axes,
     nearest_image,
     parameters_of,
@@ -79,6 +80,29 @@ def test_principal_axes_do_not_depend_on_how_a_system_is_turned_and_keep_mirror_
     assert rmsd(superpose(one, x, mask), x, mask).max() < 1e-12, "a rotation only"
     mirror = in_principal_axes(x * torch.tensor([-1.0, 1.0, 1.0]), mask)
     torch.testing.assert_close(mirror * torch.tensor([1.0, 1.0, -1.0]), one)
+
+
+def test_the_first_atoms_determine_the_axes() -> None:
+    x, r = normal(6, 8, 3), rotation_of(normal(6, 4, name="q"))
+    mask = torch.arange(8) < torch.tensor([[8], [7], [6], [5], [4], [3]])
+    one, two = in_first_axes(x, mask), in_first_axes(x @ r.mT + normal(6, 1, 3, name="shift"), mask)
+    torch.testing.assert_close(one, two)
+    assert one[:, 0].abs().max() == 0 and one[:, 1, 1:].abs().max() < 1e-12 and one[:, 2, 2].abs().max() < 1e-12
+    assert one[:, 1, 0].min() > 0 and one[:, 2, 1].min() > 0
+    assert rmsd(superpose(one, x, mask), x, mask).max() < 1e-12, "a rotation only"
+    mirror = in_first_axes(x * torch.tensor([-1.0, 1.0, 1.0]), mask)
+    torch.testing.assert_close(mirror * torch.tensor([1.0, 1.0, -1.0]), one)
+
+
+def test_atoms_on_a_line_wait_for_one_that_is_not() -> None:
+    """As in C-C#N with a hydrogen at the end of the list; and one atom, or a line, has no plane."""
+    line = torch.tensor([[0.0, 0, 0], [0, 0, 1.5], [0, 0, 2.7], [0, 0.9, -0.4]]).double()
+    found = in_first_axes(line[None], torch.ones(1, 4, dtype=torch.bool))[0]
+    torch.testing.assert_close(found[:, 0], torch.tensor([0, 1.5, 2.7, -0.4]).double(), atol=1e-8, rtol=0)
+    torch.testing.assert_close(found[3, 1:], torch.tensor([0.9, 0]).double(), atol=1e-8, rtol=0)
+    for atoms in (1, 2, 3):
+        straight = in_first_axes(line[None, :atoms], torch.ones(1, atoms, dtype=torch.bool))[0]
+        torch.testing.assert_close(straight.norm(dim=-1), line[:atoms].norm(dim=-1))
 
 
 def test_superposition_takes_no_mirror_image() -> None:

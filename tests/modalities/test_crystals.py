@@ -15,9 +15,11 @@ from torch import Tensor
 
 pytest.importorskip("pymatgen.core")
 
+from unilatent.maths.geometry import nearest_image
+from unilatent.maths.streams import Streams
 from unilatent.modalities._atoms.grid import paste_grid
 from unilatent.modalities._atoms.systems import System, Systems
-from unilatent.modalities.crystal import generator, render
+from unilatent.modalities.crystal import Crystal, CrystalConfig, generator, metrics, render
 from unilatent.modalities.crystal.data import CrystalData, load, read_files
 from unilatent.modalities.crystal.lattices import cell_matrix, distances_of
 from unilatent.modalities.crystal.records import READERS, prepared
@@ -298,3 +300,20 @@ def test_a_grid_shows_atoms_in_their_colours(tmp_path: Path) -> None:
     assert render.colour(17) in shown and render.colour(55) in shown and render.colour(35) not in shown
     data["lattice"][0] = torch.nan
     paste_grid([render.cells(row) for row in [data]], tmp_path / "a" / "grid.png")
+
+
+def test_from_an_atom_of_the_rarest_element_tokens_are_the_same_wherever_the_origin_is(
+    crystals: Systems,
+) -> None:
+    given, rarest = (Crystal(CrystalConfig(max_atoms=20, origin=origin)) for origin in ("given", "rarest"))
+    data = batch(crystals)
+    moved = given.augment(data, Streams(("move",), range(len(data["types"]))))
+    one, two = (rarest.unpack(rarest.pack(each))["fractional"] for each in (data, moved))
+    for types, places in zip(data["types"].tolist(), one, strict=True):
+        atoms = [t for t in types if t]
+        least = min(atoms.count(t) for t in atoms)
+        assert places[[atoms.count(t) for t in atoms].index(least)].abs().max() == 0
+    assert nearest_image(one - two).abs().max() < 1e-5
+    assert nearest_image(data["fractional"] - moved["fractional"]).abs().max() > 0.4
+    assert rarest.reconstruction_loss(rarest.ideal(moved), data)["fractional"] < 1e-8
+    assert max(metrics.errors(rarest.finish(rarest.unpack(rarest.pack(data))), data)["frac_rms"]) < 1e-5

@@ -180,12 +180,16 @@ def test_errors_are_zero_of_the_truth_and_wrap_around(real: Data) -> None:
     assert max(perfect["lengths_mae"]) == max(perfect["angles_mae"]) == 0
     off = {**truth, "types": truth["types"].clone(), "lattice": truth["lattice"] + torch.tensor([0.3, 0, 0, 0, 0, 6])}
     off["types"][:, 0] += 1
-    off["fractional"] = truth["fractional"] + 0.1
+    off["fractional"] = truth["fractional"] + 0.1  # another origin
     found, counts = metrics.errors(off, truth), (truth["types"] > 0).sum(1)
     assert found["type_accuracy"] == pytest.approx((100 * (counts - 1) / counts).tolist(), abs=1e-4)
     assert found["lengths_mae"] == pytest.approx([0.1] * 50, abs=1e-5)
     assert found["angles_mae"] == pytest.approx([2.0] * 50, abs=1e-4)
-    assert found["frac_rms"] == pytest.approx([0.1] * 50, abs=1e-5)
+    assert max(found["frac_rms"]) < 1e-6
+    pairs = counts == 2  # of two atoms, one moves by 0.2 of each axis: apart from a shift of 0.1, both are 0.1 off
+    assert pairs.sum() > 3
+    off["fractional"][:, 1] += 0.2
+    assert np.array(metrics.errors(off, truth)["frac_rms"])[pairs] == pytest.approx(0.1, abs=1e-5)
 
 
 # ---- novelty -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 pytest.importorskip("pymatgen.core")
 pytest.importorskip("smact.screening")
 
+from pymatgen.analysis.structure_matcher import StructureMatcher
+
 from unilatent.modalities.base import Evidence, Row
-from unilatent.modalities.crystal import metrics, plausibility, structure_types
+from unilatent.modalities.crystal import generator, metrics, pairs, plausibility, structure_types
 from unilatent.modalities.crystal.baselines import RANDOM_COORDINATES, RANDOM_ELEMENTS, REAL, Arrays
+from unilatent.modalities.crystal.lattices import cell_matrix
 from unilatent.records import MemoryRows
 
 CUBE = [90.0, 90.0, 90.0]
@@ -232,3 +236,18 @@ def test_chgnet_finds_rocksalt_at_rest_and_moved_atoms_pulled_back() -> None:
     (still, no_force), (pulled, force) = plausibility.energies(together(rest, moved)).tolist()
     assert no_force < 1e-3 and force > 0.1 and pulled > still
     assert still == pytest.approx(-3.6664 + 2.8101, abs=2e-3)
+
+
+def test_places_alone_never_rule_out_a_pair_of_one_type() -> None:
+    """What is compared first, without elements, is true of every pair that is of one type."""
+    made = generator.make(60, seed=3)
+    cells = [pairs.structure(one.types.tolist(), one.coordinates, cell_matrix(one.lattice)) for one in made]
+    reduced = [found for cell in cells if (found := pairs.reduced(cell)) is not None]
+    matcher = StructureMatcher(stol=pairs.TYPE_SITES, angle_tol=pairs.TYPE_ANGLES, ltol=pairs.TYPE_LENGTHS)
+    verdicts = set()
+    for one, other in itertools.combinations(reduced, 2):
+        if len(one) == len(other) <= 6:
+            plain = bool(matcher.fit_anonymous(one, other, skip_structure_reduction=True))
+            assert pairs.same_type(one, other) == plain
+            verdicts.add(plain)
+    assert verdicts == {True, False}

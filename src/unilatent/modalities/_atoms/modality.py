@@ -103,15 +103,16 @@ class PeriodicLossConfig(Config):
     length_weight: weight of squared errors of the cell's lengths, in Angstrom / N^(1/3).
     angle_weight: weight of squared errors of the cell's angles, in radians.
     frac_loss: "wrapped" compares with the nearest periodic image; "plain" does not (ADiT).
-    origin: "given": a network sees the origin of the data, in training a random one (`augment`); "first": the first
-        atom, which leaves it less to learn. A decoded system has the origin that the network saw.
+    origin: "given": a network sees the origin of the data, in training a random one (`augment`); "rarest": an atom of
+        the element with the fewest atoms, which leaves it less to learn. A decoded system has the origin that the
+        network saw.
     """
 
     fractional_weight: float = Field(default=10.0, ge=0)
     length_weight: float = Field(default=1.0, ge=0)
     angle_weight: float = Field(default=10.0, ge=0)
     frac_loss: Literal["wrapped", "plain"] = "wrapped"
-    origin: Literal["given", "first"] = "given"
+    origin: Literal["given", "rarest"] = "given"
 
 
 class AtomModality(Modality):
@@ -177,8 +178,8 @@ class AtomModality(Modality):
         if self.has_free and self.config.frame != "given":
             turn = in_principal_axes if self.config.frame == "principal" else in_first_axes
             arguments["positions"] = turn(data["positions"], data["types"] > 0)
-        if self.has_periodic and self.config.origin == "first":
-            arguments["fractional"] = wrap(data["fractional"] - data["fractional"][:, :1])
+        if self.has_periodic and self.config.origin == "rarest":
+            arguments["fractional"] = about_rarest(data["fractional"], data["types"])
         if self.has_periodic and not self.has_free:
             arguments["periodic"] = (data["types"] > 0).any(1)
         return self.token_format.pack(**arguments)
@@ -441,6 +442,15 @@ def elements_in(splits: Splits) -> set[int]:
     """Return the atomic numbers that occur in any system."""
     parts = [part for part in (splits.train, splits.held_out) if isinstance(part, SystemsDataset)]
     return {int(z) for part in parts for z in np.unique(part.systems.types)}
+
+
+def about_rarest(fractional: Tensor, types: Tensor) -> Tensor:
+    """Move the origin of fractional coordinates (B, N, 3) to the first atom of the element with the fewest atoms."""
+    atoms = types > 0  # (B, N)
+    count = (types[:, :, None] == types[:, None]).sum(-1)
+    place = torch.where(atoms, count, types.shape[1] + 1).argmin(1)  # the first one if several are as few
+    origin = fractional.gather(1, place[:, None, None].expand(-1, 1, 3))
+    return torch.where(atoms[..., None], wrap(fractional - origin), 0.0)
 
 
 def draw_sizes(uniform: Tensor, counts: Sequence[int] | None, most: int) -> Tensor:
