@@ -125,7 +125,10 @@ class Evaluation:
                 return result
         computed = ", ".join(result.row.key for result in self.numbers)
         if not computed:
-            raise ValueError(f"metric: {metric!r} cannot be measured of these samples and data; choose another one")
+            raise ValueError(
+                f"metric: {metric!r} cannot be measured of these samples and data; choose another one, or give the "
+                "folder of the run, whose data have held-out samples"
+            )
         raise ValueError(f"metric: {metric!r} was not computed; available are {computed}")
 
 
