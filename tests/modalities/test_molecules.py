@@ -541,6 +541,19 @@ def test_written_molecules_are_read_back(made: Systems, tmp_path: Path):
         data.read_files(tmp_path)
 
 
+def test_the_viewer_draws_bonds_of_elements_without_a_table():
+    """Chloroethene: EDM's tables have its double bond, and none of chlorine."""
+    kit = chemistry.rdkit()
+    mol = kit.Chem.AddHs(kit.Chem.MolFromSmiles("C=CCl"))
+    kit.Embed.EmbedMolecule(mol, randomSeed=0)
+    types = torch.tensor([[atom.GetAtomicNum() for atom in mol.GetAtoms()]])
+    positions = torch.tensor(mol.GetConformer().GetPositions()).float()[None]
+    (view,) = render.scenes({"types": types, "positions": positions})
+    bonds = {tuple(sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))) for bond in mol.GetBonds()}
+    assert {(a, b) for a, b, _ in view.bonds} == bonds and (1, 2, 1) in view.bonds and types[0, 2] == 17
+    assert (0, 1, 2) in view.bonds
+
+
 def test_a_grid_of_molecules_and_of_noise(made: Systems, tmp_path: Path):
     from PIL import Image
 

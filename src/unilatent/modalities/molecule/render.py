@@ -29,6 +29,7 @@ CELL = 160
 """Side in pixels of the image of a molecule, and of its formula below."""
 SMOOTH = 2
 """Supersampling factor of balls and sticks."""
+STRETCH = 1.25
 REACH = 4.5
 """Angstrom from the centre of an image to its edge; more for larger molecules."""
 
@@ -154,10 +155,17 @@ def _widest_first(positions: np.ndarray) -> np.ndarray:
 
 
 def _bonds(system: System) -> list[tuple[int, int, int]]:
-    """Pairs of atoms with their bond orders, by EDM's distance tables."""
+    """Pairs of atoms with their bond orders, by EDM's distance tables. Elements that these lack, such as chlorine, have
+    single bonds where two atoms are nearer than STRETCH times the sum of their covalent radii."""
     types, places = (torch.from_numpy(part)[None] for part in (system.types.astype(np.int64), system.coordinates))
-    orders = chemistry.distance_orders(types, places)[0].triu()
-    return [(a, b, int(orders[a, b])) for a, b in orders.nonzero().tolist()]
+    orders = chemistry.distance_orders(types, places)[0]
+    known = torch.isin(types[0], torch.tensor(list(chemistry.VALENCES)))
+    with contextlib.suppress(ValueError):  # without RDKit, they have none
+        table = rdkit().Chem.GetPeriodicTable()
+        radii = torch.tensor([table.GetRcovalent(z) for z in system.types.tolist()])
+        near = torch.cdist(places[0].float(), places[0].float()) < STRETCH * (radii[:, None] + radii)
+        orders = torch.where(known[:, None] & known, orders, near.long())
+    return [(a, b, int(orders[a, b])) for a, b in orders.triu(1).nonzero().tolist()]
 
 
 def scenes(data: dict[str, Tensor], moving: bool = False) -> list[AtomsView]:
