@@ -444,7 +444,7 @@ def refuse_other_tokens(config: Any, source: Any, field: str) -> None:
     if config.name != source.name:
         raise ConfigError(f"{field}: is a model of {source.name} data, but modality is {config.name}; give one of that")
     modality, source_modality = (find("modalities", c.name)(c) for c in (config, source))
-    for name in ("resolution", "channels", "max_tokens", "token_shift", "token_scale"):
+    for name in ("resolution", "channels", "max_tokens", "token_shift", "token_scale", "token_settings"):
         value, source_value = getattr(modality, name), getattr(source_modality, name)
         if value != source_value:
             raise ConfigError(

@@ -315,5 +315,29 @@ def test_from_an_atom_of_the_rarest_element_tokens_are_the_same_wherever_the_ori
         assert places[[atoms.count(t) for t in atoms].index(least)].abs().max() == 0
     assert nearest_image(one - two).abs().max() < 1e-5
     assert nearest_image(data["fractional"] - moved["fractional"]).abs().max() > 0.4
+    close = (one - two).abs().flatten(1).amax(1) < 1e-5  # without the nearest image, too: no atom near the seam
+    assert close.double().mean() > 0.95
     assert rarest.reconstruction_loss(rarest.ideal(moved), data)["fractional"] < 1e-8
     assert max(metrics.errors(rarest.finish(rarest.unpack(rarest.pack(data))), data)["frac_rms"]) < 1e-5
+
+
+def test_atoms_at_the_origin_are_not_torn_apart() -> None:
+    """Caesium chloride with its atoms a little before or after 0: nearly the same tokens, Cartesian ones included."""
+    data = {
+        "types": torch.tensor([[55, 17, 17]] * 2), "lattice": torch.tensor([[4.0, 4, 4, 90, 90, 90]] * 2),
+        "fractional": torch.tensor([[[0.0, 0, 0], [0.999, 0.5, 0.001], [0.5, 0.5, 0.5]],
+                                    [[0.0, 0, 0], [0.001, 0.5, 0.999], [0.5, 0.5, 0.5]]]),
+    }  # fmt: skip
+    one, two = Crystal(CrystalConfig(max_atoms=3, origin="rarest")).pack(data).values
+    assert (one - two).abs().max() < 0.02
+    given = Crystal(CrystalConfig(max_atoms=3)).pack(data).values
+    assert (given[0] - given[1]).abs().max() > 0.9
+
+
+def test_random_coordinates_have_the_error_of_their_baseline(crystals: Systems) -> None:
+    """Apart from a shift, that depends on the number of atoms: 0 for one atom."""
+    data = batch(crystals)
+    count = (data["types"] > 0).sum(1)
+    anywhere = {**data, "fractional": torch.rand(data["fractional"].shape, generator=torch.Generator().manual_seed(0))}
+    found = torch.tensor(metrics.errors(anywhere, data)["frac_rms"])
+    assert found[count == 1].abs().max() < 1e-6 < 0.1 < found[count == 2].mean() < found[count == 5].mean() < 12**-0.5

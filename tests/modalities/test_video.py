@@ -146,6 +146,8 @@ def test_the_judge_reads_the_digit_and_the_speed():
 def test_small_frames_and_other_data_are_left_alone():
     with pytest.raises(ValueError, match="at least 10 pixels"):
         Video(VideoConfig(frames=4, size=8, tubelet=(2, 4, 4))).splits(VideoData(path="bouncing", num_samples=10))
-    space = judge.BouncingDigits()
-    space.fit(MemoryRows({"lawful": torch.zeros(10, dtype=torch.bool)}))
-    assert space.silent and space(clips(2)) == {}
+    assert judge.BouncingDigits()(torch.zeros(2, 4, 1, 8, 8)) == {}
+    frames = clips(20)
+    lawful, shuffled = (MemoryRows(measured(part)) for part in (frames, frames[:, torch.randperm(16)]))
+    assert judge.BouncingMetrics()(Evidence(lawful, lawful, lawful))
+    assert judge.BouncingMetrics()(Evidence(shuffled, shuffled, shuffled)) == []

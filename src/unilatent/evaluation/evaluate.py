@@ -343,8 +343,8 @@ class Evaluator:
             parts.update(self._extracted(dataset, size, count, waiting, what, controls))
             waiting.clear()
 
-        for space in sorted(spaces, key=lambda space: fits and _is_fitted(space)):
-            if fits:
+        for space in sorted(spaces, key=lambda space: fits and space.is_fitted):
+            if fits and space.is_fitted:
                 if {other.name for other in waiting} & set(space.needs):
                     extract()
                 fit(space, Joined(list(parts.values()), count), self.device, self.processes)
@@ -679,7 +679,7 @@ def prepare(spaces: Sequence[Space], device: torch.device, processes: Processes)
 
 def fit(space: Space, train: Rows, device: torch.device, processes: Processes) -> None:
     """Fit an extractor in the first process; the others take what it found."""
-    if _is_fitted(space):
+    if space.is_fitted:
         _done_by_one(space, partial(space.fit, train), space.fitted, device, processes)
 
 
@@ -738,10 +738,6 @@ def _details_of(spaces: Sequence[Space]) -> dict[str, Any]:
 
 def _merged(spaces: Sequence[Space]) -> dict[str, str]:
     return {name: text for space in spaces for name, text in space.details.items()}
-
-
-def _is_fitted(space: Space) -> bool:
-    return type(space).fit is not Space.fit
 
 
 def _has_controls(space: Space) -> bool:

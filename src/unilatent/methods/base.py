@@ -356,6 +356,7 @@ class LatentModel(SavedModel, ABC):
     def _hash(self, names: Sequence[str]) -> str:
         """SHA-256 of the method's configuration and of these weights."""
         geometry = [self.modality.channels, self.modality.max_tokens, self.config.plain()["method"]]
+        geometry += [settings] if (settings := self.modality.token_settings) else []
         digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
         weights = self.state_dict()
         for name in sorted(names):

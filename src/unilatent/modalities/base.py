@@ -285,6 +285,11 @@ class Space(ABC):
     progress: Progress = staticmethod(no_progress)
     """Called during a batch that takes long; an exception of it, such as that of a stop, ends the batch."""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit` does anything."""
+        return type(self).fit is not Space.fit
+
     def prepare(self, device: torch.device) -> None:
         """Load the weights before first use; ValueError names what is missing. Default: nothing."""
         return None
@@ -508,6 +513,12 @@ class Modality(ABC):
     token_shift: float = 0.0
     token_scale: float = 1.0
     """(tokens - shift) / scale has about zero mean and unit variance. Methods that add noise to data add it to this."""
+
+    @property
+    def token_settings(self) -> dict[str, Any]:
+        """Settings that change the tokens of the same data, beside those that change their shape or scale; without
+        those that are at their default."""
+        return {}
 
     @property
     def fields(self) -> tuple[TokenField, ...]:

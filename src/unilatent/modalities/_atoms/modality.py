@@ -88,8 +88,9 @@ class FreeLossConfig(Config):
 
     position_weight: weight of squared distances in nm between positions about their means.
     frame: "given": a network sees systems as they are turned, in training at random (`augment`); "principal": turned
-        to their principal axes; "first": turned so that their first three atoms lie in one plane, at one place
-        (`in_first_axes`). The last two leave it less to learn. A decoded system is turned as the network saw it.
+        to their principal axes; "first": moved and turned so that atom 0 is at 0, atom 1 on the x axis, and the next
+        atom off that axis in the xy plane. The last two leave it less to learn. A decoded system is turned as the
+        network saw it.
     """
 
     position_weight: float = Field(default=10.0, ge=0)
@@ -172,6 +173,10 @@ class AtomModality(Modality):
         return tuple(keys)
 
     # Tokens.
+
+    @property
+    def token_settings(self) -> dict[str, Any]:
+        return {key: value for key in ("frame", "origin") if (value := getattr(self.config, key, "given")) != "given"}
 
     def pack(self, data: dict[str, Tensor]) -> Tokens:
         arguments = {key: data[key] for key in self.keys}
@@ -444,13 +449,19 @@ def elements_in(splits: Splits) -> set[int]:
     return {int(z) for part in parts for z in np.unique(part.systems.types)}
 
 
+BEFORE = 1 / 16
+"""How far fractional coordinates reach below 0: many atoms of symmetric crystals are at 0, where [0, 1) would tear them
+apart, and hardly any at -1/16."""
+
+
 def about_rarest(fractional: Tensor, types: Tensor) -> Tensor:
-    """Move the origin of fractional coordinates (B, N, 3) to the first atom of the element with the fewest atoms."""
+    """Move the origin of fractional coordinates (B, N, 3) to the first atom of the element with the fewest atoms; they
+    are in [-1/16, 15/16) then."""
     atoms = types > 0  # (B, N)
     count = (types[:, :, None] == types[:, None]).sum(-1)
     place = torch.where(atoms, count, types.shape[1] + 1).argmin(1)  # the first one if several are as few
     origin = fractional.gather(1, place[:, None, None].expand(-1, 1, 3))
-    return torch.where(atoms[..., None], wrap(fractional - origin), 0.0)
+    return torch.where(atoms[..., None], wrap(fractional - origin + BEFORE) - BEFORE, 0.0)
 
 
 def draw_sizes(uniform: Tensor, counts: Sequence[int] | None, most: int) -> Tensor:

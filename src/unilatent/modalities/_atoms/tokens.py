@@ -3,8 +3,8 @@
 Channels of a token, in order; a channel that does not apply to a token is 0:
 
     classes       one-hot: index 0 for the lattice, then the elements of the vocabulary; class scores in a prediction
-    positions     3, Cartesian in Angstrom about the mean; for a periodic system derived from the other channels, as an
-                  input for the encoder only
+    positions     3, Cartesian in Angstrom about the mean, or as `modality.frame` says; for a periodic system derived
+                  from the other channels, as an input for the encoder only
     fractional    3, in units of the lattice vectors                                     (formats with periodic systems)
     lattice       6, lengths / N^(1/3) in Angstrom and angles in radians, for N atoms    (formats with periodic systems)
 

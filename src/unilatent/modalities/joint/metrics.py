@@ -104,6 +104,10 @@ class PartSpace(Space):
         self.on_request = space.on_request  # type: ignore[misc]
         self.loaded, self.fitted = space.loaded, space.fitted  # type: ignore[misc]
 
+    @property
+    def is_fitted(self) -> bool:
+        return self.space.is_fitted
+
     def prepare(self, device: torch.device) -> None:
         self.space.prepare(device)
         self.weights, self.silent = self.space.weights, self.space.silent

@@ -121,15 +121,12 @@ def _waves(frames: int, way: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 class BouncingDigits(Space):
     """`upright` (B, 100), the digit with its motion undone, averaged over frames; `lawful` (B,), whether it moves as
     those of the data do; `path_error`, `speed` and `drift` (B,), see `fit_path` and STEADY; `centres` (B, T 2); of
-    pairs `centre_distance` (B, T), between the centres of mass. No output unless the real clips are lawful."""
+    pairs `centre_distance` (B, T), between the centres of mass."""
 
     name = "bouncing"
 
-    def fit(self, train: Rows) -> None:
-        self.silent = "lawful" in train and float(train["lawful"].float().mean()) < MIN_LAWFUL
-
     def __call__(self, data: Tensor) -> dict[str, Tensor]:
-        if self.silent or min(data.shape[-2:]) <= SIDE:
+        if min(data.shape[-2:]) <= SIDE:
             return {}
         frames = to_clips(data).cpu().float().mean(2) / 255  # (B, T, H, W)
         centres = centroids((frames - FAINT).clamp(min=0))
@@ -144,7 +141,7 @@ class BouncingDigits(Space):
         }  # fmt: skip
 
     def against(self, made: Tensor, data: Tensor) -> dict[str, Tensor]:
-        if self.silent or min(data.shape[-2:]) <= SIDE:
+        if min(data.shape[-2:]) <= SIDE:
             return {}
         pair = [to_clips(part).cpu().float().mean(2) / 255 for part in (made, data)]
         centres = [centroids((frames - FAINT).clamp(min=0)) for frames in pair]
@@ -154,7 +151,8 @@ class BouncingDigits(Space):
 class BouncingMetrics(Metric):
     """Of generated clips of bouncing digits: whether they show the digit that was asked for (an SVM fitted to training
     clips), move lawfully, keep their shape, and have real speeds; of continued ones, how far from the true place the
-    digit is in the frames that were made, beside the last given frame repeated."""
+    digit is in the frames that were made, beside the last given frame repeated. Nothing unless the real clips move
+    lawfully, as those of other data hardly do."""
 
     space = "bouncing"
     gives = (
@@ -172,6 +170,8 @@ class BouncingMetrics(Metric):
         if any(rows is None or len(rows) < 2 or "upright" not in rows for rows in sets):
             return []
         train, held_out, samples = (rows for rows in sets if rows is not None)
+        if float(train.first("lawful", MAX_FITTED).double().mean()) < MIN_LAWFUL:
+            return []
         upright = [rows.first("upright", MAX_FITTED).float() for rows in (samples, held_out, train)]
         count = len(upright[0])
         beside = {"real train vs real": frechet_distance_of(upright[2][:count], upright[1])}
