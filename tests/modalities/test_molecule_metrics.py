@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_molecules import batch, geometry
@@ -14,9 +15,10 @@ from torch import Tensor
 
 pytest.importorskip("rdkit")
 
+from unilatent.maths.streams import Streams
 from unilatent.modalities._atoms import bounded
 from unilatent.modalities.base import Evidence, Row, Space
-from unilatent.modalities.molecule import chemistry, generator, metrics
+from unilatent.modalities.molecule import Molecule, chemistry, conformers, generator, metrics
 from unilatent.records import MemoryRows
 
 CPU = torch.device("cpu")
@@ -316,3 +318,31 @@ def test_missing_packages_are_named(space: Space, blocked: str, words: str, monk
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ValueError, match=words):
         space.prepare(CPU)
+
+
+def test_copies_are_nearer_to_training_molecules_than_held_out_ones_are() -> None:
+    """Conformers of a few molecules: what is 0.05 A off a training one, however turned, is found to be so."""
+    made = conformers.make(240, seed=0)
+    data, others = batch(made, range(200)), batch(made, range(200, 240))
+    turned = Molecule(Molecule.Config.small()).augment(data, Streams(("turn",), range(200)))
+    train, held_out = stored(data), stored(others)
+    (row,) = metrics.NearestConformer()(
+        Evidence(train, held_out, stored(metrics.with_noise(turned, 0.05 / 3**0.5)))
+    )  # fmt: skip
+    assert 0.025 < row.value < 0.05 < row.beside["held-out real"], "superposition takes a part of the noise away"
+    (itself,) = metrics.NearestConformer()(Evidence(train, held_out, train))
+    assert itself.value < 1e-6
+    other = stored({**data, "types": torch.where(data["types"] > 1, 14, data["types"])})
+    assert metrics.NearestConformer()(Evidence(train, held_out, other)) == []
+
+
+def test_the_small_set_has_every_molecule_in_turn_and_no_geometry_twice() -> None:
+    made, again = conformers.make(230, seed=0), conformers.make(120, seed=0)
+    assert again.names == made.names[:120] and (again.coordinates == made.coordinates[: len(again.coordinates)]).all()
+    smiles = [name.split(":")[0] for name in made.names]
+    assert 90 < len(set(smiles)) < 120 and len(set(made.names)) == 230 and made.sizes.max() <= 14
+    assert max(int((one.types > 1).sum()) for one in made) == 4
+    assert chemistry.stability(*batch(made, range(230)).values()).molecules.all()
+    water = [one.coordinates for one in made if one.name.startswith("O:")]
+    assert len(water) > 1 and abs(np.ptp([np.linalg.norm(x[0] - x[1]) for x in water])) > 1e-4
+    assert set(made.columns) == {"logp", "tpsa"}

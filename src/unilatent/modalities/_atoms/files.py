@@ -46,7 +46,7 @@ NO_SYSTEMS = frozenset(("cfg", "html", "ini", "ipynb", "jpg", "json", "jsonl", "
 class SystemKind:
     """How the files of one kind of system are recognised, and how messages describe them.
 
-    plural: the name in messages. offline: the value of `data.path` that requests the generated set. accepted: the
+    plural: the name in messages. offline: the values of `data.path` that request a generated set. accepted: the
     accepted files, for messages. form_of: maps a file name without .gz to its form, or to None if it is no such file;
     the form "frame" is .xyz. preferred: forms; of files with the same stem, which hold the same system, those of the
     first form are read, and those of the later forms are skipped. periodic: whether these systems have a lattice.
@@ -55,13 +55,18 @@ class SystemKind:
     """
 
     plural: str
-    offline: str
+    offline: tuple[str, ...]
     accepted: str
     form_of: Callable[[str], str | None]
     preferred: tuple[str, ...]
     periodic: bool
     max_atoms: int
     alike: grouping.Alike
+
+    @property
+    def generated(self) -> str:
+        """The names of generated sets, in words."""
+        return " or ".join(map(repr, self.offline))
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def existing(path: Path, kind: SystemKind) -> Path:
     path = path.expanduser()
     if not path.exists():
         raise ValueError(
-            f"data.path: {path} does not exist; give a file, folder or .zip of {kind.plural}, or {kind.offline!r} for "
+            f"data.path: {path} does not exist; give a file, folder or .zip of {kind.plural}, or {kind.generated} for "
             "generated ones"
         )
     return path

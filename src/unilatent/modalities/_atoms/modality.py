@@ -506,7 +506,7 @@ class SingleKindModality(AtomModality):
     @classmethod
     def origin_of(cls, data: Any) -> str:
         kind = cls.DataConfig.kind  # type: ignore[attr-defined]
-        return f"{kind.plural.capitalize()} that this package generates." if data.path == kind.offline else ""
+        return f"{kind.plural.capitalize()} that this package generates." if data.path in kind.offline else ""
 
     def read(
         self, path: Path, batch_size: int, skipped: Skipped | None = None

@@ -153,9 +153,9 @@ def source_path(data: AtomData) -> Path | None:
     kind = data.kind
     if data.path is None:
         raise ValueError(
-            f"data.path: not set; give a file, folder or .zip of {kind.plural}, or {kind.offline!r} for generated ones"
+            f"data.path: not set; give a file, folder or .zip of {kind.plural}, or {kind.generated} for generated ones"
         )
-    return None if data.path == kind.offline else existing(Path(data.path), kind)
+    return None if data.path in kind.offline else existing(Path(data.path), kind)
 
 
 def load_npz(path: Path, kind: SystemKind, mixed: bool = False) -> Systems:

@@ -79,7 +79,7 @@ POSCAR_END = re.compile(r"[._\- ](?:poscar|contcar)$", re.IGNORECASE)
 ALIKE = 0.1
 """Mean relative change of interatomic distances up to which successive crystals of one file are one crystal."""
 KIND = SystemKind(
-    "crystals", OFFLINE,
+    "crystals", (OFFLINE,),
     ".csv with a column cif, .cif, POSCAR, CONTCAR or .vasp, .extxyz and .xyz, each also .gz, a folder or .zip of "
     "them, .npz",
     _form, ("cif", "frame"), periodic=True, max_atoms=MOST_ATOMS, alike=_alike,

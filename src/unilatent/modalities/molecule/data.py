@@ -33,7 +33,7 @@ from .._atoms.grouping import changed
 from .._atoms.reading import AtomData, LoadedSystems, TooLarge
 from .._atoms.systems import System, Systems
 from ..base import Skipped
-from . import generator
+from . import conformers, generator
 from .chemistry import rdkit
 
 OFFLINE = "qm9-like"
@@ -58,7 +58,8 @@ def _alike(a: System, b: System) -> bool:
 
 
 KIND = SystemKind(
-    "molecules", OFFLINE, ".sdf, .mol, .mol2, .xyz and .extxyz, each also .gz, a folder or .zip of them, .npz",
+    "molecules", (OFFLINE, conformers.NAME),
+    ".sdf, .mol, .mol2, .xyz and .extxyz, each also .gz, a folder or .zip of them, .npz",
     lambda name: FORMS.get(name.lower().rpartition(".")[2]),
     ("frame", "sdf", "mol", "mol2"), periodic=False, max_atoms=sys.maxsize, alike=_alike,
 )  # fmt: skip
@@ -77,8 +78,9 @@ FLAT = 1e-4
 
 class MoleculeData(AtomData):
     """path: an .sdf, .mol, .mol2, .xyz, .extxyz (each also .gz) or .npz file of molecules, or a zip or folder of such
-    files; a folder with gdb9.sdf (QM9); or "qm9-like", a set of `num` molecules generated with RDKit and cached. null:
-    not set, which is an error.
+    files; a folder with gdb9.sdf (QM9); or "qm9-like", a set of `num` molecules generated with RDKit and cached; or
+    "small-molecules", `num` conformers of all molecules of at most four heavy atoms, likewise. null: not set, which is
+    an error.
     """
 
     kind = KIND
@@ -103,13 +105,24 @@ def load(
     """
     path, (most, _) = reading.source_path(data), reading.atom_limit(data, max_atoms)
     if path is None:
-        name = f"{generator.cache_name(data.seed)}-{data.num}"
-        loaded = reading.cached(name, lambda: LoadedSystems({"": generator.make(data.num, data.seed, CORES, progress)}))
+        loaded = _generated(data, progress)
         loaded = loaded.within(most)
     else:
         key = reading.cache_name(listings, path, READING, reading.package_version("rdkit"), most)
         loaded = reading.cached(key, lambda: read(path, most, progress))
     return split(reading.usable(loaded, data, max_atoms).systems, data)
+
+
+def _generated(data: MoleculeData, progress: ProgressCallback | None) -> LoadedSystems:
+    small = data.path == conformers.NAME
+    name = f"{(conformers if small else generator).cache_name(data.seed)}-{data.num}"
+
+    def make() -> LoadedSystems:
+        if small:
+            return LoadedSystems({"": conformers.make(data.num, data.seed, progress)})
+        return LoadedSystems({"": generator.make(data.num, data.seed, CORES, progress)})
+
+    return reading.cached(name, make)
 
 
 def split(systems: Systems, data: MoleculeData) -> tuple[Systems, Systems]:

@@ -74,9 +74,12 @@ MOST_ENERGY = 22.0
 # ---- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def graph(draw: random.Random) -> str | None:
-    """Return canonical SMILES, without stereochemistry, of a random molecule; None if it is rejected."""
-    heavy = _choose(draw, HEAVY)
+def graph(draw: random.Random, sizes: dict[int, float] = HEAVY) -> str | None:
+    """Return canonical SMILES, without stereochemistry, of a random molecule; None if it is rejected.
+
+    sizes: number of heavy atoms -> relative frequency.
+    """
+    heavy = _choose(draw, sizes)
     symbols = [_choose(draw, ELEMENTS) for _ in range(heavy)]
     symbols.sort(key=lambda symbol: -FREE[symbol] + draw.random())
     free = [FREE[symbol] for symbol in symbols]
@@ -175,7 +178,7 @@ def geometry(smiles: str) -> System | None:
     types = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], np.uint8)
     positions = mol.GetConformer().GetPositions()
     positions = (positions - positions.mean(0)).astype(np.float32)
-    if not _usual_distances(mol, positions) or not _recognised(smiles, types, positions):
+    if not is_sound(smiles, mol, types, positions):
         return None
     columns = {
         "logp": chemistry.logp(mol),
@@ -183,6 +186,11 @@ def geometry(smiles: str) -> System | None:
         "energy": field.CalcEnergy(),
     }
     return System(types, positions, None, smiles, columns)
+
+
+def is_sound(smiles: str, mol: Any, types: np.ndarray, positions: np.ndarray) -> bool:
+    """Return whether a geometry is one of its molecule, to the checks of this file."""
+    return _usual_distances(mol, positions) and _recognised(smiles, types, positions)
 
 
 def _usual_distances(mol: Any, positions: np.ndarray) -> bool:

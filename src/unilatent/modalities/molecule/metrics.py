@@ -19,6 +19,7 @@ from torch import Tensor
 from ...maths.geometry import rmsd as root_mean_square
 from ...maths.geometry import superpose
 from ...maths.streams import generator
+from ...plain_text import count_of
 from ...progress import Progress, no_progress
 from ...records import MemoryRows, Rows
 from .._atoms.metrics import type_accuracy, wasserstein
@@ -37,6 +38,8 @@ BUSTED = 500
 """Number of samples whose energy PoseBusters checks; the first ones."""
 BUSTED_CONTROLS = 50
 """Largest number of molecules in a baseline of PoseBusters."""
+PAIRS = 100_000
+"""Most pairs of molecules that are superposed to find the nearest ones: some seconds."""
 FEWEST_BONDS = 50
 """Smallest number of bonds between two elements in real molecules for a comparison of their lengths."""
 TABLES = 4
@@ -425,6 +428,60 @@ DISTANCES: dict[str, Callable[[Any, Any], float]] = {
 }
 
 
+class NearestConformer(Metric):
+    """How far valid new molecules are from the nearest training molecule with the same elements in the same order.
+
+    That is the root mean square distance of their atoms, compared by index after superposition: the median over
+    molecules that have such a training molecule. Copies are far nearer than held-out real molecules are. It tells
+    conformers of few molecules from copies; where molecules are many, `novel` does.
+    """
+
+    space = "rdkit"
+    gives = ("nearest_rmsd",)
+
+    def __call__(self, evidence: Evidence) -> list[Row]:
+        samples, train, held_out = evidence.samples, evidence.train, evidence.held_out
+        if samples is None or train is None or not all(_has_valid(rows) for rows in (samples, train)):
+            return []
+        known: dict[bytes, list[int]] = {}
+        for row, types in enumerate(train["types"].numpy()):
+            known.setdefault(types.tobytes(), []).append(row)
+        places = train["positions"].double()
+        found = _nearest(samples, known, places)
+        if not len(found):
+            return []
+        beside = {}
+        if held_out is not None and _has_valid(held_out) and len(real := _nearest(held_out, known, places)):
+            beside["held-out real"] = float(real.median())
+        title = (
+            "RMSD to the nearest training molecule of the same elements, median of "
+            f"{count_of(len(found), 'valid molecule')} that {'have' if len(found) > 1 else 'has'} one"
+        )
+        return [Row("nearest_rmsd", title, float(found.median()), "A", "same", beside)]
+
+
+def _has_valid(rows: Rows) -> bool:
+    return len(rows) > 0 and all(name in rows for name in ("types", "positions", "rdkit_connected"))
+
+
+def _nearest(rows: Rows, known: Mapping[bytes, Sequence[int]], places: Tensor) -> Tensor:
+    """Return the distance (S,) in Angstrom of each valid molecule to the nearest of the known ones with its types, as
+    far as PAIRS comparisons go. known: types -> rows of places (T, N, 3)."""
+    distances: list[Tensor] = []
+    pairs = 0
+    for row in (rows["rdkit_connected"] > 0).nonzero().flatten().tolist():
+        types = rows["types"][row]
+        others = known.get(types.numpy().tobytes(), [])
+        if not others:
+            continue
+        if distances and (pairs := pairs + len(others)) > PAIRS:
+            break
+        mask, there = (types > 0).expand(len(others), -1), places[list(others)]
+        here = rows["positions"][row].double().expand_as(there)
+        distances.append(root_mean_square(superpose(here, there, mask), there, mask).min())
+    return torch.stack(distances) if distances else torch.zeros(0)
+
+
 class PoseBusters(Metric):
     """Share of generated molecules that pass PoseBusters' checks of bonds, angles, clashes and flatness.
 
@@ -731,6 +788,6 @@ def metrics() -> list[Metric]:
     return [
         MoleculeReconstruction(), SameGraph(), ReconstructedStability(), MatchRate(),
         MoleculeValidity(Perceived(), "RDKit"), MoleculeValidity(DistanceTables(), "EDM's distance tables"),
-        MoleculeValidity(Babel(), "Open Babel, as ADiT and UNITE"), MoleculeDistributions(), PropertyError(),
-        PoseBusters(False), PoseBusters(True),
+        MoleculeValidity(Babel(), "Open Babel, as ADiT and UNITE"), MoleculeDistributions(), NearestConformer(),
+        PropertyError(), PoseBusters(False), PoseBusters(True),
     ]  # fmt: skip
