@@ -521,3 +521,13 @@ def test_compiled_runs_equal_eager_ones(tmp_path: Path, precision: str) -> None:
     a, b = state(tmp_path / "true", 3), state(tmp_path / "false", 3)
     assert a.keys() == b.keys()
     assert max(float((a[k] - b[k]).abs().max()) for k in a if k.startswith("model:")) < 2e-2
+
+
+def test_evaluations_that_never_come_are_said(tmp_path: Path) -> None:
+    """A preset's cadence counts steps of its own data; with fewer of one's own, a run may end before."""
+    late = Trainer(digits("training.evaluate_samples=8", "training.evaluate_every=50040"), tmp_path / "late").notes()
+    assert (
+        "note: training.evaluate_every 50,040 is more than the run's 12 steps: it is evaluated at its end only" in late
+    )
+    usual = Trainer(digits("training.evaluate_samples=8", "training.evaluate_every=6"), tmp_path / "usual").notes()
+    assert not any("evaluate_every" in line for line in usual)

@@ -9,14 +9,14 @@ import typer
 
 from ..outputs import refuse_overlap
 from .command import Record, examples
-from .options import Data, Model, Overrides
+from .options import Data, Model, OwnSettings
 from .running import data_of, find_run_folder, leave_stopped
 
 
 @examples("unilatent finetune-decoder runs/mine steps=2000 --out runs/mine-sharp")
 def run(
     model: Model,
-    overrides: Overrides = None,
+    overrides: OwnSettings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sharpened model [default: RUN-sharpened].")] = None,
     data: Data = None,
 ) -> Record:

@@ -27,6 +27,10 @@ Overrides = Annotated[
         help="Settings that replace those of the preset, e.g. training.steps=500.", metavar="[KEY=VALUE]..."
     ),
 ]
+OwnSettings = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings of this command, named above, e.g. steps=500.", metavar="[KEY=VALUE]..."),
+]
 Input = Annotated[Path, typer.Argument(help="A folder, a zip archive or a single file.", metavar="INPUT")]
 Data = Annotated[
     str | None,

@@ -234,6 +234,11 @@ def notes(
             "note: training.best does nothing without training.evaluate_samples and, unless training.evaluate_metrics "
             "names what is measured, data.held_out"
         )
+    if t.evaluate_samples and t.evaluate_every > steps:
+        lines.append(
+            f"note: training.evaluate_every {t.evaluate_every:,} is more than the run's {steps:,} steps: it is "
+            "evaluated at its end only"
+        )
     if t.batch_size > samples:
         lines.append(f"note: training.batch_size {t.batch_size} is more than the {amount(samples)} training samples")
     if t.shard and world == 1:
