@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from building import model_of, splits_of
+from safetensors.torch import load_file
 from torch import Tensor
 
 from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
-from unilatent.modalities.base import Evidence, Metric, Row, Space
+from unilatent.modalities.base import Dataset, Evidence, Metric, Row, Space, Splits
 from unilatent.modalities.image import Image
+from unilatent.records import Rows
 
 
 class Brightness(Space):
@@ -93,3 +96,90 @@ def test_details_are_part_of_the_protocol_the_key_and_the_records(tmp_path: Path
     other, seen = evaluated(tmp_path, version="v2")
     assert seen == {"plain": 24, "controls": 8}
     assert ("details.brightness", "v1", "v2") in first.protocol.differences(other.protocol)
+
+
+class Contrast(Brightness):
+    """Another feature of the same samples, fitted to an earlier one."""
+
+    name = "contrast"
+    needs = ("brightness",)
+
+    def fit(self, train: Rows) -> None:
+        self.seen["fits"] = self.seen.get("fits", 0) + 1
+
+    def __call__(self, data: Tensor) -> dict[str, Tensor]:
+        self.seen["contrast"] = self.seen.get("contrast", 0) + len(data)
+        return {"contrast": data.std((1, 2, 3))}
+
+    def controls(self, data: Tensor) -> dict[str, Tensor]:
+        return {"inverted_contrast": data.std((1, 2, 3))}
+
+
+class Darkness(Brightness):
+    name = "darkness"
+
+    def __call__(self, data: Tensor) -> dict[str, Tensor]:
+        self.seen["darkness"] = self.seen.get("darkness", 0) + len(data)
+        return {"darkness": 1 - data.mean((1, 2, 3))}
+
+    def controls(self, data: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+class OfThree(BrightnessMetric):
+    spaces = ("contrast", "brightness", "darkness")
+
+
+class WithThree(WithBrightness):
+    def spaces(self) -> list[Space]:
+        return [kind(self.seen, self.version) for kind in (Brightness, Contrast, Darkness)]
+
+    def metrics(self) -> list[Metric]:
+        return [OfThree(True)]
+
+
+class Counted(Dataset):
+    """A data set that counts how often a sample is read."""
+
+    def __init__(self, inner: Dataset):
+        self.inner, self.reads = inner, 0
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        return self.inner[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint
+
+
+def test_extractors_share_a_pass_and_each_completes_what_it_lacks(tmp_path: Path) -> None:
+    model = model_of("image", "unite").eval()
+    request = EvaluationRequest(metrics=("brightness",), num_samples=6, num_reference=40, num_held_out=8)
+    plain = splits_of("image")
+
+    def run() -> tuple[Evidence, dict[str, int], int]:
+        modality = WithThree(model.modality.config)
+        modality.seen = {}
+        splits = Splits(Counted(plain.train), plain.held_out)
+        evaluator = Evaluator(model, splits, tmp_path, request, modality=modality, num_inference_steps=1)
+        return evaluator.run().evidence, modality.seen, splits.train.reads
+
+    first, seen, reads = run()
+    assert seen["fits"] == 1 and reads == 2 * 40, "one pass for both that need no fit, one for the fitted one"
+    assert seen["plain"] == seen["darkness"] == seen["contrast"] == 40 + 8 + 6
+    train = [first.train[name].clone() for name in ("contrast", "brightness", "darkness")]
+    of_darkness = [p for p in tmp_path.glob("real-*/rows_*") if "darkness" in load_file(p) and len(load_file(p)) < 5]
+    chunk = sorted(path for path in of_darkness if len(load_file(path)["darkness"]) > 1)[0]
+    missing = len(load_file(chunk)["darkness"])
+    chunk.unlink()
+    again, seen, reads = run()
+    assert reads == missing and seen == {"fits": 1, "darkness": missing}
+    for before, name in zip(train, ("contrast", "brightness", "darkness"), strict=True):
+        assert torch.equal(before, again.train[name])
