@@ -154,7 +154,16 @@ def test_an_oracle_s_samples_have_no_noise_left(solver: str) -> None:
 
 def test_atoms_end_clean_and_images_as_published() -> None:
     ends = {name: preset(name).sampling.denoise_to_zero for name in presets()}
-    atoms = {"molecules", "crystals", "joint", "qm9-unite-s", "qm9-unite-s-1h", "mp20-unite-s", "joint-unite-s"}
+    atoms = {
+        "molecules",
+        "molecules-qm9-like",
+        "crystals",
+        "joint",
+        "qm9-unite-s",
+        "qm9-unite-s-1h",
+        "mp20-unite-s",
+        "joint-unite-s",
+    }
     assert {name for name, clean in ends.items() if clean} == atoms
     assert not SamplingConfig.parse({}).denoise_to_zero, "models that were saved without the field"
 

@@ -72,11 +72,13 @@ def test_a_published_preset_without_data_is_refused(
 
 
 def test_small_presets_use_generated_data() -> None:
-    from unilatent.presets.atoms import crystals
-    from unilatent.presets.atoms import molecules as small
+    from unilatent.presets import preset
 
-    assert small().data.path == molecule_files.OFFLINE
-    assert crystals().data.path == crystal_files.OFFLINE
+    paths = {name: preset(name).data.path for name in ("molecules", "molecules-qm9-like", "crystals")}
+    assert paths == {
+        "molecules": "small-molecules", "molecules-qm9-like": molecule_files.OFFLINE,
+        "crystals": crystal_files.OFFLINE,
+    }  # fmt: skip
 
 
 def test_crystals_have_the_classes_of_their_column(tmp_path: Path) -> None:

@@ -46,9 +46,10 @@ def wrap(fractional: np.ndarray) -> np.ndarray:
     return wrapped
 
 
-def elongated(matrix: np.ndarray) -> bool:
-    """Whether a cell (3, 3) is too long for its width to be reduced."""
-    return bool(np.linalg.norm(matrix, axis=1).max() ** 3 > ELONGATED * abs(np.linalg.det(matrix)))
+def elongated(matrix: np.ndarray, most: float = ELONGATED) -> bool:
+    """Whether the longest side of a cell (3, 3), cubed, is more than `most` times its volume. To reduce it, pymatgen
+    lists four times as many points of its lattice; by default: so many that it cannot."""
+    return bool(np.linalg.norm(matrix, axis=1).max() ** 3 > most * abs(np.linalg.det(matrix)))
 
 
 def niggli(matrix: np.ndarray, fractional: np.ndarray, keep: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from . import pairs
 from .baselines import Arrays
 from .lattices import cell_matrix, elongated
 from .matching import FEW_ATOMS
-from .validity import composition
+from .validity import composition, structure_checks
 
 SECONDS = 10.0
 """Time limit of a request."""
@@ -25,6 +25,9 @@ AT_ONCE = 25
 """Crystals of a request."""
 AGAIN_SECONDS, AGAIN = 3.0, 20
 """Time limit of a single crystal of a request that took too long, and most crystals that are asked for once more."""
+THIN = 20_000.0
+"""Longest side of a cell, cubed, by its volume, above which it is of no known type: its reduction would take seconds,
+and the cells of real structure types are far from it (a: 3, b: 3, c: 50 Angstrom: 280)."""
 FEW = 50
 """So many crystals are compared sooner than processes start."""
 
@@ -123,12 +126,12 @@ def _ask(
 
 
 def _plain(crystals: Arrays) -> list[tuple[Formula, PlainCrystal | None]]:
-    """Return the formula of each crystal, and what describes it; None if it is too long for pymatgen."""
+    """Return the formula of each crystal, and what describes it; None if its cell cannot be built or is too thin."""
     described: list[tuple[Formula, PlainCrystal | None]] = []
-    for types, fractional, lattice in zip(*crystals, strict=True):
+    for types, fractional, lattice, built in zip(*crystals, structure_checks(*crystals)[0], strict=True):
         atoms, matrix = types > 0, cell_matrix(np.asarray(lattice, np.float64))
         one: PlainCrystal | None = None
-        if np.isfinite(matrix).all() and abs(np.linalg.det(matrix)) > 0 and not elongated(matrix):
+        if built and not elongated(matrix, THIN):
             places = np.asarray(fractional, np.float64)[atoms]
             one = {"types": types[atoms].tolist(), "fractional": places.tolist(), "matrix": matrix.tolist()}
         described.append((formula_of(types), one))
