@@ -109,7 +109,9 @@ def crystals() -> RunConfig:
 
     Expected of real crystals at these settings: see docs/results/atoms.md.
     """
-    return small(CrystalConfig(max_atoms=20, elements="found"), CrystalData(path="prototypes", num=4000))
+    return small(
+        CrystalConfig(max_atoms=20, elements="found", origin="rarest"), CrystalData(path="prototypes", num=4000)
+    )
 
 
 def joint() -> RunConfig:
