@@ -196,3 +196,10 @@ def test_neither_on_a_cpu_nor_for_compiled_blocks(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     with cast_together([list(block.parameters())], BF16):
         assert not casts._copies
+
+
+def test_weights_without_storage_are_left_alone() -> None:
+    """What `plan` and counts of collectives run on, in bf16 too: autocast does not know the device `meta`."""
+    weight = torch.nn.Parameter(torch.empty(3, 3, device="meta"))
+    with cast_together([[weight]], torch.bfloat16):
+        assert narrow(weight) is weight

@@ -43,7 +43,13 @@ def can_read(x: Tensor) -> bool:
     return on_eager_cpu(x) and type(x) is Tensor
 
 
+def in_autocast(x: Tensor) -> bool:
+    """Whether autocast is enabled for the device of x. There is none for tensors without storage (`meta`)."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def conv_type(x: Tensor) -> torch.dtype:
     """The type that frozen convolutions on x compute in: autocast's on a GPU, else float32."""
-    follows = not on_cpu(x) and torch.is_autocast_enabled(x.device.type)
+    follows = not on_cpu(x) and in_autocast(x)
     return torch.get_autocast_dtype(x.device.type) if follows else torch.float32

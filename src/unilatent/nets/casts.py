@@ -24,7 +24,7 @@ _waiting: dict[Tensor, tuple[Sequence[Tensor], torch.dtype]] = {}
 
 def narrow(weight: Tensor) -> Tensor:
     """Return a weight's copy in autocast's type, if autocast is on and `cast_together` names it, else the weight."""
-    if not (branches.on_eager() and (_copies or _waiting) and torch.is_autocast_enabled(weight.device.type)):
+    if not (branches.on_eager() and (_copies or _waiting) and branches.in_autocast(weight)):
         return weight
     if weight in _waiting:
         group, dtype = _waiting[weight]

@@ -172,18 +172,12 @@ def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
 
     At the input of a network this puts the residual stream, and all elementwise operations, in that type.
     """
-    return x.to(torch.get_autocast_dtype(x.device.type) if in_autocast(x) else weight.dtype)
-
-
-def in_autocast(x: Tensor) -> bool:
-    """Whether autocast is enabled for the device of x."""
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(x.device.type) if branches.in_autocast(x) else weight.dtype)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast for the device of x."""
-    return torch.autocast(x.device.type, enabled=False) if in_autocast(x) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if branches.in_autocast(x) else nullcontext()
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
