@@ -108,8 +108,8 @@ def test_real_processes_do_not_read_the_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_one_process_reads_model_and_reference_of_evaluations_and_searches(tmp_path: Path) -> None:
-    """The others only read images of the reference. All together they read each image once, for all extractors, and
-    once more for the classifier, which one process fits to what was read."""
+    """The others only read images of the reference. All together they open each image once, for all extractors, and
+    at most once more for the classifier, which one process fits: what a process has opened, it remembers."""
     images, found = 60, ranks.measure_commands(tmp_path, 60, 2)
     for name, (first, other) in found.items():
         assert first["model"]["opened"].keys() >= {"config.json", "model.safetensors"}, name
@@ -118,5 +118,5 @@ def test_one_process_reads_model_and_reference_of_evaluations_and_searches(tmp_p
         assert other["model"] == {"stats": 0, "listed": 0, "images": 0, "opened": {}}, name
         assert other["reference"]["stats"] == other["reference"]["listed"] == other["fits"] == 0, name
         assert other["reference"]["opened"] == {}, name
-        passes = 1 + first["fits"]
-        assert first["reference"]["images"] + other["reference"]["images"] == passes * images, name
+        opened = first["reference"]["images"] + other["reference"]["images"]
+        assert images <= opened <= (1 + first["fits"]) * images, name
