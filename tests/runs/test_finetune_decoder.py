@@ -13,6 +13,8 @@ import torch
 from conftest import Command
 from safetensors.torch import load_file
 
+import unilatent
+
 TINY = ("batch_size=8", "start=1", "log_every=2", "sample_every=0", "checkpoint_every=2", "threads=1")
 
 
@@ -27,6 +29,25 @@ def test_a_run_becomes_a_run_with_another_decoder(run_folder: Path, tmp_path: Pa
         "evaluate", out, "--num-samples", 0, "--num-held-out", 20, "--metrics", "psnr", "--out", tmp_path / "e"
     )
     assert evaluated.code == 0 and "psnr" in evaluated.out.lower(), "its data are those of the run"
+
+
+def test_the_decoder_of_a_video_model_is_sharpened(tmp_path: Path, cli: Command) -> None:
+    """Its reconstruction loss and its adversary read tubelets; latents stay, and so do given frames."""
+    trained = cli(
+        "train", "bouncing-unite", "training.steps=2", "training.batch_size=4", "data.num_samples=24",
+        "data.held_out=4", "training.sample_every=0", "training.evaluate_samples=0", "training.threads=1",
+        "training.precision=fp32", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    out = tmp_path / "sharp"
+    done = cli("finetune-decoder", tmp_path / "run", "steps=4", *TINY, "batch_size=4", "--out", out)
+    assert done.code == 0, done.err
+    old, new = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "run", out))
+    assert {name.partition(".")[0] for name in old if not torch.equal(old[name], new[name])} == {"decoder"}
+    before, after = (unilatent.load(str(folder / "model")) for folder in (tmp_path / "run", out))
+    clips = torch.rand(2, 16, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(before.encode(clips), after.encode(clips))
+    assert not torch.equal(before.decode(before.encode(clips)), after.decode(after.encode(clips)))
 
 
 def test_settings_that_make_no_sense_are_refused(run_folder: Path, tmp_path: Path, cli: Command) -> None:
