@@ -13,8 +13,11 @@ from unilatent.maths import weightings
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
 from unilatent.methods.unite import MIN_TIME, REGISTER_TIME, UNITE, UNITEConfig
+from unilatent.modalities.crystal import CrystalConfig
 from unilatent.modalities.image import ImageConfig
+from unilatent.modalities.molecule import MoleculeConfig
 from unilatent.model_config import ModelConfig
+from unilatent.model_folder import refuse_other_tokens
 from unilatent.nets.layers import muon_parameters
 from unilatent.presets.image import imagenet256_unite
 from unilatent.sampling import sample
@@ -322,3 +325,24 @@ def test_parameter_counts_of_the_authors_models(sizes: tuple[str, str], count: i
     with torch.device("meta"):
         model = LatentModel.build(imagenet256_unite(*sizes).model())
     assert sum(p.numel() for p in model.parameters()) == model.num_trainable == count
+
+
+def test_models_that_read_other_tokens_have_other_fingerprints_and_are_refused() -> None:
+    """Frames of molecules and origins of crystals change tokens, not their shape."""
+    pairs = [
+        (MoleculeConfig(max_atoms=4), {"frame": "first"}), (CrystalConfig(max_atoms=4), {"origin": "rarest"}),
+    ]  # fmt: skip
+    encoder = {"width": 16, "depth": 1, "heads": 2, "in_context_tokens": 0}
+    for plain, settings in pairs:
+        configs = [plain, plain.model_copy(update=settings)]
+        found = []
+        for modality in configs:
+            torch.manual_seed(0)
+            method = UNITEConfig.parse(
+                {"generative_encoder": encoder, "decoder": {"width": 16, "depth": 1, "heads": 2}}
+            )
+            found.append(UNITE(ModelConfig(modality=modality, method=method)).fingerprint())
+        assert len(set(found)) == 2
+        refuse_other_tokens(plain, plain, "method.encoder_run")
+        with pytest.raises(ConfigError, match="token settings"):
+            refuse_other_tokens(*configs, "method.encoder_run")

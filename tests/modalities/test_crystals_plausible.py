@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -251,3 +252,15 @@ def test_places_alone_never_rule_out_a_pair_of_one_type() -> None:
             assert pairs.same_type(one, other) == plain
             verdicts.add(plain)
     assert verdicts == {True, False}
+
+
+def test_cells_that_cannot_be_built_or_are_thin_are_of_no_known_type_at_once() -> None:
+    """Reducing these takes pymatgen minutes: angles of 1 degree, and a needle of 1.2 x 1.2 x 400 A."""
+    salt = crystal([11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]], 4.0)
+    flat = (salt[0], salt[1], np.array([[0.1, 0.1, 0.1, 1.0, 1.0, 1.0]]))
+    needle = (salt[0], salt[1], np.array([[1.2, 1.2, 400.0, 90.0, 90.0, 90.0]]))
+    began = time.monotonic()
+    known = structure_types.KnownTypes(together(salt, flat, needle))
+    assert len(known) == 1 and known.undecided == 0
+    assert known.among(together(salt, flat, needle)).tolist() == [1, 0, 0]
+    assert time.monotonic() - began < 10

@@ -21,7 +21,7 @@ from unilatent.maths.streams import Streams
 from unilatent.modalities._atoms import bounded
 from unilatent.modalities._atoms.grid import paste_grid
 from unilatent.modalities._atoms.systems import System, Systems
-from unilatent.modalities.molecule import Molecule, bond_orders, chemistry, data, generator, metrics, render
+from unilatent.modalities.molecule import Molecule, bond_orders, chemistry, conformers, data, generator, metrics, render
 from unilatent.modalities.molecule.data import MoleculeData, load, read
 
 MOLECULES = Molecule(Molecule.Config.small())
@@ -616,3 +616,23 @@ def test_a_network_sees_the_same_tokens_however_a_molecule_is_turned(made: Syste
     assert (MOLECULES.pack(data).values - MOLECULES.pack(turned).values).abs().max() > 1
     terms = framed.reconstruction_loss(framed.ideal(turned), data)
     assert terms["positions"] < 1e-8, "the loss compares in the frame that the network sees"
+
+
+def test_a_small_set_is_generated_once_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = MoleculeData(path="small-molecules", num=60, held_out=6, seed=3)
+    train, held_out = load(data)
+    assert (len(train), len(held_out)) == (54, 6) and not set(train.names) & set(held_out.names)
+    monkeypatch.setattr(conformers, "make", None)  # from here on, the cache answers
+    assert load(data)[1].names == held_out.names
+    assert "generates" in Molecule.origin_of(data)
+    with pytest.raises(TypeError):
+        load(MoleculeData(path="small-molecules", num=60, held_out=6, seed=4))
+    monkeypatch.undo()
+    other = load(MoleculeData(path="small-molecules", num=60, held_out=6, seed=4))[0]
+    assert other.names != train.names or not np.array_equal(other.coordinates, train.coordinates)
+
+
+def test_a_set_without_conformers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformers, "conformer", lambda *arguments: None)
+    with pytest.raises(ValueError, match="10 conformers, but RDKit made only 0"):
+        conformers.make(10)

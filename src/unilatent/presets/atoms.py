@@ -88,7 +88,7 @@ def of_both(run: RunConfig) -> RunConfig:
 
 
 def molecules() -> RunConfig:
-    """UNITE on conformers of all molecules of at most four heavy atoms, by RDKit; for two CPU cores.
+    """UNITE on conformers of about a hundred molecules of at most four heavy atoms, by RDKit; for two CPU cores.
 
     Expected: docs/results/atoms.md.
     """

@@ -1,8 +1,8 @@
-"""A set that a laptop can learn: conformers of all molecules of at most four heavy atoms, without a download.
+"""A set that a laptop can learn: conformers of molecules of at most four heavy atoms, without a download.
 
 The molecules are those that the graphs of `generator` give for these sizes, about a hundred. Each has conformers by
-ETKDGv3 that are not relaxed, so that bonds, angles and torsions vary as the method samples them and no two geometries
-are equal. A conformer is rejected if EDM's distance tables or RDKit's perception of bonds find another molecule in it.
+ETKDGv3 that are not relaxed, so that bonds, angles and torsions vary as the method samples them; small rigid molecules
+hardly do. A conformer is rejected if EDM's distance tables or RDKit's perception of bonds find another molecule in it.
 Conformer k of a molecule depends on the seed, the molecule and k only.
 """
 

@@ -79,7 +79,7 @@ FLAT = 1e-4
 class MoleculeData(AtomData):
     """path: an .sdf, .mol, .mol2, .xyz, .extxyz (each also .gz) or .npz file of molecules, or a zip or folder of such
     files; a folder with gdb9.sdf (QM9); or "qm9-like", a set of `num` molecules generated with RDKit and cached; or
-    "small-molecules", `num` conformers of all molecules of at most four heavy atoms, likewise. null: not set, which is
+    "small-molecules", `num` conformers of molecules of at most four heavy atoms, likewise. null: not set, which is
     an error.
     """
 

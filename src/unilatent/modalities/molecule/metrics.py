@@ -38,8 +38,9 @@ BUSTED = 500
 """Number of samples whose energy PoseBusters checks; the first ones."""
 BUSTED_CONTROLS = 50
 """Largest number of molecules in a baseline of PoseBusters."""
-PAIRS = 100_000
-"""Most pairs of molecules that are superposed to find the nearest ones: some seconds."""
+NEAREST, OTHERS = 500, 200
+"""Most molecules whose nearest training molecule is looked for, and most training molecules that each is compared with,
+spread evenly: a few seconds."""
 FEWEST_BONDS = 50
 """Smallest number of bonds between two elements in real molecules for a comparison of their lengths."""
 TABLES = 4
@@ -429,11 +430,13 @@ DISTANCES: dict[str, Callable[[Any, Any], float]] = {
 
 
 class NearestConformer(Metric):
-    """How far valid new molecules are from the nearest training molecule with the same elements in the same order.
+    """How far new molecules, valid and in one piece, are from the nearest training molecule with the same elements in
+    the same order.
 
-    That is the root mean square distance of their atoms, compared by index after superposition: the median over
-    molecules that have such a training molecule. Copies are far nearer than held-out real molecules are. It tells
-    conformers of few molecules from copies; where molecules are many, `novel` does.
+    That is the root mean square distance of their atoms, compared by index after superposition, of the first
+    NEAREST molecules that have such a training molecule, each compared with at most OTHERS of them: their median.
+    Copies are far nearer than held-out real molecules are. It tells conformers of few molecules from copies; where
+    molecules are many, `novel` does.
     """
 
     space = "rdkit"
@@ -446,7 +449,8 @@ class NearestConformer(Metric):
         known: dict[bytes, list[int]] = {}
         for row, types in enumerate(train["types"].numpy()):
             known.setdefault(types.tobytes(), []).append(row)
-        places = train["positions"].double()
+        known = {types: found[:: -(-len(found) // OTHERS)] for types, found in known.items()}
+        places = train["positions"]
         found = _nearest(samples, known, places)
         if not len(found):
             return []
@@ -455,7 +459,7 @@ class NearestConformer(Metric):
             beside["held-out real"] = float(real.median())
         title = (
             "RMSD to the nearest training molecule of the same elements, median of "
-            f"{count_of(len(found), 'valid molecule')} that {'have' if len(found) > 1 else 'has'} one"
+            f"{count_of(len(found), 'molecule')} in one piece that {'have' if len(found) > 1 else 'has'} one"
         )
         return [Row("nearest_rmsd", title, float(found.median()), "A", "same", beside)]
 
@@ -465,19 +469,19 @@ def _has_valid(rows: Rows) -> bool:
 
 
 def _nearest(rows: Rows, known: Mapping[bytes, Sequence[int]], places: Tensor) -> Tensor:
-    """Return the distance (S,) in Angstrom of each valid molecule to the nearest of the known ones with its types, as
-    far as PAIRS comparisons go. known: types -> rows of places (T, N, 3)."""
+    """Return the distance (S,) in Angstrom of the first NEAREST whole molecules to the nearest of the known ones with
+    their types. known: types -> rows of places (T, N, 3)."""
     distances: list[Tensor] = []
-    pairs = 0
-    for row in (rows["rdkit_connected"] > 0).nonzero().flatten().tolist():
-        types = rows["types"][row]
+    all_types, positions, connected = (rows[name] for name in ("types", "positions", "rdkit_connected"))
+    for row in (connected > 0).nonzero().flatten().tolist():
+        types = all_types[row]
         others = known.get(types.numpy().tobytes(), [])
         if not others:
             continue
-        if distances and (pairs := pairs + len(others)) > PAIRS:
+        if len(distances) == NEAREST:
             break
-        mask, there = (types > 0).expand(len(others), -1), places[list(others)]
-        here = rows["positions"][row].double().expand_as(there)
+        mask, there = (types > 0).expand(len(others), -1), places[list(others)].double()
+        here = positions[row].double().expand_as(there)
         distances.append(root_mean_square(superpose(here, there, mask), there, mask).min())
     return torch.stack(distances) if distances else torch.zeros(0)
 
