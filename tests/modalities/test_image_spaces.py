@@ -208,7 +208,7 @@ def test_another_network_is_refused_where_transformers_would_fill_in_random_weig
     save_file(broken, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text((clip / "config.json").read_text())
     with pytest.raises(
-        ValueError, match=r"the feature extractor clip: .* lacks 1 tensors, for example visual_projection.weight"
+        ValueError, match=r"the feature extractor clip: .* lacks 1 tensor, for example visual_projection.weight"
     ):
         CLIP(str(tmp_path)).prepare(CPU)
     with pytest.raises(ValueError, match=r"the feature extractor dinov2: .*give a folder or hub id of a Dinov2Model"):

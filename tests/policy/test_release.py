@@ -49,6 +49,8 @@ def test_every_file_of_the_package_is_in_the_wheel():
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["unilatent"]
     named = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
     others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    compiled = PYPROJECT["tool"]["setuptools"]["exclude-package-data"]["unilatent"]
+    named = {path for path in named if not any(path.match(pattern) for pattern in compiled)}
     assert others == {path for path in named if path.is_file()} and len(others) > 8
 
 

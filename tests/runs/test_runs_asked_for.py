@@ -54,7 +54,7 @@ def test_a_property_from_a_file_to_samples_and_an_analysis(cli: Command, molecul
     record = json.loads((samples / "sampling.json").read_text())
     assert (record["properties"], record["num_atoms"]) == ("1-2:3", "4,5")
     for arguments, words in (
-        (["--num-atoms", 30], "num_atoms: 30 is out of range; this model makes 1 to 29"),
+        (["--num-atoms", 30], "num_atoms: 30 is out of range; this model makes 1 to 14"),
         (["--property", "high"], "properties: 'high' is neither a number"),
     ):
         refused = cli("sample", run, *arguments, "--out", tmp_path / "x")
