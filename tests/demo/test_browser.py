@@ -86,6 +86,15 @@ class Visitor:
         toast.locator("button").first.click()
         return text
 
+    def click_last(self, film: Any, caption: str) -> None:
+        """Show a film's last moment. The page shows the film anew when its job ends, which may be after a click."""
+        for _ in range(50):
+            film.locator("#strip button").last.click()
+            if film.locator("#at").inner_text().startswith(caption):
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(film.locator("#at").inner_text())
+
     def keep(self, name: str) -> None:
         if folder := os.environ.get("UNILATENT_SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -236,19 +245,12 @@ def test_watch_interpolate_and_map(visit: Callable[[], Visitor]):
     film = me.page.frame_locator("#denoise-shown iframe")
     film.locator("#strip button").first.wait_for()
     assert "#6" in me.page.locator("#denoise-line").inner_text()
-    for _ in range(50):  # the page shows the film anew when the job ends, which may be after this click
-        film.locator("#strip button").last.click()
-        if film.locator("#at").inner_text().startswith("t = 0."):
-            break
-        me.page.wait_for_timeout(100)
-    else:
-        raise AssertionError(film.locator("#at").inner_text())
+    me.click_last(film, "t = 0.")
     me.keep("denoised")
     me.go_to("Interpolate")
     me.page.locator("#interpolate-start").click()
     between = me.page.frame_locator("#interpolate-shown iframe")
-    between.locator("#strip button").last.click()
-    assert between.locator("#at").inner_text() == "second"
+    me.click_last(between, "second")
     me.keep("interpolated")
     me.go_to("Latent map")
     me.page.locator("#draw-map-start").click()
