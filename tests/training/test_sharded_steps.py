@@ -29,12 +29,18 @@ ODD = {"decoder": {"width": 32, "depth": 2, "heads": 2, "mlp_width": 33}}
 """33 rows are divided by no 2, 32 by no 3."""
 
 
+NEW = hasattr(dist, "all_gather_single")
+GATHER = "all_gather_single" if NEW else "all_gather_into_tensor"
+REDUCE = "reduce_scatter_single" if NEW else "reduce_scatter_tensor"
+"""The collectives that FSDP calls, by torch's version."""
+
+
 class Sent:
     """Counts the collectives of FSDP by name and type."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, torch.dtype]] = Counter()
-        for name in ("all_gather_single", "reduce_scatter_single"):
+        for name in (GATHER, REDUCE):
             self._watch(name)
 
     def _watch(self, name: str) -> None:
@@ -126,14 +132,14 @@ def check(ranks: list[Any]) -> None:
             assert found["norms"] == pytest.approx(one["norms"], rel=1e-4)
             for name, weight in one["weights"].items():
                 torch.testing.assert_close(found["weights"][name], weight, atol=1e-4, rtol=0)
-            assert found["sent"]["reduce_scatter_single", torch.float32] == found["blocks"]
-            assert not found["sent"].get(("all_gather_single", torch.bfloat16))
+            assert found["sent"][REDUCE, torch.float32] == found["blocks"]
+            assert not found["sent"].get((GATHER, torch.bfloat16))
     assert ranks[0]["unite"]["uneven"]
     narrow = trained(Processes("cpu"), "unite", False, "bf16")
     for found in (rank["bf16"] for rank in ranks):
         assert found["losses"] == pytest.approx(narrow["losses"], rel=0.02)
-        assert found["sent"]["reduce_scatter_single", torch.float32] == found["blocks"]
-        kinds = {dtype for name, dtype in found["sent"] if name == "all_gather_single"}
+        assert found["sent"][REDUCE, torch.float32] == found["blocks"]
+        kinds = {dtype for name, dtype in found["sent"] if name == GATHER}
         assert kinds == {torch.bfloat16}
 
 

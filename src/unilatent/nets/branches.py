@@ -44,9 +44,10 @@ def can_read(x: Tensor) -> bool:
 
 
 def in_autocast(x: Tensor) -> bool:
-    """Whether autocast is enabled for the device of x. There is none for tensors without storage (`meta`)."""
+    """Whether autocast is enabled for the device of x. There is none for tensors without storage (`meta`); to ask torch
+    whether there is, breaks compiled graphs of torch 2.10."""
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def conv_type(x: Tensor) -> torch.dtype:
