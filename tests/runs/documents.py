@@ -88,10 +88,11 @@ LAST = re.compile(r"step_00000\d{3}")
 TRAINING = (
     "training.steps=2", "training.batch_size=4", "training.micro_batch_size=null", "training.checkpoint_every=0",
     "training.sample_every=0", "training.evaluate_samples=0", "training.evaluate_every=0", "training.workers=0",
-    "training.threads=1",
+    "training.threads=1", "training.schedule.decays=[]",
 )  # fmt: skip
 DATA = {
     "molecules": ["data.num=48", "data.held_out=8"],
+    "molecules-qm9-like": ["data.num=48", "data.held_out=8"],
     "crystals": ["data.num=48", "data.held_out=8"],
     "joint": [f"data.parts.{kind}.{few}" for kind in ("molecule", "crystal") for few in ("num=48", "held_out=8")],
     "scenes-unite": ["data.num_samples=64", "data.held_out=8"],

@@ -35,7 +35,6 @@ def run(cell: dict[str, Any], place: str, workplace: Workplace, names: dict[str,
             exec(compile(small_python(part), place, "exec"), names)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_every_cell_runs_on_small_models(path: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")

@@ -79,6 +79,7 @@ PROVIDED: dict[str, Callable[[Path], None]] = {
 RUNS = {
     "runs/scenes": ["scenes-unite"],
     "runs/molecules": ["molecules"],
+    "runs/qm9-like": ["molecules-qm9-like"],
     "runs/joint": ["joint"],
     "runs/bouncing": ["bouncing-unite"],
     "runs/ul": ["digits-ul"],
