@@ -25,8 +25,8 @@ from unilatent.demo.server import POLICY
 
 MB = 2**20
 JSON = {"Content-Type": "application/json"}
-LONG = [None, 100, 0, 1000, "heun", 1, 0, 1, []]
-"""What the page sends for a hundred samples of the digits in a thousand steps each: its tab, then the settings."""
+LONG = [None, 100, 0, 200, "heun", 1, 0, 1, []]
+"""What the page sends for the longest sampling of the digits that its sliders allow: its tab, then the settings."""
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,8 @@ def test_f40_a_hundred_requests_at_once(page: tuple[str, Callable[[], str]]):
     assert status == 200
     path, number = json.loads(body)[0], event(address, "Reconstruct")
     assert joined(address, following(address, event(address, "Sample")), LONG, "long")[0] == 200
-    listener = threading.Thread(target=outcome, args=(address, "long"))  # work that nobody waits for would end
+    ended: list[dict[str, Any]] = []
+    listener = threading.Thread(target=lambda: ended.append(outcome(address, "long")))  # else it would be dropped
     listener.start()
     data = [{"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "own.png"}, 0]
     answers: list[int] = []
@@ -261,10 +262,12 @@ def test_f40_a_hundred_requests_at_once(page: tuple[str, Callable[[], str]]):
         thread.start()
     for thread in threads:
         thread.join()
+    assert not ended, f"the long one ended before the others had come: {ended}"
     stop(address, "long")
     listener.join()
+    assert ended[0]["success"] is True, ended
     assert len(answers) == 100 and set(answers) <= {200, 429, 503}, set(answers)
-    assert answers.count(200) <= 21, "one is computed, and twenty wait"
+    assert answers.count(200) <= 20, "one is computed, and twenty wait"
     until = time.monotonic() + 120
     while (status := joined(address, number, data, "afterwards")[0]) != 200:  # those that wait are computed first
         assert status in (429, 503) and time.monotonic() < until
