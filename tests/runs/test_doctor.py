@@ -67,7 +67,7 @@ def test_doctor_measures_products_and_says_what_auto_is(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     monkeypatch.setattr(devices, "CPUINFO", cpuinfo)
-    for flags, emulated, chosen in (("avx512_bf16", "", "bf16"), ("avx2", "(emulated) ", "fp32")):
+    for flags, emulated, chosen in (("amx_bf16", "", "bf16"), ("avx2", "(emulated) ", "fp32")):
         cpuinfo.write_text(f"flags : {flags}\n")
         found = re.search(
             r"^ +matrix products, GFLOP/s of one core: fp32 ([\d.e+]+), bf16 (\D*)([\d.e+]+); precision=auto is (\w+)$",

@@ -14,7 +14,7 @@ from conftest import QUICK, Command
 
 import unilatent
 from unilatent import devices
-from unilatent.cli.running import note_emulated
+from unilatent.cli.running import note_drawback
 from unilatent.config import read_yaml
 from unilatent.devices import float32_products, resolve_precision, set_float32_products
 from unilatent.files import read_json
@@ -25,7 +25,7 @@ from unilatent.runs import checkpoint as ckpt
 from unilatent.training.config import RunConfig
 from unilatent.training.trainer import Trainer
 
-WITH, WITHOUT = "avx2 avx512f avx512_bf16", "avx2"
+WITH, WITHOUT = "avx2 avx512f amx_bf16", "avx2"
 Machine = Callable[[str], None]
 EVALUATED = ("training.evaluate_samples=20", "training.evaluate_steps=2", "sampling.num_inference_steps=2")
 
@@ -35,7 +35,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Gives this machine a processor with these instruction sets."""
     path = tmp_path / "cpuinfo"
     monkeypatch.setattr(devices, "CPUINFO", path)
-    note_emulated.cache_clear()
+    note_drawback.cache_clear()
     return lambda flags: path.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\n") and None
 
 
@@ -60,18 +60,26 @@ def bf16_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("text", "auto"),
     [
-        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", "bf16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", "measured"),
         ("flags\t\t: fpu avx2 amx_bf16 amx_tile\n", "bf16"),
         ("flags\t\t: fpu avx2 avx512f avx512_vnni\n", "fp32"),
         ("flags\t\t: fpu avx2\n", "fp32"),
-        ("Features\t: fp asimd bf16\n", "bf16"),
+        ("Features\t: fp asimd bf16\n", "measured"),
         ("Features\t: fp asimd sve\n", "fp32"),
         ("processor\t: 0\n", "fp32"),
         (None, "fp32"),
     ],
 )
-def test_auto_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, auto: str) -> None:
+@pytest.mark.parametrize("seconds", [0.25, 2.0])
+def test_auto_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, auto: str, seconds: float
+) -> None:
+    """Some processors with AVX512-BF16 multiply bf16 four times as fast as fp32, others half as fast."""
     monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices, "matmul_seconds", lambda device, precisions: {"fp32": 1.0, "bf16": seconds})
+    monkeypatch.setattr(devices, "_bf16_factor", devices._bf16_factor.__wrapped__)  # not cached
+    if auto == "measured":
+        auto = "bf16" if seconds < 1 else "fp32"
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
     check_resolution("cpu", auto)

@@ -136,12 +136,11 @@ def test_small_matrices_on_a_cpu_are_float32(monkeypatch: pytest.MonkeyPatch) ->
         optimizer.__dict__["device"] = torch.device(device)
         return optimizer.compute_dtype((shape[0], shape[1]))
 
-    monkeypatch.setattr(muon, "has_bf16", lambda device: True)
+    monkeypatch.setattr(muon, "prefers_bf16", lambda device: True)
     assert dtype("auto", "cpu", 64, 4096) == dtype("fp32", "cuda", 512, 512) == torch.float32
     assert dtype("auto", "cpu", 96, 96) == dtype("auto", "cuda", 8, 8) == torch.bfloat16
-    for unknown in (False, None):
-        monkeypatch.setattr(muon, "has_bf16", lambda device, unknown=unknown: unknown)
-        assert dtype("auto", "cpu", 768, 768) == dtype("auto", "cuda", 768, 768) == torch.float32
+    monkeypatch.setattr(muon, "prefers_bf16", lambda device: False)
+    assert dtype("auto", "cpu", 768, 768) == dtype("auto", "cuda", 768, 768) == torch.float32
     assert dtype("bf16", "cpu", 8, 8) == torch.bfloat16
 
 

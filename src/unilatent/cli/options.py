@@ -155,7 +155,7 @@ Precision = Annotated[
     str,
     typer.Option(
         help="fp32, bf16 (bfloat16 autocast inside the networks), or auto: what the model was trained in, but bf16 "
-        "only where the hardware multiplies it."
+        "only where the hardware multiplies it faster than fp32."
     ),
 ]
 EvaluationFolder = Annotated[

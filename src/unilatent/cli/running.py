@@ -90,7 +90,7 @@ def for_evaluation(modality: Modality, options: Mapping[str, Any]) -> Modality:
 def precision_of(option: str, model: LatentModel | None, processes: Processes | None = None) -> Computed:
     """Return what a command computes in, "fp32" or "bf16", the same in all processes; ValueError if it is unknown.
 
-    Says in a line where bf16 is emulated, or not used because it would be. Lets a GPU's float32 products use TF32,
+    Says in a line where bf16 is slow, or not used because it would be. Lets a GPU's float32 products use TF32,
     unless it is "fp32".
     """
     from ..devices import set_float32_products
@@ -112,23 +112,26 @@ def _precision(option: str, device: torch.device | str, trained: str) -> Compute
 
     chosen = resolve_precision(option, device, trained, field="--precision")
     if option == "bf16":
-        note_emulated(str(device))
+        note_drawback(str(device))
     elif option == "auto" and chosen != trained:
-        missing = "has no bf16 instructions" if has_bf16(device) is False else "is not known to have bf16 instructions"
+        known = has_bf16(device)
+        reason = "is slower in bf16" if known else "has no bf16 instructions"
+        if known is None:
+            reason = "is not known to have bf16 instructions"
         print(
-            f"note: the model was trained in bf16, but this {kind(device)} {missing}: computing in fp32 "
+            f"note: the model was trained in bf16, but this {kind(device)} {reason}: computing in fp32 "
             "(--precision bf16 computes in bf16 all the same)", file=sys.stderr,
         )  # fmt: skip
     return chosen
 
 
 @cache
-def note_emulated(device: str) -> None:
-    """Print once if bf16 is slow because the device emulates it."""
-    from ..devices import bf16_emulated
+def note_drawback(device: str) -> None:
+    """Print once if bf16 is slow on the device."""
+    from ..devices import bf16_drawback
 
-    if emulated := bf16_emulated(device):
-        print(f"note: --precision bf16: {emulated}", file=sys.stderr)
+    if drawback := bf16_drawback(device):
+        print(f"note: --precision bf16: {drawback}", file=sys.stderr)
 
 
 def print_notes(lines: Iterable[str]) -> None:

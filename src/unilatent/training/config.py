@@ -172,7 +172,7 @@ class TrainingConfig(Config):
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """"bf16": bfloat16 autocast inside the networks, weights stay in float32; "fp32": float32; "auto": bf16 where the
-    hardware multiplies it, else fp32; a run that resumes keeps what it had, where the hardware multiplies it."""
+    hardware multiplies it faster, else fp32; a run that resumes keeps what it had, or takes fp32."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the repeated blocks, and LPIPS, with torch.compile: faster steps after minutes of compilation. "auto": on
     a GPU, for models of at least 100 million trainable parameters, whose runs take long enough."""

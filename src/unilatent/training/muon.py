@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..devices import has_bf16
+from ..devices import prefers_bf16
 from ..sharding import Owners, local
 
 _Precision = Literal["auto", "fp32", "bf16"]
@@ -68,12 +68,13 @@ class Muon(Optimizer):
 
     @cached_property
     def _fast_bf16(self) -> bool:
-        return has_bf16(self.device) is True
+        return prefers_bf16(self.device)
 
     def compute_dtype(self, shape: Shape) -> torch.dtype:
         """Return the type in which matrices of a shape are iterated.
 
-        "auto": bfloat16 on a device with bfloat16 instructions, except small matrices on a CPU (`NARROW_ON_CPU`).
+        "auto": bfloat16 on a device that multiplies it faster (`prefers_bf16`), except small matrices on a CPU
+        (`NARROW_ON_CPU`).
         """
         large = self.device.type != "cpu" or min(shape) >= NARROW_ON_CPU
         narrow = self.precision == "bf16" or (self.precision == "auto" and large and self._fast_bf16)

@@ -14,7 +14,7 @@ import torch
 
 from ..batches import Example, micro_batches, try_samples
 from ..config import ConfigError
-from ..devices import bf16_emulated
+from ..devices import bf16_drawback
 from ..files import expanded, write_json, write_text
 from ..maths.streams import seed_of
 from ..methods.base import LatentModel
@@ -249,8 +249,8 @@ def notes(
 def slow(training: TrainingConfig, model: LatentModel) -> list[str]:
     """What makes a run slower than its user may expect, one line each."""
     lines = []
-    if training.precision == "bf16" and (emulated := bf16_emulated(model.device)):
-        lines.append(f"training.precision=bf16: {emulated}")
+    if training.precision == "bf16" and (drawback := bf16_drawback(model.device)):
+        lines.append(f"training.precision=bf16: {drawback}")
     if compiles(training, model):
         blocks = sum(isinstance(module, Repeated) for module in model.modules())
         lines.append(
