@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .files import read_json, write_json, write_text
+from .tables import ARROWS, marked
 
 RECORD = "record.json"
 CARD = "README.md"
@@ -26,7 +27,6 @@ LIMITS = (
     "## Limits\n\nThe numbers are of one training run; runs with other seeds differ. Nothing was measured on other "
     "data, at other sizes or with other settings than those above."
 )
-ARROWS = {"higher": "↑", "lower": "↓", "same": "="}
 UNTOUCHED = "<!-- written by unilatent {digest}; without this line, later evaluations leave the card as it is -->"
 MARK = re.compile(r"\n?<!-- written by unilatent (\w+);[^\n]*-->\n?\Z")
 
@@ -184,7 +184,7 @@ def _numbers_of(record: ModelRecord) -> list[str]:
         place = list(protocols).index(str(number.get("outline") or number["key"])) + 1
         spread = "" if number["spread"] is None else f" ± {number['spread']:.4g}"
         beside = ", ".join(f"{name} {value:.4g}" for name, value in number["beside"].items())
-        cautions = "".join(f", {caution}" for caution in number["cautions"])
+        cautions = "".join(f", {caution}" for caution in marked(number["cautions"]))
         rows.append(
             f"| {ARROWS[number['better']]} {_cell(number['name'])} | {number['value']:.4g}{spread} "
             f"{_cell(number['unit'])} | {_cell(beside)} | `{number['key']}` ({place}{_cell(cautions)}) |"

@@ -6,6 +6,7 @@ No file is ever unpickled.
 from __future__ import annotations
 
 import copy
+import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -247,9 +248,17 @@ def refuse_missing(source: str | Path) -> None:
     """Raise ValueError if a source that is no path on this machine cannot be a hub id either."""
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise ValueError(
-            f"{source}: no such folder; give a run, a model folder or a hub id like owner/name, or a model of the "
-            f"package: {', '.join(names())}"
+            f"{source}: no such folder{_similar(source)}; give a run, a model folder or a hub id like owner/name, or a "
+            f"model of the package: {', '.join(names())}"
         )
+
+
+def _similar(source: str | Path) -> str:
+    """Return "; did you mean FOLDER?" if a folder of nearly this name is there, else ""."""
+    path = expanded(source)
+    beside = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
 def refuse_file(path: Path) -> None:
@@ -515,5 +524,5 @@ def download(name: str, **options: Any) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ValueError(
             f"{name}: no such folder, and no model of that name could be downloaded from the hub "
-            f"({type(error).__name__}); check the name and the connection"
+            f"({type(error).__name__}); check the name and the connection{_similar(name)}"
         ) from None

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import time
 import warnings
@@ -27,6 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .files import SMALLEST, check_writable, expanded, is_alive, room, write_text
+from .plain_text import count_of
 
 RECORD = ".unilatent-outputs.jsonl"
 STAGING = re.compile(r"\.unilatent-partial-(\d+)(?:@(.+))?")
@@ -98,10 +100,15 @@ class Outputs:
         _remove_leftovers(self.folder)
         if not self.keep:
             recorded = self._recorded()
-            for name in recorded:
-                if self._is_ours(name, recorded):
-                    (self.folder / name).unlink()
-                    self._remove_empty(name)
+            replaced = [name for name in recorded if self._is_ours(name, recorded)]
+            for name in replaced:
+                (self.folder / name).unlink()
+                self._remove_empty(name)
+            if replaced:
+                what = count_of(
+                    len(replaced), "file of an earlier one is replaced", "files of an earlier one are replaced"
+                )
+                print(f"note: unilatent {self.command}, {self.field} {self.folder}: {what}", file=sys.stderr)
             write_text(self.folder / RECORD, "")
         return self.folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,10 +10,18 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+ARROWS = {"higher": "↑", "lower": "↓", "same": "="}
+"""Direction in which a number is better -> its mark."""
+CAUTION = "⚠"
 GAP = 2
 """Columns between two columns of a table."""
 ENDLESS = 10**6
 """More columns than any table has."""
+
+
+def marked(cautions: Iterable[str]) -> list[str]:
+    """Return cautions as they are shown beside a number: readable without colours too."""
+    return [f"{CAUTION} {caution}" for caution in cautions]
 
 
 def show(table: Any, console: Console | None = None) -> None:

@@ -217,7 +217,8 @@ def test_broken_models_are_named(cli: Command, run_folder: Path, tmp_path: Path)
     assert "has other shapes" in refusal("other")
     (tmp_path / "garbled" / "config.json").write_text("{")
     assert "not a model configuration" in refusal("garbled")
-    assert "no such folder" in refusal("nowhere/at/all")
+    assert "no such folder; give" in refusal("nowhere/at/all")
+    assert f"did you mean {tmp_path / 'garbled'}?" in refusal("garbeld"), "a letter's slip"
 
 
 @pytest.mark.covers("F05")

@@ -70,7 +70,8 @@ def test_doctor_measures_products_and_says_what_auto_is(
     for flags, emulated, chosen in (("amx_bf16", "", "bf16"), ("avx2", "(emulated) ", "fp32")):
         cpuinfo.write_text(f"flags : {flags}\n")
         found = re.search(
-            r"^ +matrix products, GFLOP/s of one core: fp32 ([\d.e+]+), bf16 (\D*)([\d.e+]+); precision=auto is (\w+)$",
+            r"^ +matrix products, GFLOP/s of one core: fp32 ([\d.e+]+), bf16 (\D*)([\d.e+]+); precision=auto is (\w+) "
+                r"\(presets that name their own: digits, digits-ul\)$",
             cli("doctor").out, re.M,
         )  # fmt: skip
         assert found and (found[2], found[4]) == (emulated, chosen)

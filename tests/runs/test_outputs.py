@@ -318,9 +318,11 @@ def test_a_verb_replaces_its_own_files_and_no_others(
     """Three times: the second time all is its own, the third time one file has been edited."""
     out = tmp_path / "out"
     line = line_of(verb, run_folder, sources, out)
-    for _ in range(2):
+    for number in range(2):
         done = cli(*line)
         assert done.code == 0 and names(out) == PRODUCTS[verb], done
+        replaces = number == 1 and verb != "encode"  # which goes on with what is there
+        assert ("of an earlier one are replaced" in done.err) == replaces, done.err
     edited = sorted(PRODUCTS[verb])[0]
     (out / edited).write_text("[]")
     before = tree(out)

@@ -174,11 +174,16 @@ def _instructions() -> list[str]:
 def _precisions(device: str) -> str:
     """Speed of matrix products in each precision, measured, and what the precision "auto" is on a device."""
     from ..devices import has_bf16, matmul_rates, resolve_precision
+    from ..presets import preset, presets
 
     notes = {"bf16": "(emulated) " if has_bf16(device) is False else ""}
     rates = ", ".join(f"{name} {notes.get(name, '')}{rate / 1e9:.3g}" for name, rate in matmul_rates(device).items())
     of = " of one core" if device == "cpu" else ""
-    return f"matrix products, GFLOP/s{of}: {rates}; precision=auto is {resolve_precision('auto', device)}"
+    own = [name for name in presets() if preset(name).training.precision != "auto"]
+    return (
+        f"matrix products, GFLOP/s{of}: {rates}; precision=auto is {resolve_precision('auto', device)} "
+        f"(presets that name their own: {', '.join(own)})"
+    )
 
 
 def _cores() -> str:

@@ -256,7 +256,7 @@ def _compare(a: Path, b: Path) -> Record:
 
     from ..evaluation.comparison import compare, read_evaluation, unshared
     from ..evaluation.table import as_json, format_number
-    from ..tables import show
+    from ..tables import marked, show
 
     metrics_a, metrics_b = read_evaluation(a), read_evaluation(b)
     comparisons = compare(metrics_a, metrics_b)
@@ -266,7 +266,7 @@ def _compare(a: Path, b: Path) -> Record:
     table = Table("metric", f"A: {a}", f"B: {b}", "verdict")
     for comparison in comparisons:
         cells = [
-            "\n".join([format_number(measured.row.value), *measured.protocol.cautions()])
+            "\n".join([format_number(measured.row.value), *marked(measured.protocol.cautions())])
             for measured in (comparison.a, comparison.b)
         ]
         table.add_row(comparison.a.row.name, *cells, comparison.verdict)

@@ -11,12 +11,12 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..runs.curves import Panel, draw_panel
+from ..tables import ARROWS, marked
 from .contents import ReportContents, SampleGrid, SearchCurve
 from .evaluate import EvaluatedMetric
 from .protocol import ENOUGH, Protocol
 from .search import format_setting
 from .table import (
-    ARROWS,
     LEGEND,
     distinct_protocols,
     format_baselines,
@@ -273,7 +273,7 @@ def _plain(protocol: Protocol) -> str:
 
 
 def _cautions(cautions: Iterable[str]) -> str:
-    return "".join(f'<span class="caution">{escape(caution)}</span>' for caution in cautions)
+    return "".join(f'<span class="caution">{escape(caution)}</span>' for caution in marked(cautions))
 
 
 def _figure(title: str, drawing: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..tables import ARROWS, marked
 from .contents import ReportContents, gather
 from .evaluate import EvaluatedMetric, Evaluation, Evaluator
 from .page import page
-from .table import ARROWS, LEGEND, distinct_protocols, format_baselines, format_counts, format_value, outline
+from .table import LEGEND, distinct_protocols, format_baselines, format_counts, format_value, outline
 
 SUFFIXES = (".html", ".htm", ".md")
 IMAGES = SAMPLES, RECONSTRUCTIONS, CURVES = ("samples", "reconstructions", "curves")
@@ -72,7 +73,7 @@ def markdown(contents: ReportContents, images: dict[str, str] | None = None) -> 
 
 def _row(result: EvaluatedMetric, place: int) -> str:
     row, protocol = result.row, result.protocol
-    samples = "; ".join(protocol.cautions()) or format_counts(protocol)
+    samples = "; ".join(marked(protocol.cautions())) or format_counts(protocol)
     parts = [f"{ARROWS[row.better]} {row.name}", format_value(row), format_baselines(row), samples]
     return "| " + " | ".join([*map(_text, parts), f"`{result.key}` ({place})"]) + " |"
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import read_json, write_json
 from ..outputs import in_shared_folder
 from ..processes import Processes
+from ..tables import marked
 from .evaluate import EvaluatedMetric
 from .protocol import Protocol
 from .table import format_number, format_parts
@@ -178,7 +179,7 @@ class Search:
     @property
     def title(self) -> str:
         """The best number's full name with its cautions."""
-        return "; ".join([self.best.key, *self._cautions])
+        return "; ".join([self.best.key, *marked(self._cautions)])
 
     @property
     def _cautions(self) -> list[str]:

@@ -16,15 +16,17 @@ from rich.text import Text
 
 from ..files import write_json
 from ..modalities.base import Row
+from ..tables import ARROWS, CAUTION, marked
 from ..version import __version__
 from .evaluate import EvaluatedMetric, Evaluation
 from .protocol import Protocol
 
 FORMAT = 1
-ARROWS = {"higher": "↑", "lower": "↓", "same": "="}
 HEADLINES, BASELINES = 12, 3
 """Rows of the table in the terminal, and baselines of a row."""
-LEGEND = "↑ higher is better, ↓ lower is better, = closer to the baselines is better"
+LEGEND = (
+    f"↑ higher is better, ↓ lower is better, = closer to the baselines is better, {CAUTION} limits what a number says"
+)
 
 
 def table(numbers: list[EvaluatedMetric], title: str) -> Group:
@@ -52,13 +54,13 @@ def table(numbers: list[EvaluatedMetric], title: str) -> Group:
 
 def footnotes(protocols: list[Protocol]) -> list[Text]:
     """Return the line of what several protocols share, and a line of its own parts for each."""
-    parts = [[*protocol.cautions(), *outline(protocol).split("; ")] for protocol in protocols]
+    parts = [[*marked(protocol.cautions()), *outline(protocol).split("; ")] for protocol in protocols]
     shared = [part for part in parts[0] if all(part in others for others in parts)] if parts else []
     lines = [Text("; ".join(shared))] if shared else []
     if len(parts) > 1:
         own = ["; ".join(part for part in each if part not in shared) for each in parts]
         lines += [Text(f"[{i}] {line}") for i, line in enumerate(own, 1)]
-    cautions = {caution for protocol in protocols for caution in protocol.cautions()}
+    cautions = {caution for protocol in protocols for caution in marked(protocol.cautions())}
     for line in lines:
         line.highlight_words(sorted(cautions, key=len, reverse=True), style="yellow")
     return lines
