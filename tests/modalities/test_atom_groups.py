@@ -154,6 +154,26 @@ def test_trajectories_are_held_out_as_a_whole_but_for_one(
     assert len(train) + len(part) == 100
 
 
+@pytest.mark.parametrize("title", ["{smiles} conf{i}", "{smiles}", "conformer {i}", ""])
+def test_conformers_are_on_one_side_whatever_their_titles(title: str, tmp_path: Path) -> None:
+    """As RDKit and conformer tools write them: ten molecules with six conformers each, in one file."""
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    known = ("CCO", "CCN", "CC=O", "CCC", "C#CC", "CO", "CN", "CCF", "CC#N", "CCCC")
+    with Chem.SDWriter(str(tmp_path / "all.sdf")) as file:
+        for smiles in known:
+            mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+            for i in AllChem.EmbedMultipleConfs(mol, 6, randomSeed=1):
+                mol.SetProp("_Name", title.format(smiles=smiles, i=i))
+                file.write(mol, confId=i)
+    with pytest.warns(UserWarning, match="60 of 60 records are frames of 10 trajectories; all frames of one are on"):
+        train, part = molecules.load(MoleculeData(path=str(tmp_path), held_out=12))
+    kinds = [{system.types.tobytes() for system in systems} for systems in (train, part)]
+    assert len(train) == 48 and len(part) == 12 and not kinds[0] & kinds[1]
+    assert all(name.startswith("all:") for name in train.names), "each can be found again"
+
+
 def test_a_relaxation_of_a_crystal_in_one_file(tmp_path: Path) -> None:
     frames = []
     for step in range(40):

@@ -321,6 +321,36 @@ def test_f23_added_files_are_refused_unless_allowed(tmp_path: Path, cli: Command
     assert cli(*more).code == 0
 
 
+@pytest.mark.parametrize("preset", ["molecules", "joint"])
+def test_f23_statistics_of_changed_data_are_no_other_model(tmp_path: Path, cli: Command, preset: str) -> None:
+    """Sizes and elements come from the data, and a run keeps those that it began with: what differs are the data."""
+    pytest.importorskip("rdkit")
+    pytest.importorskip("pymatgen.core")
+    water = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.xyz").write_text(water if i else "1\n\nC 0 0 0\n")
+    short = ["data.path", "modality.elements=found"] if preset == "molecules" else ["data.parts.molecule.path"]
+    path, *other = short
+    model = ["method.generative_encoder.width=32", "method.decoder.width=32", "training.evaluate_samples=0"]
+    if preset == "joint":
+        model += ["data.parts.crystal.num=8", "data.parts.molecule.held_out=2", "data.parts.crystal.held_out=2"]
+    run = [*model, *other, f"{path}={folder}", "training.batch_size=4", "training.checkpoint_every=2",
+           "training.sample_every=0", "training.schedule.decays=[]", "--out", tmp_path / "run"]  # fmt: skip
+    first = cli("train", preset, "training.steps=2", *run)
+    assert first.code == 0, first.err
+    (folder / "0.xyz").unlink()
+    (folder / "9.xyz").write_text(water.replace("O", "S"))
+    more = ("train", preset, "training.steps=4", *run, "--resume", "auto")
+    refused = cli(*more)
+    assert refused.code == 2 and refused.err.startswith("error: data: ") and "--allow-data-change" in refused.err
+    (folder / "9.xyz").write_text(water)
+    allowed = cli(*more, "--allow-data-change")
+    assert allowed.code == 0, allowed.err
+    assert "the data are not those the checkpoint was" in (tmp_path / "run" / "log.txt").read_text()
+
+
 # ---- workers and processes -----------------------------------------------------------------------------------------
 
 

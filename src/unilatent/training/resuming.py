@@ -236,19 +236,37 @@ def _is_run(out: Path) -> bool:
         return False
 
 
-def keep_order(checkpoint: Path, config: RunConfig, splits: Splits, processes: Processes) -> RunConfig:
-    """Return the configuration, and renumber the data, with what the checkpoint stores about conditions where data
-    leave a choice: the order of their classes. The first process reads it for all."""
-    stored = processes.from_main(
-        lambda: read_json(checkpoint / "config.json", "use an older checkpoint").get("conditions")
-    )
-    stored = stored if isinstance(stored, dict) else {}
+def keep_stored(
+    checkpoint: Path, asked: RunConfig, config: RunConfig, splits: Splits, processes: Processes
+) -> RunConfig:  # fmt: skip
+    """Return the configuration, and renumber the data, with what the checkpoint stores where data determine it or leave
+    a choice: the statistics of the modality, and the order of classes. The first process reads it for all.
+
+    asked: the configuration before the data completed it. A model keeps the sizes and elements that it began with, so
+    that data that changed are told as such, and may.
+    """
+    model = processes.from_main(lambda: read_json(checkpoint / "config.json", "use an older checkpoint"))
+    stored = facts if isinstance(facts := model.get("conditions"), dict) else {}
     kept = {
         name: condition.keeping(facts) if isinstance(facts := stored.get(name), dict) else condition
         for name, condition in config.conditions.items()
     }
     follow(kept, splits)
-    return config.model_copy(update={"conditions": kept})
+    settings = _with_stored(asked.modality.plain(), config.modality.plain(), model.get("modality"))
+    modality = type(config.modality).parse(settings)
+    return config.model_copy(update={"conditions": kept, "modality": modality})
+
+
+def _with_stored(asked: Any, completed: Any, stored: Any) -> Any:
+    """Return plain settings as they are completed, with the stored values of those that the data completed."""
+    if asked == completed:
+        return completed
+    if isinstance(asked, dict) and isinstance(completed, dict) and isinstance(stored, dict):
+        return {key: _with_stored(asked.get(key), value, stored.get(key, value)) for key, value in completed.items()}
+    lists = [isinstance(part, list) and len(part) == len(completed) for part in (asked, stored)]
+    if isinstance(completed, list) and all(lists) and all(isinstance(part, dict) for part in completed):
+        return [_with_stored(*parts) for parts in zip(asked, completed, stored, strict=True)]
+    return stored
 
 
 def refuse_other_run(checkpoint: Path, config: RunConfig, fingerprint: str, allow_data_change: bool) -> bool:

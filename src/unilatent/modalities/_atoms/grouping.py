@@ -20,8 +20,8 @@ STEP = re.compile(
     rf"(?<![a-z0-9])(poscar|contcar|(?:{'|'.join(word for word in WORDS if 'car' not in word)})(?![a-z0-9]))",
     re.IGNORECASE,
 )
-FRAME = re.compile(r"(.+)[:#](\d+)", re.ASCII | re.DOTALL)
-"""Name of a record of a file with several: file and number."""
+FRAME = re.compile(r"(.+?)[:#](\d+)(?: .*)?", re.ASCII | re.DOTALL)
+"""Name of a record of a file with several: file and number, then its title if it has one."""
 Alike = Callable[[System, System], bool]
 """Whether two systems with the same elements in the same order are geometries of one molecule or crystal."""
 
@@ -60,8 +60,7 @@ def trajectories(systems: Systems, alike: Alike) -> list[range]:
 
     A file counts only if most of its records are in such runs. In others, two neighbours are alike by accident.
     """
-    frames = [FRAME.fullmatch(name) for name in systems.names]
-    files = [match[1] if match else None for match in frames]
+    files = [file_of(name) for name in systems.names]
     starts = systems.starts
 
     def types(row: int) -> np.ndarray:
@@ -83,6 +82,12 @@ def trajectories(systems: Systems, alike: Alike) -> list[range]:
     for run in runs:
         inside[files[run[0]]] += len(run)
     return [run for run in runs if 2 * inside[files[run[0]]] > records[files[run[0]]]]
+
+
+def file_of(name: str) -> str | None:
+    """Return the file of a record's name, without its suffix; None of a file with one record."""
+    match = FRAME.fullmatch(name)
+    return match[1] if match else None
 
 
 def changed(a: np.ndarray, b: np.ndarray) -> float:

@@ -300,7 +300,7 @@ def _warn_of_trajectories(runs: Sequence[range], systems: Systems, held_out: set
         several = f"{len(runs)} trajectories" if len(runs) > 1 else "one trajectory"
         text = f"{frames} of {len(systems)} records are frames of {several}; all frames of one are on one side"
         for run, last in divided:
-            name = systems.names[run.start].rpartition("#" if data.kind.periodic else ":")[0]
+            name = grouping.file_of(systems.names[run.start])
             text += f", but the last {last} of {len(run)} of {name} are held out"
     warnings.warn(f"data.path: {data.path}: {text}")
 

@@ -40,9 +40,9 @@ OFFLINE = "qm9-like"
 """The value of `data.path` that requests the generated set."""
 FORMS = {"sdf": "sdf", "sd": "sdf", "mol": "mol", "mol2": "mol2", "xyz": "frame", "extxyz": "frame"}
 """Suffix of a file -> its form, one of READERS."""
-NEAR, STRETCHED = 1.75, 1.5
-"""Two atoms nearer than NEAR (Angstrom) are bonded to each other or to one atom; no bond grows beyond both NEAR and
-STRETCHED times its length."""
+NEAR, STRETCHED = (1.75, 1.6, 1.2), 1.5
+"""Two atoms nearer than NEAR (Angstrom; by how many of the two are hydrogens) are bonded to each other or to one atom;
+no bond grows beyond both NEAR and STRETCHED times its length. Hydrogens of one molecule touch at 1.7."""
 ALIKE = 0.1
 """Mean relative change of distances up to which successive molecules without such atoms are one molecule."""
 
@@ -52,8 +52,10 @@ def _alike(a: System, b: System) -> bool:
     positions = [one.coordinates.astype(np.float64) for one in (a, b)]
     first, second = (np.linalg.norm(places[:, None] - places, axis=-1) for places in positions)
     near, far = np.minimum(first, second), np.maximum(first, second)
-    bonded = (near < NEAR) & (near > 0)
-    kept = far[bonded] < np.maximum(STRETCHED * near[bonded], NEAR)
+    hydrogen = (a.types == 1).astype(int)
+    limit = np.array(NEAR)[hydrogen[:, None] + hydrogen]
+    bonded = (near < limit) & (near > 0)
+    kept = far[bonded] < np.maximum(STRETCHED * near, limit)[bonded]
     return bool(kept.all()) and (len(kept) > 0 or changed(first, second) < ALIKE)
 
 
@@ -66,7 +68,7 @@ KIND = SystemKind(
 GDB9, UNCHARACTERIZED = "gdb9.sdf", "uncharacterized.txt"
 CLASH = 0.4
 """Smallest distance between two nuclei in Angstrom; closer ones make a record invalid."""
-READING = 6
+READING = 7
 """Version of the parsing rules below, part of the name of a cache entry."""
 QM9_SPLIT = {"train": 100_000, "validation": 18_000, "test": 12_831}
 QM9_COLUMNS = ["A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv"]
@@ -244,9 +246,18 @@ def sdf_records(content: bytes, stem: str, where: str) -> Iterator[FileRecord]:
 
     Hydrogens must be explicit, and coordinates those of a geometry, not of a drawing.
     """
+    blocks = list(_blocks(decode_leniently(content)))
     with rdkit().quiet():
-        for i, block in enumerate(_blocks(decode_leniently(content))):
-            yield f"{where}, record {i + 1}", _of_block(block, f"{stem}:{i + 1}")
+        for i, block in enumerate(blocks):
+            name = f"{stem}:{i + 1}"
+            yield f"{where}, record {i + 1}", _placed(_of_block(block, name), name, len(blocks))
+
+
+def _placed(record: System | str, name: str, count: int) -> System | str:
+    """Name a record of a file of several by its place and title, so that neighbours can be told (`grouping`). A file of
+    one record has its title alone."""
+    titled = isinstance(record, System) and count > 1 and record.name != name
+    return replace(record, name=f"{name} {record.name}") if titled and isinstance(record, System) else record
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -368,7 +379,8 @@ def mol2_records(content: bytes, stem: str, where: str) -> Iterator[FileRecord]:
             lost = [match.start() for match in ATOMS.finditer(text, begin, end)][1:]
             count += 1
             name = f"{stem}:{count}"
-            yield f"{where}, record {count}", _of_mol2(text[begin : (lost or [end])[0]], name, bool(lost))
+            record = _of_mol2(text[begin : (lost or [end])[0]], name, bool(lost))
+            yield f"{where}, record {count}", _placed(record, name, len(starts))
             for place in lost:
                 count += 1
                 line = text.count("\n", 0, place) + 1
