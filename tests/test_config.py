@@ -234,3 +234,8 @@ def test_text_that_looks_like_a_number_survives_a_round_trip(tmp_path: Path):
     path.write_text(config.to_yaml())
     assert yaml.safe_load(path.read_text())["data"]["path"] == "1e5"
     assert RunConfig.parse(read_yaml(path)) == config
+
+
+def test_a_field_without_its_section_is_found() -> None:
+    with pytest.raises(ConfigError, match=r"^max_atoms: unknown field; did you mean modality\.max_atoms"):
+        preset("molecules").override("max_atoms=16")

@@ -76,7 +76,12 @@ class Config(BaseModel):
                 value = yaml.load(text, Loader=_Loader) if text.strip() else None
             except (yaml.YAMLError, ValueError, RecursionError):
                 raise ConfigError(f"{key}: {text!r} is not a YAML value; quote it") from None
-            _assign(data, key.strip().split("."), value)
+            keys = key.strip().split(".")
+            if len(keys) == 1 and keys[0] not in data:  # a field without its section
+                ends = [name for name in flat(data) if name.endswith(f".{keys[0]}")]
+                if ends:
+                    raise ConfigError(f"{keys[0]}: unknown field; did you mean {' or '.join(ends)}?")
+            _assign(data, keys, value)
         return type(self).parse(data)
 
     def to_yaml(self) -> str:
@@ -91,7 +96,7 @@ def component(kind: str) -> Any:
             return value
         name = value.get("name")
         if name not in available(kind):
-            hint = _suggest(str(name), available(kind))
+            hint = suggestion(str(name), available(kind))
             raise ValueError(f"{kind} name {name!r} is unknown{hint}; available: {', '.join(available(kind))}")
         return resolve_as(find(kind, name).Config, value)
 
@@ -137,13 +142,14 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
             if key in data and data[key] is not None:
                 raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[: i + 1])} is a single value, it has no fields")
             if key not in data and data:  # an empty mapping accepts any name: conditions.scalar.column=gap
-                raise ConfigError(f"{'.'.join(keys)}: unknown field {key!r}{_suggest(key, data)}")
+                raise ConfigError(f"{'.'.join(keys)}: unknown field {key!r}{suggestion(key, data)}")
             data[key] = {}
         data = data[key]
     data[keys[-1]] = value
 
 
-def _suggest(wrong: str, known: Iterable[str]) -> str:
+def suggestion(wrong: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'NAME'?" with the nearest of the known names, or "" if none is near."""
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -155,7 +161,7 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     where = ".".join(str(part) for part in fault["loc"]) or cls.__name__
     if fault["type"] == "extra_forbidden":
         known = _fields_at(cls, fault["loc"][:-1], fault)
-        hint = _suggest(str(fault["loc"][-1]), known)
+        hint = suggestion(str(fault["loc"][-1]), known)
         fields = f"; fields here: {', '.join(known)}" if known and not hint else ""
         return f"{where}: unknown field{hint}{fields}"
     inner = fault.get("ctx", {}).get("error")

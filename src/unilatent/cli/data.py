@@ -177,14 +177,36 @@ def _verify_shards(source: str, suffixes: set[str]) -> tuple[int, int]:
 
 def _verify_samples(source: Path, workers: int, modality: str | None) -> tuple[int, int]:
     """Check the files of a modality whose samples are files, or else the records that the other ones read."""
+    from ..modalities.base import NothingFound
+
     try:
         raw = _raw(source, None, None, 95, modality)
     except ValueError as refusal:
-        records = _records(source, modality) if source.exists() else None
+        if not source.exists():
+            raise ValueError(
+                f"source: {source} does not exist; give shards, or a file, folder or .zip of {_kinds(modality)}"
+            ) from None
+        records = _records(source, modality)
+        if records is None and isinstance(refusal, NothingFound) and modality is None:
+            raise ValueError(f"source: {source} holds no {_kinds(None)} that can be read") from None
         if records is None:
             raise refusal from None
         return _verify_records(records)
     return _verify_files(raw, workers)
+
+
+def _kinds(modality: str | None) -> str:
+    """Return what a source may hold, in words."""
+    from ..modalities.base import Modality
+    from ..registry import available, find
+
+    def has_files(name: str) -> bool:
+        found = find("modalities", name)
+        return bool(found.suffixes) or found.verify.__func__ is not Modality.verify.__func__  # type: ignore[attr-defined]
+
+    names = [name for name in available("modalities") if has_files(name)] if modality is None else [modality]
+    kinds = [f"{name}s" for name in names]
+    return kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
 
 
 def _records(source: Path, modality: str | None = None) -> list[CheckedRecords] | None:

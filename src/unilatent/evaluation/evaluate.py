@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..batches import collate, spread_evenly
-from ..config import Config
+from ..config import Config, suggestion
 from ..devices import float32_products
 from ..methods.base import LatentModel
 from ..modalities.base import Dataset, Evidence, Metric, Modality, Row, Space, Splits, Stream
@@ -709,7 +709,7 @@ def choose_metrics(modality: Modality, keys: Sequence[str]) -> list[Metric]:
     known = [key for metric in metrics for key in metric.gives]
     for key in keys:
         if key not in known:
-            raise ValueError(f"metrics: {key!r} is unknown here; use one of {', '.join(known)}")
+            raise ValueError(f"metrics: {key!r} is unknown here{suggestion(key, known)}; use one of {', '.join(known)}")
     return [metric for metric in metrics if set(metric.gives) & set(keys)]
 
 

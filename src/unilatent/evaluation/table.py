@@ -47,8 +47,8 @@ def table(numbers: list[EvaluatedMetric], title: str) -> Group:
         name = Text(f"{ARROWS[result.row.better]} {result.row.name}")
         rows.add_row(Text(place), name, Text(format_value(result.row)), Text(format_baselines(result.row, BASELINES)))
     below = [Text(LEGEND, style="dim")]
-    if len(shown) < len(numbers):
-        below.append(Text(f"{len(numbers) - len(shown)} more numbers are in the JSON file", style="dim"))
+    if rest := [result.row.key for result in numbers if not any(result is one for one in shown)]:
+        below.append(Text(f"{len(rest)} more numbers are in the JSON file: {', '.join(rest)}", style="dim"))
     return Group(rows, *footnotes(protocols), *below)
 
 

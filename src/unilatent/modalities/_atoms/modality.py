@@ -36,6 +36,7 @@ from ...types import Layout, Tokens, move, refuse_unused
 from ..base import BadSample, CheckedRecords, CountedBatches, Metric, Modality, Skipped, Space, Splits
 from . import losses, viewer
 from .dataset import SystemsDataset, classes_of, property_of
+from .elements import SYMBOLS
 from .files import SystemKind, existing, unread_names
 from .grid import paste_grid
 from .reading import LoadedSystems
@@ -421,6 +422,14 @@ class AtomModality(Modality):
         return self.config.model_copy(update=updates)
 
 
+def _extent(systems: Systems) -> list[str]:
+    """Return a line on how large systems are and of which elements, which `modality.max_atoms` has to fit."""
+    if not len(systems):
+        return []
+    sizes, elements = systems.sizes, ", ".join(SYMBOLS[z] for z in np.unique(systems.types).tolist())
+    return [f"{sizes.min()} to {sizes.max()} atoms each (modality.max_atoms), of {elements}"]
+
+
 def _parsed_sizes(value: Any, most: int) -> list[int]:
     """Parse requested numbers of atoms; ValueError unless all are whole numbers from 1 to `most`."""
     value = value.tolist() if hasattr(value, "tolist") else value
@@ -501,7 +510,7 @@ class SingleKindModality(AtomModality):
             return None
         unread = frozenset(unread_names(source, kind))
         large = [f"left out: {line}" for line in loaded.large]
-        return CheckedRecords(total, loaded.bad, (*loaded.notes, *large), unread)
+        return CheckedRecords(total, loaded.bad, (*loaded.notes, *large, *_extent(loaded.systems)), unread)
 
     @classmethod
     def origin_of(cls, data: Any) -> str:

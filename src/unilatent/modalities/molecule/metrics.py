@@ -294,7 +294,9 @@ class MoleculeValidity(Metric):
         train = evidence.train
         known = None if train is None or f"{prefix}graph" not in train else train[f"{prefix}graph"].unique()
         titles = {
-            "atom_stable": "atoms with a right valence", "mol_stable": "molecules of such atoms", "valid": "valid",
+            "atom_stable": "atoms with a right valence",
+            "mol_stable": "molecules whose atoms all have one",
+            "valid": "valid",
             "valid_connected": "valid and in one piece", "unique": "distinct of the valid",
             "novel": f"distinct of the valid, and not among {evidence.describe_train('molecules')}",
             "valid_unique": "distinct of all", "not_judged": f"not judged by this protocol{self._reasons(samples)}",
