@@ -158,6 +158,7 @@ def test_atoms_end_clean_and_images_as_published() -> None:
         "molecules",
         "molecules-qm9-like",
         "crystals",
+        "crystals-prototypes",
         "joint",
         "qm9-unite-s",
         "qm9-unite-s-1h",

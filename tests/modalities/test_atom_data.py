@@ -74,10 +74,11 @@ def test_a_published_preset_without_data_is_refused(
 def test_small_presets_use_generated_data() -> None:
     from unilatent.presets import preset
 
-    paths = {name: preset(name).data.path for name in ("molecules", "molecules-qm9-like", "crystals")}
+    names = ("molecules", "molecules-qm9-like", "crystals", "crystals-prototypes")
+    paths = {name: preset(name).data.path for name in names}
     assert paths == {
         "molecules": "small-molecules", "molecules-qm9-like": molecule_files.OFFLINE,
-        "crystals": crystal_files.OFFLINE,
+        "crystals": crystal_files.SMALL, "crystals-prototypes": crystal_files.OFFLINE,
     }  # fmt: skip
 
 

@@ -94,6 +94,7 @@ DATA = {
     "molecules": ["data.num=48", "data.held_out=8"],
     "molecules-qm9-like": ["data.num=48", "data.held_out=8"],
     "crystals": ["data.num=48", "data.held_out=8"],
+    "crystals-prototypes": ["data.num=48", "data.held_out=8"],
     "joint": [f"data.parts.{kind}.{few}" for kind in ("molecule", "crystal") for few in ("num=48", "held_out=8")],
     "scenes-unite": ["data.num_samples=64", "data.held_out=8"],
     "scenes-ul": ["data.num_samples=64", "data.held_out=8"],

@@ -36,8 +36,8 @@ from . import generator
 from .lattices import cell_matrix, distances_of, require
 from .records import READERS, complete, prepared
 
-OFFLINE = "prototypes"
-"""The value of `data.path` that requests the generated set."""
+OFFLINE, SMALL = "prototypes", "small-prototypes"
+"""Values of `data.path` that request a generated set, and that of its cells of at most `generator.SMALL_ATOMS`."""
 VERSION = 6
 """Version of the parsing rules, part of the name of a cache entry; raised when the same file gives other crystals."""
 SPLITS = ("train", "val", "test")
@@ -79,7 +79,7 @@ POSCAR_END = re.compile(r"[._\- ](?:poscar|contcar)$", re.IGNORECASE)
 ALIKE = 0.1
 """Mean relative change of interatomic distances up to which successive crystals of one file are one crystal."""
 KIND = SystemKind(
-    "crystals", (OFFLINE,),
+    "crystals", (OFFLINE, SMALL),
     ".csv with a column cif, .cif, POSCAR, CONTCAR or .vasp, .extxyz and .xyz, each also .gz, a folder or .zip of "
     "them, .npz",
     _form, ("cif", "frame"), periodic=True, max_atoms=MOST_ATOMS, alike=_alike,
@@ -89,7 +89,8 @@ KIND = SystemKind(
 class CrystalData(AtomData):
     """path: a .csv (or .csv.gz) with a column `cif`; a folder or zip with `train.csv`, `val.csv` and `test.csv`, or
     with `all.csv`; a .cif, POSCAR or extended XYZ file, or a folder or zip of these; an .npz from `unilatent data
-    make-crystals`; or "prototypes", a set of `num` crystals generated at first use. null: not set, which is an error.
+    make-crystals`; or "prototypes", a set of `num` crystals generated at first use, or "small-prototypes", one of at
+    most five atoms a cell. null: not set, which is an error.
 
     Cells are Niggli reduced, and the atoms of each crystal are sorted by electronegativity.
     """
@@ -137,10 +138,11 @@ def load(
     require()
     pymatgen = reading.package_version("pymatgen-core")
     if path is None:
-        name = f"{OFFLINE}-{generator.VERSION}-pymatgen-{pymatgen}-{data.seed}-{data.num}"
+        largest = generator.SMALL_ATOMS if data.path == SMALL else generator.MAX_ATOMS
+        name = f"{data.path}-{generator.VERSION}-pymatgen-{pymatgen}-{data.seed}-{data.num}"
         workers = 1 if data.num <= RECORDS_PER_WORKER else CORES
         loaded = reading.cached(
-            name, lambda: LoadedSystems({"": generator.make(data.num, data.seed, workers, progress)})
+            name, lambda: LoadedSystems({"": generator.make(data.num, data.seed, workers, progress, largest)})
         ).within(most)
     else:
         spglib = reading.package_version("spglib")

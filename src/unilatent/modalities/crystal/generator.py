@@ -28,8 +28,8 @@ NUM = 5000
 """Default number of crystals."""
 VERSION = 1
 """Version of the rules below; raised when the same seed gives other crystals."""
-MAX_ATOMS = 20
-"""The most atoms of a primitive cell."""
+MAX_ATOMS, SMALL_ATOMS = 20, 5
+"""The most atoms of a primitive cell, and of one of the set of small cells."""
 NEAREST = 1.2
 """Smallest distance between two atoms in Angstrom."""
 SHORTEST = 2.2
@@ -374,8 +374,10 @@ def _tolerated(radii: dict[str, float]) -> bool:
 # ---- the set -------------------------------------------------------------------------------------------------------
 
 
-def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: ProgressCallback | None = None) -> Systems:
-    """Generate `num` crystals, none with the same formula and prototype as another.
+def make(
+    num: int = NUM, seed: int = 0, workers: int = 1, progress: ProgressCallback | None = None, most: int = MAX_ATOMS
+) -> Systems:  # fmt: skip
+    """Generate `num` crystals of at most `most` atoms, none with the same formula and prototype as another.
 
     The set is the same for any number of workers; it depends on the radii and oxidation states in the installed
     pymatgen. Columns: `prototype`, index in PROTOTYPES; `spacegroup`; `volume` per atom in cubic Angstrom. ValueError
@@ -393,7 +395,8 @@ def make(num: int = NUM, seed: int = 0, workers: int = 1, progress: ProgressCall
                     f"num: {num:,} crystals, but the prototypes gave only {len(crystals):,}; ask for fewer"
                 )
             before = len(crystals)
-            crystals = [*crystals, *(system for system in mapping(seed, chunk) if system is not None)][:num]
+            built = (system for system in mapping(seed, chunk) if system is not None)
+            crystals = [*crystals, *(system for system in built if len(system.types) <= most)][:num]
             if progress is not None:
                 progress("crystals", len(crystals) - before, num)
     return Systems.of(crystals)
