@@ -321,6 +321,22 @@ def test_f23_added_files_are_refused_unless_allowed(tmp_path: Path, cli: Command
     assert cli(*more).code == 0
 
 
+def test_f23_a_share_that_is_held_out_is_named(tmp_path: Path, cli: Command) -> None:
+    """The files are the same: what changed is the setting, and classes without a training sample are named."""
+    folder = fill(tmp_path / "set", 58, {})
+    run = ("train", "digits", *settings(folder, "training.checkpoint_every=2"), "--out", tmp_path / "run")
+    first = cli(*run, "training.steps=4")
+    assert first.code == 0 and "no training sample" not in first.err
+    refused = cli(*run, "training.steps=8", "data.held_out=6", "--resume", "auto")
+    words = "error: data.held_out: 6.0, but the run had 0.0, and other samples are trained on"
+    assert refused.code == 2 and refused.err.startswith(words) and "--allow-data-change" in refused.err, refused.err
+    for name in ("c", "d"):
+        (folder / name).mkdir()
+        (folder / name / "0.png").write_bytes((folder / "a" / "0000.png").read_bytes())
+    few = cli("train", "digits", *settings(folder, "data.held_out=64"), "--dry-run")
+    assert "2 classes have no training sample, all of theirs are held out (c, d)" in few.out + few.err, few
+
+
 @pytest.mark.parametrize("preset", ["molecules", "joint"])
 def test_f23_statistics_of_changed_data_are_no_other_model(tmp_path: Path, cli: Command, preset: str) -> None:
     """Sizes and elements come from the data, and a run keeps those that it began with: what differs are the data."""

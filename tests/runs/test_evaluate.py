@@ -180,7 +180,7 @@ def test_what_the_data_cannot_show_is_said(cli: Command, run_folder: Path, tmp_p
 
 
 REFUSED = [
-    (("--metrics", "fyd"), "metrics: 'fyd' is unknown here; use one of psnr"),
+    (("--metrics", "fyd"), "metrics: 'fyd' is unknown here; did you mean 'fid'?; use one of psnr"),
     (("--steps", "2", "--solver", "rk4"), "solver: 'rk4' cannot be used"),
     (("--labels", "0-12"), "labels: 12 is out of range"),
     (("--data", "/nowhere"), "data.path: /nowhere does not exist"),
@@ -274,17 +274,23 @@ def changed(source: Path, to: Path, change: Callable[[dict[str, Any]], object]) 
 
 
 UNLIKE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
-    "num_samples": ("num_samples is 150 and 151", lambda p: p.update(num_samples=151)),
-    "solver": ("sampling.solver is 'heun' and 'euler'", lambda p: p["sampling"].update(solver="euler")),
-    "steps": ("sampling.num_inference_steps is 2 and 50", lambda p: p["sampling"].update(num_inference_steps=50)),
-    "guidance": ("sampling.guidance_scale is 1.0 and 4.0", lambda p: p["sampling"].update(guidance_scale=4.0)),
+    "num_samples": ("num_samples is 150 in A and 151 in B", lambda p: p.update(num_samples=151)),
+    "solver": ("sampling.solver is 'heun' in A and 'euler' in B", lambda p: p["sampling"].update(solver="euler")),
+    "steps": (
+        "sampling.num_inference_steps is 2 in A and 50 in B",
+        lambda p: p["sampling"].update(num_inference_steps=50),
+    ),
+    "guidance": (
+        "sampling.guidance_scale is 1.0 in A and 4.0 in B",
+        lambda p: p["sampling"].update(guidance_scale=4.0),
+    ),
     "preprocessing": ("preprocessing is 'adm centre", lambda p: p.update(preprocessing="squashed")),
-    "reference": ("reference is 'training data' and 'val'", lambda p: p.update(reference="val")),
+    "reference": ("reference is 'training data' in A and 'val' in B", lambda p: p.update(reference="val")),
     "reference_data": ("reference_data is ", lambda p: p.update(reference_data="0" * 64)),
     "weights": ("weights is ", lambda p: p.update(weights="0" * 64)),
     "resolution": ("resolution is ", lambda p: p.update(resolution=[16, 16, 1])),
-    "precision": ("precision is 'fp32' and 'bf16'", lambda p: p.update(precision="bf16")),
-    "balance": ("balance.labels.smallest is 15 and 0", lambda p: p["balance"]["labels"].update(smallest=0)),
+    "precision": ("precision is 'fp32' in A and 'bf16' in B", lambda p: p.update(precision="bf16")),
+    "balance": ("balance.labels.smallest is 15 in A and 0 in B", lambda p: p["balance"]["labels"].update(smallest=0)),
 }
 
 

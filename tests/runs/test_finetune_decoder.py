@@ -14,6 +14,7 @@ from conftest import Command
 from safetensors.torch import load_file
 
 import unilatent
+from unilatent.runs.listing import describe
 
 TINY = ("batch_size=8", "start=1", "log_every=2", "sample_every=0", "checkpoint_every=2", "threads=1")
 
@@ -29,6 +30,9 @@ def test_a_run_becomes_a_run_with_another_decoder(run_folder: Path, tmp_path: Pa
         "evaluate", out, "--num-samples", 0, "--num-held-out", 20, "--metrics", "psnr", "--out", tmp_path / "e"
     )
     assert evaluated.code == 0 and "psnr" in evaluated.out.lower(), "its data are those of the run"
+    state = describe(out)
+    assert (state.state, state.step, state.steps) == ("finished", 4, 4), "a script that waits for it ends"
+    assert cli("runs", out, "--all-finished").code == 0
 
 
 def test_the_decoder_of_a_video_model_is_sharpened(tmp_path: Path, cli: Command) -> None:

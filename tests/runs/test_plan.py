@@ -308,6 +308,8 @@ def test_plan_as_json(cli: Command) -> None:
     ("options", "words"),
     [
         (("--gpu", "h10"), "--gpu: 'h10' is unknown; did you mean 'h100'? use one of a100"),
+        (("--gpu", "H100-SXM"), "did you mean 'h100'? use one of a100"),
+        (("--gpu", "a6000"), "--gpu: 'a6000' is unknown; use one of a100"),
         (("--share", "2"), "--share: 2 is no share of the peak"),
         (("--network", "0"), "--network: 0 cannot be used; give a number above 0"),
         (("--gpus", "65"), "training.batch_size: 64 is less than the 65"),

@@ -236,7 +236,9 @@ def test_an_evaluation_carries_what_it_ran_in(tmp_path: Path, machine: Machine, 
     (psnr,) = (key for key in values["bf16"] if key.startswith("psnr"))
     assert values["fp32"][psnr] != values["bf16"][psnr]
     refused = cli("evaluate", "--compare", of_run, files["fp32"])
-    assert refused.code == 2 and "not comparable: precision is 'bf16' and 'fp32'; evaluate both" in refused.err
+    assert (
+        refused.code == 2 and "not comparable: precision is 'bf16' in A and 'fp32' in B; evaluate both" in refused.err
+    )
     assert cli("evaluate", "--compare", of_run, files["auto"]).code == 0
 
 

@@ -197,14 +197,14 @@ def test_resume_auto_passes_over_damage_and_a_path_does_not(tmp_path: Path, run_
 @pytest.mark.parametrize(
     ("override", "field"),
     [("method.generative_encoder.width=32", "method.generative_encoder.width"), ("seed=3", "seed"),
-     ("training.batch_size=8", "training.batch_size"), ("data.held_out=100", "data"),
+     ("training.batch_size=8", "training.batch_size"), ("data.held_out=100", "data.held_out"),
      ("training.optimizer.muon=false", "training.optimizer.muon")],
 )  # fmt: skip
 def test_resume_refuses_another_run(tmp_path: Path, run_folder: Path, override: str, field: str) -> None:
     """Another width, seed, batch size, optimizer or data on resume: refused by field."""
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
-    with pytest.raises(ConfigError, match=f"^{field}: .* the checkpoint has"):
+    with pytest.raises(ConfigError, match=f"^{field}: .* the (checkpoint has|run had)"):
         Trainer(digits(override), copy, resume="auto")
 
 
@@ -414,6 +414,10 @@ def test_schedule_in_epochs_ignores_accumulation_and_names_what_is_never_reached
     assert [factor(schedule, step, 10) for step in (1, 20, 40, 60, 99)] == pytest.approx([0.05, 1, 1, 0.1, 0.1])
     assert unreachable(schedule, 100, 10) == []
     assert "decay to 0.1 is not reached" in unreachable(schedule, 30, 10)[0]
+    low = ScheduleConfig(decays=(Decay(start=400, end=600, factor=0.03),))
+    assert (
+        unreachable(low, 600, 10) == [] and "stays at 0.03 of its peak from 600 steps" in unreachable(low, 700, 10)[0]
+    )
 
 
 def test_a_part_of_the_loss_comes_in_between_two_marks() -> None:

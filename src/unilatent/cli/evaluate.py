@@ -271,6 +271,7 @@ def _compare(a: Path, b: Path) -> Record:
         ]
         table.add_row(comparison.a.row.name, *cells, comparison.verdict)
     show(table)
+    print("one number of each: a small difference may be that of other seeds (`unilatent sweep` trains several)")
     only = {"A": unshared(metrics_a, metrics_b), "B": unshared(metrics_b, metrics_a)}
     for name, unpaired in only.items():
         if unpaired:

@@ -77,10 +77,10 @@ class ClassLabelConfig(ConditionConfig):
             raise ValueError(
                 f"conditions.class_label.num_classes: {self.num_classes}, but the data has "
                 f"{count_of(len(class_names), 'class')}; "
-                "leave it null to use the data's"
+                "set it to null to use the data's"
             )
         if self.class_names is not None and tuple(self.class_names) != tuple(class_names):
-            raise ValueError("conditions.class_label.class_names differ from the data's; leave them null")
+            raise ValueError("conditions.class_label.class_names differ from the data's; set them to null")
         return self.model_copy(update={"num_classes": len(class_names), "class_names": tuple(class_names)})
 
     def keeping(self, stored: dict[str, Any]) -> Self:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
+from ..plain_text import count_of
 from .evaluate import EvaluatedMetric
 from .table import FORMAT, from_json, is_better
 
@@ -25,8 +26,9 @@ class Comparison:
         """Which is better, or why they cannot be ranked."""
         if self.differences:
             field, a, b = self.differences[0]
-            more = f" and {len(self.differences) - 1} more" if len(self.differences) > 1 else ""
-            return f"not comparable: {field} is {a!r} and {b!r}{more}"
+            count = len(self.differences) - 1
+            more = f"; {count_of(count, 'other setting differs', 'other settings differ')}" if count else ""
+            return f"not comparable: {field} is {a!r} in A and {b!r} in B{more}"
         a, b = self.a.row, self.b.row
         if a.value == b.value or a.better == "same":
             return "equal" if a.value == b.value else "neither is better by itself"
@@ -34,7 +36,14 @@ class Comparison:
 
 
 def read_evaluation(path: Path) -> list[EvaluatedMetric]:
-    """Read a file that `table.write_evaluation` wrote; ValueError names the file and the fault."""
+    """Read a file that `table.write_evaluation` wrote, or the newest of a run; ValueError names the file and the
+    fault."""
+    if path.is_dir():
+        found = [file for pattern in ("evaluation-*.json", "step_*.json") for file in (path / "eval").glob(pattern)]
+        written = sorted(found, key=lambda file: file.stat().st_mtime)
+        if not written:
+            raise ValueError(f"{path}: no evaluation in {path / 'eval'}; run `unilatent evaluate {path}` first")
+        path = written[-1]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, numbers = content["format_version"], content["numbers"]

@@ -12,6 +12,9 @@ from ..config import read_yaml
 from .journal import read_lines
 from .lock import LOCK, owner
 
+FINETUNED = "finetune.yaml"
+"""The settings of a run of `finetune-decoder`, which hold the number of its steps."""
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -45,6 +48,8 @@ def describe(run: Path) -> RunState:
     with suppress(OSError, ValueError):
         config = read_yaml(run / "config.yaml")
         preset, steps, readable = str(config.get("preset", "custom")), _steps(config, metrics), True
+        if (run / FINETUNED).is_file():  # its config.yaml is that of the run whose decoder it continues
+            steps = _whole(read_yaml(run / FINETUNED).get("steps")) or None
     return RunState(run, preset, _state(run, step, steps, readable), step, steps, metrics, active_alarms(run))
 
 

@@ -74,7 +74,8 @@ class BadSamples:
         return (
             f"training.bad_samples: {self.share:g} allows {count_of(allowed, 'bad sample')}, but "
             f"{len(self.indices):,} cannot be used, listed in {self.files}: {examples}. Repair or remove "
-            "them (`unilatent data verify` finds all), or raise training.bad_samples, then --resume auto"
+            "them (`unilatent data verify` finds all), or raise training.bad_samples, then --resume auto (with "
+            "--allow-data-change if you removed some; a class must keep a sample)"
         )
 
     def allowed(self, seen: int) -> int:

@@ -44,6 +44,7 @@ from ..runs import checkpoint as ckpt
 from ..runs import lock
 from ..runs.crash import write_report
 from ..runs.journal import Journal, trim
+from ..runs.listing import FINETUNED
 from ..sampling import reconstruct
 from ..signals import SAVE, STOP, StopRequest
 from ..terminal import lasting_output
@@ -55,7 +56,7 @@ from .restoring import restore
 from .setup import environment
 from .state import refuse_non_finite
 
-SETTINGS = "finetune.yaml"
+SETTINGS = FINETUNED
 DRAWN = 10
 """Held-out samples that are drawn."""
 GUESSING = 0.995

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -79,8 +80,11 @@ class Machines:
     network: float = 400e9 / 8
 
     def __post_init__(self) -> None:
+        if self.card.lower() in GPUS:
+            object.__setattr__(self, "card", self.card.lower())
         if self.card not in GPUS:
-            close = difflib.get_close_matches(self.card, GPUS, n=1, cutoff=0.4)
+            words = re.findall(r"[a-z]+\d+[a-z]*", self.card.lower())  # of a longer name, such as H100-SXM
+            close = [word for word in words if word in GPUS] or difflib.get_close_matches(self.card, GPUS, 1, 0.7)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ConfigError(f"--gpu: {self.card!r} is unknown; {hint}use one of {', '.join(GPUS)}")
         for name, value in (("gpus", self.gpus), ("gpus-per-node", self.gpus_per_node), ("network", self.network)):

@@ -298,11 +298,26 @@ def refuse_other_run(checkpoint: Path, config: RunConfig, fingerprint: str, allo
                 f"training.latents: {training.latents!r}, but the checkpoint has {before!r}; keep it, "
                 "or start a new run"
             )
+        if difference := _changed_selection(checkpoint, config):
+            key, new, old = difference
+            raise ConfigError(
+                f"{key}: {new!r}, but the run had {old!r}, and other samples are trained on; keep it, start a new run, "
+                "or resume with --allow-data-change"
+            )
         raise ConfigError(
             f"data: {fingerprint!r}, but the checkpoint has {stored!r}: samples were added, removed or changed. "
             "Restore them, start a new run, or resume with --allow-data-change"
         )
     return stored != fingerprint
+
+
+def _changed_selection(checkpoint: Path, config: RunConfig) -> tuple[str, Any, Any] | None:
+    """Return the first setting of the data that is not as in the run's folder, and may select other samples."""
+    try:
+        before = read_yaml(checkpoint.parent.parent / "config.yaml").get("data")
+    except ConfigError:
+        return None
+    return next((each for each in differences(config.plain()["data"], before, "data") if each[0] != "data.cache"), None)
 
 
 def _refuse_other_model(checkpoint: Path, config: RunConfig) -> None:

@@ -161,15 +161,19 @@ class Checkpoints:
         one, model = self.state.checkpoint_bytes, sum(t.nbytes for t in self.state.model.state_dict().values())
         snapshot = sum(weights.nbytes for weights in self.state.power_emas.weights.values())
         every = training.ema_snapshot_every or training.checkpoint_every or max(left, 1)
-        needed = count * one + (1 + (training.best is not None)) * model + -(-left // every) * snapshot
+        snapshots = -(-left // every) if snapshot else 0
+        needed = count * one + (1 + (training.best is not None)) * model + snapshots * snapshot
         free = shutil.disk_usage(nearest(self.folder)).free
         if not left or needed <= free:
             return None
         fewer = ", or set training.keep_checkpoints=2" if training.keep_checkpoints > 2 else ""
+        parts = f"{count_of(count, 'checkpoint')} of {size_text(one)}"
+        if snapshots * snapshot > count * one:
+            parts += f", {count_of(snapshots, 'EMA snapshot')} of {size_text(snapshot)}"
+            fewer = f", or set training.ema_snapshot_every above {every:,}"
         return (
-            f"{self.folder.parent}: the run will need about {size_text(needed)} ({count_of(count, 'checkpoint')} of "
-            f"{size_text(one)}, and the model), but {size_text(free)} are free there; free some space, give another "
-            f"--out{fewer}"
+            f"{self.folder.parent}: the run will need about {size_text(needed)} ({parts}, and the model), but "
+            f"{size_text(free)} are free there; free some space, give another --out{fewer}"
         )
 
     def _copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

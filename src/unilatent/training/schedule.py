@@ -34,14 +34,27 @@ def _at(schedule: ScheduleConfig, step: float, steps_per_epoch: float) -> float:
     return step / steps_per_epoch if schedule.unit == "epochs" else step
 
 
+LOW = 0.05
+"""Up to this share of its peak, a learning rate is so low that a run learns little more."""
+
+
 def unreachable(schedule: ScheduleConfig, steps: int, steps_per_epoch: float) -> list[str]:
-    """Return a line for each stage of the schedule that the run does not reach."""
+    """Return a line for each stage of the schedule that the run does not reach, and one if the rate is LOW long before
+    the run ends (it was made longer, say)."""
     end = _at(schedule, steps, steps_per_epoch)
     stages = [("warm-up", schedule.warmup), *[(f"decay to {d.factor:g}", d.start) for d in schedule.decays]]
     stages += [(f"onset of {part}", onset.start) for part, onset in schedule.onsets.items()]
-    return [
+    lines = [
         f"training.schedule: the {name} is not reached: it {'ends' if name == 'warm-up' else 'starts'} at "
         f"{mark:g} {schedule.unit}, the run ends at {end:g}"
         for name, mark in stages
         if mark >= end and mark > 0
     ]
+    factor = math.prod(decay.factor for decay in schedule.decays)
+    last = max((decay.end for decay in schedule.decays), default=end)
+    if factor <= LOW and last < 0.98 * end:
+        lines.append(
+            f"training.schedule: the learning rate stays at {factor:g} of its peak from {last:g} {schedule.unit} on, and "
+            f"the run ends at {end:g}; move training.schedule.decays with its length"
+        )
+    return lines

@@ -158,7 +158,22 @@ class CollectionDataset(Dataset):
         if (captions := collection.captions) is not None:
             shown = self._examples(texts.SHOWN)
             self.facts[ARGUMENT] = collection.listings.share(lambda: texts.facts(captions, shown))
-        self.notes, self.hints = tuple(collection.notes), collection.hints
+        self.notes, self.hints = (*collection.notes, *self._classes_without_samples()), collection.hints
+
+    def _classes_without_samples(self) -> list[str]:
+        """Return a line that names classes of the collection of which these samples have none."""
+        labels, names = self.collection.labels, self.collection.class_names
+        if labels is None or len(self.indices) == len(labels):
+            return []
+        shown = {labels[index] for index in self.indices}
+        absent = [name for label, name in enumerate(names) if label not in shown]
+        if not absent or not shown:
+            return []
+        few = f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
+        return [
+            f"{count_of(len(absent), 'class has', 'classes have')} no training sample, all of theirs are held out "
+            f"({few}); hold out fewer (data.held_out), or give more samples of each"
+        ]
 
     def adopt(self, argument: str, stored: dict[str, Any]) -> None:
         """Number the classes as `stored["class_names"]`, if these are the same classes in another order."""
