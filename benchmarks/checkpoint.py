@@ -12,15 +12,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
 
-from unilatent.batches import loader
 from unilatent.presets import preset
 from unilatent.runs import checkpoint as ckpt
 from unilatent.training.config import RunConfig
+from unilatent.training.step_batches import StepBatches
 from unilatent.training.trainer import Trainer
 
 QUIET = Console(quiet=True)
@@ -63,15 +62,14 @@ class Stepper:
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
-        t = trainer
-        batches = loader(t.splits.train, t.model.modality, t._positions(), t.config.seed)
-        self.micro = zip(t._positions(), batches, strict=True)
+        self.data = trainer._data()  # kept, since it ends with this object
+        self.micro = self.data.__enter__()
 
     def step(self) -> float:
         """Seconds."""
         trainer = self.trainer
         started = time.perf_counter()
-        trainer._one_step(list(islice(self.micro, trainer._micro_batches_per_step)))
+        trainer._one_step(StepBatches(self.micro, trainer._micro_batches_per_step))
         trainer.state.advance()
         return time.perf_counter() - started
 

@@ -121,7 +121,7 @@ def plausible() -> None:
     train, real = (tuple(array[part] for array in made) for part in (slice(1000), slice(1000, 1100)))
     sets = plausibility.spoiled(real)
     sets |= {f"noise {size:g} / {size:g}": metrics.with_noise(real, size, size) for size in (0.02, 0.05, 0.1)}
-    several: list[metrics.Metric] = [plausibility.KnownTypes(), plausibility.Neighbours()]
+    several: list[metrics.Metric] = [plausibility.KnownTypeShare(), plausibility.Neighbours()]
     if find_spec("chgnet") is not None:
         several.append(plausibility.PotentialEnergy())
     known = stored(train)

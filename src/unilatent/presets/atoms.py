@@ -109,7 +109,7 @@ def crystals() -> RunConfig:
 
     Expected: docs/results/atoms.md.
     """
-    data = CrystalData(path="small-prototypes", num=4000)
+    data = CrystalData(path="small-prototypes", num=2750)
     return small(CrystalConfig(max_atoms=5, elements="found", origin="rarest"), data, steps=3000, batch_size=64)
 
 
