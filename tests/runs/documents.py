@@ -100,6 +100,7 @@ DATA = {
     "scenes-ul": ["data.num_samples=64", "data.held_out=8"],
     "bouncing-unite": ["data.num_samples=64", "data.held_out=8"],
     "bouncing-ul": ["data.num_samples=64", "data.held_out=8"],
+    "bouncing-two-stage": ["data.num_samples=64", "data.held_out=8"],
 }  # fmt: skip
 """Smaller sets of generated data, by preset."""
 VIT = "{kind: vit, width: 64, depth: 1, heads: 4}"
