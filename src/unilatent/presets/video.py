@@ -57,8 +57,7 @@ def bouncing_unite() -> RunConfig:
 
 
 def bouncing_two_stage() -> RunConfig:
-    """UNITE on generated clips in which a digit bounces, then a generator on its frozen latents; does not continue given
-    frames.
+    """UNITE on generated clips in which a digit bounces, then a generator on its frozen latents; continues no frames.
 
     Expected: docs/results/video.md. New clips move by the law of the data.
     """

@@ -54,7 +54,7 @@ def unreachable(schedule: ScheduleConfig, steps: int, steps_per_epoch: float) ->
     last = max((decay.end for decay in schedule.decays), default=end)
     if factor <= LOW and last < 0.98 * end:
         lines.append(
-            f"training.schedule: the learning rate stays at {factor:g} of its peak from {last:g} {schedule.unit} on, and "
-            f"the run ends at {end:g}; move training.schedule.decays with its length"
+            f"training.schedule: the learning rate stays at {factor:g} of its peak from {last:g} {schedule.unit} on, "
+            f"and the run ends at {end:g}; move training.schedule.decays with its length"
         )
     return lines
