@@ -17,6 +17,9 @@ PRECISIONS = ("auto", "fp32", "bf16")
 """Names that `resolve_precision` takes."""
 PRODUCTS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 """Precisions that matrix products are measured in, and the type of their matrices; tf32: of GPUs."""
+PAYS_OFF = 0.75
+"""Up to this share of the time in float32, bfloat16 is taken where that is measured. Processors are far from it, at a
+quarter or at twice the time, so that a busy machine chooses as an idle one does."""
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -76,7 +79,7 @@ def prefers_bf16(device: torch.device | str) -> bool:
     if not has_bf16(device):
         return False
     trusted = torch.device(device).type == "cuda" or "amx_bf16" in (instructions() or ())
-    return trusted or _bf16_factor(str(device)) < 1
+    return trusted or _bf16_factor(str(device)) < PAYS_OFF
 
 
 @cache

@@ -9,7 +9,7 @@ import copy
 import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -256,9 +256,11 @@ def refuse_missing(source: str | Path) -> None:
 def _similar(source: str | Path) -> str:
     """Return "; did you mean FOLDER?" if a folder of nearly this name is there, else ""."""
     path = expanded(source)
-    beside = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""
+    with suppress(OSError):  # a folder that may not be listed
+        close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.75)
+        if close and (path.parent / close[0]).is_dir():
+            return f"; did you mean {path.parent / close[0]}?"
+    return ""
 
 
 def refuse_file(path: Path) -> None:

@@ -105,10 +105,8 @@ class Outputs:
                 (self.folder / name).unlink()
                 self._remove_empty(name)
             if replaced:
-                what = count_of(
-                    len(replaced), "file of an earlier one is replaced", "files of an earlier one are replaced"
-                )
-                print(f"note: unilatent {self.command}, {self.field} {self.folder}: {what}", file=sys.stderr)
+                what = f"{count_of(len(replaced), 'file')} that `unilatent {self.command}` wrote there before"
+                print(f"note: {self.field} {self.folder}: replaces {what}", file=sys.stderr)
             write_text(self.folder / RECORD, "")
         return self.folder
 

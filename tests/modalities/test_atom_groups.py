@@ -261,3 +261,26 @@ def test_crystals_of_one_name_that_differ_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.extxyz").write_text(xyz(["Cs", "Cl"], PLACES[:2] * 3, 'Lattice="4 0 0 0 4 0 0 0 4"'))
     with pytest.warns(UserWarning, match=r"not read: 1 file next to another form of the same name: a\.extxyz$"):
         crystals.load(CrystalData(path=str(tmp_path), held_out=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "title"),
+    [("a:3", "a", "a:3"), ("a:3 CN conf0", "a", "CN conf0"), ("run#1 b/all:3 x:4 y", "run#1 b/all", "x:4 y"),
+     ("C:12", "C", "C:12"), ("a/b#2", "a/b", "a/b#2"), ("water", None, "water"), ("C1:CC:C1 x", None, "C1:CC:C1 x")],
+)  # fmt: skip
+def test_names_of_records(name: str, file: str | None, title: str) -> None:
+    assert grouping.file_of(name) == file and grouping.title_of(name) == title
+
+
+def test_a_record_that_is_removed_moves_no_other_between_the_splits(tmp_path: Path) -> None:
+    """Records are told apart by their titles, whatever their place in the file is."""
+    blocks = [sdf(smiles) for smiles in ("CCO", "CCN", "CC=O", "CCC", "C#CC", "CO", "CN", "CCF", "CC#N", "CCCC")]
+    held_out = []
+    for number, kept in enumerate((blocks, blocks[1:])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "all.sdf").write_text("".join(kept))
+        train, part = molecules.load(MoleculeData(path=str(folder), held_out=3))
+        held_out.append({grouping.title_of(name) for name in part.names})
+        assert len(train) == len(kept) - 3
+    assert len(held_out[0] & held_out[1]) >= 2

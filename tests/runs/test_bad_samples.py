@@ -357,11 +357,14 @@ def test_f23_statistics_of_changed_data_are_no_other_model(tmp_path: Path, cli: 
     first = cli("train", preset, "training.steps=2", *run)
     assert first.code == 0, first.err
     (folder / "0.xyz").unlink()
-    (folder / "9.xyz").write_text(water.replace("O", "S"))
     more = ("train", preset, "training.steps=4", *run, "--resume", "auto")
     refused = cli(*more)
     assert refused.code == 2 and refused.err.startswith("error: data: ") and "--allow-data-change" in refused.err
-    (folder / "9.xyz").write_text(water)
+    if preset == "molecules":
+        (folder / "9.xyz").write_text(water.replace("O", "S"))
+        unknown = cli(*more, "--allow-data-change")
+        assert unknown.code == 2 and "modality.elements: " in unknown.err, "the model has no class for sulphur"
+        (folder / "9.xyz").write_text(water)
     allowed = cli(*more, "--allow-data-change")
     assert allowed.code == 0, allowed.err
     assert "the data are not those the checkpoint was" in (tmp_path / "run" / "log.txt").read_text()

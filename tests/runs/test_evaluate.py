@@ -526,3 +526,14 @@ def test_a_model_folder_is_held_against_the_data_that_is_given(cli: Command, run
     assert found["frechet_classifier"]["protocol"]["num_reference"] == 1797
     ratio = found["frechet_ratio"]["protocol"]
     assert ratio["relative_to"] == "half of the reference" and ratio["num_reference"] == 899
+
+
+def test_two_runs_are_compared_by_their_newest_evaluations(cli: Command, evaluated: Path, tmp_path: Path) -> None:
+    (a,) = evaluated.glob("*.json")
+    for name in ("one", "other"):
+        (tmp_path / name / "eval").mkdir(parents=True)
+        (tmp_path / name / "eval" / "evaluation-1.json").write_bytes(a.read_bytes())
+    done = cli("evaluate", "--compare", tmp_path / "one", evaluated, "--json")
+    assert done.code == 0 and json.loads(done.out)["a"] == str(tmp_path / "one" / "eval" / "evaluation-1.json"), done
+    empty = cli("evaluate", "--compare", tmp_path, tmp_path / "one")
+    assert empty.code == 2 and f"{tmp_path}: no evaluation in it" in empty.err

@@ -160,7 +160,7 @@ def test_molecules_beside_crystals_and_arrays_are_verified(cli: Command, tmp_pat
     (folder / "numbers.csv").write_text("name,gap\na,1\n")
     done = cli("data", "verify", folder)
     assert done.code == 0 and done.out.endswith("2 samples checked, all valid\n"), done
-    assert "note: 3 to 3 atoms each (modality.max_atoms), of H, O\n" in done.out, "what a model has to hold"
+    assert "note: 3 atoms each (modality.max_atoms), of H, O\n" in done.out, "what a model has to hold"
     refused = cli("data", "verify", tmp_path / "nowhere")
     assert refused.code == 2 and "of crystals, images, molecules or videos" in refused.err
     np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8))

@@ -322,7 +322,7 @@ def test_a_verb_replaces_its_own_files_and_no_others(
         done = cli(*line)
         assert done.code == 0 and names(out) == PRODUCTS[verb], done
         replaces = number == 1 and verb != "encode"  # which goes on with what is there
-        assert ("of an earlier one are replaced" in done.err) == replaces, done.err
+        assert ("wrote there before" in done.err) == replaces, done.err
     edited = sorted(PRODUCTS[verb])[0]
     (out / edited).write_text("[]")
     before = tree(out)

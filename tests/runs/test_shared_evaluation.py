@@ -311,7 +311,10 @@ def test_a_distance_on_test_made_weights_is_measured_at_its_cadence_and_keeps_th
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (['training.evaluate_metrics=["fyd"]'], "training.evaluate_metrics: 'fyd' is unknown here; use one of psnr"),
+        (
+            ['training.evaluate_metrics=["fyd"]'],
+            "training.evaluate_metrics: 'fyd' is unknown here; did you mean 'fid'?; use one of psnr",
+        ),
         (['training.evaluate_metrics=["fid"]'], "training.evaluate_metrics: InceptionV3 weights for FID: not found at"),
         (['training.evaluate_metrics=["fid"]', "training.best=kid"], "training.best: 'kid' is not measured"),
         (['training.evaluate_metrics=["psnr"]', "data.held_out=0"], "psnr needs held-out samples; set data.held_out"),

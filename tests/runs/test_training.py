@@ -14,6 +14,7 @@ import torch
 from conftest import QUICK, Command
 from safetensors.torch import load_file
 
+from unilatent import devices
 from unilatent.batches import micro_batches
 from unilatent.cli.running import note_drawback
 from unilatent.config import ConfigError
@@ -326,24 +327,30 @@ X86, ARM = "flags\t\t: fpu avx2 {}\n", "Features\t: fp asimd {}\n"
     [(X86.format("avx512_bf16"), True), (X86.format("amx_bf16 amx_tile"), True), (ARM.format("bf16"), True),
      (X86.format("avx512f"), False), (ARM.format("sve"), False), ("processor: 0\n", None), (None, None)],
 )  # fmt: skip
-def test_a_processor_that_emulates_bf16_is_measured(
+def test_a_processor_that_is_slow_in_bf16_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, known: bool | None
 ) -> None:
-    monkeypatch.setattr("unilatent.devices.CPUINFO", tmp_path / "cpuinfo")
+    """Emulated or not: what counts is the measured factor. Of AMX it is known that it is fast."""
+    monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices, "_bf16_factor", devices._bf16_factor.__wrapped__)  # not cached
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
     assert has_bf16("cpu") is known
+    for ratio, words in ((0.25, "0.25 times as long"), (2.0, "2 times as long")):
+        monkeypatch.setattr(devices, "matmul_seconds", lambda *_, ratio=ratio: {"fp32": 1.0, "bf16": ratio})
+        line = bf16_drawback("cpu")
+        if known is None or (known and (ratio < 1 or "amx" in str(text))):
+            assert line is None
+            continue
+        assert line is not None and words in line
+        how = "has slow bf16 instructions" if known else "has no bf16 instructions and emulates them"
+        assert line.startswith(f"this CPU {how}") and (known or ("which is slow" in line) == (ratio > 1))
+
+
+def test_products_are_measured_on_one_thread() -> None:
     threads = torch.get_num_threads()
-    line = bf16_drawback("cpu")
-    assert torch.get_num_threads() == threads
-    assert (
-        line is not None if known is False else line is None or "avx512_bf16" in str(text) or "asimd bf16" in str(text)
-    )
-    if line is not None:
-        factor = float(line.split("takes ")[1].split(" times")[0])
-        what = "slow" if known else "no"
-        assert line.startswith(f"this CPU has {what} bf16 instructions") and 0.05 < factor < 1000
-        assert ("slow" in line) == (factor > 1)
+    seconds = devices.matmul_seconds("cpu", ("fp32", "bf16"), 64, 0.01)
+    assert all(0 < value < 1 for value in seconds.values()) and torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(("capability", "known"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])

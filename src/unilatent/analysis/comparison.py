@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..evaluation.comparison import read_evaluation
+from ..evaluation.comparison import evaluations_of, read_evaluation
 from ..evaluation.evaluate import EvaluatedMetric
 from ..methods.base import LatentModel
 from .analyze import Analysis
@@ -32,8 +32,7 @@ class ComparedRun:
 
 def last_evaluation(run: Path) -> list[EvaluatedMetric]:
     """Return the results of a run's newest evaluation, preferably of generated samples; [] if there is none."""
-    files = [path for kind in ("evaluation-*.json", "step_*.json") for path in (run / "eval").glob(kind)]
-    newest = [read_evaluation(path) for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)]
+    newest = [read_evaluation(path) for path in evaluations_of(run)]
     with_samples = (results for results in newest if any(m.protocol.track == "generation" for m in results))
     return next(with_samples, [*newest, []][0])
 

@@ -70,7 +70,7 @@ PAGE = 2**20
     "unilatent evaluate runs/mine --metrics fid,kid --num 50000",
     "unilatent evaluate runs/digits --steps 10 --report digits.html",
     "unilatent evaluate --samples samples.npz --reference my_images --metrics fid",
-    "unilatent evaluate --compare a.json b.json",
+    "unilatent evaluate --compare runs/a runs/b",
 )
 def run(
     model: OptionalModel = None,
@@ -116,7 +116,8 @@ def run(
     given_frames: GivenFrames = None,
     given_context: GivenContext = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Only compare the two JSON files of earlier evaluations.")
+        tuple[Path, Path] | None,
+        typer.Option(help="Only compare two earlier evaluations: JSON files, or runs (the newest of each)."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write a report: one self-contained page (.html), or Markdown (.md).")
@@ -134,7 +135,7 @@ def run(
     if compare is not None:
         return _compare(*compare)
     if model is None and samples is None:
-        raise ValueError("MODEL: missing; give a run or a model folder, or --samples, or --compare A.json B.json")
+        raise ValueError("MODEL: missing; give a run or a model folder, or --samples, or --compare A B")
     if report is not None and model is None:
         raise ValueError("--report: is about a model; give MODEL as well")
     from ..evaluation.evaluate import EvaluationRequest, Evaluator, Interrupted
@@ -254,10 +255,11 @@ def _finish(
 def _compare(a: Path, b: Path) -> Record:
     from rich.table import Table
 
-    from ..evaluation.comparison import compare, read_evaluation, unshared
+    from ..evaluation.comparison import compare, evaluation_at, read_evaluation, unshared
     from ..evaluation.table import as_json, format_number
     from ..tables import marked, show
 
+    a, b = evaluation_at(a), evaluation_at(b)
     metrics_a, metrics_b = read_evaluation(a), read_evaluation(b)
     comparisons = compare(metrics_a, metrics_b)
     if all(comparison.differences for comparison in comparisons):

@@ -114,10 +114,10 @@ def _precision(option: str, device: torch.device | str, trained: str) -> Compute
     if option == "bf16":
         note_drawback(str(device))
     elif option == "auto" and chosen != trained:
-        known = has_bf16(device)
-        reason = "is slower in bf16" if known else "has no bf16 instructions"
-        if known is None:
-            reason = "is not known to have bf16 instructions"
+        reasons: dict[bool | None, str] = {
+            True: "is slower in bf16", False: "has no bf16 instructions", None: "is not known to have bf16 instructions"
+        }  # fmt: skip
+        reason = reasons[has_bf16(device)]
         print(
             f"note: the model was trained in bf16, but this {kind(device)} {reason}: computing in fp32 "
             "(--precision bf16 computes in bf16 all the same)", file=sys.stderr,

@@ -35,15 +35,24 @@ class Comparison:
         return "A is better" if is_better(a, b.value) else "B is better"
 
 
+def evaluations_of(folder: Path) -> list[Path]:
+    """Return the files of the evaluations of a run, or in a folder that `evaluate` wrote, the newest first."""
+    places = [folder / "eval", folder] if (folder / "eval").is_dir() else [folder]
+    found = [path for place in places for kind in ("evaluation-*.json", "step_*.json") for path in place.glob(kind)]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def evaluation_at(path: Path) -> Path:
+    """Return the file of an evaluation, or the newest of a folder; ValueError if that has none."""
+    if not path.is_dir():
+        return path
+    if not (found := evaluations_of(path)):
+        raise ValueError(f"{path}: no evaluation in it; run `unilatent evaluate` on a run first, or give its JSON file")
+    return found[0]
+
+
 def read_evaluation(path: Path) -> list[EvaluatedMetric]:
-    """Read a file that `table.write_evaluation` wrote, or the newest of a run; ValueError names the file and the
-    fault."""
-    if path.is_dir():
-        found = [file for pattern in ("evaluation-*.json", "step_*.json") for file in (path / "eval").glob(pattern)]
-        written = sorted(found, key=lambda file: file.stat().st_mtime)
-        if not written:
-            raise ValueError(f"{path}: no evaluation in {path / 'eval'}; run `unilatent evaluate {path}` first")
-        path = written[-1]
+    """Read a file that `table.write_evaluation` wrote; ValueError names the file and the fault."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, numbers = content["format_version"], content["numbers"]

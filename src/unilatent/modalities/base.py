@@ -434,6 +434,11 @@ class Modality(ABC):
         unchanged."""
         return self.config
 
+    def keeping(self, fitted: Any, stored: dict[str, Any]) -> Any:
+        """Return a fitted configuration with the stored statistics of a checkpoint in place of those of the data, where
+        the model can go on with them. stored: the checkpoint's configuration, plain. Default: unchanged."""
+        return fitted
+
     # ---- data
 
     @classmethod

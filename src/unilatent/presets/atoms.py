@@ -30,7 +30,7 @@ KINDS = (MoleculeConfig(max_atoms=29), CrystalConfig(max_atoms=20))
 
 
 def small(modality: Config, data: Config, steps: int = 2000, batch_size: int = 32) -> RunConfig:
-    """A quarter of an hour on two CPU cores. The learning rate decays over the last third."""
+    """Half an hour on a CPU core at most. The learning rate decays over the last third."""
     decay = 50 * round(steps * 0.65 / 50)
     return RunConfig(
         modality=modality,

@@ -48,7 +48,7 @@ class OptimizerConfig(Config):
     muon_eps: float = Field(default=1e-7, gt=0)
     """Smallest norm by which Muon divides a matrix before it orthogonalises it."""
     muon_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision in which Muon orthogonalises; "auto": bfloat16 where the device has its instructions, except small
+    """Precision in which Muon orthogonalises; "auto": bfloat16 where the device multiplies it faster, except small
     matrices on a CPU, else float32."""
 
     @field_validator("learning_rate", mode="before")

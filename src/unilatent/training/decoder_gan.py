@@ -56,7 +56,6 @@ from .restoring import restore
 from .setup import environment
 from .state import refuse_non_finite
 
-SETTINGS = FINETUNED
 DRAWN = 10
 """Held-out samples that are drawn."""
 GUESSING = 0.995
@@ -172,7 +171,7 @@ class DecoderGAN:
         """ConfigError if `out` holds something else than a fine-tuning, or another process is at work there."""
         out, source = self.out.resolve(), self.source.resolve()
         theirs = [name for name in ("config.yaml", "model", "metrics.jsonl", "checkpoints") if (out / name).exists()]
-        if out == source or out in source.parents or (theirs and not (out / SETTINGS).is_file()):
+        if out == source or out in source.parents or (theirs and not (out / FINETUNED).is_file()):
             raise ConfigError(f"--out {self.out}: holds a run or model; choose a folder of its own")
         lock.refuse_second(self.out)
 
@@ -367,7 +366,7 @@ class DecoderGAN:
         lock.take(self.out)
         ckpt.clean(self.out / "checkpoints", self.step)
         trim(self.out / "metrics.jsonl", self.step)
-        write_text(self.out / SETTINGS, self.config.to_yaml())
+        write_text(self.out / FINETUNED, self.config.to_yaml())
         write_json(self.out / "env.json", environment(self.processes.device, 1, self.precision))
 
     def _announce(self, journal: Journal) -> None:

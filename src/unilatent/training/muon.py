@@ -34,7 +34,7 @@ ITERATIONS = 5
 LARGEST_STACK = 2**24
 """Numbers in one stack, roughly: temporaries stay below 0.3 GB, and a stack of this size fills a GPU."""
 NARROW_ON_CPU = 96
-"""On a CPU with bfloat16 instructions, matrices with a shorter side below this are iterated in float32.
+"""On a CPU that multiplies bfloat16 faster, matrices with a shorter side below this are iterated in float32.
 
 Measured on a Zen 4 core: 64 rows take 0.8 to 1.3 times as long in float32 as in bfloat16, 96 rows 1.4 to 1.7 times,
 256 rows and more twice as long.

@@ -11,7 +11,7 @@ from typing import Any
 from ..config import ConfigError, flat, read_yaml
 from ..files import check_writable, expanded, read_json
 from ..listings import LISTING
-from ..modalities.base import Splits
+from ..modalities.base import Modality, Splits
 from ..model_config import follow
 from ..model_folder import CONFIG, WEIGHTS
 from ..outputs import refuse_foreign
@@ -237,13 +237,13 @@ def _is_run(out: Path) -> bool:
 
 
 def keep_stored(
-    checkpoint: Path, asked: RunConfig, config: RunConfig, splits: Splits, processes: Processes
+    checkpoint: Path, modality: Modality, config: RunConfig, splits: Splits, processes: Processes
 ) -> RunConfig:  # fmt: skip
     """Return the configuration, and renumber the data, with what the checkpoint stores where data determine it or leave
     a choice: the statistics of the modality, and the order of classes. The first process reads it for all.
 
-    asked: the configuration before the data completed it. A model keeps the sizes and elements that it began with, so
-    that data that changed are told as such, and may.
+    modality: that of the configuration before the data completed it. A model keeps what it began with, so that changed
+    data are told as such, and may be used.
     """
     model = processes.from_main(lambda: read_json(checkpoint / "config.json", "use an older checkpoint"))
     stored = facts if isinstance(facts := model.get("conditions"), dict) else {}
@@ -252,21 +252,9 @@ def keep_stored(
         for name, condition in config.conditions.items()
     }
     follow(kept, splits)
-    settings = _with_stored(asked.modality.plain(), config.modality.plain(), model.get("modality"))
-    modality = type(config.modality).parse(settings)
-    return config.model_copy(update={"conditions": kept, "modality": modality})
-
-
-def _with_stored(asked: Any, completed: Any, stored: Any) -> Any:
-    """Return plain settings as they are completed, with the stored values of those that the data completed."""
-    if asked == completed:
-        return completed
-    if isinstance(asked, dict) and isinstance(completed, dict) and isinstance(stored, dict):
-        return {key: _with_stored(asked.get(key), value, stored.get(key, value)) for key, value in completed.items()}
-    lists = [isinstance(part, list) and len(part) == len(completed) for part in (asked, stored)]
-    if isinstance(completed, list) and all(lists) and all(isinstance(part, dict) for part in completed):
-        return [_with_stored(*parts) for parts in zip(asked, completed, stored, strict=True)]
-    return stored
+    facts = model.get("modality")
+    fitted = config.modality if not isinstance(facts, dict) else modality.keeping(config.modality, facts)
+    return config.model_copy(update={"conditions": kept, "modality": fitted})
 
 
 def refuse_other_run(checkpoint: Path, config: RunConfig, fingerprint: str, allow_data_change: bool) -> bool:
@@ -317,7 +305,10 @@ def _changed_selection(checkpoint: Path, config: RunConfig) -> tuple[str, Any, A
         before = read_yaml(checkpoint.parent.parent / "config.yaml").get("data")
     except ConfigError:
         return None
-    return next((each for each in differences(config.plain()["data"], before, "data") if each[0] != "data.cache"), None)
+    if not isinstance(before, dict):
+        return None
+    found = differences(config.plain()["data"], before, "data")
+    return next((each for each in found if each[0] != "data.cache" and MISSING not in each[1:]), None)
 
 
 def _refuse_other_model(checkpoint: Path, config: RunConfig) -> None:

@@ -168,8 +168,9 @@ class Checkpoints:
             return None
         fewer = ", or set training.keep_checkpoints=2" if training.keep_checkpoints > 2 else ""
         parts = f"{count_of(count, 'checkpoint')} of {size_text(one)}"
-        if snapshots * snapshot > count * one:
+        if snapshots:
             parts += f", {count_of(snapshots, 'EMA snapshot')} of {size_text(snapshot)}"
+        if snapshots * snapshot > count * one:
             fewer = f", or set training.ema_snapshot_every above {every:,}"
         return (
             f"{self.folder.parent}: the run will need about {size_text(needed)} ({parts}, and the model), but "

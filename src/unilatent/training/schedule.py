@@ -50,11 +50,10 @@ def unreachable(schedule: ScheduleConfig, steps: int, steps_per_epoch: float) ->
         for name, mark in stages
         if mark >= end and mark > 0
     ]
-    factor = math.prod(decay.factor for decay in schedule.decays)
-    last = max((decay.end for decay in schedule.decays), default=end)
-    if factor <= LOW and last < 0.98 * end:
+    last = schedule.decays[-1] if schedule.decays else None
+    if last is not None and last.factor <= LOW and last.end < 0.98 * end:
         lines.append(
-            f"training.schedule: the learning rate stays at {factor:g} of its peak from {last:g} {schedule.unit} on, "
-            f"and the run ends at {end:g}; move training.schedule.decays with its length"
+            f"training.schedule: the learning rate stays at {last.factor:g} of its peak from {last.end:g} "
+            f"{schedule.unit} on, and the run ends at {end:g}; move training.schedule.decays with its length"
         )
     return lines

@@ -94,7 +94,7 @@ class Trainer:
         self.reference = check_evaluation(self.config, modality, self.splits, self.sharded, self.processes)
         self.checkpoint = find_checkpoint(out, resume, self.processes, self._print)
         if self.checkpoint is not None:
-            self.config = keep_stored(self.checkpoint, config, self.config, self.splits, self.processes)
+            self.config = keep_stored(self.checkpoint, modality, self.config, self.splits, self.processes)
         self.allow_data_change = allow_data_change
         self.automatic = t.precision == "auto"
         self.config = self.config.computing_in(self.processes.from_main(self._precision))

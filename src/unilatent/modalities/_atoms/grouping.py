@@ -20,25 +20,26 @@ STEP = re.compile(
     rf"(?<![a-z0-9])(poscar|contcar|(?:{'|'.join(word for word in WORDS if 'car' not in word)})(?![a-z0-9]))",
     re.IGNORECASE,
 )
-FRAME = re.compile(r"(.+?)[:#](\d+)(?: .*)?", re.ASCII | re.DOTALL)
+FRAME = re.compile(r"(.*/)?([^/]+?)[:#](\d+)(?: (.*))?", re.ASCII | re.DOTALL)
 """Name of a record of a file with several: file and number, then its title if it has one."""
 Alike = Callable[[System, System], bool]
 """Whether two systems with the same elements in the same order are geometries of one molecule or crystal."""
 
 
 def relaxations(systems: Systems) -> list[str]:
-    """Return the names of systems, where all steps of one relaxation have the name of the first.
+    """Return the titles of systems, or else their names, where all steps of one relaxation have that of the first.
 
     Steps are files of the same elements whose names differ in WORDS: POSCAR and CONTCAR, a_initial and a_relaxed, or a
     and a_relaxed.
     """
-    groups = list(systems.names)
-    found = {row: match for row, name in enumerate(systems.names) if (match := STEP.search(name))}
+    names = [title_of(name) for name in systems.names]
+    groups = list(names)
+    found = {row: match for row, name in enumerate(names) if (match := STEP.search(name))}
     if not found:
         return groups
-    keys = {_without_steps(systems.names[row]) for row in found}
+    keys = {_without_steps(names[row]) for row in found}
     steps: dict[tuple[str, bytes], list[tuple[int, int]]] = {}
-    for row, name in enumerate(systems.names):
+    for row, name in enumerate(names):
         if (key := _without_steps(name)) in keys:
             rank = WORDS.index(found[row][1].lower()) if row in found else -1
             steps.setdefault((key, np.sort(systems[row].types).tobytes()), []).append((rank, row))
@@ -46,7 +47,7 @@ def relaxations(systems: Systems) -> list[str]:
         if len({rank for rank, _ in members}) > 1:
             first = min(members)[1]
             for _, row in members:
-                groups[row] = systems.names[first]
+                groups[row] = names[first]
     return groups
 
 
@@ -87,7 +88,13 @@ def trajectories(systems: Systems, alike: Alike) -> list[range]:
 def file_of(name: str) -> str | None:
     """Return the file of a record's name, without its suffix; None of a file with one record."""
     match = FRAME.fullmatch(name)
-    return match[1] if match else None
+    return (match[1] or "") + match[2] if match else None
+
+
+def title_of(name: str) -> str:
+    """Return the title of a record's name without its place in a file; a name without a title as it is."""
+    match = FRAME.fullmatch(name)
+    return match[4] if match and match[4] else name
 
 
 def changed(a: np.ndarray, b: np.ndarray) -> float:

@@ -421,13 +421,28 @@ class AtomModality(Modality):
             updates["elements"] = tuple(sorted(elements_in(splits)))
         return self.config.model_copy(update=updates)
 
+    def keeping(self, fitted: Any, stored: dict[str, Any]) -> Any:
+        updates: dict[str, Any] = {"elements": kept_elements(self.config, fitted, stored)}
+        sizes = stored.get("sizes")
+        if self.config.sizes is None and isinstance(sizes, list) and len(sizes) <= fitted.max_atoms + 1:
+            updates["sizes"] = tuple(sizes)
+        return fitted.model_copy(update=updates)
+
+
+def kept_elements(asked: AtomConfig, fitted: AtomConfig, stored: dict[str, Any]) -> tuple[int, ...] | str | None:
+    """Return the stored vocabulary if it was found in data, and has all elements of these ones; else the fitted one."""
+    known = stored.get("elements")
+    has_all = isinstance(known, list) and isinstance(fitted.elements, tuple) and set(fitted.elements) <= set(known)
+    return tuple(known) if asked.elements == "found" and has_all and isinstance(known, list) else fitted.elements
+
 
 def _extent(systems: Systems) -> list[str]:
     """Return a line on how large systems are and of which elements, which `modality.max_atoms` has to fit."""
     if not len(systems):
         return []
     sizes, elements = systems.sizes, ", ".join(SYMBOLS[z] for z in np.unique(systems.types).tolist())
-    return [f"{sizes.min()} to {sizes.max()} atoms each (modality.max_atoms), of {elements}"]
+    atoms = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else str(sizes.max())
+    return [f"{atoms} atoms each (modality.max_atoms), of {elements}"]
 
 
 def _parsed_sizes(value: Any, most: int) -> list[int]:

@@ -264,8 +264,11 @@ def split_by_hash(systems: Systems, data: AtomData) -> tuple[Systems, Systems]:
     """
     require_training(systems, data)
     groups, runs = grouping.relaxations(systems), grouping.trajectories(systems, data.kind.alike)
-    for run in runs:
-        groups[run.start : run.stop] = [groups[run.start]] * len(run)
+    titles = Counter(groups)
+    for run in runs:  # known by the first title, unless other records have it ("conformer 0"): then by its place
+        title, inside = groups[run.start], Counter(groups[run.start : run.stop])
+        own = title if titles[title] == inside[title] else systems.names[run.start]
+        groups[run.start : run.stop] = [own] * len(run)
     frames = {row for run in runs for row in run}
     hashes = {group: seed_of("held_out", group) for group in set(groups)}
     total = len(systems)

@@ -158,22 +158,7 @@ class CollectionDataset(Dataset):
         if (captions := collection.captions) is not None:
             shown = self._examples(texts.SHOWN)
             self.facts[ARGUMENT] = collection.listings.share(lambda: texts.facts(captions, shown))
-        self.notes, self.hints = (*collection.notes, *self._classes_without_samples()), collection.hints
-
-    def _classes_without_samples(self) -> list[str]:
-        """Return a line that names classes of the collection of which these samples have none."""
-        labels, names = self.collection.labels, self.collection.class_names
-        if labels is None or len(self.indices) == len(labels):
-            return []
-        shown = {labels[index] for index in self.indices}
-        absent = [name for label, name in enumerate(names) if label not in shown]
-        if not absent or not shown:
-            return []
-        few = f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
-        return [
-            f"{count_of(len(absent), 'class has', 'classes have')} no training sample, all of theirs are held out "
-            f"({few}); hold out fewer (data.held_out), or give more samples of each"
-        ]
+        self.notes, self.hints = tuple(collection.notes), collection.hints
 
     def adopt(self, argument: str, stored: dict[str, Any]) -> None:
         """Number the classes as `stored["class_names"]`, if these are the same classes in another order."""
@@ -304,7 +289,27 @@ def divide(
     names, groups = [collection.names[i] for i in used], [collection.groups[i] for i in used]
     sources = None if collection.sources is None else [collection.sources[i] for i in used]
     chosen = {used[i] for i in held_out_indices(names, groups, held_out_count(held_out, len(used)), sources)}
-    return Splits(make(collection, [i for i in used if i not in chosen]), make(collection, sorted(chosen)))
+    train = make(collection, [i for i in used if i not in chosen])
+    if collection.labels is not None and chosen:
+        labels = [collection.labels[i] for i in used]
+        train.notes = (*train.notes, *untrained_note(collection, untrained(labels, [i in chosen for i in used])))
+    return Splits(train, make(collection, sorted(chosen)))
+
+
+def untrained(labels: Sequence[int], held_out: Sequence[bool]) -> list[int]:
+    """Return the labels of which every sample is held out."""
+    return sorted(set(labels) - {label for label, out in zip(labels, held_out, strict=True) if not out})
+
+
+def untrained_note(collection: Collection, labels: Sequence[int]) -> list[str]:
+    """Return a line that names the classes with these labels, of which no sample is trained on; none without labels."""
+    if not labels:
+        return []
+    few = f"{', '.join(collection.class_names[label] for label in labels[:3])}{', ...' if len(labels) > 3 else ''}"
+    return [
+        f"{count_of(len(labels), 'class has', 'classes have')} no training sample, all of theirs are held out ({few}); "
+        "hold out fewer (data.held_out), or give more samples of each"
+    ]
 
 
 def held_out_count(held_out: float, total: int) -> int:

@@ -28,6 +28,8 @@ from .collection import (
     held_out_count,
     held_out_indices,
     in_batches,
+    untrained,
+    untrained_note,
     with_names,
 )
 from .config import MediaData
@@ -164,17 +166,20 @@ def splits(
     collection = ShardCollection(shards, kind, decoder, frame, config.cache, config.captions, listings)
     with_names(collection, config)
     held_out = np.asarray(found["held_out"], dtype=np.int64)
-    train = np.setdiff1d(np.arange(len(shards)), held_out, assume_unique=True)
-    return Splits(make(collection, train), make(collection, held_out))
+    train = make(collection, np.setdiff1d(np.arange(len(shards)), held_out, assume_unique=True))
+    train.notes = (*train.notes, *untrained_note(collection, found.get("untrained", ())))
+    return Splits(train, make(collection, held_out))
 
 
 def _look(path: str, kind: FileKind, held_out: float) -> tuple[dict[str, Any], list[str] | None]:
     """Return the shards at a path, what is in them, which samples are held out, and the witnesses."""
     shards = open_shards(path, "data.path", kind)
+    chosen, unseen = _held_out(shards, held_out_count(held_out, len(shards)), kind)
     found = {
         "shards": [asdict(shard) for shard in shards.shards],
         "summary": shards.summary,
-        "held_out": _held_out(shards, held_out_count(held_out, len(shards)), kind).tolist(),
+        "held_out": chosen,
+        "untrained": unseen,
     }
     if not all(map(places.is_local, shards.shards)):
         return found, None  # what is at a URL may change without a sign
@@ -185,10 +190,12 @@ def _look(path: str, kind: FileKind, held_out: float) -> tuple[dict[str, Any], l
     return found, [str(folder), *manifest, *files]
 
 
-def _held_out(shards: ShardSet, count: int, kind: FileKind) -> np.ndarray:
-    """Choose held-out samples as for folders, among those with all their members. Reads the index of each shard."""
+def _held_out(shards: ShardSet, count: int, kind: FileKind) -> tuple[list[int], list[int]]:
+    """Choose held-out samples as for folders, among those with all their members. Reads the index of each shard.
+
+    Returns them, and the labels of which no other sample is left."""
     if not count:
-        return np.arange(0)
+        return [], []
     usable, names, labels = [], [], []
     with _progress("reading shard indices", len(shards.shards)) as advance:
         for number in range(len(shards)):
@@ -200,7 +207,10 @@ def _held_out(shards: ShardSet, count: int, kind: FileKind) -> np.ndarray:
             if place + 1 == shards.counts[shard]:
                 advance(1)
     sources = kind.source_of and [kind.source_of(name) for name in names]
-    return np.asarray([usable[i] for i in held_out_indices(names, labels, count, sources)])
+    places = held_out_indices(names, labels, count, sources)
+    chosen = set(places)
+    unseen = untrained(labels, [i in chosen for i in range(len(labels))]) if shards.labelled else []
+    return [usable[i] for i in places], unseen
 
 
 def notes(path: Path, kind: FileKind) -> list[str]:

@@ -178,6 +178,17 @@ class Joint(atoms.AtomModality):
             updates["elements"] = tuple(sorted({z for split in part_splits for z in atoms.elements_in(split)}))
         return self.config.model_copy(update=updates)
 
+    def keeping(self, fitted: Any, stored: dict[str, Any]) -> Any:
+        parts = stored.get("parts")
+        if not isinstance(parts, list) or len(parts) != len(self.parts):
+            return fitted
+        kept = zip(self.parts, fitted.parts, parts, strict=True)
+        updates = {
+            "elements": atoms.kept_elements(self.config, fitted, stored),
+            "parts": tuple(part.keeping(config, facts) for part, config, facts in kept),
+        }
+        return fitted.model_copy(update=updates)
+
     def _draw_atoms(self, streams: Streams, values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
         """As in the base class. The kind is that of the label, else drawn as often as it occurs in training."""
         counts = [sum(part.sizes or (0, 1)) for part in self.config.parts]

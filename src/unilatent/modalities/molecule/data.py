@@ -256,8 +256,9 @@ def sdf_records(content: bytes, stem: str, where: str) -> Iterator[FileRecord]:
 def _placed(record: System | str, name: str, count: int) -> System | str:
     """Name a record of a file of several by its place and title, so that neighbours can be told (`grouping`). A file of
     one record has its title alone."""
-    titled = isinstance(record, System) and count > 1 and record.name != name
-    return replace(record, name=f"{name} {record.name}") if titled and isinstance(record, System) else record
+    if isinstance(record, str) or count == 1 or record.name == name:
+        return record
+    return replace(record, name=f"{name} {record.name}")
 
 
 def _blocks(text: str) -> Iterator[str]:
