@@ -9,7 +9,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unilatent.nets.convnet import ConvEncoder, UViT, coarser, gather_patches, nearest, pool, scatter_patches
+from unilatent.nets.convnet import (
+    CONVS,
+    ConvEncoder,
+    UViT,
+    coarser,
+    gather_patches,
+    nearest,
+    pool,
+    scatter_patches,
+)
 from unilatent.nets.layers import Repeated, muon_parameters
 from unilatent.nets.vit import ViT
 from unilatent.types import Conditioning, Layout, grid_layout
@@ -71,6 +80,30 @@ def test_shapes_of_encoder_and_decoder(strides, patch, grid, coarse):
     assert z.shape == (B, k, LATENT) and z.std() > 0.01
     out = dec(x, layout, TIME, COND, z)
     assert out.shape == (B, n, 3) and out.isfinite().all() and out.std() > 0.01
+
+
+@pytest.mark.parametrize("grid", [(6, 1, 1), (1, 4, 4), (1, 1, 1), (5, 4, 3), (1, 7), (1, 1)])
+def test_axes_of_one_cell_change_no_convolution(grid):
+    axes = len(grid)
+    ours = CONVS[axes](5, 7, 3, padding=1).double()
+    plain = {2: nn.Conv2d, 3: nn.Conv3d}[axes](5, 7, 3, padding=1).double()
+    plain.load_state_dict(ours.state_dict())
+    x = normals(B, 5, *grid).double()
+    outputs = [module(x) for module in (ours, plain)]
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(output.square().sum(), list(module.parameters()))
+        for output, module in zip(outputs, (ours, plain), strict=True)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_kernels_of_axes_of_one_cell_cost_their_centre_only():
+    conv = CONVS[3](4, 4, 3, padding=1)
+    with FlopCounterMode(display=False) as counter:
+        conv(normals(1, 4, 6, 1, 1))
+    assert counter.get_total_flops() == 2 * 6 * 3 * 4 * 4  # 3 of 27 taps
 
 
 @every_size

@@ -19,9 +19,33 @@ from .embeddings import TimeEmbedding, rotary
 from .layers import Repeated, RMSNorm, affine, in_compute_dtype, linear, modulate, zero_init
 from .transformer import Block
 
-CONVS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 PerAxis = tuple[int, ...]
 """One number per axis of a grid: its size, a patch or a stride."""
+
+
+class _CentredOnFlatAxes(nn.modules.conv._ConvNd):
+    """A convolution that reads the centre alone of its kernel along axes of one cell, where all else meets padding.
+
+    The result is the same. A 3 x 3 x 3 kernel on frames of one token each takes a ninth of the operations.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, padding = self.weight, [int(p) for p in self.padding]
+        for axis, size in enumerate(input.shape[2:]):
+            if size == 1 and weight.shape[2 + axis] == 2 * padding[axis] + 1:
+                weight = weight.narrow(2 + axis, padding[axis], 1)
+                padding[axis] = 0
+        function = F.conv2d if input.ndim == 4 else F.conv3d
+        return function(input, weight, self.bias, self.stride, padding)
+
+
+class Conv2d(_CentredOnFlatAxes, nn.Conv2d): ...
+
+
+class Conv3d(_CentredOnFlatAxes, nn.Conv3d): ...
+
+
+CONVS: dict[int, type[Conv2d] | type[Conv3d]] = {2: Conv2d, 3: Conv3d}
 
 
 def grid_of(layout: Layout, axes: int) -> PerAxis:
