@@ -112,7 +112,8 @@ def main() -> None:
         power = 100 * high_frequencies(x) / high_frequencies(data)
         print(f"| {name} | {errors} | {power:.1f} | {', '.join(f'{d:.1f}' for d in distances)} |")
     if arguments.out:
-        modality.draw_grid([data[:10], made[0][:10], made[1][:10]], arguments.out)
+        shown = torch.linspace(0, number - 1, min(10, number)).long()
+        modality.draw_grid([x[shown] for x in (data, *made)], arguments.out)
         print(f"written: {arguments.out}")
 
 
