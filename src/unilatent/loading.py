@@ -24,6 +24,7 @@ from .model_folder import (
 )
 from .packaged import packaged
 from .runs.checkpoint import newest, verify
+from .runs.listing import FINETUNED
 from .runs.record import record_of
 
 
@@ -77,6 +78,10 @@ def _model_folder(path: Path) -> Path:
         return path / "model"
     if (path / "checkpoints").is_dir():
         checkpoint, _ = newest(path / "checkpoints")
+        if (path / FINETUNED).is_file():
+            raise ValueError(
+                f"{path}: a decoder that is not sharpened to its end; the same `unilatent finetune-decoder` goes on"
+            )
         if checkpoint is None:
             raise ValueError(f"{path}: the run has no checkpoint yet; continue its training with --resume auto")
         return checkpoint

@@ -18,6 +18,8 @@ from .tables import ARROWS, marked
 RECORD = "record.json"
 CARD = "README.md"
 FORMAT = 1
+SHARPENED = "sharpened"
+"""Under which a record has the settings of `finetune-decoder`."""
 PICTURES = {
     "samples.png": "New samples, not chosen among others.",
     "reconstructions.png": "Held-out originals, each above or left of its reconstruction.",
@@ -214,6 +216,10 @@ def _training(record: ModelRecord) -> list[str]:
         ("device", t.get("gpu") or t.get("device")), ("processes", t.get("processes")),
         ("versions", ", ".join(f"{name} {value}" for name, value in dict(t.get("versions") or {}).items())),
     ]  # fmt: skip
+    if sharpened := t.get(SHARPENED):
+        length = f"{sharpened['steps']} steps of {sharpened['batch_size']}"
+        adversary = f"an adversary of weight {sharpened['adversarial_weight']:g}"
+        rows.append(("decoder", f"sharpened alone, for {length}, with {adversary} (`finetune-decoder`)"))
     lines = [f"- {name}: {_cell(value)}" for name, value in rows if value not in (None, "")]
     return ["## Training", "\n".join(lines)]
 

@@ -439,11 +439,19 @@ def check_layout(
 
 
 def find_model_folder(source: str, field: str) -> Path:
-    """Return the model folder of a finished run, or a model folder itself; ConfigError names `field` if it is none."""
+    """Return the model folder of a finished run, a model folder itself, or that of a model of the package; ConfigError
+    names `field` if it is none."""
     folder = expanded(source)
     for candidate in (folder / "model", folder):
         if (candidate / CONFIG).is_file():
             return candidate
+    if not folder.exists():
+        if own := packaged(source):
+            return own
+        raise ConfigError(
+            f"{field}: {source}: no such folder{_similar(source)}; give a finished run, a model folder, or a model of "
+            f"the package: {', '.join(names())}"
+        )
     raise ConfigError(f"{field}: {source} holds no finished model; train it to its end, or give its folder")
 
 

@@ -47,3 +47,14 @@ def test_hooks_are_removed_after_an_error_and_unknown_names_are_refused():
         pass
     with pytest.raises(ValueError, match="no pattern"), unilatent.record(tower):
         pass
+
+
+def test_modules_that_are_not_called_have_no_entry_and_near_names_are_suggested():
+    tower = Tower()
+    with unilatent.record(tower, "blocks.*", "out") as found:
+        tower.blocks[0](torch.zeros(1, 3))
+    assert list(found) == ["blocks.0"]
+    with pytest.raises(ValueError, match=r"did you mean 'blocks\.\*'\?"), unilatent.record(tower, "block.*"):
+        pass
+    with pytest.raises(ValueError, match=r"'digits' is no module; give a model, such as unilatent\.load\('digits'\)"):
+        unilatent.record("digits", "blocks.*").__enter__()  # type: ignore[arg-type]

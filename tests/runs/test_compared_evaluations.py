@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 from conftest import Command
 
 from unilatent.analysis.comparison import last_evaluation
+from unilatent.evaluation.comparison import compare
 from unilatent.evaluation.evaluate import EvaluatedMetric, Evaluation
 from unilatent.evaluation.protocol import Protocol
 from unilatent.evaluation.search import Search, grid
 from unilatent.evaluation.table import write_evaluation
 from unilatent.modalities.base import Evidence, Row
+from unilatent.model_card import ModelRecord, write_record
 
 
 def measured(key: str, value: float, track: str = "generation") -> EvaluatedMetric:
@@ -65,3 +68,25 @@ def test_cautions_stand_beside_compared_numbers_and_unshared_ones_are_named(
     same = cli("evaluate", "--compare", a, a)
     assert same.code == 0 and "only in" not in same.out
     assert json.loads(a.read_text())["numbers"][0]["cautions"] == ["n = 70", "reference n = 90"]
+
+
+def test_an_evaluation_of_other_weights_than_a_run_has_now_is_named(cli: Command, tmp_path: Path) -> None:
+    for name, fingerprint in (("a", "old"), ("b", "same")):
+        path = tmp_path / name / "eval" / "evaluation-x-1.json"
+        evaluation = Evaluation([measured("fid", 1.0)], Evidence(None, None, None, None))
+        write_evaluation(evaluation, path, {"fingerprint": fingerprint}, 0.0)
+        (tmp_path / name / "model").mkdir()
+        write_record(tmp_path / name / "model", ModelRecord("same"))
+    done = cli("evaluate", "--compare", tmp_path / "a", tmp_path / "b")
+    assert done.code == 0
+    warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and f"is of other weights than {tmp_path / 'a'} has now" in " ".join(warnings)
+    third = cli("evaluate", tmp_path / "c", "--compare", tmp_path / "a", tmp_path / "b")
+    assert third.code == 2 and "beside --compare, which takes two evaluations" in third.err
+
+
+def test_every_field_in_which_protocols_differ_is_named() -> None:
+    a, b = measured("fid", 1.0), measured("fid", 2.0)
+    other = replace(b, protocol=b.protocol.model_copy(update={"num_samples": 50, "num_reference": 10}))
+    verdict = compare([a], [other])[0].verdict
+    assert verdict.startswith("not comparable: num_samples is 70 in A and 50 in B; num_reference differs too")

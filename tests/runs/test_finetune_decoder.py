@@ -54,12 +54,46 @@ def test_the_decoder_of_a_video_model_is_sharpened(tmp_path: Path, cli: Command)
     assert not torch.equal(before.decode(before.encode(clips)), after.decode(after.encode(clips)))
 
 
+def test_a_model_of_the_package_is_sharpened_on_its_own_data(tmp_path: Path, cli: Command) -> None:
+    done = cli("finetune-decoder", "digits", "steps=2", *TINY, "--out", tmp_path / "sharp")
+    assert done.code == 0, done.err
+    old, new = unilatent.load("digits"), unilatent.load(tmp_path / "sharp" / "model")
+    digits = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(old.encode(digits), new.encode(digits))
+
+
+def test_a_run_s_record_has_the_length_of_its_training_and_of_its_sharpening(
+    run_folder: Path, tmp_path: Path, cli: Command
+) -> None:
+    assert cli("finetune-decoder", run_folder, "steps=4", *TINY, "--out", tmp_path / "sharp").code == 0
+    known = unilatent.load(tmp_path / "sharp").known
+    record = None if known is None else known("")
+    assert record is not None and record.training["sharpened"]["steps"] == 4
+    assert record.training["steps"] == describe(run_folder).step
+
+
+def test_one_that_is_not_finished_is_named_and_listed(run_folder: Path, tmp_path: Path, cli: Command) -> None:
+    out = tmp_path / "sharp"
+    assert cli("finetune-decoder", run_folder, "steps=4", *TINY, "--out", out).code == 0
+    for name in ("config.yaml", "model"):
+        (out / name).rename(tmp_path / name)
+    refused = cli("evaluate", out, "--num", 0)
+    assert (
+        refused.code == 2 and "not sharpened to its end; the same `unilatent finetune-decoder` goes on" in refused.err
+    )
+    state = describe(out)
+    assert (state.state, state.step, state.steps) == ("stopped", 4, 4)
+    assert "sharp" in cli("runs", tmp_path).out
+
+
 def test_settings_that_make_no_sense_are_refused(run_folder: Path, tmp_path: Path, cli: Command) -> None:
     for setting, words in (("steps=0", "steps"), ("adversary=1", "adversary"), ("batch_size=x", "batch_size")):
         refused = cli("finetune-decoder", run_folder, setting, "--out", tmp_path / "x")
         assert refused.code == 2 and words in refused.err and not (tmp_path / "x").exists()
     absent = cli("finetune-decoder", tmp_path / "none", "--out", tmp_path / "x")
-    assert absent.code == 2
+    assert absent.code == 2 and "no such folder" in absent.err
+    section = cli("finetune-decoder", run_folder, "training.steps=2", "--out", tmp_path / "x")
+    assert section.code == 2 and "write steps=2" in section.err
 
 
 @pytest.mark.faults

@@ -16,8 +16,10 @@ from unilatent.config import ConfigError
 from unilatent.maths.streams import Streams
 from unilatent.methods.base import LatentModel
 from unilatent.modalities.base import Splits
+from unilatent.model_card import read_record
 from unilatent.presets import preset
 from unilatent.registry import find
+from unilatent.runs.listing import FINETUNED
 from unilatent.training.config import OptimizerConfig
 from unilatent.training.decoder_gan import DecoderGAN, DecoderGANConfig, adaptive_weight, hinge
 from unilatent.training.optimizer import Optimizers
@@ -161,6 +163,27 @@ def test_fewer_steps_than_are_saved_are_named(source: Path, tmp_path: Path):
     tuning(source, tmp_path / "out", steps=2).fit()
     log = (tmp_path / "out" / "log.txt").read_text()
     assert log.count("warning: steps=2, but step 3 is saved: nothing is left to train") == 1
+
+
+def test_a_changed_rate_is_said_and_recorded(source: Path, tmp_path: Path):
+    tuning(source, tmp_path / "out", steps=3).fit()
+    tuning(source, tmp_path / "out", learning_rate=1e-3, steps=5).fit()
+    tuning(source, tmp_path / "out", learning_rate=1e-3, steps=6).fit()
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count("changed: learning_rate 0.0002 -> 0.001") == 1
+    settings = (tmp_path / "out" / FINETUNED).read_text()
+    assert settings.startswith("# from step 3: learning_rate 0.0002 -> 0.001\n") and "learning_rate: 0.001" in settings
+
+
+def test_a_sharpened_model_says_that_it_is(source: Path, tmp_path: Path):
+    tuning(source, tmp_path / "out", adversarial_weight=2).fit()
+    folder = tmp_path / "out" / "model"
+    record = read_record(folder)
+    assert record is not None and record.training["sharpened"]["steps"] == 6
+    assert record.fingerprint == unilatent.load(folder).fingerprint()
+    line = "- decoder: sharpened alone, for 6 steps of 8, with an adversary of weight 2 (`finetune-decoder`)"
+    assert line in (folder / "README.md").read_text()
+    assert line in unilatent.load(folder).generate_model_card().text
 
 
 def test_the_help_names_every_setting():

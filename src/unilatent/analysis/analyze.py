@@ -183,7 +183,8 @@ def absent_parts(model: LatentModel, analysis: Analysis, only: Sequence[str]) ->
     """Return the parts that were asked for and do not exist for this model or these samples."""
     there = {"alignment": analysis.alignment is not None, "layers": analysis.layers is not None,
              "trajectory": model.generates}  # fmt: skip
-    return [part for part in only if not there.get(part, True)]
+    absent = [part for part in only if not there.get(part, True)]
+    return [*absent, "gradients"] if "losses" in only and not analysis.gradients else absent
 
 
 def analysis_table(analysis: Analysis, title: str, absent: Sequence[str] = ()) -> Table:
@@ -199,7 +200,9 @@ def analysis_table(analysis: Analysis, title: str, absent: Sequence[str] = ()) -
         out.add_row("effective rank", f"{s.rank:.3g} of {s.channels}", "number of directions in which samples differ")
         bits = s.channel_entropy
         out.add_row(
-            "entropy of a channel", f"{min(bits):.3g} to {max(bits):.3g}", "bits per value, in bins of 1/16 of the RMS"
+            "entropy of a channel",
+            f"{abs(min(bits)):.3g} to {max(bits):.3g}",
+            "bits per value, in bins of 1/16 of the RMS",
         )
     for key, value in (analysis.errors or {}).items():
         out.add_row(f"reconstruction {key}", f"{value:.4g}", "mean over samples")
@@ -217,6 +220,8 @@ NONE = {
     "alignment": "the two passes of this model have no blocks in common, or there are fewer than 4 samples",
     "layers": "no classes, fewer than 50 samples, or passes without blocks in common",
     "trajectory": "this model draws no samples: train its second stage",
+    "gradients": "all losses have one backward pass (of UNITE with method.stop_gradient=false, or a second stage), so "
+    "that there are no two gradients to compare",
 }
 """Why a part may be absent."""
 

@@ -422,12 +422,14 @@ def draw_sweep(result: SweepResult, path: Path) -> None:
     labels = [row.cell.label for row in result.rows]
     with panels(path, len(result.metrics)) as axes:
         for panel, (key, example) in zip(axes, result.metrics.items(), strict=True):
-            titled(panel, f"{example.row.name} ({example.row.better} is better)", example.row.unit, "")
+            better = "closer to real" if example.row.better == "same" else example.row.better
+            titled(panel, f"{example.row.name} ({better} is better)", example.row.unit, "")
             for place, row in enumerate(result.rows):
                 if (number := row.numbers.get(key)) is not None:
                     panel.errorbar(number.mean, place, xerr=number.std, fmt="o", color="C0")
                     panel.plot(number.values, [place] * len(number.values), ".", color="0.6", markersize=4)
             if (first := result.rows[0].numbers.get(key)) is not None:
-                panel.axvline(first.mean, linestyle="--", linewidth=0.8, color="0.4")
+                panel.axvline(first.mean, linestyle="--", linewidth=0.8, color="0.4", label=labels[0])
+                panel.legend(fontsize=7)
             panel.set_yticks(range(len(labels)), labels, fontsize=8)
             panel.invert_yaxis()

@@ -11,7 +11,7 @@ import typer
 from ..outputs import Outputs
 from .command import Record, examples
 from .options import MODEL_HELP, BatchSize, Data, Device, Precision, Seed
-from .running import data_of, find_run_folder, load, precision_of, progress_of
+from .running import data_of, find_run_folder, load, precision_of, progress_of, splits_for
 
 if TYPE_CHECKING:
     from ..analysis.analyze import Analysis
@@ -123,11 +123,16 @@ def _analyse(
     from ..analysis.analyze import analyze, write_analysis
     from ..analysis.probes import with_columns
     from ..batches import load_all
-    from ..evaluation.reference import splits_of
+    from ..runs.listing import describe
 
-    splits = splits_of(network.modality, find_run_folder(source), data)
+    state = None if (run_folder := find_run_folder(source)) is None else describe(run_folder)
+    if state is not None and state.state != "finished":
+        steps = "" if state.steps is None else f" of {state.steps:,}"
+        found = f"its newest checkpoint is analysed, step {state.step:,}{steps} or before"
+        print(f"note: {source} is not finished: {found}", file=sys.stderr)
+    splits = splits_for(network.modality, source, data)
     if splits is None:
-        raise ValueError(f"--data: {source} is not a run and does not record its training data; give them")
+        raise ValueError(f"--data: {source} is not a run and does not record its training data; give --data PATH")
     held_out = len(splits.held_out) > 0
     samples = load_all(with_columns(splits.shown), network.modality, limit=num)
     if not held_out:
@@ -136,7 +141,7 @@ def _analyse(
         advance("analysing", 0, len(only))
         analysis = analyze(
             network, samples, draws=draws, seed=seed, batch_size=batch_size, precision=precision, only=only,
-            run=find_run_folder(source), progress=lambda part: advance("analysing", 1, len(only)),
+            run=run_folder, progress=lambda part: advance("analysing", 1, len(only)),
         )  # fmt: skip
     about = {"model": source, "fingerprint": network.fingerprint(), "split": "held_out" if held_out else "train",
              "num": num, "draws": draws, "seed": seed, "precision": precision}  # fmt: skip

@@ -56,6 +56,7 @@ from .running import (
     precision_of,
     print_notes,
     progress_of,
+    splits_for,
 )
 
 if TYPE_CHECKING:
@@ -133,13 +134,15 @@ def run(
     Every number is stored with its complete protocol. After a stop, the same command resumes.
     """
     if compare is not None:
+        if model is not None:
+            raise ValueError(f"MODEL: {model} is given beside --compare, which takes two evaluations; leave one out")
         return _compare(*compare)
     if model is None and samples is None:
         raise ValueError("MODEL: missing; give a run or a model folder, or --samples, or --compare A B")
     if report is not None and model is None:
         raise ValueError("--report: is about a model; give MODEL as well")
     from ..evaluation.evaluate import EvaluationRequest, Evaluator, Interrupted
-    from ..evaluation.reference import find_reference, find_samples, modality_for, splits_of
+    from ..evaluation.reference import find_reference, find_samples, modality_for
     from ..evaluation.report import check_report, report_names
     from ..listings import Listings
     from ..signals import StopRequest
@@ -182,7 +185,7 @@ def run(
     check_decoder_settings(network, settings)
     started = time.perf_counter()
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
-        splits = splits_of(modality, run_folder, data, listings) if network is not None else None
+        splits = splits_for(modality, model, data, listings) if network is not None else None
         evaluator = Evaluator(
             network, splits, folder / "records", request, modality=modality,
             samples=None if samples is None else find_samples(modality, str(samples), listings),
@@ -255,11 +258,15 @@ def _finish(
 def _compare(a: Path, b: Path) -> Record:
     from rich.table import Table
 
-    from ..evaluation.comparison import compare, evaluation_at, read_evaluation, unshared
+    from ..evaluation.comparison import compare, evaluation_at, outdated, read_evaluation, unshared
     from ..evaluation.table import as_json, format_number
     from ..tables import marked, show
 
+    sources = a, b
     a, b = evaluation_at(a), evaluation_at(b)
+    for source, path in zip(sources, (a, b), strict=True):
+        if outdated(source, path):
+            print(f"warning: {path}: is of other weights than {source} has now; evaluate it again", file=sys.stderr)
     metrics_a, metrics_b = read_evaluation(a), read_evaluation(b)
     comparisons = compare(metrics_a, metrics_b)
     if all(comparison.differences for comparison in comparisons):

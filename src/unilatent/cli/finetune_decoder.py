@@ -10,7 +10,7 @@ import typer
 from ..outputs import refuse_overlap
 from .command import Record, examples
 from .options import Data, Model, OwnSettings
-from .running import data_of, find_run_folder, leave_stopped
+from .running import data_of, find_run_folder, leave_stopped, splits_for
 
 
 @examples("unilatent finetune-decoder runs/mine steps=2000 --out runs/mine-sharp")
@@ -27,21 +27,23 @@ def run(
     start, r1_weight, r1_every, ema_decay, precision, workers, threads, device, log_every, sample_every,
     checkpoint_every, keep_checkpoints. After a stop, the same command goes on.
     """
-    from ..evaluation.reference import splits_of
     from ..model_folder import find_model_folder, read_config
     from ..registry import find
     from ..training.decoder_gan import DecoderGAN, DecoderGANConfig
 
-    config = DecoderGANConfig().override(*(overrides or []))
+    own = [text.removeprefix("training.") for text in overrides or []]
+    if own != (overrides or []):
+        raise ValueError(f"{(overrides or [])[0]}: these settings have no section; write {' '.join(own)}")
+    config = DecoderGANConfig().override(*own)
     source = Path(model)
     folder = out or source.with_name(f"{source.resolve().name}-sharpened")
     refuse_overlap(folder, [*data_of(model), *([data] if data else [])])
     run_folder = find_run_folder(model)
     settings_of = read_config(find_model_folder(model, "MODEL")).modality
     modality = find("modalities", settings_of.name)(settings_of)
-    splits = splits_of(modality, run_folder, data)
+    splits = splits_for(modality, model, data)
     if splits is None:
-        raise ValueError(f"--data: {model} is not a run and does not record its training data; give them")
+        raise ValueError(f"--data: {model} is not a run and does not record its training data; give --data PATH")
     settings = None if run_folder is None else (run_folder / "config.yaml").read_text(encoding="utf-8")
     tuning = DecoderGAN(source, folder, config, splits, settings)
     finished = tuning.fit()

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from ..listings import Listings
     from ..methods.base import LatentModel
-    from ..modalities.base import Modality
+    from ..modalities.base import Modality, Splits
     from ..processes import Processes
     from ..signals import StopRequest
 
@@ -189,6 +190,25 @@ def leave_stopped(stop: StopRequest, done: str, further: str, processes: Process
 def find_run_folder(source: str | None) -> Path | None:
     """Return the path of a run folder, None for any other source of a model."""
     return Path(source) if source is not None and (Path(source) / "config.yaml").is_file() else None
+
+
+def splits_for(
+    modality: Modality, source: str | None, data: str | None, listings: Listings | None = None
+) -> Splits | None:  # fmt: skip
+    """Open the data of a model's training, or those at `data`: `splits_of` a run; of a model of the package, those of
+    its preset. None if they are not known."""
+    from ..evaluation.reference import splits_of
+    from ..listings import ALONE
+    from ..model_card import read_record
+    from ..packaged import packaged
+    from ..presets import preset
+
+    listings, run = listings or ALONE, find_run_folder(source)
+    if run is None and data is None and source is not None and not Path(source).exists():
+        folder = packaged(source)
+        if folder is not None and (record := read_record(folder)) is not None:
+            return modality.splits(preset(record.training["preset"]).data, listings)
+    return splits_of(modality, run, data, listings)
 
 
 EVALUATED = re.compile(r"(records|search-records)/.*|(evaluation-|search|step_)[^/]*\.(json|png)")

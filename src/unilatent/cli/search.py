@@ -48,6 +48,7 @@ from .running import (
     precision_of,
     print_notes,
     progress_of,
+    splits_for,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def run(
     Every evaluated value is stored. After a stop, the same command resumes; other methods reuse stored values.
     """
     from ..evaluation.evaluate import EvaluationRequest, Evaluator, Interrupted, choose_metrics
-    from ..evaluation.reference import find_reference, splits_of
+    from ..evaluation.reference import find_reference
     from ..evaluation.search import AXES, DECODER, INTERVAL, OVER, Search
     from ..listings import Listings
     from ..runs.snapshots import EMASnapshots
@@ -165,7 +166,7 @@ def run(
     snapshots = processes.from_main(lambda: EMASnapshots(run_folder)) if over == "ema" and run_folder else None
     folder = processes.from_main(lambda: evaluation_folder(out, run_folder))
     processes.on_main(lambda: refuse_overlap(folder, [reference, data, *data_of(model)]))
-    splits = splits_of(modality, run_folder, data, listings)
+    splits = splits_for(modality, model, data, listings)
     chosen = precision_of(precision, network, processes)
     request = EvaluationRequest(
         metrics=(metric,), num_samples=num, num_reference=num_reference, seed=seed, batch_size=batch_size,

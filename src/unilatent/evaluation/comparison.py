@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..plain_text import count_of
+from ..files import read_json
+from ..model_card import read_record
 from .evaluate import EvaluatedMetric
 from .table import FORMAT, from_json, is_better
 
@@ -26,8 +28,8 @@ class Comparison:
         """Which is better, or why they cannot be ranked."""
         if self.differences:
             field, a, b = self.differences[0]
-            count = len(self.differences) - 1
-            more = f"; {count_of(count, 'other setting differs', 'other settings differ')}" if count else ""
+            others = ", ".join(name for name, _, _ in self.differences[1:])
+            more = f"; {others} {'differ' if len(self.differences) > 2 else 'differs'} too" if others else ""
             return f"not comparable: {field} is {a!r} in A and {b!r} in B{more}"
         a, b = self.a.row, self.b.row
         if a.value == b.value or a.better == "same":
@@ -49,6 +51,14 @@ def evaluation_at(path: Path) -> Path:
     if not (found := evaluations_of(path)):
         raise ValueError(f"{path}: no evaluation in it; run `unilatent evaluate` on a run first, or give its JSON file")
     return found[0]
+
+
+def outdated(source: Path, evaluation: Path) -> bool:
+    """Whether a run's finished model is known to be another one than that of its evaluation."""
+    record = read_record(source / "model")
+    with suppress(ValueError):
+        return record is not None and read_json(evaluation, "")["fingerprint"] != record.fingerprint
+    return False
 
 
 def read_evaluation(path: Path) -> list[EvaluatedMetric]:

@@ -35,9 +35,10 @@ class RunState:
 
 
 def find_runs(folder: Path) -> list[RunState]:
-    """Return the runs below `folder`, or `folder` itself, sorted by path."""
-    configs = sorted(folder.glob("**/config.yaml")) if folder.is_dir() else []
-    return [describe(path.parent) for path in configs if (path.parent / "checkpoints").is_dir()]
+    """Return the runs below `folder`, or `folder` itself, sorted by path; decoders that are being sharpened too."""
+    names = ("config.yaml", FINETUNED) if folder.is_dir() else ()
+    found = sorted({path.parent for name in names for path in folder.glob(f"**/{name}")})
+    return [describe(run) for run in found if (run / "checkpoints").is_dir()]
 
 
 def describe(run: Path) -> RunState:
@@ -46,11 +47,18 @@ def describe(run: Path) -> RunState:
     step = max(_whole(metrics.get("step")), _saved_step(run))
     preset, steps, readable = "?", None, False
     with suppress(OSError, ValueError):
-        config = read_yaml(run / "config.yaml")
-        preset, steps, readable = str(config.get("preset", "custom")), _steps(config, metrics), True
-        if (run / FINETUNED).is_file():  # its config.yaml is that of the run whose decoder it continues
-            steps = _whole(read_yaml(run / FINETUNED).get("steps")) or None
+        sharpened = (run / FINETUNED).is_file()
+        if not sharpened or (run / "config.yaml").is_file():  # that of the run whose decoder is sharpened
+            config = read_yaml(run / "config.yaml")
+            preset, steps, readable = str(config.get("preset", "custom")), _steps(config, metrics), True
+        if sharpened:
+            steps, readable = _whole(sharpening_of(run).get("steps")) or None, True
     return RunState(run, preset, _state(run, step, steps, readable), step, steps, metrics, active_alarms(run))
+
+
+def sharpening_of(run: Path) -> dict[str, Any]:
+    """Return the settings with which `finetune-decoder` made a folder; {} of any other folder."""
+    return read_yaml(run / FINETUNED) if (run / FINETUNED).is_file() else {}
 
 
 def _steps(config: dict[str, Any], metrics: dict[str, Any]) -> int | None:

@@ -19,10 +19,11 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -38,13 +39,14 @@ from ..loading import load
 from ..maths.streams import Streams
 from ..methods.base import Sharpening
 from ..modalities.base import Splits
+from ..model_card import SHARPENED, ModelRecord
 from ..plain_text import count_of
 from ..processes import Processes
 from ..runs import checkpoint as ckpt
 from ..runs import lock
 from ..runs.crash import write_report
 from ..runs.journal import Journal, trim
-from ..runs.listing import FINETUNED
+from ..runs.listing import FINETUNED, sharpening_of
 from ..sampling import reconstruct
 from ..signals import SAVE, STOP, StopRequest
 from ..terminal import lasting_output
@@ -158,6 +160,7 @@ class DecoderGAN:
         }  # fmt: skip
         self.ema = EMA(self.parts.decoder, config.ema_decay)
         self.step = 0
+        self.changes: list[dict[str, Any]] = []
         self.stop = StopRequest()
         ckpt.restore(out / "checkpoints")
         newest, skipped = ckpt.newest(out / "checkpoints")
@@ -195,7 +198,7 @@ class DecoderGAN:
             for name, tensors in files.items():
                 save_file(tensors, folder / f"{name}.safetensors")
             settings = {**self.config.plain(), "precision": self.precision}
-            facts = {"step": self.step, "source": self.fingerprint, "settings": settings}
+            facts = {"step": self.step, "source": self.fingerprint, "settings": settings, "changes": self.changes}
             write_json(folder / "state.json", facts)
 
         needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
@@ -216,6 +219,11 @@ class DecoderGAN:
                 f"{changed[0]}: {getattr(self.config, changed[0])}, but {checkpoint} was trained with "
                 f"{facts['settings'].get(changed[0])}; set that, or choose another folder"
             )
+        self.changes = [
+            *facts.get("changes", []),
+            *({"step": int(facts["step"]), "setting": key, "from": facts["settings"].get(key), "to": asked[key]}
+              for key in LEARNING if facts["settings"].get(key) != asked[key]),
+        ]  # fmt: skip
         own = {"decoder": self.parts.decoder.state_dict(), "ema": self.ema.weights,
                "discriminator": self.parts.discriminator.state_dict()}  # fmt: skip
         for name, tensors in own.items():
@@ -251,6 +259,7 @@ class DecoderGAN:
                     return self.out
                 with self.ema.applied(self.parts.decoder):
                     self.model.eval()
+                    self.model.known = partial(self._record, self.model.known)
                     self.model.save_pretrained(self.out / "model")
                     if self.run is not None:  # now it is a run that others can read
                         write_text(self.out / "config.yaml", self.run)
@@ -360,13 +369,20 @@ class DecoderGAN:
 
     # ---- words and files
 
+    def _record(self, known: Callable[[str], ModelRecord | None] | None, fingerprint: str) -> ModelRecord:
+        """What is known of the model that was sharpened, and how it was."""
+        record = (None if known is None else known(fingerprint)) or ModelRecord(fingerprint)
+        training = {**record.training, SHARPENED: {**sharpening_of(self.out), "steps": self.step}}
+        return replace(record, fingerprint=fingerprint, training=training, evaluations=(), pictures={})
+
     def _open(self) -> None:
         for sub in ("recon", "checkpoints"):
             (self.out / sub).mkdir(parents=True, exist_ok=True)
         lock.take(self.out)
         ckpt.clean(self.out / "checkpoints", self.step)
         trim(self.out / "metrics.jsonl", self.step)
-        write_text(self.out / FINETUNED, self.config.to_yaml())
+        changes = "".join(f"# from step {c['step']}: {c['setting']} {c['from']} -> {c['to']}\n" for c in self.changes)
+        write_text(self.out / FINETUNED, changes + self.config.to_yaml())
         write_json(self.out / "env.json", environment(self.processes.device, 1, self.precision))
 
     def _announce(self, journal: Journal) -> None:
@@ -381,8 +397,14 @@ class DecoderGAN:
             journal.say(f"skipped: {line}")
         if self.step:
             journal.say(f"resumed at step {self.step}")
+        for change in self.changes:
+            if change["step"] == self.step:
+                journal.say(f"changed: {change['setting']} {change['from']} -> {change['to']}")
         if self.step > self.config.steps:
-            journal.say(f"warning: steps={self.config.steps}, but step {self.step} is saved: nothing is left to train")
+            journal.say(
+                f"warning: steps={self.config.steps}, but step {self.step} is saved: nothing is left to train, and the "
+                f"model is that of step {self.step}"
+            )
 
     def _draw(self) -> None:
         """Held-out samples above their reconstructions by the averaged decoder."""
@@ -403,3 +425,5 @@ FREE = (
     "sample_every", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 """Settings that may differ when a fine-tuning goes on."""
+LEARNING = ("learning_rate", "discriminator_learning_rate")
+"""Those of FREE that change its result: their changes are recorded."""
