@@ -77,6 +77,10 @@ def test_a_run_that_fails_costs_no_other(tmp_path: Path, cli: Command) -> None:
         (("method.flow_draws=1,2", "seed=3"), "seed: is set by --seeds"),
         (("method.flow_draws=1,2", "training.evaluate_samples=0"), "training.evaluate_samples: 0, but a sweep"),
         (("method.flow_draws=1,2", "--metrics", "fidd"), "fidd"),
+        (
+            ("method.flow_draws=1,2", "--metrics", "psnr,fid"),
+            "name what they measure: training.evaluate_metrics=[psnr,fid]",
+        ),
     ],
 )
 def test_what_makes_no_sweep_is_refused_before_any_run(

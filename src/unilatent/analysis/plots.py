@@ -197,7 +197,7 @@ def draw_course(found: Course, path: Path) -> None:
     with panels(path, len(curves)) as axes:
         for panel, (title, (steps, values), is_loss) in zip(axes, curves, strict=True):
             titled(panel, title, "step", title)
-            panel.plot(steps, values, linewidth=1.1, marker=None if is_loss else "o")
+            panel.plot(steps, values, linewidth=1.1, marker=None if is_loss and len(steps) > 1 else "o")
             if is_loss and min(values) > 0:
                 panel.set_yscale("log")
 

@@ -65,7 +65,14 @@ def run(
             "training.evaluate_samples: 0, but a sweep compares evaluations; give training.evaluate_samples=500"
         )
     wanted = tuple(key.strip() for key in metrics.split(",")) if metrics else ()
-    choose_metrics(find("modalities", base.modality.name)(base.modality), wanted)
+    modality = find("modalities", base.modality.name)(base.modality)
+    choose_metrics(modality, wanted)
+    measured = base.training.evaluate_metrics or [key for m in choose_metrics(modality, ()) for key in m.gives]
+    if lacking := [key for key in wanted if key not in measured]:
+        raise ValueError(
+            f"--metrics: {lacking[0]!r} is not measured in these runs; name what they measure: "
+            f"training.evaluate_metrics=[{','.join(wanted)}]"
+        )
     cells = [sweeps.PRESET] if ablate else []
     if ablate:
         cells += sweeps.ablation_cells(base, [name.strip() for name in ablate.split(",")])
