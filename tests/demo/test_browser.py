@@ -325,7 +325,7 @@ def test_a_report_holds_the_viewer(shown: Callable[[str], Visitor]):
     from unilatent.evaluation.page import WITH_VIEWER
 
     viewer = model_of("molecule", first_tokenizer()).modality.viewer(batch_of("molecule", 2).data)
-    inside = _viewer(SampleGrid([], b"", 1, viewer))
+    inside = _viewer(SampleGrid([], b"", 1, "", viewer))
     page = shown(f'<meta http-equiv="Content-Security-Policy" content="{WITH_VIEWER}">{inside}').page
     page.locator("summary").click()
     frame = page.frame_locator("iframe")

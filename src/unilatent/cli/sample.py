@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from itertools import chain
 from pathlib import Path
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from ..methods.base import LatentModel
     from ..types import Given
 
+ASKED = ("labels", "prompts", "property")
+"""Settings that say which samples are wanted."""
 NUM = 16
 GRID = 100
 """At most so many samples are drawn into grid.png and samples.html."""
@@ -128,6 +131,10 @@ def run(
             given=known, length=length, overlap=frames, **settings,
         )  # fmt: skip
         first = next(batches)  # nothing is written if this fails
+        if known is not None and len(network.conditions) and not any(settings[name] for name in ASKED):
+            named = network.conditions.captions(first.values) or []
+            print(f"note: nothing is asked for, so samples have values in turn: {', '.join(dict.fromkeys(named))}; "
+                  "--label, --prompt or --property asks for one", file=sys.stderr)  # fmt: skip
         folder = outputs.begin()
         shown, shown_values, generated, needed = [], [], 0, 0
         resolved: dict[str, dict[str, list[Any]]] = {}

@@ -42,11 +42,13 @@ class DrawnSample:
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """Images of single samples, and all of them as one grid (PNG). viewer: the page of `Modality.viewer`."""
+    """Images of single samples, and all of them as one grid (PNG). about: what they are. viewer: the page of
+    `Modality.viewer`."""
 
     images: list[DrawnSample]
     png: bytes
     columns: int
+    about: str
     viewer: str | None = None
 
 
@@ -110,9 +112,7 @@ def gather(evaluator: Evaluator, evaluation: Evaluation, title: str, source: str
         evaluation=evaluation,
         seed=evaluator.request.seed,
         command=command(evaluator, source),
-        samples=draw_samples(evaluator)
-        if evaluator.request.num_samples and evaluator.external_samples is None
-        else None,
+        samples=_samples(evaluator) if evaluator.request.num_samples and evaluator.external_samples is None else None,
         reconstructions=draw_reconstructions(evaluator, evaluation),
         curves=curves,
         curves_png=_drawn(lambda path: draw_curves(metrics, path)) if curves else None,
@@ -148,6 +148,24 @@ def command(evaluator: Evaluator, source: str | None) -> str:
     return shlex.join([*words, "--seed", str(request.seed), "--precision", request.precision])
 
 
+def _samples(evaluator: Evaluator) -> SampleGrid:
+    return (draw_completions if evaluator.modality.completes_in_evaluation else draw_samples)(evaluator)
+
+
+@torch.no_grad()
+def draw_completions(evaluator: Evaluator) -> SampleGrid:
+    """Draw the first completed held-out samples: what is given of each, above it completed, above how it is."""
+    model, request = evaluator.model, evaluator.request
+    rows, data, values = range(min(PAIRS, evaluator.completions)), [], []
+    for completed in evaluator.completed(rows):
+        data.append((model.modality.fill(completed.given), completed.made.data, completed.batch.data))
+        values.append(completed.made.values)
+    drawn = [model.modality.join(list(part)) for part in zip(*data, strict=True)]
+    requested = {key: join_values([part[key] for part in values]) for key in values[0]}
+    about = f"{len(rows)} completed held-out samples, seed {request.seed}: what is given, the result, the truth"
+    return _grid(model, drawn, captions(model, requested, len(rows)), rows, PAIRS // 2, about)
+
+
 @torch.no_grad()
 def draw_samples(evaluator: Evaluator) -> SampleGrid:
     """Draw the first evaluated samples; whole batches are generated again, as some solvers depend on the batch."""
@@ -168,7 +186,8 @@ def draw_samples(evaluator: Evaluator) -> SampleGrid:
     requested = {key: join_values([part[key] for part in values]) for key in (values[0] if values else {})}
     columns = model.conditions.columns
     columns *= max(1, WIDE // columns)
-    return _grid(model, [shown], captions(model, requested, count(shown)), range(SAMPLES), columns)
+    about = f"samples 0 to {count(shown) - 1} of seed {request.seed}"
+    return _grid(model, [shown], captions(model, requested, count(shown)), range(SAMPLES), columns, about)
 
 
 @torch.no_grad()
@@ -184,7 +203,9 @@ def draw_reconstructions(evaluator: Evaluator, evaluation: Evaluation) -> Sample
         model, batch.data, seed=request.seed, batch_size=request.batch_size, precision=request.precision,
         **(evaluator.decoding or {}),
     )  # fmt: skip
-    return _grid(model, [batch.data, reconstructions], captions(model, batch.values, len(places)), places, PAIRS // 2)
+    about = f"the first {len(places)} evaluated held-out samples, each above its reconstruction"
+    texts = captions(model, batch.values, len(places))
+    return _grid(model, [batch.data, reconstructions], texts, places, PAIRS // 2, about)
 
 
 def captions(model: LatentModel, values: dict[str, Tensor], rows: int) -> list[str]:
@@ -241,17 +262,22 @@ def _facts(evaluator: Evaluator, source: str | None) -> list[tuple[str, str]]:
     ]
 
 
-def _grid(model: LatentModel, rows: Sequence[Any], texts: list[str], places: Sequence[int], columns: int) -> SampleGrid:
+ROWS = {1: ("",), 2: ("original", "reconstruction"), 3: ("given", "completed", "true")}
+"""Names of the rows of a grid, by their number."""
+
+
+def _grid(
+    model: LatentModel, rows: Sequence[Any], texts: list[str], places: Sequence[int], columns: int, about: str
+) -> SampleGrid:
     modality = model.modality
     images = [
         DrawnSample(_png(modality, [take(row, slice(i, i + 1)) for row in rows], None), text, place)
         for i, (text, place) in enumerate(zip(texts, places, strict=False))
     ]
-    names = ("original", "reconstruction") if len(rows) > 1 else ("",)
-    turned = [", ".join(filter(None, (text, name))) for text in texts for name in names]
+    turned = [", ".join(filter(None, (text, name))) for text in texts for name in ROWS[len(rows)]]
     each = modality.join([take(row, slice(i, i + 1)) for i in range(len(images)) for row in rows])
     viewer = modality.viewer(each, turned[: count(each)])
-    return SampleGrid(images, _png(modality, rows, columns), columns, viewer)
+    return SampleGrid(images, _png(modality, rows, columns), columns, about, viewer)
 
 
 def _png(modality: Any, rows: Sequence[Any], columns: int | None) -> bytes:

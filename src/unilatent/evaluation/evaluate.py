@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,6 +130,16 @@ class Evaluation:
                 "folder of the run, whose data have held-out samples"
             )
         raise ValueError(f"metric: {metric!r} was not computed; available are {computed}")
+
+
+class Completed(NamedTuple):
+    """Held-out samples that were completed."""
+
+    scored: Any
+    """The data as metrics see them."""
+    made: SampleBatch
+    batch: Batch
+    given: Given
 
 
 class Evaluator:
@@ -476,26 +486,13 @@ class Evaluator:
         """Complete held-out samples from what the modality gives of them, each once and with its own condition values;
         with the errors of what was made against the truth."""
         assert self.splits is not None
-        dataset = self.splits.held_out
-        num = min(self.request.num_samples, len(dataset))
+        dataset, num = self.splits.held_out, self.completions
         about = {"model": self.fingerprint, "sampling": self.sampling.plain(), "given": self.modality.config.plain(),
                  **self._about(spaces)}  # fmt: skip
         records, missing = self._open(self.folder, "samples", num, about, dataset)
-        seed, precision = self.request.seed, self.request.precision
-
-        def completed(rows: range) -> Iterator[tuple[Any, SampleBatch, Batch, Given]]:
-            first = rows.start
-            for batch, _ in self._batches(dataset, rows, num):
-                given = check_given(self.model, self.modality.given_in_evaluation(batch.data), num)
-                assert given is not None
-                at = range(first, first + len(given))
-                made = sample_rows(self.model, at, batch.values, self.sampling, seed, precision, given=given)
-                again = partial(reconstruct, self.model, seed=seed, start=at.start, precision=precision)
-                yield self.modality.scored(made.data, given, again), made, batch, given
-                first = at.stop
 
         def make(rows: range) -> Iterator[list[dict[str, Tensor]]]:
-            for seen, made, batch, given in completed(rows):
+            for seen, made, batch, given in self.completed(rows):
                 tensors = {**made.values, "nfe": torch.full((made.count,), made.evaluations)}
                 errors = self.modality.errors_of_rest(seen, batch.data, given)
                 tensors |= {key: torch.tensor(values) for key, values in errors.items()}
@@ -507,8 +504,26 @@ class Evaluator:
                         tensors |= {f"filled_{key}": value for key, value in control.items()}
                 yield [tensors]
 
-        self._complete("completed samples", [records], missing, make, lambda: next(completed(range(1))))
+        self._complete("completed samples", [records], missing, make, lambda: next(self.completed(range(1))))
         return records
+
+    @property
+    def completions(self) -> int:
+        """How many held-out samples are completed."""
+        return 0 if self.splits is None else min(self.request.num_samples, len(self.splits.held_out))
+
+    def completed(self, rows: range) -> Iterator[Completed]:
+        """Complete those of the `completions` with these numbers."""
+        assert self.splits is not None
+        seed, precision, num, first = self.request.seed, self.request.precision, self.completions, rows.start
+        for batch, _ in self._batches(self.splits.held_out, rows, num):
+            given = check_given(self.model, self.modality.given_in_evaluation(batch.data), num)
+            assert given is not None
+            at = range(first, first + len(given))
+            made = sample_rows(self.model, at, batch.values, self.sampling, seed, precision, given=given)
+            again = partial(reconstruct, self.model, seed=seed, start=at.start, precision=precision)
+            yield Completed(self.modality.scored(made.data, given, again), made, batch, given)
+            first = at.stop
 
     def _open(
         self, root: Path, what: str, count: int, about: dict[str, Any], data: Dataset | None = None

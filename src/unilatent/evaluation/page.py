@@ -170,11 +170,10 @@ def _samples(contents: ReportContents) -> str:
     grid = contents.samples
     if grid is None:
         return ""
-    what = f"Uncurated: samples 0 to {len(grid.images) - 1} of seed {contents.seed}"
     total = contents.evaluation.evidence.samples
     of = "" if total is None else f", the first of the {len(total):,} evaluated ones"
     return (
-        f"<section>\n<h2>Samples</h2>\n<p>{what}{of}. Below each: its condition and its index.</p>\n"
+        f"<section>\n<h2>Samples</h2>\n<p>Uncurated: {grid.about}{of}. Below each: its condition and its index.</p>\n"
         f"{_grid(grid, 'sample')}\n</section>"
     )
 
@@ -183,8 +182,7 @@ def _reconstructions(grid: SampleGrid | None) -> str:
     if grid is None:
         return ""
     return (
-        f"<section>\n<h2>Reconstructions</h2>\n<p>Uncurated: the first {len(grid.images)} evaluated held-out samples, "
-        "each above its reconstruction.</p>\n"
+        f"<section>\n<h2>Reconstructions</h2>\n<p>Uncurated: {grid.about}.</p>\n"
         f"{_grid(grid, 'held-out original above its reconstruction,')}\n</section>"
     )
 

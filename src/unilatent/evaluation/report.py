@@ -89,8 +89,7 @@ def _images(contents: ReportContents, stem: str) -> dict[str, tuple[bytes, str]]
     """Return file name -> PNG and its description."""
     images = {}
     if contents.samples is not None:
-        last = len(contents.samples.images) - 1
-        about = f"Uncurated: samples 0 to {last} of seed {contents.seed}"
+        about = f"Uncurated: {contents.samples.about}"
         images[f"{stem}-{SAMPLES}.png"] = (contents.samples.png, about)
     if contents.reconstructions is not None:
         about = "Uncurated: the first held-out originals, each above its reconstruction"

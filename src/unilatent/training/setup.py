@@ -33,6 +33,8 @@ from ..version import __version__
 from .config import RunConfig, TrainingConfig
 from .schedule import unreachable
 
+UNTRAINED = 0.02
+"""Share of untrained weights in the averaged ones at the end of a run, from which on it is pointed out."""
 LOOKED_AT = 2000
 """Samples whose condition values are looked at before a run, without reading the samples."""
 COMPILED_FROM = 100_000_000
@@ -229,6 +231,11 @@ def notes(
     lines += [f"note: {line}" for line in unreachable(t.schedule, steps, samples / t.batch_size)]
     if t.ema_decay and 1 / (1 - t.ema_decay) > steps:
         lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
+    elif t.ema_decay**steps > UNTRAINED:
+        lines.append(
+            f"note: training.ema_decay {t.ema_decay}: after {steps:,} steps {t.ema_decay**steps:.0%} of the averaged "
+            f"weights are untrained ones, which shows as noise; shorter: training.ema_decay={1 - 10 / steps:.2g}"
+        )
     if t.best is not None and not (t.evaluate_samples and (t.evaluate_metrics or len(splits.held_out))):
         lines.append(
             "note: training.best does nothing without training.evaluate_samples and, unless training.evaluate_metrics "

@@ -290,6 +290,9 @@ def divide(
     sources = None if collection.sources is None else [collection.sources[i] for i in used]
     chosen = {used[i] for i in held_out_indices(names, groups, held_out_count(held_out, len(used)), sources)}
     train = make(collection, [i for i in used if i not in chosen])
+    if held_out and not chosen:
+        share = f"{held_out:g} of {count_of(len(used), 'sample')} is none"
+        train.notes = (*train.notes, f"data.held_out: {share}, nothing is held out; set data.held_out=1 or more")
     if collection.labels is not None and chosen:
         labels = [collection.labels[i] for i in used]
         train.notes = (*train.notes, *untrained_note(collection, untrained(labels, [i in chosen for i in used])))

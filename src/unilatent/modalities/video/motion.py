@@ -130,8 +130,7 @@ def halved(clips: Tensor) -> Tensor:
 
 class Motion(Space):
     """`change` (B,) and `persistence` (B,), for clips of at least three frames; as controls, the same of still and
-    shuffled clips, which keep given frames, and the reconstruction errors of clips at half resolution and of still
-    ones. Of a reconstruction no frame is given: a still clip repeats the first one."""
+    shuffled clips, which keep given frames, and the reconstruction errors of clips at half resolution."""
 
     name = "motion"
 
@@ -154,8 +153,7 @@ class Motion(Space):
         for name, spoiled in (("still", still(clips, self.given)), ("shuffled", shuffled(clips, self.given))):
             found[f"{name}_change"] = change(spoiled)
             found[f"{name}_persistence"] = persistence(spoiled)
-        for name, spoiled in (("still", still(clips)), ("halved", halved(clips))):
-            found |= {f"{name}_{k}": torch.tensor(v) for k, v in reconstruction_errors(spoiled, clips).items()}
+        found |= {f"halved_{k}": torch.tensor(v) for k, v in reconstruction_errors(halved(clips), clips).items()}
         return {key: value.float().cpu() for key, value in found.items()}
 
 
@@ -180,7 +178,7 @@ class ClipReconstruction(Metric):
             ("flicker", "PSNR of frame differences (flicker)", "dB"),
         )
         return [
-            Row(key, name, _mean(errors, key), unit, "higher", _beside(real, key, ("halved", "still")))
+            Row(key, name, _mean(errors, key), unit, "higher", _beside(real, key, ("halved",)))
             for key, name, unit in kinds
             if key in errors
         ]

@@ -338,7 +338,7 @@ def too_short(where: str, count: int, frame: ClipFrame) -> str:
     stride = f" at stride {frame.strides[0]}" if frame.strides[0] > 1 else ""
     return (
         f"video {where}: has {count} frames, a clip of {frame.length}{stride} needs {frame.span()}; remove it, or "
-        "train on shorter clips"
+        "train on shorter clips: modality.frames, modality.stride"
     )
 
 
