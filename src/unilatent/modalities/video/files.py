@@ -226,7 +226,7 @@ def _read(
         yield torch.stack(clips).float() / 255, names
 
 
-def first_frames(path: Path, frame: ClipFrame, count: int, most: int) -> Tensor:
+def first_frames(path: Path, frame: ClipFrame, count: int, most: int, field: str = "--given") -> Tensor:
     """Return the first `most` frames, or as many as there are, of a video file, folder of frames or picture, at the
     frame's smallest stride: (T, C, H, W) uint8.
 
@@ -236,15 +236,15 @@ def first_frames(path: Path, frame: ClipFrame, count: int, most: int) -> Tensor:
     if path.is_file() and path.suffix.lower() in IMAGES.suffixes and path.suffix.lower() not in EXTENSIONS:
         video: Recording = FrameFolder(Folder(path.parent, IMAGES), (path.name,), str(path))
     else:
-        found = videos(path, frame)
+        found = videos(path, frame, field)
         if len(found) != 1:
-            raise ValueError(f"{path}: holds {len(found):,} videos; give one of them")
+            raise ValueError(f"{field}: {path} holds {len(found):,} videos; give one of them")
         video = found[0][1]()
     stride = frame.strides[0]
     there = -(-video.count // stride)
     if there < count:
         every = "" if stride == 1 else f" (every {stride} of {video.count})"
-        raise ValueError(f"{path}: has {there} frames{every}, {count} are asked for; give fewer or a longer video")
+        raise ValueError(f"{field}: {path} has {there} frames{every}, {count} are asked for; give fewer or a longer video")
     window = Window(0, stride)
     return video.pixels(window.numbers(min(most, there)), frame, window)
 
