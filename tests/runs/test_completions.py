@@ -76,6 +76,11 @@ def test_clips_are_continued_from_a_file(bouncing: Path, clip: Path, tmp_path: P
     assert len(list((tmp_path / "a").glob("0*.webp"))) == 4 and (tmp_path / "a" / "grid.webp").is_file()
     record = json.loads((tmp_path / "a" / "sampling.json").read_text())
     assert record["given"] == str(clip) and record["frames"] == 5
+    assert "note: nothing is asked for, so samples have values in turn: 0, 1, 2, 3" in " ".join(err.split())
+    _, _, err = cli(
+        "sample", bouncing, "--given", clip, "--frames", 5, "--num", 1, "--label", 3, "--out", tmp_path / "b"
+    )
+    assert "nothing is asked for" not in err
 
 
 def test_long_clips_are_made_in_windows(bouncing: Path, clip: Path, tmp_path: Path, cli: Command):
@@ -129,6 +134,25 @@ def test_a_model_of_whole_samples_is_given_nothing(run_folder: Path, tmp_path: P
     arguments = ("--given", tmp_path / "a.png", "--mask", tmp_path / "a.png")
     code, _, err = cli("sample", run_folder, *arguments, "--num", 1, "--out", tmp_path / "out")
     assert code == 2 and "given: this model was trained on whole samples only" in err.replace("\n", " ")
+
+
+def test_a_report_shows_what_was_given_made_and_true(bouncing: Path, tmp_path: Path, cli: Command):
+    arguments = ("--given-frames", 5, "--num", 20, "--metrics", "rest_psnr", "--out", tmp_path / "eval")
+    code, _, err = cli("evaluate", bouncing, *arguments, "--report", tmp_path / "report.html")
+    assert code == 0, err
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    wanted = (
+        "16 completed held-out samples, seed 0: what is given, the result, the truth, the first of the 20 evaluated"
+    )
+    assert wanted in page
+    model = unilatent.load(bouncing)
+    splits = splits_of(model.modality, bouncing, None)
+    request = EvaluationRequest(num_samples=20, metrics=("rest_psnr",))
+    modality = type(model.modality)(model.modality.config.model_copy(update={"given_frames": 5}))
+    evaluator = Evaluator(model, splits, tmp_path / "records", request, modality=modality)
+    [completed] = list(evaluator.completed(range(3)))
+    assert torch.equal(completed.made.data[:, :5], completed.batch.data[:, :5].to(completed.made.data))
+    assert not torch.equal(completed.made.data[:, 5:], completed.batch.data[:, 5:].to(completed.made.data))
 
 
 def test_an_evaluation_continues_held_out_clips(bouncing: Path, tmp_path: Path, cli: Command):

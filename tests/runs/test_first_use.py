@@ -341,3 +341,27 @@ def test_prepare_and_verify_count_in_words(cli: Command, tmp_path: Path, damaged
         assert " in 1 shard" in done.out
     assert ("bad sample" in done.out) == (damaged > 0) and "1 bad samples" not in done.out
     assert cli("data", "verify", tmp_path / "shards").out.endswith("1 shard checked, all valid\n")
+
+
+@pytest.mark.parametrize(("steps", "decay", "words"), [
+    (400, 0.995, "after 400 steps 13% of the averaged weights are untrained ones, which shows as noise; shorter: "
+                 "training.ema_decay=0.97"),
+    (100, 0.995, "averages over more steps than the run has"),
+    (2000, 0.995, None),
+])  # fmt: skip
+def test_an_average_that_is_too_long_for_the_run_is_named(
+    cli: Command, tmp_path: Path, steps: int, decay: float, words: str | None
+) -> None:
+    settings = ("training.schedule.decays=[]", f"training.steps={steps}", f"training.ema_decay={decay}")
+    done = cli("train", "digits", *settings, "--dry-run", "--out", tmp_path / "run")
+    said = " ".join(done.out.split())
+    assert done.code == 0 and (words in said if words else "note: training.ema_decay" not in said), said
+
+
+def test_a_share_of_held_out_samples_that_is_none_is_named(cli: Command, tmp_path: Path) -> None:
+    data = images(tmp_path / "photos", classes=1, each=4)
+    line = ("train", "digits", "conditions={}", f"data.path={data}", "training.evaluate_samples=0", "--dry-run")
+    done = cli(*line, "data.held_out=0.1", "--out", tmp_path / "run")
+    words = "data.held_out: 0.1 of 4 samples is none, nothing is held out; set data.held_out=1 or more"
+    assert words in " ".join(done.out.split()), done.out
+    assert "is none" not in cli(*line, "data.held_out=0", "--out", tmp_path / "run").out

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from ..methods.base import LatentModel
     from ..types import Given
 
-ASKED = ("labels", "prompts", "property")
-"""Settings that say which samples are wanted."""
 NUM = 16
 GRID = 100
 """At most so many samples are drawn into grid.png and samples.html."""
@@ -131,7 +129,11 @@ def run(
             given=known, length=length, overlap=frames, **settings,
         )  # fmt: skip
         first = next(batches)  # nothing is written if this fails
-        if known is not None and len(network.conditions) and not any(settings[name] for name in ASKED):
+        if (
+            known is not None
+            and len(network.conditions)
+            and all(wish is None for wish in (labels, prompt, prompts, property))
+        ):
             named = network.conditions.captions(first.values) or []
             print(f"note: nothing is asked for, so samples have values in turn: {', '.join(dict.fromkeys(named))}; "
                   "--label, --prompt or --property asks for one", file=sys.stderr)  # fmt: skip

@@ -244,7 +244,9 @@ def first_frames(path: Path, frame: ClipFrame, count: int, most: int, field: str
     there = -(-video.count // stride)
     if there < count:
         every = "" if stride == 1 else f" (every {stride} of {video.count})"
-        raise ValueError(f"{field}: {path} has {there} frames{every}, {count} are asked for; give fewer or a longer video")
+        raise ValueError(
+            f"{field}: {path} has {there} frames{every}, {count} are asked for; give fewer or a longer video"
+        )
     window = Window(0, stride)
     return video.pixels(window.numbers(min(most, there)), frame, window)
 
