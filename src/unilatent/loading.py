@@ -77,11 +77,11 @@ def _model_folder(path: Path) -> Path:
     if (path / "model").is_dir():
         return path / "model"
     if (path / "checkpoints").is_dir():
-        checkpoint, _ = newest(path / "checkpoints")
         if (path / FINETUNED).is_file():
             raise ValueError(
                 f"{path}: a decoder that is not sharpened to its end; the same `unilatent finetune-decoder` goes on"
             )
+        checkpoint, _ = newest(path / "checkpoints")
         if checkpoint is None:
             raise ValueError(f"{path}: the run has no checkpoint yet; continue its training with --resume auto")
         return checkpoint

@@ -19,7 +19,7 @@ RECORD = "record.json"
 CARD = "README.md"
 FORMAT = 1
 SHARPENED = "sharpened"
-"""Under which a record has the settings of `finetune-decoder`."""
+"""Under which the training of a record has the settings of each `finetune-decoder`."""
 PICTURES = {
     "samples.png": "New samples, not chosen among others.",
     "reconstructions.png": "Held-out originals, each above or left of its reconstruction.",
@@ -216,10 +216,12 @@ def _training(record: ModelRecord) -> list[str]:
         ("device", t.get("gpu") or t.get("device")), ("processes", t.get("processes")),
         ("versions", ", ".join(f"{name} {value}" for name, value in dict(t.get("versions") or {}).items())),
     ]  # fmt: skip
-    if sharpened := t.get(SHARPENED):
-        length = f"{sharpened['steps']} steps of {sharpened['batch_size']}"
-        adversary = f"an adversary of weight {sharpened['adversarial_weight']:g}"
-        rows.append(("decoder", f"sharpened alone, for {length}, with {adversary} (`finetune-decoder`)"))
+    for s in t.get(SHARPENED, []):
+        weight = s.get("adversarial_weight")
+        adversary = f"with an adversary of weight {weight:g}" if weight else "without an adversary"
+        length = f"{s.get('steps')} steps of {s.get('batch_size')}"
+        changes = "".join(f", {c['setting']} {c['to']} from step {c['step']}" for c in s.get("changes", []))
+        rows.append(("decoder", f"trained alone (`finetune-decoder`) for {length}, {adversary}{changes}"))
     lines = [f"- {name}: {_cell(value)}" for name, value in rows if value not in (None, "")]
     return ["## Training", "\n".join(lines)]
 

@@ -445,12 +445,12 @@ def find_model_folder(source: str, field: str) -> Path:
     for candidate in (folder / "model", folder):
         if (candidate / CONFIG).is_file():
             return candidate
-    if not folder.exists():
+    if not folder.is_dir():
         if own := packaged(source):
             return own
         raise ConfigError(
-            f"{field}: {source}: no such folder{_similar(source)}; give a finished run, a model folder, or a model of "
-            f"the package: {', '.join(names())}"
+            f"{field}: {source}: no such folder{_similar(source)}; give a finished run, the folder of a model (one of "
+            f"the hub has to be downloaded first), or a model of the package: {', '.join(names())}"
         )
     raise ConfigError(f"{field}: {source} holds no finished model; train it to its end, or give its folder")
 

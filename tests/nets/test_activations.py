@@ -56,5 +56,11 @@ def test_modules_that_are_not_called_have_no_entry_and_near_names_are_suggested(
     assert list(found) == ["blocks.0"]
     with pytest.raises(ValueError, match=r"did you mean 'blocks\.\*'\?"), unilatent.record(tower, "block.*"):
         pass
-    with pytest.raises(ValueError, match=r"'digits' is no module; give a model, such as unilatent\.load\('digits'\)"):
+    with pytest.raises(ValueError, match="'digits' is no module; give a model"):
         unilatent.record("digits", "blocks.*").__enter__()  # type: ignore[arg-type]
+    other = nn.ModuleDict({"a": nn.Linear(1, 1)})
+    with (
+        pytest.raises(ValueError, match=r"'blocks\.\*' is no module's name; there"),
+        unilatent.record(other, "blocks.*"),
+    ):
+        pass

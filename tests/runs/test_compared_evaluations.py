@@ -81,6 +81,9 @@ def test_an_evaluation_of_other_weights_than_a_run_has_now_is_named(cli: Command
     assert done.code == 0
     warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1 and f"is of other weights than {tmp_path / 'a'} has now" in " ".join(warnings)
+    (tmp_path / "a" / "eval" / "evaluation-x-1.json").write_text('{"format_version": 0, "numbers": []}')
+    other = cli("evaluate", "--compare", tmp_path / "a", tmp_path / "b")
+    assert other.code == 2 and "this package reads" in other.err, "older files are refused in words"
     third = cli("evaluate", tmp_path / "c", "--compare", tmp_path / "a", tmp_path / "b")
     assert third.code == 2 and "beside --compare, which takes two evaluations" in third.err
 

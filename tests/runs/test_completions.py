@@ -12,6 +12,7 @@ from conftest import Command
 from PIL import Image
 
 import unilatent
+from unilatent.evaluation.contents import draw_completions
 from unilatent.evaluation.evaluate import EvaluationRequest, Evaluator
 from unilatent.evaluation.reference import splits_of
 from unilatent.modalities._media.similarity import masked_psnr
@@ -76,11 +77,11 @@ def test_clips_are_continued_from_a_file(bouncing: Path, clip: Path, tmp_path: P
     assert len(list((tmp_path / "a").glob("0*.webp"))) == 4 and (tmp_path / "a" / "grid.webp").is_file()
     record = json.loads((tmp_path / "a" / "sampling.json").read_text())
     assert record["given"] == str(clip) and record["frames"] == 5
-    assert "note: nothing is asked for, so samples have values in turn: 0, 1, 2, 3" in " ".join(err.split())
+    assert "note: no condition is given, so samples have values in turn: 0, 1, 2, ..." in " ".join(err.split())
     _, _, err = cli(
         "sample", bouncing, "--given", clip, "--frames", 5, "--num", 1, "--label", 3, "--out", tmp_path / "b"
     )
-    assert "nothing is asked for" not in err
+    assert "no condition is given" not in err
 
 
 def test_long_clips_are_made_in_windows(bouncing: Path, clip: Path, tmp_path: Path, cli: Command):
@@ -141,18 +142,32 @@ def test_a_report_shows_what_was_given_made_and_true(bouncing: Path, tmp_path: P
     code, _, err = cli("evaluate", bouncing, *arguments, "--report", tmp_path / "report.html")
     assert code == 0, err
     page = " ".join((tmp_path / "report.html").read_text().split())
-    wanted = (
-        "16 completed held-out samples, seed 0: what is given, the result, the truth, the first of the 20 evaluated"
-    )
-    assert wanted in page
+    words = "the first 16 of 20 completed held-out samples, seed 0; from top to bottom what is given, the result and"
+    assert f"Uncurated: {words} the truth." in page
+
+
+def test_completions_that_are_drawn_are_those_that_are_evaluated(
+    bouncing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     model = unilatent.load(bouncing)
-    splits = splits_of(model.modality, bouncing, None)
-    request = EvaluationRequest(num_samples=20, metrics=("rest_psnr",))
     modality = type(model.modality)(model.modality.config.model_copy(update={"given_frames": 5}))
+    splits = splits_of(model.modality, bouncing, None)
+    request = EvaluationRequest(num_samples=20, batch_size=8, metrics=("rest_psnr",))
     evaluator = Evaluator(model, splits, tmp_path / "records", request, modality=modality)
-    [completed] = list(evaluator.completed(range(3)))
-    assert torch.equal(completed.made.data[:, :5], completed.batch.data[:, :5].to(completed.made.data))
-    assert not torch.equal(completed.made.data[:, 5:], completed.batch.data[:, 5:].to(completed.made.data))
+    drawn: list[list[torch.Tensor]] = []
+
+    def draw(self: Video, rows: list[torch.Tensor], path: Path, *_: object, **__: object) -> None:
+        drawn.append(list(rows))
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(Video, "draw_grid", draw)
+    grid = draw_completions(evaluator)
+    given, made, true = drawn[-1]
+    assert len(grid.images) == len(made) == 8, "of the first batch"
+    assert torch.equal(made[:, :5], true[:, :5]) and not torch.equal(made[:, 5:], true[:, 5:])
+    assert torch.equal(given[:, 5:], true[:, 4:5].expand(-1, 11, -1, -1, -1)), "the last given frame is repeated"
+    whole = torch.cat([completed.made.data for completed in evaluator.completed(range(20))])
+    assert torch.equal(made, whole[:8])
 
 
 def test_an_evaluation_continues_held_out_clips(bouncing: Path, tmp_path: Path, cli: Command):

@@ -14,7 +14,9 @@ from conftest import Command
 from safetensors.torch import load_file
 
 import unilatent
+from unilatent.cli.running import splits_for
 from unilatent.runs.listing import describe
+from unilatent.runs.record import record_of
 
 TINY = ("batch_size=8", "start=1", "log_every=2", "sample_every=0", "checkpoint_every=2", "threads=1")
 
@@ -55,11 +57,18 @@ def test_the_decoder_of_a_video_model_is_sharpened(tmp_path: Path, cli: Command)
 
 
 def test_a_model_of_the_package_is_sharpened_on_its_own_data(tmp_path: Path, cli: Command) -> None:
-    done = cli("finetune-decoder", "digits", "steps=2", *TINY, "--out", tmp_path / "sharp")
+    out = tmp_path / "sharp"
+    done = cli("finetune-decoder", "digits", "steps=2", *TINY, "--out", out)
     assert done.code == 0, done.err
-    old, new = unilatent.load("digits"), unilatent.load(tmp_path / "sharp" / "model")
+    old, new = unilatent.load("digits"), unilatent.load(out / "model")
     digits = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(old.encode(digits), new.encode(digits))
+    assert not torch.equal(old.decode(old.encode(digits)), new.decode(old.encode(digits)))
+    for model in ("digits", str(out)):  # both commands that the last line names
+        splits = splits_for(old.modality, model, None)
+        assert splits is not None and (len(splits.train), len(splits.held_out)) == (1437, 360), model
+    evaluated = cli("evaluate", out, "--num", 0, "--num-held-out", 20, "--metrics", "psnr", "--out", tmp_path / "e")
+    assert evaluated.code == 0, evaluated.err
 
 
 def test_a_run_s_record_has_the_length_of_its_training_and_of_its_sharpening(
@@ -67,9 +76,11 @@ def test_a_run_s_record_has_the_length_of_its_training_and_of_its_sharpening(
 ) -> None:
     assert cli("finetune-decoder", run_folder, "steps=4", *TINY, "--out", tmp_path / "sharp").code == 0
     known = unilatent.load(tmp_path / "sharp").known
-    record = None if known is None else known("")
-    assert record is not None and record.training["sharpened"]["steps"] == 4
-    assert record.training["steps"] == describe(run_folder).step
+    record, before = None if known is None else known(""), record_of(run_folder, "")
+    assert record is not None
+    assert record.training["sharpened"][0]["steps"] == 4
+    assert {key: value for key, value in record.training.items() if key != "sharpened"} == before.training
+    assert record.data == before.data
 
 
 def test_one_that_is_not_finished_is_named_and_listed(run_folder: Path, tmp_path: Path, cli: Command) -> None:

@@ -344,8 +344,9 @@ def test_prepare_and_verify_count_in_words(cli: Command, tmp_path: Path, damaged
 
 
 @pytest.mark.parametrize(("steps", "decay", "words"), [
-    (400, 0.995, "after 400 steps 13% of the averaged weights are untrained ones, which shows as noise; shorter: "
+    (400, 0.995, "after 400 steps 13% of the average are untrained weights, which shows as noise; shorter: "
                  "training.ema_decay=0.97"),
+    (3000, 0.999, "shorter: training.ema_decay=0.997"),
     (100, 0.995, "averages over more steps than the run has"),
     (2000, 0.995, None),
 ])  # fmt: skip

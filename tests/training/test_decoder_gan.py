@@ -165,25 +165,41 @@ def test_fewer_steps_than_are_saved_are_named(source: Path, tmp_path: Path):
     assert log.count("warning: steps=2, but step 3 is saved: nothing is left to train") == 1
 
 
+def sharpened(run: Path) -> list[dict]:
+    record = read_record(run / "model")
+    assert record is not None
+    return record.training["sharpened"]
+
+
 def test_a_changed_rate_is_said_and_recorded(source: Path, tmp_path: Path):
-    tuning(source, tmp_path / "out", steps=3).fit()
-    tuning(source, tmp_path / "out", learning_rate=1e-3, steps=5).fit()
-    tuning(source, tmp_path / "out", learning_rate=1e-3, steps=6).fit()
-    log = (tmp_path / "out" / "log.txt").read_text()
-    assert log.count("changed: learning_rate 0.0002 -> 0.001") == 1
-    settings = (tmp_path / "out" / FINETUNED).read_text()
+    out, change = tmp_path / "out", {"step": 3, "setting": "learning_rate", "from": 2e-4, "to": 1e-3}
+    tuning(source, out, steps=3).fit()
+    tuning(source, out, learning_rate=1e-3, steps=5).fit()
+    tuning(source, out, learning_rate=1e-3, steps=6).fit()
+    assert (out / "log.txt").read_text().count("changed: learning_rate 0.0002 -> 0.001") == 1
+    settings = (out / FINETUNED).read_text()
     assert settings.startswith("# from step 3: learning_rate 0.0002 -> 0.001\n") and "learning_rate: 0.001" in settings
+    [record] = sharpened(out)
+    assert record["changes"] == [change] and record["steps"] == 6
+    tuning(source, out, learning_rate=5e-5, steps=6).fit()
+    [record] = sharpened(out)
+    assert record["changes"] == [change] and record["learning_rate"] == 1e-3, "no step was taken with another rate"
 
 
 def test_a_sharpened_model_says_that_it_is(source: Path, tmp_path: Path):
-    tuning(source, tmp_path / "out", adversarial_weight=2).fit()
-    folder = tmp_path / "out" / "model"
-    record = read_record(folder)
-    assert record is not None and record.training["sharpened"]["steps"] == 6
-    assert record.fingerprint == unilatent.load(folder).fingerprint()
-    line = "- decoder: sharpened alone, for 6 steps of 8, with an adversary of weight 2 (`finetune-decoder`)"
-    assert line in (folder / "README.md").read_text()
-    assert line in unilatent.load(folder).generate_model_card().text
+    out = tmp_path / "out"
+    tuning(source, out, adversarial_weight=2).fit()
+    [record] = sharpened(out)
+    assert record["steps"] == 6 and "device" not in record and "threads" not in record
+    stored = read_record(out / "model")
+    assert stored is not None and stored.fingerprint == unilatent.load(out / "model").fingerprint()
+    line = "- decoder: trained alone (`finetune-decoder`) for 6 steps of 8, with an adversary of weight 2"
+    assert line in (out / "model" / "README.md").read_text()
+    assert line in unilatent.load(out / "model").generate_model_card().text
+    tuning(out / "model", tmp_path / "again", adversarial_weight=0).fit()
+    assert [each["adversarial_weight"] for each in sharpened(tmp_path / "again")] == [2, 0]
+    card = (tmp_path / "again" / "model" / "README.md").read_text()
+    assert line in card and "for 6 steps of 8, without an adversary" in card
 
 
 def test_the_help_names_every_setting():

@@ -201,7 +201,7 @@ def analysis_table(analysis: Analysis, title: str, absent: Sequence[str] = ()) -
         bits = s.channel_entropy
         out.add_row(
             "entropy of a channel",
-            f"{abs(min(bits)):.3g} to {max(bits):.3g}",
+            f"{min(bits):.3g} to {max(bits):.3g}",
             "bits per value, in bins of 1/16 of the RMS",
         )
     for key, value in (analysis.errors or {}).items():
@@ -220,8 +220,7 @@ NONE = {
     "alignment": "the two passes of this model have no blocks in common, or there are fewer than 4 samples",
     "layers": "no classes, fewer than 50 samples, or passes without blocks in common",
     "trajectory": "this model draws no samples: train its second stage",
-    "gradients": "all losses have one backward pass (of UNITE with method.stop_gradient=false, or a second stage), so "
-    "that there are no two gradients to compare",
+    "gradients": "no two parts of this model's loss have gradients of their own on the same weights",
 }
 """Why a part may be absent."""
 

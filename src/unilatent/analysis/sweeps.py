@@ -422,7 +422,7 @@ def draw_sweep(result: SweepResult, path: Path) -> None:
     labels = [row.cell.label for row in result.rows]
     with panels(path, len(result.metrics)) as axes:
         for panel, (key, example) in zip(axes, result.metrics.items(), strict=True):
-            better = "closer to real" if example.row.better == "same" else example.row.better
+            better = "closer to the baselines" if example.row.better == "same" else example.row.better
             titled(panel, f"{example.row.name} ({better} is better)", example.row.unit, "")
             for place, row in enumerate(result.rows):
                 if (number := row.numbers.get(key)) is not None:

@@ -11,7 +11,7 @@ import typer
 from ..outputs import Outputs
 from .command import Record, examples
 from .options import MODEL_HELP, BatchSize, Data, Device, Precision, Seed
-from .running import data_of, find_run_folder, load, precision_of, progress_of, splits_for
+from .running import data_of, find_run_folder, known_splits, load, precision_of, progress_of
 
 if TYPE_CHECKING:
     from ..analysis.analyze import Analysis
@@ -123,16 +123,11 @@ def _analyse(
     from ..analysis.analyze import analyze, write_analysis
     from ..analysis.probes import with_columns
     from ..batches import load_all
-    from ..runs.listing import describe
 
-    state = None if (run_folder := find_run_folder(source)) is None else describe(run_folder)
-    if state is not None and state.state != "finished":
-        steps = "" if state.steps is None else f" of {state.steps:,}"
-        found = f"its newest checkpoint is analysed, step {state.step:,}{steps} or before"
-        print(f"note: {source} is not finished: {found}", file=sys.stderr)
-    splits = splits_for(network.modality, source, data)
-    if splits is None:
-        raise ValueError(f"--data: {source} is not a run and does not record its training data; give --data PATH")
+    run_folder = find_run_folder(source)
+    if run_folder is not None and not (run_folder / "model").is_dir():
+        print(f"note: {source} is not finished: its newest checkpoint is analysed", file=sys.stderr)
+    splits = known_splits(network.modality, source, data)
     held_out = len(splits.held_out) > 0
     samples = load_all(with_columns(splits.shown), network.modality, limit=num)
     if not held_out:

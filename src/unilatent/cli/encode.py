@@ -15,8 +15,8 @@ from .running import (
     RESUMES,
     LeftOut,
     data_of,
-    find_run_folder,
     join_processes,
+    known_splits,
     leave_stopped,
     load,
     precision_of,
@@ -103,20 +103,15 @@ def _encode_views(
     device: str | None, precision: str,
 ) -> Record | None:  # fmt: skip
     """Encode the training set of a run; several processes take the shards one by one."""
-    from ..evaluation.reference import splits_of
     from ..listings import Listings
     from ..signals import Stopped, StopRequest
     from ..stored_latents import encode_views, is_file_of_latents
 
     sources = [*data_of(model), *([data] if data else [])]
     outputs = Outputs(out, "encode --views", sources, keep=True, known=is_file_of_latents)
-    run_folder = find_run_folder(model)
-    if run_folder is None and data is None:
-        raise ValueError(f"INPUT: {model} is not a run and does not record its training data; give a run, or the data")
     processes = join_processes(device)
     network: LatentModel = load(model, device, processes)
-    splits = splits_of(network.modality, run_folder, data, Listings(processes))
-    assert splits is not None
+    splits = known_splits(network.modality, model, data, "INPUT", Listings(processes))
     processes.on_main(outputs.begin)
     chosen, left_out, here = precision_of(precision, network, processes), LeftOut(), 0
     total, quiet = views * len(splits.train), not processes.is_main

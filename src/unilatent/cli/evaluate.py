@@ -264,10 +264,10 @@ def _compare(a: Path, b: Path) -> Record:
 
     sources = a, b
     a, b = evaluation_at(a), evaluation_at(b)
+    metrics_a, metrics_b = read_evaluation(a), read_evaluation(b)
     for source, path in zip(sources, (a, b), strict=True):
         if outdated(source, path):
-            print(f"warning: {path}: is of other weights than {source} has now; evaluate it again", file=sys.stderr)
-    metrics_a, metrics_b = read_evaluation(a), read_evaluation(b)
+            print(f"warning: {path} is of other weights than {source} has now; evaluate it again", file=sys.stderr)
     comparisons = compare(metrics_a, metrics_b)
     if all(comparison.differences for comparison in comparisons):
         first = comparisons[0]

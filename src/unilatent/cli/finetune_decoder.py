@@ -10,7 +10,7 @@ import typer
 from ..outputs import refuse_overlap
 from .command import Record, examples
 from .options import Data, Model, OwnSettings
-from .running import data_of, find_run_folder, leave_stopped, splits_for
+from .running import data_of, find_run_folder, known_splits, leave_stopped, packaged_run
 
 
 @examples("unilatent finetune-decoder runs/mine steps=2000 --out runs/mine-sharp")
@@ -31,20 +31,21 @@ def run(
     from ..registry import find
     from ..training.decoder_gan import DecoderGAN, DecoderGANConfig
 
-    own = [text.removeprefix("training.") for text in overrides or []]
-    if own != (overrides or []):
-        raise ValueError(f"{(overrides or [])[0]}: these settings have no section; write {' '.join(own)}")
-    config = DecoderGANConfig().override(*own)
+    for text in overrides or []:
+        if text.startswith("training."):
+            raise ValueError(f"{text}: these settings have no section; write {text.removeprefix('training.')}")
+    config = DecoderGANConfig().override(*(overrides or []))
     source = Path(model)
     folder = out or source.with_name(f"{source.resolve().name}-sharpened")
     refuse_overlap(folder, [*data_of(model), *([data] if data else [])])
     run_folder = find_run_folder(model)
     settings_of = read_config(find_model_folder(model, "MODEL")).modality
     modality = find("modalities", settings_of.name)(settings_of)
-    splits = splits_for(modality, model, data)
-    if splits is None:
-        raise ValueError(f"--data: {model} is not a run and does not record its training data; give --data PATH")
-    settings = None if run_folder is None else (run_folder / "config.yaml").read_text(encoding="utf-8")
+    splits = known_splits(modality, model, data)
+    own_run = packaged_run(model) if run_folder is None and data is None else None
+    settings = None if own_run is None else own_run.to_yaml()
+    if run_folder is not None:
+        settings = (run_folder / "config.yaml").read_text(encoding="utf-8")
     tuning = DecoderGAN(source, folder, config, splits, settings)
     finished = tuning.fit()
     if finished == folder:

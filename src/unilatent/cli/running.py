@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..modalities.base import Modality, Splits
     from ..processes import Processes
     from ..signals import StopRequest
+    from ..training.config import RunConfig
 
 Computed = Literal["fp32", "bf16"]
 RESUMES = "the same command resumes from there"
@@ -192,23 +193,41 @@ def find_run_folder(source: str | None) -> Path | None:
     return Path(source) if source is not None and (Path(source) / "config.yaml").is_file() else None
 
 
-def splits_for(
-    modality: Modality, source: str | None, data: str | None, listings: Listings | None = None
-) -> Splits | None:  # fmt: skip
-    """Open the data of a model's training, or those at `data`: `splits_of` a run; of a model of the package, those of
-    its preset. None if they are not known."""
-    from ..evaluation.reference import splits_of
-    from ..listings import ALONE
+def packaged_run(source: str) -> RunConfig | None:
+    """Return the configuration with which a model of the package was trained; None for any other source."""
     from ..model_card import read_record
     from ..packaged import packaged
     from ..presets import preset
 
-    listings, run = listings or ALONE, find_run_folder(source)
-    if run is None and data is None and source is not None and not Path(source).exists():
-        folder = packaged(source)
-        if folder is not None and (record := read_record(folder)) is not None:
-            return modality.splits(preset(record.training["preset"]).data, listings)
-    return splits_of(modality, run, data, listings)
+    folder = None if Path(source).is_dir() else packaged(source)
+    record = None if folder is None else read_record(folder)
+    return None if record is None else preset(record.training["preset"])
+
+
+def splits_for(
+    modality: Modality, source: str | None, data: str | None, listings: Listings | None = None
+) -> Splits | None:  # fmt: skip
+    """Open the data that a model was trained on, or others at the path `data` (`evaluation.reference.splits_of`).
+
+    source: a run or a model of the package; for any other, and without a path, the data are unknown: None.
+    """
+    from ..evaluation.reference import splits_of
+    from ..listings import ALONE
+
+    listings, folder = listings or ALONE, find_run_folder(source)
+    if source is not None and folder is None and data is None and (run := packaged_run(source)) is not None:
+        return modality.splits(run.data, listings)
+    return splits_of(modality, folder, data, listings)
+
+
+def known_splits(
+    modality: Modality, source: str, data: str | None, field: str = "--data", listings: Listings | None = None
+) -> Splits:  # fmt: skip
+    """As `splits_for`; ValueError names the option `field` if the data are unknown."""
+    splits = splits_for(modality, source, data, listings)
+    if splits is None:
+        raise ValueError(f"{field}: {source} is not a run and does not record its training data; give their path")
+    return splits
 
 
 EVALUATED = re.compile(r"(records|search-records)/.*|(evaluation-|search|step_)[^/]*\.(json|png)")

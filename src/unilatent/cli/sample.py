@@ -134,9 +134,9 @@ def run(
             and len(network.conditions)
             and all(wish is None for wish in (labels, prompt, prompts, property))
         ):
-            named = network.conditions.captions(first.values) or []
-            print(f"note: nothing is asked for, so samples have values in turn: {', '.join(dict.fromkeys(named))}; "
-                  "--label, --prompt or --property asks for one", file=sys.stderr)  # fmt: skip
+            named = list(dict.fromkeys(network.conditions.captions(first.values) or []))
+            few = f"{', '.join(named[:3])}{', ...' if len(named) > 3 else ''}"
+            print(f"note: no condition is given, so samples have values in turn: {few}", file=sys.stderr)
         folder = outputs.begin()
         shown, shown_values, generated, needed = [], [], 0, 0
         resolved: dict[str, dict[str, list[Any]]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +54,8 @@ def evaluation_at(path: Path) -> Path:
 
 def outdated(source: Path, evaluation: Path) -> bool:
     """Whether a run's finished model is known to be another one than that of its evaluation."""
-    record = read_record(source / "model")
-    with suppress(ValueError):
-        return record is not None and read_json(evaluation, "")["fingerprint"] != record.fingerprint
-    return False
+    record, evaluated = read_record(source / "model"), read_json(evaluation, "").get("fingerprint")
+    return record is not None and evaluated is not None and evaluated != record.fingerprint
 
 
 def read_evaluation(path: Path) -> list[EvaluatedMetric]:

@@ -156,14 +156,18 @@ def _samples(evaluator: Evaluator) -> SampleGrid:
 def draw_completions(evaluator: Evaluator) -> SampleGrid:
     """Draw the first completed held-out samples: what is given of each, above it completed, above how it is."""
     model, request = evaluator.model, evaluator.request
-    rows, data, values = range(min(PAIRS, evaluator.completions)), [], []
-    for completed in evaluator.completed(rows):
+    data, values = [], []
+    for completed in evaluator.completed(range(min(request.batch_size, evaluator.completions))):
         data.append((model.modality.fill(completed.given), completed.made.data, completed.batch.data))
         values.append(completed.made.values)
-    drawn = [model.modality.join(list(part)) for part in zip(*data, strict=True)]
+    drawn = [take(model.modality.join(list(part)), slice(PAIRS)) for part in zip(*data, strict=True)]
     requested = {key: join_values([part[key] for part in values]) for key in values[0]}
-    about = f"{len(rows)} completed held-out samples, seed {request.seed}: what is given, the result, the truth"
-    return _grid(model, drawn, captions(model, requested, len(rows)), rows, PAIRS // 2, about)
+    shown, total = count(drawn[0]), evaluator.completions
+    about = (
+        f"the first {shown} of {total:,} completed held-out samples, seed {request.seed}; from top to bottom what is "
+        "given, the result and the truth"
+    )
+    return _grid(model, drawn, captions(model, requested, shown), range(shown), PAIRS // 2, about)
 
 
 @torch.no_grad()
@@ -186,7 +190,7 @@ def draw_samples(evaluator: Evaluator) -> SampleGrid:
     requested = {key: join_values([part[key] for part in values]) for key in (values[0] if values else {})}
     columns = model.conditions.columns
     columns *= max(1, WIDE // columns)
-    about = f"samples 0 to {count(shown) - 1} of seed {request.seed}"
+    about = f"the first {count(shown)} of {request.num_samples:,} evaluated samples, seed {request.seed}"
     return _grid(model, [shown], captions(model, requested, count(shown)), range(SAMPLES), columns, about)
 
 

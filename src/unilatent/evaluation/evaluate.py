@@ -513,7 +513,7 @@ class Evaluator:
         return 0 if self.splits is None else min(self.request.num_samples, len(self.splits.held_out))
 
     def completed(self, rows: range) -> Iterator[Completed]:
-        """Complete those of the `completions` with these numbers."""
+        """Complete the held-out samples with these numbers, of 0 to `completions`."""
         assert self.splits is not None
         seed, precision, num, first = self.request.seed, self.request.precision, self.completions, rows.start
         for batch, _ in self._batches(self.splits.held_out, rows, num):

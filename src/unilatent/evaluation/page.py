@@ -170,10 +170,8 @@ def _samples(contents: ReportContents) -> str:
     grid = contents.samples
     if grid is None:
         return ""
-    total = contents.evaluation.evidence.samples
-    of = "" if total is None else f", the first of the {len(total):,} evaluated ones"
     return (
-        f"<section>\n<h2>Samples</h2>\n<p>Uncurated: {grid.about}{of}. Below each: its condition and its index.</p>\n"
+        f"<section>\n<h2>Samples</h2>\n<p>Uncurated: {grid.about}. Below each: its condition and its index.</p>\n"
         f"{_grid(grid, 'sample')}\n</section>"
     )
 

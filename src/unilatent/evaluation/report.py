@@ -92,7 +92,7 @@ def _images(contents: ReportContents, stem: str) -> dict[str, tuple[bytes, str]]
         about = f"Uncurated: {contents.samples.about}"
         images[f"{stem}-{SAMPLES}.png"] = (contents.samples.png, about)
     if contents.reconstructions is not None:
-        about = "Uncurated: the first held-out originals, each above its reconstruction"
+        about = f"Uncurated: {contents.reconstructions.about}"
         images[f"{stem}-{RECONSTRUCTIONS}.png"] = (contents.reconstructions.png, about)
     if contents.curves_png is not None:
         images[f"{stem}-{CURVES}.png"] = (contents.curves_png, "Training")

@@ -71,4 +71,4 @@ def _mean(count: int | Tensor) -> float | Tensor:
 
 def _entropy(counts: Tensor) -> Tensor:
     share = counts.double() / counts.sum()
-    return -(share * share.log2()).sum()
+    return (share * -share.log2()).sum()

@@ -20,8 +20,7 @@ def record(module: nn.Module, *patterns: str) -> Iterator[Activations]:
 
     patterns: a module is recorded if the last parts of its name match all parts of a pattern: "blocks.*" is every
     block of any transformer, and not what is inside the blocks; "*.attn" every attention. ValueError if a pattern
-    matches nothing, with names that exist. H are the tokens that the module sees, which may be more than the latents:
-    UNITE's tokenise pass has the K latents first, then data tokens; condition tokens join where the network says.
+    matches nothing, with names that exist. The tokens are all that a module sees, which may be more than the latents.
     A solver of order two calls the network twice a step.
 
         with unilatent.record(model, "blocks.*") as activations:
@@ -31,7 +30,7 @@ def record(module: nn.Module, *patterns: str) -> Iterator[Activations]:
     A compiled module returns the same, but only if it was compiled after the context began.
     """
     if not isinstance(module, nn.Module):
-        raise ValueError(f"record: {module!r} is no module; give a model, such as unilatent.load({str(module)!r})")
+        raise ValueError(f"record: {module!r} is no module; give a model, such as that of unilatent.load")
     if not patterns:
         raise ValueError('record: no pattern; give one, such as "blocks.*"')
     modules = {name: child for name, child in module.named_modules() if name}
@@ -41,7 +40,8 @@ def record(module: nn.Module, *patterns: str) -> Iterator[Activations]:
         matching = [name for name in modules if _matches(name, pattern)]
         if not matching:
             shown = ", ".join(list(modules)[:8])
-            close = get_close_matches(pattern, {"blocks.*", *modules}, n=1)
+            known = {"blocks.*", *modules} if any(_matches(name, "blocks.*") for name in modules) else modules
+            close = get_close_matches(pattern, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(
                 f"record: {pattern!r} is no module's name{hint}; there are {shown} and {len(modules)} in all"

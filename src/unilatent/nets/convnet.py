@@ -30,6 +30,7 @@ class _CentredOnFlatAxes(nn.modules.conv._ConvNd):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        assert self.dilation == (1,) * len(self.kernel_size) and self.groups == 1 and self.padding_mode == "zeros"
         weight, padding = self.weight, [int(p) for p in self.padding]
         for axis, size in enumerate(input.shape[2:]):
             if size == 1 and weight.shape[2 + axis] == 2 * padding[axis] + 1:

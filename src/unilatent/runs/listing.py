@@ -52,13 +52,8 @@ def describe(run: Path) -> RunState:
             config = read_yaml(run / "config.yaml")
             preset, steps, readable = str(config.get("preset", "custom")), _steps(config, metrics), True
         if sharpened:
-            steps, readable = _whole(sharpening_of(run).get("steps")) or None, True
+            steps, readable = _whole(read_yaml(run / FINETUNED).get("steps")) or None, True
     return RunState(run, preset, _state(run, step, steps, readable), step, steps, metrics, active_alarms(run))
-
-
-def sharpening_of(run: Path) -> dict[str, Any]:
-    """Return the settings with which `finetune-decoder` made a folder; {} of any other folder."""
-    return read_yaml(run / FINETUNED) if (run / FINETUNED).is_file() else {}
 
 
 def _steps(config: dict[str, Any], metrics: dict[str, Any]) -> int | None:

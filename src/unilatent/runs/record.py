@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..config import ConfigError, read_yaml
 from ..files import read_json
-from ..model_card import SHARPENED, ModelRecord
+from ..model_card import ModelRecord, read_record
 from ..registry import available, find
-from .listing import describe, sharpening_of
+from .listing import FINETUNED, describe
 
 PRIVATE = ("latents", "evaluate_reference", "wandb_project", "wandb_name", "device")
 """Settings of training that name places and accounts."""
@@ -33,20 +34,20 @@ def record_of(run: Path, fingerprint: str) -> ModelRecord:
     with suppress(ValueError):
         environment = read_json(run / "env.json", "")
     settings = config["training"] if isinstance(config.get("training"), dict) else {}
-    sharpened: dict[str, Any] = {}
-    with suppress(ConfigError):
-        sharpened = sharpening_of(run)
     training: dict[str, Any] = {
         "preset": config.get("preset"), "seed": config.get("seed"),
-        "steps": settings.get("steps") if sharpened else describe(run).step or None,
+        "steps": describe(run).step or None,
         "batch_size": settings.get("batch_size"),
         **{key: environment[key] for key in ("precision", "device", "gpu", "processes") if key in environment},
         "versions": {name: environment[name] for name in VERSIONS if name in environment},
         "settings": {key: value for key, value in settings.items() if key not in PRIVATE},
-        **({SHARPENED: sharpened} if sharpened else {}),
     }  # fmt: skip
+    evaluations = _evaluations(run, fingerprint)
     pictures = {name: newest for name, folder in FOLDERS.items() if (newest := _newest(run / folder)) is not None}
-    return ModelRecord(fingerprint, training, _data(run, config), _evaluations(run, fingerprint), pictures)
+    stored = read_record(run / "model") if (run / FINETUNED).is_file() else None
+    if stored is not None:  # the run has the steps and the machine of the sharpening
+        return replace(stored, fingerprint=fingerprint, evaluations=evaluations, pictures=pictures)
+    return ModelRecord(fingerprint, training, _data(run, config), evaluations, pictures)
 
 
 def _data(run: Path, config: dict[str, Any]) -> dict[str, Any]:

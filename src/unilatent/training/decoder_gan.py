@@ -46,7 +46,7 @@ from ..runs import checkpoint as ckpt
 from ..runs import lock
 from ..runs.crash import write_report
 from ..runs.journal import Journal, trim
-from ..runs.listing import FINETUNED, sharpening_of
+from ..runs.listing import FINETUNED
 from ..sampling import reconstruct
 from ..signals import SAVE, STOP, StopRequest
 from ..terminal import lasting_output
@@ -219,11 +219,15 @@ class DecoderGAN:
                 f"{changed[0]}: {getattr(self.config, changed[0])}, but {checkpoint} was trained with "
                 f"{facts['settings'].get(changed[0])}; set that, or choose another folder"
             )
-        self.changes = [
-            *facts.get("changes", []),
-            *({"step": int(facts["step"]), "setting": key, "from": facts["settings"].get(key), "to": asked[key]}
-              for key in LEARNING if facts["settings"].get(key) != asked[key]),
-        ]  # fmt: skip
+        before, self.changes = facts["settings"], list(facts.get("changes", []))
+        rates = {key: (before[key], asked[key]) for key in LEARNING if before.get(key, asked[key]) != asked[key]}
+        if facts["step"] >= self.config.steps:  # no step is taken with them
+            self.config = self.config.model_copy(update={key: old for key, (old, _) in rates.items()})
+        else:
+            self.changes += [
+                {"step": int(facts["step"]), "setting": key, "from": old, "to": new}
+                for key, (old, new) in rates.items()
+            ]
         own = {"decoder": self.parts.decoder.state_dict(), "ema": self.ema.weights,
                "discriminator": self.parts.discriminator.state_dict()}  # fmt: skip
         for name, tensors in own.items():
@@ -372,7 +376,10 @@ class DecoderGAN:
     def _record(self, known: Callable[[str], ModelRecord | None] | None, fingerprint: str) -> ModelRecord:
         """What is known of the model that was sharpened, and how it was."""
         record = (None if known is None else known(fingerprint)) or ModelRecord(fingerprint)
-        training = {**record.training, SHARPENED: {**sharpening_of(self.out), "steps": self.step}}
+        settings = {key: value for key, value in self.config.plain().items() if key not in OF_MACHINES}
+        earlier = record.training.get(SHARPENED, [])
+        own = {**settings, "steps": self.step, "precision": self.precision, "changes": self.changes}
+        training = {**record.training, SHARPENED: [*earlier, own]}
         return replace(record, fingerprint=fingerprint, training=training, evaluations=(), pictures={})
 
     def _open(self) -> None:
@@ -425,5 +432,7 @@ FREE = (
     "sample_every", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 """Settings that may differ when a fine-tuning goes on."""
+OF_MACHINES = ("workers", "threads", "device", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+"""Settings that a record leaves out."""
 LEARNING = ("learning_rate", "discriminator_learning_rate")
 """Those of FREE that change its result: their changes are recorded."""

@@ -231,10 +231,11 @@ def notes(
     lines += [f"note: {line}" for line in unreachable(t.schedule, steps, samples / t.batch_size)]
     if t.ema_decay and 1 / (1 - t.ema_decay) > steps:
         lines.append(f"note: training.ema_decay {t.ema_decay} averages over more steps than the run has")
-    elif t.ema_decay**steps > UNTRAINED:
+    elif (untrained := t.ema_decay**steps) > UNTRAINED:
+        shorter = 1 - float(f"{10 / steps:.1g}")
         lines.append(
-            f"note: training.ema_decay {t.ema_decay}: after {steps:,} steps {t.ema_decay**steps:.0%} of the averaged "
-            f"weights are untrained ones, which shows as noise; shorter: training.ema_decay={1 - 10 / steps:.2g}"
+            f"note: training.ema_decay {t.ema_decay}: after {steps:,} steps {untrained:.0%} of the average are "
+            f"untrained weights, which shows as noise; shorter: training.ema_decay={shorter:g}"
         )
     if t.best is not None and not (t.evaluate_samples and (t.evaluate_metrics or len(splits.held_out))):
         lines.append(
