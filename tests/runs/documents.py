@@ -93,6 +93,7 @@ TRAINING = (
 DATA = {
     "molecules": ["data.num=48", "data.held_out=8"],
     "molecules-qm9-like": ["data.num=48", "data.held_out=8"],
+    "molecules-two-stage": ["data.num=48", "data.held_out=8"],
     "crystals": ["data.num=48", "data.held_out=8"],
     "crystals-prototypes": ["data.num=48", "data.held_out=8"],
     "joint": [f"data.parts.{kind}.{few}" for kind in ("molecule", "crystal") for few in ("num=48", "held_out=8")],
