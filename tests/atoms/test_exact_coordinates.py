@@ -157,6 +157,7 @@ def test_atoms_end_clean_and_images_as_published() -> None:
     atoms = {
         "molecules",
         "molecules-qm9-like",
+        "molecules-two-stage",
         "crystals",
         "crystals-prototypes",
         "joint",

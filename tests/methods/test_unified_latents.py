@@ -321,12 +321,15 @@ def test_a_saved_second_stage_holds_its_tokenizer_and_needs_no_run(tmp_path: Pat
     assert torch.equal(again.decode(again.encode(data)), tokenizer.decode(tokenizer.encode(data)))
 
 
-@pytest.mark.parametrize("state", ["missing", "unfinished"])
-def test_a_tokenizer_that_is_missing_or_unfinished_is_named(state: str, tmp_path: Path):
+@pytest.mark.parametrize(("state", "words"), [
+    ("missing", "first: no such folder; give a finished run"),
+    ("unfinished", "first holds no finished model; train it"),
+])  # fmt: skip
+def test_a_tokenizer_that_is_missing_or_unfinished_is_named(state: str, words: str, tmp_path: Path):
     folder = tmp_path / "first"
     if state == "unfinished":
         (folder / "checkpoints" / "step_00000004").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"method\.tokenizer: .*first holds no finished model; train it"):
+    with pytest.raises(ConfigError, match=rf"method\.tokenizer: .*{words}"):
         LatentDiffusionConfig(tokenizer=str(folder)).with_sources()
     with pytest.raises(ConfigError, match=r"method\.tokenizer: not set; give a finished run"):
         LatentDiffusionConfig().with_sources()
