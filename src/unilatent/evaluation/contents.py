@@ -90,7 +90,6 @@ class ReportContents:
     title: str
     facts: list[tuple[str, str]]
     evaluation: Evaluation
-    seed: int
     command: str
     samples: SampleGrid | None
     reconstructions: SampleGrid | None
@@ -110,7 +109,6 @@ def gather(evaluator: Evaluator, evaluation: Evaluation, title: str, source: str
         title=title,
         facts=_facts(evaluator, source),
         evaluation=evaluation,
-        seed=evaluator.request.seed,
         command=command(evaluator, source),
         samples=_samples(evaluator) if evaluator.request.num_samples and evaluator.external_samples is None else None,
         reconstructions=draw_reconstructions(evaluator, evaluation),
