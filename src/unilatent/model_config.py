@@ -20,6 +20,8 @@ class SamplingConfig(Config):
     time_shift: factor of `times.shift` on the time grid (UNITE: 2).
     denoise_to_zero: the last step, to t = 0, returns the clean estimate itself. Not for models whose latents are noisy
         at t = 0 (Unified Latents).
+    restarts, restart_interval: how often the steps between two times (t = 0 clean, t = 1 noise) are taken again, from
+        new noise (`solvers.restarting`).
     decoder_solver, decoder_steps: of a diffusion decoder; a decoder in one pass has no steps.
     guidance_scale: of classifier-free guidance; 1 is the conditional estimate, 0 the unconditional one.
     guidance_interval: guidance applies where low < t < high (t = 0 clean, t = 1 noise); elsewhere every scale, 0 too,
@@ -31,6 +33,8 @@ class SamplingConfig(Config):
     num_inference_steps: int = Field(default=50, ge=1)
     time_shift: float = Field(default=1.0, gt=0)
     denoise_to_zero: bool = False
+    restarts: int = Field(default=0, ge=0)
+    restart_interval: tuple[float, float] = (0.3, 0.6)
     decoder_solver: str = "ddim"
     decoder_steps: int = Field(default=50, ge=1)
     guidance_scale: float = Field(default=1.0, ge=0)
@@ -43,7 +47,7 @@ class SamplingConfig(Config):
         find_solver(name)
         return name
 
-    @field_validator("guidance_interval")
+    @field_validator("guidance_interval", "restart_interval")
     @classmethod
     def _ordered(cls, interval: tuple[float, float]) -> tuple[float, float]:
         low, high = interval

@@ -18,7 +18,7 @@ from .config import ConfigError
 from .devices import autocast, resolve_precision
 from .maths import times
 from .maths.guidance import Denoise, classifier_free
-from .maths.solvers import ending_clean, find_solver
+from .maths.solvers import ending_clean, find_solver, restarting
 from .maths.streams import Streams, seed_of
 from .methods.base import LatentModel
 from .model_config import SamplingConfig
@@ -218,6 +218,8 @@ def sample_latents(
         return model.latent_noise(streams, latent_layout.num_tokens).to(model.device)
 
     solver = find_solver(settings.solver)
+    if settings.restarts:
+        solver = restarting(solver, settings.restarts, settings.restart_interval)
     solver = ending_clean(solver) if settings.denoise_to_zero else solver
     latents = solver(denoise, noise(), grid, model.path, noise)
     return latent_layout.blank(latents), evaluated["rows"] / n

@@ -37,6 +37,15 @@ class Layout:
         """How many tokens of each sample are real: (B,) int64; without padding N."""
         return self.num_tokens if self.mask is None else self.mask.sum(1)
 
+    @property
+    def varying(self) -> Tensor:
+        """Positions (B or 1, N, A') without the axes of a grid that have one cell, where all tokens are alike; a grid
+        of one token keeps all."""
+        axes = [axis for axis, size in enumerate(self.grid or ()) if size > 1]
+        if len(axes) in (0, self.positions.shape[-1]):
+            return self.positions
+        return torch.cat([self.positions[..., axis, None] for axis in axes], -1)  # an index would wait for the device
+
     def blank(self, values: Tensor) -> Tensor:
         """Return values (B, N, C) with zeros at padding."""
         return values if self.mask is None else torch.where(self.mask[..., None], values, 0.0)

@@ -9,7 +9,7 @@ import torch
 
 from unilatent.maths import times
 from unilatent.maths.paths import LinearPath, LogSNRPath, NoisePath
-from unilatent.maths.solvers import SOLVERS, ddim, dopri5, ending_clean, euler, find_solver, heun
+from unilatent.maths.solvers import SOLVERS, ddim, dopri5, ending_clean, euler, find_solver, heun, restarting
 
 MEAN, STD = 0.7, 0.6
 PATHS = [LinearPath(), LogSNRPath(8.0, -8.0), LogSNRPath(6.0, -6.0, "linear")]
@@ -181,3 +181,78 @@ def test_a_clean_end_evaluates_as_often(name: str, count: int):
 def test_a_clean_end_needs_a_path_that_is_clean():
     with pytest.raises(ValueError, match=r"^denoise_to_zero: true, but this model's latents keep noise at t = 0"):
         ending_clean(heun)(lambda z, t: z, NOISE, times.grid(4), LogSNRPath(5.0, -10.0))
+
+
+def level(path: NoisePath, t: float) -> tuple[float, float]:
+    """Factor and standard deviation of the noise."""
+    s = torch.tensor(t, dtype=torch.float64)
+    return float(path.alpha(s)), float(path.sigma(s))
+
+
+@every_path
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_restarts_leave_the_correlation_of_a_linear_denoiser(path: NoisePath, count: int):
+    """From t up to s, noise leaves the correlation alpha_s/alpha_t std_t/std_s; exact steps down do not change it."""
+    grid = torch.linspace(1, 0, 801, dtype=torch.float64)
+    drawn = torch.randn(4000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+
+    def noise() -> torch.Tensor:
+        return torch.randn(4000, 1, generator=generator, dtype=torch.float64)
+
+    (factor, _), (upper, _) = level(path, 0.25), level(path, 0.5)
+    expected = (upper / factor * spread(path, 0.25) / spread(path, 0.5)) ** count
+    start = float(path.alpha(grid[0])) * MEAN + spread(path, 1.0) * drawn
+    end = restarting(heun, count, (0.25, 0.5))(denoiser(path), start, grid, path, noise)
+    assert float(end.mean()) == pytest.approx(float(path.alpha(grid[-1])) * MEAN, abs=0.04)
+    assert float(end.std()) == pytest.approx(spread(path, 0.0), rel=0.04)
+    assert float(torch.corrcoef(torch.cat([end, drawn], 1).T)[0, 1]) == pytest.approx(expected, abs=0.04)
+
+
+def test_restarts_make_the_errors_of_the_first_steps_smaller():
+    """A denoiser that is wrong above t = 0.5 shifts the mean; each restart below multiplies the shift by one factor."""
+    path = LinearPath()
+    right, generator = denoiser(path), torch.Generator().manual_seed(0)
+
+    def wrong(z: torch.Tensor, t: float) -> torch.Tensor:
+        return right(z, t) + (0.5 if t > 0.5 else 0.0)
+
+    def noise() -> torch.Tensor:
+        return torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
+
+    grid = torch.linspace(1, 0, 401, dtype=torch.float64)
+    shifts = []
+    for count in (0, 1, 2):
+        end = restarting(heun, count, (0.2, 0.5))(wrong, noise(), grid, path, noise)
+        shifts.append(float(end.mean()) - MEAN)
+    (factor, _), (upper, _) = level(path, 0.2), level(path, 0.5)
+    kept = upper / factor * spread(path, 0.2) / spread(path, 0.5)
+    assert shifts[0] > 0.1
+    assert shifts[1] == pytest.approx(kept * shifts[0], abs=0.02)
+    assert shifts[2] == pytest.approx(kept**2 * shifts[0], abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["euler", "ddim", "dpmpp_2m", "ancestral"])
+def test_restarts_cost_the_steps_of_their_interval(name: str):
+    path, calls = LogSNRPath(8.0, -8.0), []
+
+    def denoise(z: torch.Tensor, t: float) -> torch.Tensor:
+        calls.append(t)
+        return denoiser(path)(z, t)
+
+    restarting(SOLVERS[name], 3, (0.3, 0.6))(denoise, NOISE, times.grid(10), path, lambda: torch.randn_like(NOISE))
+    assert len(calls) == 10 + 3 * 3
+    assert calls.count(calls[4]) == 4 and round(calls[4], 9) == 0.6
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.01), (0.99, 1.0), (0.4, 0.41)])
+def test_restart_intervals_have_a_step_at_least(interval: tuple[float, float]):
+    path, calls = LinearPath(), []
+
+    def denoise(z: torch.Tensor, t: float) -> torch.Tensor:
+        calls.append(t)
+        return denoiser(path)(z, t)
+
+    end = restarting(euler, 2, interval)(denoise, NOISE, times.grid(5), path, lambda: torch.zeros_like(NOISE))
+    assert len(calls) in (5 + 2, 5 + 2 * 5)
+    assert end.shape == NOISE.shape and bool(end.isfinite().all())

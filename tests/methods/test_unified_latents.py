@@ -420,6 +420,21 @@ def test_a_decoder_in_one_pass_has_the_squared_error_for_a_loss_and_no_noise():
     assert not torch.equal(diffusion.decode(latents, seed=0), diffusion.decode(latents, seed=9))
 
 
+def test_a_decoder_that_predicts_clean_data_makes_its_estimate_of_the_network_alone():
+    """The estimate of a velocity contains x_t; that of clean data is what the network returns."""
+    for prediction in ("velocity", "clean"):
+        model = make(decoder_prediction=prediction)
+        tokens, draws, z = drawn(model)
+        z_0 = ALPHA * z + SIGMA * draws.latent_noise
+        t, cond = torch.full((B,), 0.3), model._no_condition(B)
+        x_t = model.data_path.add_noise(tokens.values, draws.data_noise, t)
+        raw = model.decoder.backbone(x_t, tokens.layout, model.data_path.feature(t), cond, z_0)
+        alpha, sigma = (float(f(torch.tensor(0.3))) for f in (model.data_path.alpha, model.data_path.sigma))
+        want = raw if prediction == "clean" else alpha * x_t - sigma * raw
+        torch.testing.assert_close(model.decoder(x_t, t, cond, tokens.layout, z_0), want)
+        assert submodules(nonzero_gradients(model, "decoder")) == {"encoder", "decoder"}
+
+
 def test_a_decoder_on_another_run_s_encoder_is_all_that_is_trained(tmp_path: Path):
     """Table 5: encoder and prior trained under a decoder in one pass, then a diffusion decoder on those latents."""
     first = make(decoder_loss="mse", prior=ViTConfig(width=16, depth=1, heads=2, dropout=0.5))

@@ -36,6 +36,8 @@ from .options import (
     Prompts,
     PropertyOption,
     Reference,
+    RestartInterval,
+    Restarts,
     Seed,
     SolverOption,
     Steps,
@@ -106,6 +108,8 @@ def run(
     guidance_norm: GuidanceNorm = None,
     steps: Steps = None,
     solver: SolverOption = None,
+    restarts: Restarts = None,
+    restart_interval: RestartInterval = None,
     denoise_to_zero: DenoiseToZero = None,
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
@@ -179,7 +183,8 @@ def run(
         lambda: sampling_settings(
             labels=labels, prompt=prompt, prompts=prompts, property=property, guidance_scale=guidance_scale,
             guidance_interval=guidance_interval, guidance_norm=guidance_norm, steps=steps, solver=solver,
-            denoise_to_zero=denoise_to_zero, decoder_solver=decoder_solver, decoder_steps=decoder_steps,
+            restarts=restarts, restart_interval=restart_interval, denoise_to_zero=denoise_to_zero,
+            decoder_solver=decoder_solver, decoder_steps=decoder_steps,
         )
     )  # fmt: skip
     check_decoder_settings(network, settings)

@@ -93,6 +93,17 @@ Steps = Annotated[
 SOLVER_NAMES = ("euler", "heun", "ddim", "dpmpp_2m", "ancestral", "dopri5")
 """The names in `maths.solvers.SOLVERS`, here too so that a help text does not wait for torch."""
 SolverOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVER_NAMES)} [default: the model's own].")]
+Restarts = Annotated[
+    int | None,
+    typer.Option(
+        help="How often noise is added again and the steps within --restart-interval are taken anew "
+        "[default: the model's own]."
+    ),
+]
+RestartInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="LOW HIGH", help="Times of --restarts; t = 1 is noise [default: the model's own]."),
+]
 DenoiseToZero = Annotated[
     bool | None,
     typer.Option(

@@ -31,6 +31,8 @@ from .options import (
     Prompt,
     Prompts,
     PropertyOption,
+    RestartInterval,
+    Restarts,
     Seed,
     SolverOption,
     Steps,
@@ -87,6 +89,8 @@ def run(
     guidance_norm: GuidanceNorm = None,
     steps: Steps = None,
     solver: SolverOption = None,
+    restarts: Restarts = None,
+    restart_interval: RestartInterval = None,
     denoise_to_zero: DenoiseToZero = None,
     decoder_solver: DecoderSolver = None,
     decoder_steps: DecoderSteps = None,
@@ -114,7 +118,8 @@ def run(
         labels=labels, prompt=prompt, prompts=prompts, negative_prompt=negative_prompt, property=property,
         num_atoms=num_atoms, guidance_scale=guidance_scale, guidance_interval=guidance_interval,
         guidance_norm=guidance_norm, steps=steps, solver=solver,
-        denoise_to_zero=denoise_to_zero, decoder_solver=decoder_solver, decoder_steps=decoder_steps,
+        restarts=restarts, restart_interval=restart_interval, denoise_to_zero=denoise_to_zero,
+        decoder_solver=decoder_solver, decoder_steps=decoder_steps,
     )  # fmt: skip
     check_decoder_settings(network, settings)
     sampling, conditions = split_settings(network.config.sampling, settings)

@@ -343,6 +343,8 @@ def _lines(search: Search, source: str, stepped: bool) -> list[str]:
         return [f"unilatent ema {source} --sigma-rel {format_setting(best.at)} --out model", "unilatent sample model"]
     fixed = {key: value for key, value in search.about["sampling"].items() if key in OPTIONS}
     fixed[search.over] = best.at
+    if not fixed["restarts"]:
+        del fixed["restarts"], fixed["restart_interval"]
     if not stepped:
         fixed = {key: value for key, value in fixed.items() if not key.startswith("decoder_")}
     line = [f"{OPTIONS[key]} {_spaced(value)}" for key, value in fixed.items()]
@@ -352,6 +354,7 @@ def _lines(search: Search, source: str, stepped: bool) -> list[str]:
 OPTIONS = {
     "solver": "--solver", "num_inference_steps": "--steps", "guidance_scale": "--guidance-scale",
     "guidance_interval": "--guidance-interval", "guidance_norm": "--guidance-norm",
+    "restarts": "--restarts", "restart_interval": "--restart-interval",
     "decoder_solver": "--decoder-solver", "decoder_steps": "--decoder-steps",
 }  # fmt: skip
 """Sampling settings -> options of `unilatent sample`."""

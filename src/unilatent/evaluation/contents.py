@@ -140,6 +140,9 @@ def command(evaluator: Evaluator, source: str | None) -> str:
         words += ["--solver", s.solver, "--steps", str(s.num_inference_steps)]
         words += ["--guidance-scale", str(s.guidance_scale)]
         words += ["--guidance-interval", *map(str, s.guidance_interval), "--guidance-norm", s.guidance_norm]
+        words += ["--restarts", str(s.restarts)]
+        if s.restarts:
+            words += ["--restart-interval", *map(str, s.restart_interval)]
         words += ["--denoise-to-zero" if s.denoise_to_zero else "--no-denoise-to-zero"]
     for key, value in (evaluator.decoding or {}).items():
         words += [f"--{key.replace('_', '-')}", str(value)]

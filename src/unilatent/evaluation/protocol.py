@@ -69,8 +69,11 @@ class Protocol(Config):
     @field_validator("sampling")
     @classmethod
     def _once_without(cls, sampling: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Files that lack `denoise_to_zero` are from when there was none."""
-        return None if sampling is None else {**sampling, "denoise_to_zero": sampling.get("denoise_to_zero", False)}
+        """Files that lack a setting of sampling are from when there was none. Without restarts there is no interval."""
+        if sampling is None:
+            return None
+        sampling = {"denoise_to_zero": False, "restarts": 0, **sampling}
+        return sampling if sampling["restarts"] else {**sampling, "restart_interval": None}
 
     def key(self, metric: str) -> str:
         """Return the metric's full name, e.g. fid50k/adm/heun-50/cfg2.4[0.1,1]; the interval has t = 1 at noise.
@@ -84,6 +87,9 @@ class Protocol(Config):
         if self.sampling is not None:
             s = self.sampling
             parts.append(f"{s['solver']}-{s['num_inference_steps']}")
+            if s["restarts"]:
+                low, high = s["restart_interval"]
+                parts.append(f"restarts-{s['restarts']}[{low:g},{high:g}]")
             low, high = s["guidance_interval"]
             interval = "" if (low, high) == (0, 1) else f"[{low:g},{high:g}]"
             parts.append(f"cfg{s['guidance_scale']:g}{interval}" if s["guidance_scale"] != 1 else "cfg1")

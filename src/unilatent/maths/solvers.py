@@ -2,7 +2,8 @@
 
 denoise(z, t) returns the clean estimate at the float time t; z (B, ...) is noise at times[0]; times is a decreasing
 float64 CPU tensor. All but `dopri5` take fixed steps, so a sample never depends on the other samples in its batch.
-noise() returns new N(0, 1) noise of z's shape from each sample's own random number stream; only `ancestral` calls it.
+noise() returns new N(0, 1) noise of z's shape from each sample's own random number stream; only `ancestral` and
+`restarting` call it.
 
 They return z at times[-1]. On a path with sigma(0) > 0, that is a noisy z_0.
 """
@@ -130,6 +131,37 @@ def ending_clean(solver: Solver) -> Solver:
         return denoise(z, float(times[-2]))
 
     return solve
+
+
+def restarting(solver: Solver, restarts: int, interval: tuple[float, float]) -> Solver:
+    """Return the solver with `restarts` returns to noise (Xu et al. 2023, arXiv 2306.14878, Alg. 1): when it has come
+    down to the lower end of the interval of times, noise is added up to the upper end, and the steps between the two
+    are taken again.
+
+    The distribution of an exact denoiser stays as it is. With a trained one, noise covers the errors of the steps
+    before, and new steps make smaller ones, since they begin closer to data. The ends are the nearest times of the
+    grid, at least one step apart; each restart takes the steps between them.
+    """
+
+    def solve(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:
+        assert noise is not None, "restarts need noise"
+        lower, upper = ((times - end).abs().argmin().item() for end in interval)
+        lower = max(lower, 1)
+        upper = min(upper, lower - 1)
+        again = times[upper : lower + 1]
+        z = solver(denoise, z, times[: lower + 1], path, noise)
+        for _ in range(restarts):
+            z = solver(denoise, _noisier(z, again[-1], again[0], path, noise), again, path, noise)
+        return solver(denoise, z, times[lower:], path, noise) if lower < len(times) - 1 else z
+
+    return solve
+
+
+def _noisier(z: Tensor, t: Tensor, s: Tensor, path: NoisePath, noise: Noise) -> Tensor:
+    """Draw z_s from its distribution given z_t, s > t."""
+    factor = float(path.alpha(s) / path.alpha(t))
+    variance = float(path.sigma(s) ** 2 - (factor * path.sigma(t)) ** 2)
+    return factor * z + math.sqrt(max(variance, 0.0)) * noise().to(z)
 
 
 SOLVERS: dict[str, Solver] = {

@@ -125,6 +125,8 @@ class UnifiedLatentsConfig(MethodConfig):
     learned_variance: ablation D (Eq. 5).
     prior: "normal" replaces the prior network by a KL to N(0, 1) (Table 5).
     decoder_loss: "mse" is a decoder in one pass (Table 5).
+    decoder_prediction: what the network of a decoder with steps returns; the clean estimate is made of it. "velocity"
+        contains the noise, which a network cannot pass on that is narrower than a token has values; "clean" does not.
     encoder_run: a finished run of this method, read when training starts. Its encoder and prior are frozen, and only
         the decoder is trained: Table 5's diffusion decoder on the latents of a decoder in one pass.
     train_encoder: false with `encoder_run`.
@@ -145,6 +147,7 @@ class UnifiedLatentsConfig(MethodConfig):
     kl_weight: float = Field(default=0.05, ge=0)
     learned_variance: bool = False
     decoder_loss: Literal["diffusion", "mse"] = "diffusion"
+    decoder_prediction: Literal["velocity", "clean"] = "velocity"
     encoder_run: str | None = None
     train_encoder: bool = True
 
@@ -249,7 +252,7 @@ class UnifiedLatents(LatentModel):
             known_channels=self.known_data_channels,
         )  # fmt: skip
         self.decoder_width = method.decoder.width
-        self.decoder = Denoiser(network, self.data_path, "clean" if one_pass else "velocity")
+        self.decoder = Denoiser(network, self.data_path, "clean" if one_pass else method.decoder_prediction)
         for module in self._encoder_and_prior:
             module.requires_grad_(method.train_encoder)
 

@@ -43,6 +43,8 @@ class ViTConfig(Config):
     depth: number of blocks.
     heads: attention heads.
     dropout: share of activations dropped in training.
+    absolute_positions: add sinusoids of each token's position to the input. Rotary attention sees only how far two
+        tokens are from each other.
     """
 
     kind: Literal["vit"] = "vit"
@@ -50,6 +52,7 @@ class ViTConfig(Config):
     depth: int = Field(default=8, ge=1)
     heads: int = Field(default=16, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    absolute_positions: bool = False
 
 
 class UViTConfig(Config):
@@ -108,6 +111,7 @@ def make_backbone(
         return ViT(
             channels, config.width, config.depth, config.heads, config.dropout, context_channels,
             reads_tokens=reads_tokens, exact=exact, known_channels=known_channels,
+            absolute_positions=config.absolute_positions,
         )  # fmt: skip
     return UViT(
         channels, config.channels, config.blocks, config.transformers, per_axis(config.patch, axes),
@@ -131,7 +135,10 @@ def make_encoder(
     fields: what the channels mean; only a transformer uses them.
     """
     if isinstance(config, ViTConfig):
-        return TokenEncoder(channels, latent_channels, config.width, config.depth, config.heads, config.dropout, fields)
+        return TokenEncoder(
+            channels, latent_channels, config.width, config.depth, config.heads, config.dropout, fields,
+            config.absolute_positions,
+        )  # fmt: skip
     strides = [per_axis(stride, axes) for stride in config.strides]
     patch = per_axis(config.patch, axes)
     return ConvEncoder(channels, latent_channels, config.channels, config.blocks, patch, strides)

@@ -235,7 +235,7 @@ class TransformerLevel(nn.Module):
     def forward(self, h: Tensor, c: Tensor, cond: Conditioning | None = None) -> Tensor:
         """h (B, C, *grid), c (B, D), cond (only its tokens (B, L, D) are read) -> (B, C, *grid)."""
         grid = tuple(h.shape[2:])
-        positions = grid_layout(grid, h.device).positions
+        positions = grid_layout(grid, h.device).varying
         tokens, c, mask, prefix = to_tokens(h), F.silu(self.cond(c)), None, 0
         if self.reads_tokens and cond is not None:
             assert cond.tokens is not None

@@ -95,7 +95,7 @@ class Transformer(nn.Module):
         weight = self.out.weight
         h, c = (in_compute_dtype(x, weight) for x in (h, self.time(time) + cond.vector))  # (B, N, D), (B, D)
         c = F.silu(c)  # once for all modulations
-        positions, mask, prefix = layout.positions, layout.mask, 0
+        positions, mask, prefix = layout.varying, layout.mask, 0
         rotation = rotary(positions, self.head_dim, h.dtype)
         for i, block in enumerate(self.blocks):
             if self.joins and i == self.in_context_start:

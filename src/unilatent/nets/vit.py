@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..types import Conditioning, Layout
+from .embeddings import sincos
 from .fields import ExactLinearInput, TokenField, token_input
 from .layers import add_known, linear
 from .transformer import Transformer
@@ -23,16 +24,17 @@ class ViT(nn.Module):
     exact: without fields, read and return values in float32, inside autocast too.
     context_channels: D' of context tokens (B, N, D'), one per token, added to the input; None: no context.
     out_channels: default in_channels. reads_tokens: see `Transformer`. known_channels: of `Conditioning.known`, which
-        is added to the input; None: it is not read.
+        is added to the input; None: it is not read. absolute_positions: add sinusoids of positions to the input.
     """
 
     def __init__(
         self, in_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
         context_channels: int | None = None, out_channels: int | None = None,
         fields: Sequence[TokenField] | None = None, reads_tokens: bool = False, exact: bool = False,
-        known_channels: int | None = None,
+        known_channels: int | None = None, absolute_positions: bool = False,
     ):  # fmt: skip
         super().__init__()
+        self.absolute_positions = absolute_positions
         assert not (fields and exact), "fields say which of them are exact"
         self.values_in: nn.Module = (
             ExactLinearInput(in_channels, width) if exact else token_input(fields or [TokenField(in_channels)], width)
@@ -55,6 +57,8 @@ class ViT(nn.Module):
                 got = "none" if context is None else f"{context.shape[1]} tokens"
                 raise ValueError(f"context: expected {values.shape[1]} tokens, one per data token, got {got}")
             h = h + self.context_in(context)
+        if self.absolute_positions:
+            h = h + sincos(layout.varying, h.shape[-1]).to(h.dtype)
         if self.known_in is not None:
             h = add_known(h, self.known_in, cond.known)
         return self.transformer(h, layout, time, cond)
@@ -65,10 +69,13 @@ class TokenEncoder(nn.Module):
 
     def __init__(
         self, in_channels: int, latent_channels: int, width: int, depth: int, heads: int, dropout: float = 0.0,
-        fields: Sequence[TokenField] | None = None,
+        fields: Sequence[TokenField] | None = None, absolute_positions: bool = False,
     ):  # fmt: skip
         super().__init__()
-        self.vit = ViT(in_channels, width, depth, heads, dropout, out_channels=latent_channels, fields=fields)
+        self.vit = ViT(
+            in_channels, width, depth, heads, dropout, out_channels=latent_channels, fields=fields,
+            absolute_positions=absolute_positions,
+        )  # fmt: skip
         self.width = width
         nn.init.xavier_uniform_(self.vit.transformer.out.weight)  # zero latents would give the decoder no gradient
 
