@@ -346,7 +346,7 @@ OTHER_NAMES = {
     "interval": "guidance_interval", "sampler": "solver", "scheduler": "solver", "generator": "seed",
     "label": "labels", "classes": "labels", "class_labels": "labels", "y": "labels",
     "prompt": "prompts", "captions": "prompts", "negative_prompt": "negative_prompts",
-    "property": "properties", "atoms": "num_atoms", "shift": "time_shift",
+    "property": "properties", "atoms": "num_atoms", "shift": "time_shift", "num_restarts": "restarts",
 }  # fmt: skip
 """Keywords of other libraries and of the command line -> ours."""
 

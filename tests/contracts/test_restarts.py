@@ -8,6 +8,8 @@ import pytest
 import torch
 from building import model_of
 
+from unilatent.analysis.decoding import trajectory
+from unilatent.cli.options import check_restarts
 from unilatent.config import ConfigError
 from unilatent.evaluation.protocol import Protocol
 from unilatent.model_config import SamplingConfig
@@ -71,3 +73,31 @@ def test_restarts_are_part_of_a_number_s_protocol():
     assert ("sampling.restarts", 0, 30) in before.differences(again)
     assert "/heun-50/restarts-30[0.1,0.3]/cfg1" in again.key("fid")
     assert "restarts" not in before.key("fid")
+
+
+def test_an_interval_without_restarts_is_refused():
+    model = model_of("image", "unite")
+    with pytest.raises(ValueError, match=r"^--restart-interval: there are no restarts"):
+        check_restarts(model, {"restart_interval": (0.1, 0.4)})
+    with pytest.raises(ValueError, match=r"^--restart-interval: there are no restarts"):
+        check_restarts(model, {"restarts": 0, "restart_interval": (0.1, 0.4)})
+    check_restarts(model, {"restarts": 2, "restart_interval": (0.1, 0.4)})
+    check_restarts(model, {"restarts": None, "restart_interval": None})
+
+
+@pytest.mark.parametrize("changes", [{"denoise_to_zero": True}, {"solver": "heun"}, {"solver": "dopri5"}], ids=str)
+def test_restarts_go_with_every_way_of_solving(changes: dict[str, Any]):
+    model = model_of("image", "unite", awake=True).eval()
+    (batch,) = sample_batches(model, 2, **{**AGAIN, **changes})
+    (once,) = sample_batches(model, 2, **{**AGAIN, **changes, "restarts": 0})
+    assert bool(batch.latents.isfinite().all())
+    assert batch.evaluations > once.evaluations
+    assert not torch.allclose(batch.latents, once.latents, rtol=1e-2, atol=1e-2)
+
+
+def test_a_trajectory_shows_the_steps_that_come_lower():
+    model = model_of("image", "unite", awake=True).eval()
+    course, columns = trajectory(model, 1, **AGAIN)
+    assert course.times == sorted(course.times, reverse=True)
+    assert len(course.times) == 10 and course.times[-1] == pytest.approx(0.1)
+    assert len(columns) <= 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,14 +69,20 @@ def trajectory(
     watch: Watch | None = None, **settings: Any,
 ) -> tuple[Trajectory, list[Any]]:  # fmt: skip
     """Draw samples `start` to `start + num` as `sample` does; return how their estimates settle, and the decoded
-    estimates at up to `most` evenly spaced evaluations, each `num` rows of Data on the CPU.
+    estimates at up to `most` evenly spaced evaluations, each `num` rows of Data on the CPU. Of restarts only the
+    steps that come lower than all before are shown.
 
     settings: as for `sample`; default: the model's own.
     """
     found: list[tuple[float, Tensor]] = []
+    again = False  # since noise was added the last time, no step has come lower
 
     def note(t: float, estimate: Tensor) -> None:
-        found.append((t, estimate))
+        nonlocal again
+        lowest = found[-1][0] if found else math.inf
+        again = t > lowest or (again and t == lowest)
+        if not again:
+            found.append((t, estimate))
         if watch is not None:
             watch(t, estimate)
 

@@ -42,6 +42,7 @@ from .options import (
     SolverOption,
     Steps,
     check_decoder_settings,
+    check_restarts,
     sampling_settings,
 )
 from .running import (
@@ -188,6 +189,7 @@ def run(
         )
     )  # fmt: skip
     check_decoder_settings(network, settings)
+    check_restarts(network, settings)
     started = time.perf_counter()
     with progress_of(quiet=not processes.is_main) as progress, StopRequest() as stop:
         splits = splits_for(modality, model, data, listings) if network is not None else None

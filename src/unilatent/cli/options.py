@@ -96,8 +96,8 @@ SolverOption = Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVE
 Restarts = Annotated[
     int | None,
     typer.Option(
-        help="How often noise is added again and the steps within --restart-interval are taken anew "
-        "[default: the model's own]."
+        help="How often noise is added again and the steps within --restart-interval are taken anew, each time at the "
+        "cost of these steps [default: the model's own]."
     ),
 ]
 RestartInterval = Annotated[
@@ -196,6 +196,15 @@ def check_decoder_settings(model: LatentModel | None, settings: dict[str, Any]) 
         if settings.get(key) is not None:
             reason = "there is no model" if model is None else "this model decodes in one pass"
             raise ValueError(f"--{key.replace('_', '-')}: {reason}; leave it out")
+
+
+def check_restarts(model: LatentModel | None, settings: dict[str, Any]) -> None:
+    """Raise ValueError if an interval is given for restarts that do not happen."""
+    restarts = settings.get("restarts")
+    if restarts is None:
+        restarts = 0 if model is None else model.config.sampling.restarts
+    if settings.get("restart_interval") is not None and not restarts:
+        raise ValueError("--restart-interval: there are no restarts; set --restarts as well, or leave it out")
 
 
 def _texts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:

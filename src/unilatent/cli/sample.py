@@ -37,6 +37,7 @@ from .options import (
     SolverOption,
     Steps,
     check_decoder_settings,
+    check_restarts,
     sampling_settings,
 )
 from .running import STARTS_AGAIN, data_of, disk_space, leave_stopped, load, precision_of, progress
@@ -122,6 +123,7 @@ def run(
         decoder_solver=decoder_solver, decoder_steps=decoder_steps,
     )  # fmt: skip
     check_decoder_settings(network, settings)
+    check_restarts(network, settings)
     sampling, conditions = split_settings(network.config.sampling, settings)
     if num_atoms is not None and "num_atoms" not in network.modality.layout_arguments:
         raise ValueError("--num-atoms: samples of this model have no number of atoms; leave it out")

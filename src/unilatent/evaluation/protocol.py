@@ -38,11 +38,11 @@ class Protocol(Config):
     to their size. space, weights: the feature extractor and the checksum of its weights, of several separated by
     commas; None without a network.
     reference_preprocessing, reference_resolution: the same for the reference; None if unknown. sampling: solver, steps,
-    guidance; None for reconstructions and external samples. decoding: solver and steps of a decoder with steps; else
-    None. nfe: evaluations of the denoiser, and of a decoder with steps, per sample. replaced: number of unusable real
-    samples that were replaced by others. precision: what the model computed in. details: what else the extractor and
-    the metric depend on, name -> what. relative_to: the real samples whose distance to the reference the number is
-    divided by; None if it is not.
+    restarts, guidance; None for reconstructions and external samples. decoding: solver and steps of a decoder with
+    steps; else None. nfe: evaluations of the denoiser, and of a decoder with steps, per sample. replaced: number of
+    unusable real samples that were replaced by others. precision: what the model computed in. details: what else the
+    extractor and the metric depend on, name -> what. relative_to: the real samples whose distance to the
+    reference the number is divided by; None if it is not.
     """
 
     track: Track

@@ -134,13 +134,13 @@ def ending_clean(solver: Solver) -> Solver:
 
 
 def restarting(solver: Solver, restarts: int, interval: tuple[float, float]) -> Solver:
-    """Return the solver with `restarts` returns to noise (Xu et al. 2023, arXiv 2306.14878, Alg. 1): when it has come
-    down to the lower end of the interval of times, noise is added up to the upper end, and the steps between the two
-    are taken again.
+    """Return the solver with `restarts` returns to noise (Xu et al. 2023, arXiv 2306.14878, who take solvers of the
+    ODE): when it has come down to the lower end of the interval of times, noise is added up to the upper end, and the
+    steps between the two are taken again.
 
     The distribution of an exact denoiser stays as it is. With a trained one, noise covers the errors of the steps
     before, and new steps make smaller ones, since they begin closer to data. The ends are the nearest times of the
-    grid, at least one step apart; each restart takes the steps between them.
+    grid, at least one step apart, so that few steps widen the interval. `dpmpp_2m` begins anew at each end.
     """
 
     def solve(denoise: Denoise, z: Tensor, times: Tensor, path: NoisePath, noise: Noise | None = None) -> Tensor:

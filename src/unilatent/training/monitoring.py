@@ -286,6 +286,7 @@ class Monitor:
             evaluator = Evaluator(
                 model, self.splits, self.run / "eval" / "records", request, reference=self.reference,
                 processes=self.processes, num_inference_steps=None if final else t.evaluate_steps,
+                restarts=None if final or t.evaluate_steps is None else 0,
                 stop=self._is_stopped, progress=self.journal.tasks.advance,
             )  # fmt: skip
             for line in evaluator.notes:
