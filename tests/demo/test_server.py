@@ -272,6 +272,7 @@ def test_f40_a_hundred_requests_at_once(page: tuple[str, Callable[[], str]]):
     while (status := joined(address, number, data, "afterwards")[0]) != 200:  # those that wait are computed first
         assert status in (429, 503) and time.monotonic() < until
         time.sleep(0.1)
+    assert outcome(address, "afterwards")["success"] is True  # it is the last: nothing waits any more
 
 
 def test_f40_a_client_that_leaves_in_the_middle(page: tuple[str, Callable[[], str]]):
