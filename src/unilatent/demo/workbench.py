@@ -450,17 +450,17 @@ class _Steps:
     def __init__(self, what: str, steps: int, stop: StopFlag, tell: Callable[[News], None]):
         self.what, self.steps, self.stop, self.tell = what, steps, stop, tell
         self.times: set[float] = set()
-        self.at, self.restarts = 1.0, 0
+        self.at, self.returns = 1.0, 0
         self.last = time.monotonic()
 
     def __call__(self, t: float, _: Tensor) -> None:
         self.stop.check()
         self.times.add(round(t, 6))
-        self.restarts += t > self.at  # solvers only come down
+        self.returns += t > self.at  # by restarts, or by steps that an adaptive solver takes anew
         self.at = t
         if (now := time.monotonic()) - self.last > 0.3:
             self.last = now
-            again = f", restart {self.restarts}" if self.restarts else ""
+            again = f", repeated {self.returns} times" if self.returns else ""
             self.tell(News(f"{self.what}: step {min(len(self.times), self.steps)} of {self.steps}{again}"))
 
 

@@ -128,8 +128,9 @@ def second_stage(
 
 
 def decaying(
-    start: float, end: float, *, warmup: float = 50, factor: float = 0.05, flow_onset: Onset | None = None
+    start: float, end: float, *, warmup: float = 50, factor: float = 0.05, onsets: Mapping[str, Onset] | None = None
 ) -> ScheduleConfig:
     """Warm-up, a constant learning rate until `start`, then a cosine to `factor` at `end`."""
-    onsets = {} if flow_onset is None else {"flow": flow_onset}
-    return ScheduleConfig(warmup=warmup, decays=(Decay(start=start, end=end, factor=factor),), onsets=onsets)
+    return ScheduleConfig(
+        warmup=warmup, decays=(Decay(start=start, end=end, factor=factor),), onsets=dict(onsets or {})
+    )

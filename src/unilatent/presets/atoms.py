@@ -58,7 +58,7 @@ def small(
             batch_size=batch_size,
             threads=2,
             optimizer=OptimizerConfig(learning_rate=learning_rate),
-            schedule=decaying(decay, steps, factor=0.03, flow_onset=Onset(start=100, end=200)),
+            schedule=decaying(decay, steps, factor=0.03, onsets={"flow": Onset(start=100, end=200)}),
             ema_decay=0.99,
             num_samples=20,
             evaluate_samples=200,
@@ -119,7 +119,7 @@ def molecules_two_stage() -> RunConfig:
     first = small(
         MoleculeConfig(max_atoms=29, elements="found", frame="first"), MoleculeData(path="qm9-like", num=4000)
     )
-    schedule = decaying(550, 900, factor=0.03, flow_onset=Onset(start=100, end=200))
+    schedule = decaying(550, 900, factor=0.03, onsets={"flow": Onset(start=100, end=200)})
     training = first.training.model_copy(update={"steps": 900, "schedule": schedule, "evaluate_samples": 0})
     method = first.method.model_copy(update={"flow_draws": 2})
     run = second_stage(

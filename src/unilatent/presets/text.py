@@ -45,7 +45,7 @@ def scenes_unite() -> RunConfig:
             batch_size=64,
             threads=2,
             optimizer=OptimizerConfig(learning_rate=4e-3),
-            schedule=decaying(1100, 1900, flow_onset=Onset(start=100, end=200)),
+            schedule=decaying(1100, 1900, onsets={"flow": Onset(start=100, end=200)}),
             ema_decay=0.995,
             log_every=50,
             sample_every=1000,

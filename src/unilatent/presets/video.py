@@ -11,11 +11,9 @@ from ..model_config import GivenConfig, SamplingConfig
 from ..nets.backbones import ConvEncoderConfig, UViTConfig, ViTConfig
 from ..training.config import (
     BatchScaledRate,
-    Decay,
     Onset,
     OptimizerConfig,
     RunConfig,
-    ScheduleConfig,
     TrainingConfig,
 )
 from ._shared import PresetEntry, decaying, joint_stage, second_stage, small_unite
@@ -115,11 +113,7 @@ def bouncing_ul() -> RunConfig:
             threads=2,
             optimizer=OptimizerConfig(learning_rate=4e-3),
             gradient_clip=1.0,
-            schedule=ScheduleConfig(
-                warmup=50,
-                decays=(Decay(start=360, end=600, factor=0.03),),
-                onsets={"prior": Onset(start=50, end=150)},
-            ),
+            schedule=decaying(360, 600, factor=0.03, onsets={"prior": Onset(start=50, end=150)}),
             ema_decay=0.99,
             log_every=50,
             sample_every=0,

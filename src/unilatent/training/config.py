@@ -207,7 +207,7 @@ class TrainingConfig(Config):
     evaluate_every: int = Field(default=0, ge=0)
     """Steps between evaluations, in addition to the one at the end; 0: only that one."""
     evaluate_steps: int | None = Field(default=None, ge=1)
-    """Solver steps of the evaluations before the end; null: the model's own number."""
+    """Solver steps of the evaluations before the end, which then have no restarts; null: the model's own settings."""
     evaluate_metrics: tuple[str, ...] = ()
     """Metrics of the evaluations, e.g. ["fid", "is"]; empty: all that need no download."""
     evaluate_reference: str | None = None
